@@ -1,0 +1,32 @@
+"""Latent diffusion models with masked autoencoders: train, use and measure VMAE."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AutoencoderVMAE": "ldmae.autoencoders.vmae",
+    "LDMAEPipeline": "ldmae.diffusion.pipeline_ldmae",
+    "LightningDiTTransformer2DModel": "ldmae.diffusion.lightningdit",
+}
+__all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel", "__version__"]
+
+if TYPE_CHECKING:
+    from ldmae.autoencoders.vmae import AutoencoderVMAE
+    from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+    from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "conversion":
+        return importlib.import_module("ldmae.conversion")
+    raise AttributeError(f"module 'ldmae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

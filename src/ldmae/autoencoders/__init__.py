@@ -1,0 +1,1 @@
+"""The masked variational autoencoder and its objective."""

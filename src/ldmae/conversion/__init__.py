@@ -1,0 +1,1 @@
+"""The official checkpoints' keys and ours."""

@@ -1,0 +1,1 @@
+"""What every stage needs: keyed randomness, atomic files, errors, devices and the kernels chosen for them."""

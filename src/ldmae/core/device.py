@@ -1,0 +1,42 @@
+"""Devices, and the kernels chosen for them: one committed table, never tuned at run time.
+
+The choices were measured with `benchmarks/attention.py`; see docs/benchmarks.md.
+"""
+
+# B batch, H heads, N tokens, D head width
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Returns the named device, or the best one there is for `auto`: CUDA, then Apple's MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Computes softmax(q kᵀ / √D) v by the device's best kernel.
+
+    Args:
+        q: (B, H, N, D) queries.
+        k: (B, H, N, D) keys.
+        v: (B, H, N, D) values.
+
+    Returns:
+        (B, H, N, D).
+    """
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[-2] <= PLAIN_ATTENTION_TOKENS:
+        weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+PLAIN_ATTENTION_TOKENS = 256
+"""On a CPU the fused kernel's backward loses to three plain products up to about this many tokens."""

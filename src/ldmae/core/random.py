@@ -1,0 +1,67 @@
+"""Randomness keyed by progress: the same key gives the same numbers, whoever asks, in whatever order.
+
+A run that was killed and resumed draws what the uninterrupted run draws, and neither the number of workers nor of
+processes changes what a row of the batch sees.
+"""
+
+# b rows of this process in the batch
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.contracts import BatchKeys
+
+
+def key_seed(*key: int | str) -> int:
+    """Returns the 63-bit seed that belongs to a key, such as `(seed, "order", epoch)`."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Returns a fresh generator on `device`, seeded by the key."""
+    return torch.Generator(device).manual_seed(key_seed(*key))
+
+
+def _per_row(draw, shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str) -> Tensor:
+    out = torch.empty(len(keys.rows), *shape, device=device)
+    source = torch.Generator(device)
+    for i, row in enumerate(keys.rows):
+        source.manual_seed(key_seed(keys.seed, stream, keys.step, row))
+        draw(out[i], source)
+    return out
+
+
+def normal(shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu") -> Tensor:
+    """Draws N(0, 1) of (b, *shape), each row by (seed, stream, step, global row) alone."""
+    return _per_row(lambda out, source: out.normal_(generator=source), shape, keys, stream, device)
+
+
+def uniform(shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu") -> Tensor:
+    """Draws U[0, 1) of (b, *shape), each row by (seed, stream, step, global row) alone."""
+    return _per_row(lambda out, source: out.uniform_(generator=source), shape, keys, stream, device)
+
+
+@contextlib.contextmanager
+def forked_seed(*key: int | str) -> Iterator[None]:
+    """Seeds the CPU generators of torch, numpy and random by the key, and puts their states back afterwards.
+
+    For transforms that take no generator of their own.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed = key_seed(*key)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -1,0 +1,1 @@
+"""LightningDiT, flow matching, and the pipeline."""

@@ -1,0 +1,1 @@
+"""Cached latents: encoding, shards, statistics."""
