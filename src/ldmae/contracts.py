@@ -17,15 +17,20 @@ if TYPE_CHECKING:  # import ldmae stays fast
 class Autoencoder(Protocol):
     """What diffusers' autoencoders and ours have in common.
 
-    `encode(x)` takes images (B, 3, H, W) in [-1, 1] and returns an object with `latent_dist` (mode, sample) or `latent`;
-    `decode(z)` takes latents (B, C, h, w) and returns an object with `sample`, images (B, 3, H, W).
+    `encode(x)` takes images (B, 3, H, W) in [-1, 1] and returns an object with `latent_dist` (mode, sample)
+    or `latent`; `decode(z)` takes latents (B, C, h, w) and returns an object with `sample`, images (B, 3, H,
+    W).
     """
 
     config: Any
 
-    def encode(self, x: Tensor, /) -> Any: ...
+    def encode(self, x: Tensor, /) -> Any:
+        """Encodes images."""
+        ...
 
-    def decode(self, z: Tensor, /) -> Any: ...
+    def decode(self, z: Tensor, /) -> Any:
+        """Decodes latents."""
+        ...
 
 
 class ImageSource(Protocol):
@@ -71,8 +76,9 @@ class BatchKeys:
 class ObjectiveOutput:
     """What an objective returns for a piece of a batch.
 
-    Both are SHARES of the whole batch's means: summed over all pieces of the batch (micro-batches, processes) they give
-    the mean over `batch_size` rows. A mean over the b rows of a piece is thus weighted with b / batch_size.
+    Both are SHARES of the whole batch's means: summed over all pieces of the batch (micro-batches, processes)
+    they give the mean over `batch_size` rows. A mean over the b rows of a piece is thus weighted with b /
+    batch_size.
     """
 
     loss: Tensor
@@ -94,7 +100,7 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
     """How many images it was computed on, by kind: `{"generated": 1000, "real": 1037}`."""
     note: str = ""
-    """What a reader must know to judge the figure, such as that a model was trained on the metric that judges it."""
+    """What a reader must know to judge it, such as that a model was trained on the metric that judges it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figure as plain JSON types."""

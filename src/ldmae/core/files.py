@@ -20,8 +20,9 @@ TEMPORARY_PREFIX = ".writing-"
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on leaving, what was written there is synced and renamed to `path`.
+    """Yields a temporary path beside `path`.
 
+    On leaving, what was written there is synced and renamed to `path`.
     Readers see the old file or the new one, never a part. Nothing is left behind on an exception.
 
     Raises:
@@ -42,7 +43,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise _as_user_error(error, path) from error
     except RuntimeError as error:  # torch.save and safetensors wrap the operating system's error
-        if "No space left" in str(error) or "PytorchStreamWriter" in str(error) or "os error 28" in str(error):
+        if (
+            "No space left" in str(error)
+            or "PytorchStreamWriter" in str(error)
+            or "os error 28" in str(error)
+        ):
             raise _full(path) from error
         raise
     finally:
@@ -59,7 +64,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _full(path: Path) -> UserError:
     return UserError(
-        f"no space left to write {path}; earlier files are untouched: free space, then type the same command again"
+        f"no space left to write {path}; earlier files are untouched. Free some, then type the same command"
     )
 
 
@@ -102,7 +107,7 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 
 def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
-    """Returns a short hash of named tensors, taken in fp32 on the CPU (so that a half-precision copy differs)."""
+    """Returns a short hash of named tensors, taken in fp32 on the CPU."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()

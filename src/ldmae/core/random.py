@@ -1,7 +1,7 @@
 """Randomness keyed by progress: the same key gives the same numbers, whoever asks, in whatever order.
 
-A run that was killed and resumed draws what the uninterrupted run draws, and neither the number of workers nor of
-processes changes what a row of the batch sees.
+A run that was killed and resumed draws what the uninterrupted run draws, and neither the number of workers
+nor of processes changes what a row of the batch sees.
 """
 
 # b rows of this process in the batch
@@ -29,7 +29,9 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(key_seed(*key))
 
 
-def _per_row(draw, shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str) -> Tensor:
+def _per_row(
+    draw, shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str
+) -> Tensor:
     out = torch.empty(len(keys.rows), *shape, device=device)
     source = torch.Generator(device)
     for i, row in enumerate(keys.rows):
@@ -38,12 +40,16 @@ def _per_row(draw, shape: tuple[int, ...], keys: BatchKeys, stream: str, device:
     return out
 
 
-def normal(shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu") -> Tensor:
+def normal(
+    shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu"
+) -> Tensor:
     """Draws N(0, 1) of (b, *shape), each row by (seed, stream, step, global row) alone."""
     return _per_row(lambda out, source: out.normal_(generator=source), shape, keys, stream, device)
 
 
-def uniform(shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu") -> Tensor:
+def uniform(
+    shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str = "cpu"
+) -> Tensor:
     """Draws U[0, 1) of (b, *shape), each row by (seed, stream, step, global row) alone."""
     return _per_row(lambda out, source: out.uniform_(generator=source), shape, keys, stream, device)
 

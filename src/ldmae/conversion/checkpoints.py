@@ -1,0 +1,130 @@
+"""Reading official checkpoints safely: tensors and plain values, and one class more, never code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+
+def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a `.pth` or `.pt` file of the official training codes.
+
+    Beside tensors and plain Python values, only `argparse.Namespace` is allowed (the official files keep their
+    command line in one); any other class is refused before it can run code. Tensors come to the CPU, memory-mapped
+    where the file's format allows it, so that optimizer states which nobody asks for are not read.
+
+    Returns:
+        The file's dictionary as it is: `{"model": …, "args": …}`, or a bare state dict.
+
+    Raises:
+        UserError: no such file, a safetensors file, a truncated or foreign file, or one that holds another class.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: expected a .pth or .pt file; check the path")
+    if _is_safetensors(path):
+        raise UserError(
+            f"{path} is a safetensors file, expected an official .pth or .pt file; a folder saved by diffusers or "
+            "ldmae is opened with from_pretrained(FOLDER), without conversion"
+        )
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, plain values and argparse.Namespace, so it is not opened "
+            f"({_first_line(error)}); if you trust its origin, save its state dict alone: "
+            "torch.save(checkpoint['model'], NEW_FILE)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a readable PyTorch checkpoint ({_first_line(error)}); "
+            "it may be truncated: download or copy it again"
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(
+            f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of tensors, or one with it under 'model'"
+        )
+    return dict(checkpoint)
+
+
+def state_dict_of(checkpoint: Mapping[str, Any], *names: str) -> dict[str, Tensor]:
+    """Returns the first of the named entries that holds a state dict, or the checkpoint itself where none is there.
+
+    Prefixes that DistributedDataParallel and torch.compile add are taken off; entries that are no tensors are
+    left out.
+    """
+    found: Mapping[str, Any] = checkpoint
+    for name in names:
+        if isinstance(checkpoint.get(name), Mapping):
+            found = checkpoint[name]
+            break
+    return {_unwrapped(str(key)): value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def require_keys(state: Mapping[str, Any], required: Iterable[str], path: str | Path, what: str) -> None:
+    """Checks that a state dict holds what tells its shapes.
+
+    Raises:
+        UserError: the file is of another layout; names what it lacks and what it begins with instead.
+    """
+    missing = [key for key in required if key not in state]
+    if missing:
+        raise UserError(
+            f"{path} is no {what}: it lacks {listed(missing)}; it holds {listed(state) or 'no tensors'}"
+            f"{_guess(state)}"
+        )
+
+
+def listed(names: Iterable[str], at_most: int = 6) -> str:
+    """Returns the first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def _guess(state: Mapping[str, Any]) -> str:
+    if "cls_token" in state:
+        return "; a class token tells of a plain MAE or ViT checkpoint"
+    if "x_embedder.proj.weight" in state:
+        return "; this looks like a LightningDiT transformer: see ldmae.conversion.load_official_lightningdit"
+    if "to_latent.weight" in state:
+        return "; this looks like a VMAE autoencoder: see ldmae.conversion.load_official_vmae"
+    if any(key.startswith(("encoder.down", "encoder.conv_in")) for key in state):
+        return "; this looks like a convolutional (SD-like) autoencoder"
+    return ""
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns what the message says first; torch's advice to set weights_only=False is not passed on."""
+    text = str(error)
+    marker = "WeightsUnpickler error: "
+    if marker in text:
+        text = text.split(marker, 1)[1]
+    return text.strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)  # the length of the header (8 bytes), then its JSON
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size

@@ -1,0 +1,49 @@
+"""The fixed 2-D sine-cosine position table that MAE, DiT and this package's models share."""
+
+# h w token grid, D width of a token
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sincos_2d(
+    width: int,
+    height: int,
+    columns: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Computes sine-cosine positions of a token grid, row by row.
+
+    A quarter of the width each bears the sine of the column, its cosine, the sine of the row, its cosine, at
+    frequencies 10000^(-i / (D/4)) (Vaswani et al. 2017 in each axis; the column comes first, as in MAE).
+
+    Args:
+        width: D, the tokens' width, a multiple of 4.
+        height: h, rows of the grid.
+        columns: w, columns of the grid.
+        device: where to put the table.
+        dtype: torch's default dtype where None; computed in float64 all the same.
+
+    Returns:
+        (h*w, D).
+    """
+    assert width % 4 == 0, f"sine-cosine positions need a width that 4 divides, got {width}"
+    quarter = width // 4
+    # the exponent is computed on the CPU: some accelerators have no float64
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)  # (D/4,)
+    by_column = torch.arange(columns, dtype=torch.float64, device="cpu")[:, None] * frequencies  # (w, D/4)
+    by_row = torch.arange(height, dtype=torch.float64, device="cpu")[:, None] * frequencies  # (h, D/4)
+    of_column = torch.cat([by_column.sin(), by_column.cos()], dim=1)  # (w, D/2)
+    of_row = torch.cat([by_row.sin(), by_row.cos()], dim=1)  # (h, D/2)
+    table = torch.cat(
+        [
+            of_column[None].expand(height, columns, width // 2),
+            of_row[:, None].expand(height, columns, width // 2),
+        ],
+        dim=-1,
+    )
+    return table.reshape(height * columns, width).to(device=device, dtype=dtype or torch.get_default_dtype())

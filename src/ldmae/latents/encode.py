@@ -1,0 +1,99 @@
+"""Encodes every training image once, and once mirrored, into safetensors shards."""
+
+# n images of a shard, C latent channels, h w latent grid
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from ldmae.core.autoencoding import encode_moments
+from ldmae.core.files import atomic_path
+from ldmae.latents.settings import LatentsConfig
+from ldmae.latents.shards import read_header
+
+
+def shard_name(rank: int, shard: int) -> str:
+    """Returns the file name that LightningDiT and its kin read, in the order of the images."""
+    return f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
+
+
+def shard_ranges(length: int, rank: int, world: int, shard_size: int) -> list[range]:
+    """Returns the images of each shard of a process: contiguous, so that sorted names keep their order."""
+    first, last = rank * length // world, (rank + 1) * length // world
+    return [range(start, min(last, start + shard_size)) for start in range(first, last, shard_size)]
+
+
+@torch.no_grad()
+def encode_images(
+    autoencoder: Any,
+    dataset: Dataset[Any],
+    folder: Path,
+    config: LatentsConfig,
+    fingerprint: str,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 1,
+    autocast: Callable[[], Any],
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Writes this process's shards; one that is whole and bears the fingerprint is not made again.
+
+    Args:
+        autoencoder: encodes (B, 3, H, W) in [-1, 1].
+        dataset: `dataset[(0, index)]` gives `images` (3, H, W) and `labels` (), without augmentation.
+        folder: where the shards go; it holds no other `.safetensors`.
+        config: format and sizes.
+        fingerprint: of the autoencoder's encoder and of the preprocessing; written into each shard.
+        rank: this process.
+        world: how many processes share the work.
+        num_workers: processes that load images.
+        autocast: makes the context in which the autoencoder runs.
+        advance: called with the number of images done.
+    """
+    length = len(dataset)  # pyright: ignore[reportArgumentType]
+    device = next(autoencoder.parameters()).device
+    for shard, images in enumerate(shard_ranges(length, rank, world, config.shard_size)):
+        path = folder / shard_name(rank, shard)
+        if path.exists() and read_header(path).metadata.get("fingerprint") == fingerprint:
+            advance(len(images))
+            continue
+        parts: dict[str, list[Tensor]] = {"latents": [], "latents_flip": [], "labels": []}
+        keys = Subset(_Unaugmented(dataset), images)
+        loader = DataLoader(keys, config.batch_size, num_workers=num_workers, collate_fn=default_collate)
+        for batch in loader:
+            pixels = batch["images"].to(device)
+            with autocast():
+                parts["latents"].append(_stored(autoencoder, pixels, config))
+                if config.flip:
+                    parts["latents_flip"].append(_stored(autoencoder, pixels.flip(-1), config))
+            parts["labels"].append(batch["labels"])
+            advance(len(pixels))
+        tensors = {name: torch.cat(pieces).contiguous() for name, pieces in parts.items() if pieces}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
+
+
+def _stored(autoencoder: Any, pixels: Tensor, config: LatentsConfig) -> Tensor:
+    """Returns what is kept of each image: (n, 2C, h, w) moments, or the mean (n, C, h, w)."""
+    mean, logvar = encode_moments(autoencoder, pixels)
+    keep = torch.cat([mean, logvar], dim=1) if config.moments and logvar is not None else mean
+    return keep.to("cpu", getattr(torch, config.dtype))
+
+
+class _Unaugmented(Dataset[Any]):
+    """Gives the images by index alone."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyright: ignore[reportArgumentType]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[(0, index)]

@@ -1,0 +1,174 @@
+"""Reads safetensors shards of latents in LightningDiT's layout: memory-mapped, opened once, nothing held per item."""
+
+# N latents over all shards, C latent channels, h w latent grid
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldmae.core.errors import UserError
+from ldmae.core.random import generator
+
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What stands at the head of a safetensors file."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...], int]]
+    """By name: number format, shape, offset of the first byte in the file."""
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Reads the head of a safetensors file.
+
+    Raises:
+        UserError: the file is no safetensors file, or is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= 100_000_000:
+                raise ValueError(f"head of {length} bytes")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        tensors = {
+            name: (entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if path.stat().st_size < 8 + length + end:
+            raise ValueError("the file is cut short")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no whole safetensors file ({error}); delete it and encode again"
+        ) from error
+    return ShardHeader(tensors, metadata)
+
+
+class LatentShards:
+    """All shards of a folder as one array of N latents, read by index.
+
+    Args:
+        folder: holds `latents_rank*_shard*.safetensors` with `latents`, `labels` and maybe `latents_flip`.
+
+    Raises:
+        UserError: there are no shards, or they do not match one another.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(self.folder.glob("*.safetensors"))
+        if not self.paths:
+            raise UserError(f"no latents in {self.folder}; make them with `ldmae encode`")
+        headers = [read_header(path) for path in self.paths]
+        for path, header in zip(self.paths, headers, strict=True):
+            lacking = {"latents", "labels"} - set(header.tensors)
+            if lacking:
+                raise UserError(
+                    f"{path} lacks {sorted(lacking)}; expected shards of latents in LightningDiT's layout"
+                )
+        shapes = {header.tensors["latents"][1][1:] for header in headers}
+        flips = {"latents_flip" in header.tensors for header in headers}
+        if len(shapes) > 1 or len(flips) > 1:
+            raise UserError(
+                f"the shards of {self.folder} differ in shape or in flips: {sorted(shapes)}; encode again"
+            )
+        self.shape: tuple[int, ...] = shapes.pop()
+        self.has_flips = flips.pop()
+        self.fingerprints = {header.metadata.get("fingerprint") for header in headers}
+        self._headers = headers
+        self._ends = np.cumsum([header.tensors["latents"][1][0] for header in headers])
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": {}}  # a map is opened by the process that reads it
+
+    def labels(self) -> np.ndarray:
+        """Returns the (N,) class labels."""
+        return np.concatenate([np.array(self._map(shard, "labels")) for shard in range(len(self.paths))])
+
+    def read(self, index: int, flip: bool = False) -> Tensor:
+        """Returns one stored latent, (C, h, w) or moments (2C, h, w), as float32."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard - 1] if shard else 0)
+        name = "latents_flip" if flip else "latents"
+        stored = torch.from_numpy(np.array(self._map(shard, name)[row]))
+        if self._headers[shard].tensors[name][0] == "BF16":
+            stored = stored.view(torch.bfloat16)
+        return stored.float()
+
+    def _map(self, shard: int, name: str) -> np.ndarray:
+        if (shard, name) not in self._maps:
+            dtype, shape, offset = self._headers[shard].tensors[name]
+            numpy = np.dtype(_NUMPY[dtype])
+            self._maps[shard, name] = np.memmap(self.paths[shard], numpy, "r", offset, shape)
+        return self._maps[shard, name]
+
+
+class LatentDataset(Dataset[dict[str, Tensor]]):
+    """Latents as the diffusion model learns them: drawn from the posterior, normalised, with their class.
+
+    Item `(epoch, index)` is `{"latents": (C, h, w), "labels": ()}`; the mirror image and the draw are keyed
+    by (seed, epoch, index).
+
+    Args:
+        shards: where they are read.
+        channels: C; shards that store 2C hold moments.
+        mean: (C, 1, 1) to subtract.
+        std: (C, 1, 1) to divide by.
+        seed: of the draws.
+        keep: the indices to use (those that bear a class); None: all.
+
+    Raises:
+        UserError: the shards have other channels.
+    """
+
+    def __init__(
+        self,
+        shards: LatentShards,
+        channels: int,
+        mean: Tensor,
+        std: Tensor,
+        seed: int,
+        keep: np.ndarray | None = None,
+    ) -> None:
+        if shards.shape[0] not in (channels, 2 * channels):
+            raise UserError(
+                f"the latents in {shards.folder} have {shards.shape[0]} channels, the autoencoder has {channels} "
+                f"(or {2 * channels} with log variances); encode again, or name the right folder"
+            )
+        self.shards, self.channels, self.seed = shards, channels, seed
+        self.mean, self.std = mean, std
+        self.keep = np.arange(len(shards)) if keep is None else keep
+        self.all_labels = shards.labels()
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, place = key
+        index = int(self.keep[place])
+        source = generator(self.seed, "latent", epoch, index)
+        flip = self.shards.has_flips and torch.rand((), generator=source).item() < 0.5
+        stored = self.shards.read(index, flip)
+        latents = (draw_latent(stored, self.channels, source) - self.mean) / self.std
+        return {"latents": latents, "labels": torch.tensor(int(self.all_labels[index]))}
+
+
+def draw_latent(stored: Tensor, channels: int, source: torch.Generator) -> Tensor:
+    """Draws z (C, h, w) from stored moments (2C, h, w); a stored mean (C, h, w) is returned as it is."""
+    if stored.shape[0] == channels:
+        return stored
+    mean, logvar = stored.chunk(2)  # (C, h, w) each
+    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source)

@@ -1,0 +1,64 @@
+"""Per-channel mean and deviation of the latents, as the diffusion model's data are normalised."""
+
+# C latent channels, h w latent grid
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_path
+from ldmae.core.random import generator
+from ldmae.latents.shards import LatentShards, draw_latent
+
+FILE_NAME = "latents_stats.pt"
+
+
+def latent_statistics(shards: LatentShards, channels: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Computes the per-channel mean and standard deviation over random latents, drawn from their posteriors.
+
+    Args:
+        shards: the latents.
+        channels: C.
+        samples: how many latents to take, at most.
+        seed: of the choice and the draws.
+
+    Returns:
+        Mean and standard deviation, (C,) each, float32; a channel that is constant gets deviation 1.
+    """
+    chosen = torch.randperm(len(shards), generator=generator(seed, "statistics"))[:samples].sort().values
+    count, total, square = (
+        0,
+        torch.zeros(channels, dtype=torch.float64),
+        torch.zeros(channels, dtype=torch.float64),
+    )
+    for index in chosen.tolist():
+        source = generator(seed, "statistics", index)
+        flip = shards.has_flips and torch.rand((), generator=source).item() < 0.5
+        latent = draw_latent(shards.read(index, flip), channels, source).double()  # (C, h, w)
+        count += latent[0].numel()
+        total += latent.sum(dim=(1, 2))
+        square += latent.square().sum(dim=(1, 2))
+    mean = total / count
+    std = (square / count - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+
+
+def save_statistics(folder: Path, mean: Tensor, std: Tensor) -> None:
+    """Writes `latents_stats.pt` as LightningDiT's loader expects it: mean and std of shape (1, C, 1, 1)."""
+    with atomic_path(folder / FILE_NAME) as temporary:
+        torch.save({"mean": mean.reshape(1, -1, 1, 1), "std": std.reshape(1, -1, 1, 1)}, temporary)
+
+
+def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
+    """Reads the (C, 1, 1) mean and deviation beside the shards.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise UserError(f"{path} is not there; make it with `ldmae encode`")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    return stored["mean"].reshape(-1, 1, 1).float(), stored["std"].reshape(-1, 1, 1).float()

@@ -1,0 +1,58 @@
+"""Training states on disk: everything that an exact resume needs, in one file, written atomically."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_path
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Returns the training states of a folder as (step, path), oldest first."""
+    if not folder.is_dir():
+        return []
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_every: int | None) -> None:
+    """Writes the state reached after `step` steps, then deletes what need not be kept.
+
+    Kept are the last 2 states and those of steps that are multiples of `keep_every`.
+    """
+    with atomic_path(folder / f"step-{step:08d}.pt") as temporary:
+        torch.save({"step": step, **state}, temporary)
+    for old, path in list_checkpoints(folder)[:-2]:
+        if not (keep_every and old % keep_every == 0):
+            path.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a training state onto the CPU.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it, and training goes on from the one before"
+        ) from error
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line for each dotted key whose value differs: `optimizer.learning_rate: 0.001 -> 0.002`."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines

@@ -1,0 +1,275 @@
+"""One training loop for every objective: exact resume, gradient accumulation, any number of processes."""
+
+# b rows of a micro-batch
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset, default_collate
+
+from ldmae.contracts import BatchKeys
+from ldmae.core.errors import UserError
+from ldmae.core.progress import progress_bar
+from ldmae.training.checkpoint import changed_settings, list_checkpoints, load_checkpoint, save_checkpoint
+from ldmae.training.data import KeyedBatches, keyed_loader, split_rows
+from ldmae.training.metrics import append_metrics, cut_back
+from ldmae.training.optim import build_optimizer, learning_rate_at
+from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains `objective.model` by an objective `forward(batch, keys) -> ObjectiveOutput`.
+
+    Everything random is keyed by seed, step and row, so that a run that was killed and started again ends
+    with the weights of one that was left alone.
+
+    Raises:
+        UserError: the settings changed since the checkpoint, a loss is not finite, or the batch is too small
+            for the number of processes.
+    """
+
+    objective: nn.Module
+    """Holds the trainable `model`; what accelerate prepares and steps."""
+    dataset: Dataset[Any]
+    """Map-style: `dataset[(epoch, index)]` is a dict of tensors."""
+    config: TrainingConfig
+    stage: str
+    """Its name in metrics.jsonl and in messages."""
+    folder: Path
+    """Where training states lie."""
+    metrics_path: Path
+    settings: dict[str, Any]
+    """All that determines the weights besides `config`: model, objective, data. A resume compares it."""
+    seed: int
+    accelerator: Accelerator
+    validation: Dataset[Any] | None = None
+    on_step: list[Callable[["Trainer"], None]] = field(default_factory=list)
+    """Called after each step."""
+    step: int = 0
+    """Steps done."""
+
+    def run(self) -> nn.Module:
+        """Trains up to `config.steps` and returns the model, with its averaged weights where there are any."""
+        self._prepare()
+        self._resume()
+        with self._bar() as advance:
+            for pieces in self._steps():
+                self._take_step(pieces)
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    advance(self.step - self._logged, self._log())
+                if self.config.validate_every and self.step % self.config.validate_every == 0:
+                    self._validate()
+                if self.step % self.config.checkpoint.every_steps == 0 or self.step == self.config.steps:
+                    self._save()
+                for callback in self.on_step:
+                    callback(self)
+        return self._finished_model()
+
+    def _steps(self) -> Iterator[list[tuple[dict[str, Tensor], BatchKeys]]]:
+        """Yields the micro-batches of each step."""
+        config, length = self.config, len(self.dataset)  # pyright: ignore[reportArgumentType]
+        batches = KeyedBatches(length, config.batch_size, self._rows, self.step, config.steps, self.seed)
+        loaded = iter(keyed_loader(self.dataset, batches, config.num_workers))
+        for step in range(self.step, config.steps):
+            waited = time.monotonic()
+            keys = [BatchKeys(self.seed, step, rows, config.batch_size) for rows in self._rows]
+            pieces = [(self._to_device(next(loaded)), key) for key in keys]
+            self._data_seconds += time.monotonic() - waited
+            yield pieces
+
+    def _take_step(self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]) -> None:
+        accelerator, optimizer = self.accelerator, self._optimizer
+        rate = learning_rate_at(self.step, self.config.steps, self.config.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        for i, (batch, keys) in enumerate(pieces):
+            last = i == len(pieces) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
+                output = self._wrapped(batch, keys)
+                # The shares of the processes add up; averaging over processes, as DDP does, is undone by the
+                # factor.
+                accelerator.backward(output.loss * accelerator.num_processes)
+            self._add({"loss": output.loss.detach(), **output.terms})
+        limit = self.config.optimizer.gradient_clip
+        norm = accelerator.clip_grad_norm_(self._wrapped.parameters(), math.inf if limit is None else limit)
+        if (
+            accelerator.scaler is None and norm is not None
+        ):  # a scaled fp16 step may be infinite and is then skipped
+            self._add({"gradient_norm": norm.detach() / accelerator.num_processes})
+        optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._model)
+        self.step += 1
+
+    def _prepare(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        if config.batch_size < accelerator.num_processes:
+            raise UserError(
+                f"{self.stage}: batch_size={config.batch_size} is less than {accelerator.num_processes} processes; "
+                "give each process at least one image"
+            )
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
+        self._model: Any = self.objective.model
+        self.objective.train()
+        self.objective.to(accelerator.device)
+        if config.compile:
+            self._model.compile_repeated_blocks()
+        optimizer = build_optimizer(self.objective, config.optimizer)
+        self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
+        self._average = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self._average = AveragedModel(self._model, multi_avg_fn=average)
+        self._sums: dict[str, Tensor] = {}
+        self._logged, self._since, self._data_seconds = 0, time.monotonic(), 0.0
+
+    def _resume(self) -> None:
+        found = list_checkpoints(self.folder)
+        if found:
+            self._restore(load_checkpoint(found[-1][1]))
+        if self.accelerator.is_main_process:
+            cut_back(self.metrics_path, self.stage, self.step)
+        self._logged = self.step
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        changed = changed_settings(json.loads(state["settings"]), self._comparable())
+        if changed:
+            raise UserError(
+                f"{self.stage} was begun with other settings: {'; '.join(changed)}. Type the command with the old "
+                f"settings to go on from step {state['step']}, or with --restart {self.stage} to begin it anew"
+            )
+        if state["step"] > self.config.steps:
+            raise UserError(
+                f"{self.stage} has done {state['step']} steps, steps={self.config.steps} asks for fewer; "
+                f"ask for at least {state['step']}, or begin anew with --restart {self.stage}"
+            )
+        set_state_dict(
+            self._wrapped,
+            self._optimizer.optimizer,
+            model_state_dict=state["objective"],
+            optim_state_dict=state["optimizer"],
+            options=_FROM_RANK_0 if self.accelerator.num_processes > 1 else _WHOLE,
+        )
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+    def _save(self) -> None:
+        objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
+        if self.accelerator.is_main_process:
+            state = {
+                "objective": objective,
+                "optimizer": optimizer,
+                "settings": json.dumps(self._comparable()),
+            }
+            if self._average is not None:
+                state["average"] = self._average.state_dict()
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            self._require_finite()
+            save_checkpoint(self.folder, self.step, state, self.config.checkpoint.keep_every)
+        self.accelerator.wait_for_everyone()
+
+    def _comparable(self) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        own = {key: value for key, value in asdict(self.config).items() if key not in CHANGES_NO_WEIGHT}
+        return json.loads(json.dumps({**self.settings, "training": own}))
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _require_finite(self) -> None:
+        for name in sorted(
+            self._sums, key=lambda name: name in ("loss", "gradient_norm")
+        ):  # a term is the better clue
+            value = self._sums[name].item()
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{self.stage}: the term {name!r} became {value} before step {self.step}; the last checkpoint is "
+                    "untouched. Lower the learning rate, set optimizer.gradient_clip, or train with mixed_precision=no"
+                )
+
+    def _log(self) -> str:
+        """Writes the means since the last line and returns the loss for the progress bar."""
+        steps, seconds = self.step - self._logged, time.monotonic() - self._since
+        reduced = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums.items()}
+        self._sums = {name: value for name, value in reduced.items() if isinstance(value, Tensor)}
+        self._require_finite()
+        means = {name: value.item() / steps for name, value in self._sums.items()}
+        line = {
+            "stage": self.stage,
+            "step": self.step,
+            "loss": means.pop("loss"),
+            "terms": {name: value for name, value in means.items() if name != "gradient_norm"},
+            "gradient_norm": means.get("gradient_norm"),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "images_per_second": steps * self.config.batch_size / seconds,
+            "data_share": self._data_seconds / seconds,
+            "seconds": seconds,
+        }
+        if self.accelerator.is_main_process:
+            append_metrics(self.metrics_path, line)
+        flat = {"loss": line["loss"], "learning_rate": line["learning_rate"], **means}
+        self.accelerator.log({f"{self.stage}/{name}": value for name, value in flat.items()}, step=self.step)
+        self._sums, self._logged, self._since, self._data_seconds = {}, self.step, time.monotonic(), 0.0
+        return f"loss {line['loss']:.4f}"
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Writes the loss on held-out images, with the same noise and masks each time."""
+        if self.validation is None:
+            return
+        length = len(self.validation)  # pyright: ignore[reportArgumentType]
+        count = min(length, self.config.validation_images)
+        size = self.config.micro_batch_size or self.config.batch_size
+        self.objective.eval()
+        sums: dict[str, Tensor] = {}
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for first in range(rank * size, count, world * size):
+            rows = range(first, min(count, first + size))
+            batch = self._to_device(default_collate([self.validation[(0, row)] for row in rows]))
+            with self.accelerator.autocast():
+                output = self.objective(batch, BatchKeys(self.seed, 0, rows, count))
+            for name, value in {"loss": output.loss, **output.terms}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
+        self.objective.train()
+        means = {name: self.accelerator.reduce(value, "sum").item() for name, value in sums.items()}
+        if self.accelerator.is_main_process:
+            loss = means.pop("loss")
+            line = {"stage": self.stage, "step": self.step, "validation": {"loss": loss, "terms": means}}
+            append_metrics(self.metrics_path, line)
+        self._since = time.monotonic()
+
+    def _bar(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+        show = self.accelerator.is_main_process
+        return progress_bar(self.stage, self.config.steps, "steps", self.step, show)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+
+    def _finished_model(self) -> nn.Module:
+        if self._average is not None:
+            self._model.load_state_dict(self._average.module.state_dict())
+        self._model.eval()
+        return self._model

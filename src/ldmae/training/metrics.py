@@ -1,0 +1,29 @@
+"""metrics.jsonl: one JSON object a line, appended as training goes, cut back to the checkpoint on resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldmae.core.files import write_text
+
+
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Appends one line; it reaches the file whole or, on a kill, as a last half line that the next resume drops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def cut_back(path: Path, stage: str, step: int) -> None:
+    """Drops what a stage wrote after `step`, which is about to be trained again, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line.get("stage") != stage or line.get("step", 0) <= step:
+            kept.append(text)
+    write_text(path, "".join(f"{text}\n" for text in kept))

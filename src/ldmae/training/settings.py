@@ -1,0 +1,101 @@
+"""Settings of the training loop."""
+
+from dataclasses import dataclass, field
+
+from ldmae.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its rate over the steps."""
+
+    learning_rate: float = 1e-4
+    """Peak rate, absolute (a paper's base rate times effective batch / 256)."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Decay rates of the first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; biases, norms and embeddings have none."""
+    schedule: str = "constant"
+    """`constant`, or `cosine`: a half cycle down to 0 after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    gradient_clip: float | None = None
+    """Largest norm of the whole gradient; null: none."""
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise UserError(f"optimizer.schedule must be constant or cosine, got {self.schedule!r}")
+        if self.learning_rate <= 0:
+            raise UserError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise UserError(f"optimizer.gradient_clip must be above 0 or null, got {self.gradient_clip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When training states are written, and which are kept."""
+
+    every_steps: int = 1000
+    """A training state is written after this many steps, and at the end."""
+    keep_every: int | None = None
+    """States of steps that are multiples of this are kept for good; the last 2 always are."""
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise UserError(f"checkpoint.every_steps must be at least 1, got {self.every_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training: its length, batch, optimizer and cadence."""
+
+    steps: int = 1000
+    """Optimizer steps. More steps extend a finished training."""
+    batch_size: int = 32
+    """Images in a whole step, over all processes."""
+    micro_batch_size: int | None = None
+    """Images that fit one device at once; null: the device's whole share. Accumulation follows from it."""
+    ema_decay: float | None = None
+    """Decay a step of the averaged weights, which are then the ones saved; null: no averaging."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its rate."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When training states are written."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile: seconds to minutes at the start, then faster steps."""
+    num_workers: int = 1
+    """Processes that load data, for each training process; 0: the training process itself."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl; each holds means over these steps."""
+    validate_every: int = 0
+    """Steps between losses on held-out images; 0: never."""
+    validation_images: int = 256
+    """How many held-out images (at the most) a validation takes."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(
+                f"training.micro_batch_size must be at least 1 or null, got {self.micro_batch_size}"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay must lie in [0, 1) or be null, got {self.ema_decay}")
+        if self.num_workers < 0:
+            raise UserError(f"training.num_workers must be at least 0, got {self.num_workers}")
+
+
+CHANGES_NO_WEIGHT = {
+    "steps",
+    "micro_batch_size",
+    "checkpoint",
+    "compile",
+    "num_workers",
+    "log_every",
+    "validate_every",
+    "validation_images",
+}
+"""Keys of TrainingConfig that may change between a stop and a resume."""
