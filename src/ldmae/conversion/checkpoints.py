@@ -21,27 +21,29 @@ WRAPPERS = ("module.", "_orig_mod.")
 def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a `.pth` or `.pt` file of the official training codes.
 
-    Beside tensors and plain Python values, only `argparse.Namespace` is allowed (the official files keep their
-    command line in one); any other class is refused before it can run code. Tensors come to the CPU, memory-mapped
-    where the file's format allows it, so that optimizer states which nobody asks for are not read.
+    Beside tensors and plain Python values, only `argparse.Namespace` is allowed (the official files keep
+    their command line in one); any other class is refused before it can run code. Tensors come to the CPU,
+    memory-mapped where the file's format allows it: optimizer states that nobody asks for are not read.
 
     Returns:
         The file's dictionary as it is: `{"model": …, "args": …}`, or a bare state dict.
 
     Raises:
-        UserError: no such file, a safetensors file, a truncated or foreign file, or one that holds another class.
+        UserError: no such file, safetensors, a truncated or foreign file, or one with another class in it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: expected a .pth or .pt file; check the path")
     if _is_safetensors(path):
         raise UserError(
-            f"{path} is a safetensors file, expected an official .pth or .pt file; a folder saved by diffusers or "
-            "ldmae is opened with from_pretrained(FOLDER), without conversion"
+            f"{path} is a safetensors file, expected an official .pth or .pt file; a folder saved by "
+            "diffusers or ldmae is opened with from_pretrained(FOLDER), without conversion"
         )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            checkpoint = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, plain values and argparse.Namespace, so it is not opened "
@@ -55,13 +57,14 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise UserError(
-            f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of tensors, or one with it under 'model'"
+            f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of tensors, "
+            "or one with it under 'model'"
         )
     return dict(checkpoint)
 
 
 def state_dict_of(checkpoint: Mapping[str, Any], *names: str) -> dict[str, Tensor]:
-    """Returns the first of the named entries that holds a state dict, or the checkpoint itself where none is there.
+    """Returns the first of the named entries that is a state dict, or the checkpoint itself where none is.
 
     Prefixes that DistributedDataParallel and torch.compile add are taken off; entries that are no tensors are
     left out.

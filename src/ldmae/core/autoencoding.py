@@ -48,8 +48,3 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
 def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
     """Encodes to the posterior mean and decodes it: (B, 3, H, W) to (B, 3, H, W), in [-1, 1]."""
     return decode(autoencoder, encode_moments(autoencoder, images)[0])
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Rounds images in [-1, 1] to uint8 [0, 255]."""
-    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)

@@ -40,3 +40,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 PLAIN_ATTENTION_TOKENS = 256
 """On a CPU the fused kernel's backward loses to three plain products up to about this many tokens."""
+
+
+def resolve_precision(wanted: str, device: str = "auto") -> str:
+    """Returns `no`, `bf16` or `fp16`; `auto` becomes bf16 where the device computes in it."""
+    if wanted != "auto":
+        return wanted
+    kind = pick_device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if kind == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "no"
+    return "no"

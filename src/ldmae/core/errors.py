@@ -7,7 +7,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake that the user can mend.
 
-    The message says what, what was got, what was expected, and the next move. The command line prints the message alone and exits with code 2.
+    The message says what, what was got, what was expected, and the next move. The command line
+    prints the message alone and exits with code 2.
     """
 
 

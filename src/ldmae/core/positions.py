@@ -25,18 +25,21 @@ def sincos_2d(
         width: D, the tokens' width, a multiple of 4.
         height: h, rows of the grid.
         columns: w, columns of the grid.
-        device: where to put the table.
+        device: where to put the table; torch's default device where None.
         dtype: torch's default dtype where None; computed in float64 all the same.
 
     Returns:
         (h*w, D).
     """
     assert width % 4 == 0, f"sine-cosine positions need a width that 4 divides, got {width}"
+    device = torch.get_default_device() if device is None else torch.device(device)
+    # not every accelerator has float64
+    where = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")
     quarter = width // 4
-    # the exponent is computed on the CPU: some accelerators have no float64
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)  # (D/4,)
-    by_column = torch.arange(columns, dtype=torch.float64, device="cpu")[:, None] * frequencies  # (w, D/4)
-    by_row = torch.arange(height, dtype=torch.float64, device="cpu")[:, None] * frequencies  # (h, D/4)
+    exponents = torch.arange(quarter, dtype=torch.float64, device=where) / -quarter
+    frequencies = 10000.0**exponents  # (D/4,)
+    by_column = torch.arange(columns, dtype=torch.float64, device=where)[:, None] * frequencies  # (w, D/4)
+    by_row = torch.arange(height, dtype=torch.float64, device=where)[:, None] * frequencies  # (h, D/4)
     of_column = torch.cat([by_column.sin(), by_column.cos()], dim=1)  # (w, D/2)
     of_row = torch.cat([by_row.sin(), by_row.cos()], dim=1)  # (h, D/2)
     table = torch.cat(

@@ -1,1 +1,1 @@
-"""Images: where they come from and how they become tensors."""
+"""Images: where they come from, how they are checked and split, and how they become tensors."""

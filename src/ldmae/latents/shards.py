@@ -1,4 +1,4 @@
-"""Reads safetensors shards of latents in LightningDiT's layout: memory-mapped, opened once, nothing held per item."""
+"""Reads shards of latents in LightningDiT's layout: memory-mapped, opened once, nothing held per item."""
 
 # N latents over all shards, C latent channels, h w latent grid
 

@@ -29,7 +29,7 @@ LABELS = {
 }
 """The distances' names in settings, and in tables: the shift-tolerant ones are never called LPIPS."""
 
-SMALLEST = {"st-lpips-alex": 16, "st-lpips-vgg": 8, "lpips-alex": 31, "lpips-vgg": 16}
+SMALLEST = {"st-lpips-alex": 21, "st-lpips-vgg": 18, "lpips-alex": 31, "lpips-vgg": 16}
 """Pixels that an image needs in height and in width: below, a stage has nothing left to look at."""
 
 VGG16_STAGES = (2, 2, 3, 3, 3)
@@ -229,7 +229,9 @@ class _BlurredConv(nn.Module):
         for rows, row_taps in taps.items():
             for columns, column_taps in taps.items():
                 merged = _merge(_merge(weight, row_taps, 2), column_taps, 3)
-                self.register_buffer(f"{rows}_{columns}", merged.contiguous(memory_format=torch.channels_last))
+                self.register_buffer(
+                    f"{rows}_{columns}", merged.contiguous(memory_format=torch.channels_last)
+                )
         self.register_buffer("bias", bias.clone())
         self.padding, self.kernel = padding, weight.shape[-1]
 
@@ -271,7 +273,9 @@ def _halve(pool: int, *, shift_tolerant: bool) -> list[nn.Module]:
 
 def _alexnet(convolutions: Convolutions, *, shift_tolerant: bool) -> list[nn.Sequential]:
     weight, bias = next(convolutions)
-    first = _BlurredConv(weight, bias, padding=2) if shift_tolerant else _Conv(weight, bias, padding=2, stride=4)
+    first = (
+        _BlurredConv(weight, bias, padding=2) if shift_tolerant else _Conv(weight, bias, padding=2, stride=4)
+    )
     stages = [nn.Sequential(first, nn.ReLU())]
     for i, (weight, bias) in enumerate(convolutions):
         before = _halve(3, shift_tolerant=shift_tolerant) if i < 2 else []
@@ -334,5 +338,7 @@ def _package_folder(package: str) -> Path:
     """Returns where a package's files lie, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {package} is not installed; type: pip install {package.replace('_', '-')}")
+        raise UserError(
+            f"the package {package} is not installed; type: pip install {package.replace('_', '-')}"
+        )
     return Path(spec.submodule_search_locations[0])

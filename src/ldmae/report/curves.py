@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from array import array
@@ -24,6 +25,8 @@ MAX_POINTS = 400
 """Points a drawn line has at most."""
 MAX_LINES = 10
 """Lines a panel has at most."""
+LARGEST = 1e30
+"""Values from here on count as infinite: they would break the plot's arithmetic."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart with any colour vision; a line beyond it is dashed."""
 STAGE_TITLES = {
@@ -46,11 +49,11 @@ class Curve:
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps and finite values, by step; a step logged twice (a resumed run) counts as logged last."""
+        """Returns steps and finite values; of a step logged twice (a resumed run) the last counts."""
         steps, values = np.array(self.steps), np.array(self.values)
         steps, last = np.unique(steps[::-1], return_index=True)
         values = values[::-1][last]
-        finite = np.isfinite(values)
+        finite = np.abs(values) < LARGEST
         return steps[finite], values[finite]
 
 
@@ -60,6 +63,13 @@ class StageCurves:
 
     training: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, Curve] = field(default_factory=dict)
+
+    def unusable(self) -> int:
+        """Returns how many logged values are not finite numbers and so are not drawn."""
+        found = [
+            np.array(curve.values) for side in (self.training, self.validation) for curve in side.values()
+        ]
+        return sum(int((~(np.abs(values) < LARGEST)).sum()) for values in found)
 
 
 def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -78,7 +88,8 @@ def collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, StageCurve
     """Sorts logged records into curves, by stage in the order of a run.
 
     Args:
-        metrics: records as the training loop logs them: `stage`, `step`, and `loss` and `terms`, or `validation` with these.
+        metrics: records as the training loop logs them: `stage`, `step`, and `loss` and `terms`, or
+            `validation` with these.
     """
     stages: dict[str, StageCurves] = {}
     for record in metrics:
@@ -90,7 +101,9 @@ def collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, StageCurve
         _add(curves.validation, step, record.get("validation"))
     order = list(STAGE_TITLES)
     known = {name: curves for name, curves in stages.items() if curves.training or curves.validation}
-    return dict(sorted(known.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return dict(
+        sorted(known.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    )
 
 
 def _add(curves: dict[str, Curve], step: float, record: Any) -> None:
@@ -111,24 +124,29 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def loss_curves(
-    metrics: Iterable[Mapping[str, Any]] | Mapping[str, StageCurves], dark: bool = False, titles: bool = True
-) -> Figure:
+def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure:
     """Plots the loss and its unweighted terms over the steps, a panel a stage.
 
-    A panel has two axes where terms are of very different size. Raw values are faint below their moving mean (over 5 % of
-    the points); points are validation. Lines are thinned to 400 points, raw ones so that peaks survive.
+    A panel has two axes where terms are of very different size. Raw values are faint below their moving mean
+    (over 5 % of the points), circles are validation. Lines are thinned to 400 points; peaks survive it.
 
     Args:
-        metrics: logged records (see `collect_curves`), or their curves.
-        dark: light ink, for a dark page.
-        titles: whether panels bear their stage's name.
+        metrics: logged records, see `collect_curves`.
 
     Returns:
         A figure; `figure_svg` or its own `savefig` makes a file of it.
     """
-    stages = dict(metrics) if isinstance(metrics, Mapping) else collect_curves(metrics)
-    stages = {name: curves for name, curves in stages.items() if isinstance(curves, StageCurves)}
+    return draw_curves(collect_curves(metrics))
+
+
+def draw_curves(stages: dict[str, StageCurves], dark: bool = False, titles: bool = True) -> Figure:
+    """Plots collected curves as `loss_curves` does.
+
+    Args:
+        stages: curves by stage.
+        dark: light ink on nothing, for a dark page.
+        titles: whether panels bear their stage's name.
+    """
     groups = {name: _groups(curves) for name, curves in stages.items()}
     height = 4.6 if any(len(group) > 1 for group in groups.values()) else 3.3
     ink = "#d8dce2" if dark else "#222222"
@@ -137,18 +155,18 @@ def loss_curves(
     if not stages:
         figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color=ink, fontsize=10)
         return figure
-    panels = np.atleast_1d(figure.subfigures(1, len(stages)))
+    panels = figure.subfigures(1, len(stages), squeeze=False)[0]
     for panel, (name, curves) in zip(panels, stages.items(), strict=True):
         panel.set_facecolor("none" if dark else "white")
         if titles:
             title = STAGE_TITLES.get(name, name)
-            panel.suptitle(_plain(title), fontsize=10, color=ink, x=0.02, ha="left")
+            panel.suptitle(_plain(title, 60), fontsize=10, color=ink, x=0.02, ha="left")
         _draw_stage(panel, curves, groups[name], ink)
     return figure
 
 
 def figure_svg(figure: Figure) -> bytes:
-    """Returns a figure as SVG: text as outlines, so that it looks the same without its font; the same bytes each time."""
+    """Returns a figure as SVG with text as outlines, so that no font is needed; the same bytes each time."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "ldmae", "svg.fonttype": "path", "text.usetex": False}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -156,7 +174,7 @@ def figure_svg(figure: Figure) -> bytes:
 
 
 def _groups(curves: StageCurves) -> list[list[str]]:
-    """Splits a stage's curves in two where a gap of more than 30 times lies between their sizes; loss's group is first."""
+    """Splits a stage's curves where their sizes have a gap of 30 times; the loss is in the first group."""
     names = list(dict.fromkeys([*curves.training, *curves.validation]))
     if len(names) == 2 and "loss" in names:  # the loss is its only term: one line says it
         (other,) = set(names) - {"loss"}
@@ -171,7 +189,7 @@ def _groups(curves: StageCurves) -> list[list[str]]:
     ranked = sorted((name for name in names if sizes[name] > 0), key=lambda name: sizes[name])
     if len(ranked) < 2:
         return [names]
-    jumps = [sizes[b] / sizes[a] for a, b in zip(ranked, ranked[1:], strict=False)]
+    jumps = [sizes[b] / sizes[a] for a, b in itertools.pairwise(ranked)]
     cut = int(np.argmax(jumps))
     if jumps[cut] < 30:
         return [names]
@@ -184,34 +202,110 @@ def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]], ink: s
     names = [name for group in groups for name in group]
     ratios = [2 if len(group) > 1 else 1 for group in groups]
     axes = panel.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    left_out = len(set(curves.training) | set(curves.validation)) - len(names)
+    terms = [name for name in names if name != "loss"]
     for ax, group in zip(axes, groups, strict=True):
         _style(ax, ink)
-        values = [np.empty(0)]
+        handles, values = [], [np.empty(0)]
         for name in group:
-            number = names.index(name) - ("loss" in names)
-            colour = ink if name == "loss" else COLOURS[number % len(COLOURS)]
-            dashes = "--" if number >= len(COLOURS) and name != "loss" else "-"
+            place = terms.index(name) if name in terms else 0
+            colour = ink if name == "loss" else COLOURS[place % len(COLOURS)]
+            dashes = "-" if place < len(COLOURS) else "--"
             values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
             values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
-        logarithmic = _scale(ax, np.concatenate(values))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_plain(name)))
+        if ax is axes[0] and curves.validation:
+            dot = {"marker": "o", "markersize": 4, "markeredgecolor": ink, "markerfacecolor": "none"}
+            handles.append(Line2D([], [], linestyle="", label="validation", **dot))
+        logarithmic = _set_scale(ax, np.concatenate(values))
         subject = "loss and terms" if len(group) > 1 else _plain(group[0])
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=ink, fontsize=8)
-        _legend(ax, ink, any(name in curves.validation for name in group))
-    note = f"  ({left_out} more terms not shown)" if left_out > 0 and len(names) == MAX_LINES else ""
+        _add_legend(ax, handles, ink)
+    left_out = (
+        len(set(curves.training) | set(curves.validation)) - len(names) if len(names) == MAX_LINES else 0
+    )
+    note = f" ({left_out} more terms are not shown)" if left_out else ""
     axes[-1].set_xlabel("step" + note, color=ink, fontsize=8)
 
 
 def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
-    """Draws a training curve and returns its smoothed values."""
+    """Draws a training curve, faint as logged and strong as smoothed, and returns its values."""
     steps, values = curve.points()
-    label = ax.get_label  # replaced below by the caller's legend through gid
-    del label
-    smooth = _moving_mean(values)
-    marker = "." if len(values) < 3 else ""
+    if len(values) < 3:
+        ax.plot(steps, values, color=colour, linewidth=1.5, linestyle=dashes, marker=".")
+        return values
     raw = _thin_keeping_peaks(values)
-    if len(values) > 2:
-        ax.plot(steps[raw], values[raw], color=colour, alpha=0.28, linewidth=0.7, label="_raw")
+    ax.plot(steps[raw], values[raw], color=colour, alpha=0.3, linewidth=0.7)
     kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_POINTS)).round().astype(int))
-    ax.plot(steps[kept], smooth[kept], color=colour, linewidth=1.5, linestyle=dashes, marker=marker)
+    ax.plot(steps[kept], _moving_mean(values, kept), color=colour, linewidth=1.5, linestyle=dashes)
     return values
+
+
+def _draw_dots(ax: Axes, curve: Curve, colour: str) -> np.ndarray:
+    """Draws a validation curve and returns its values."""
+    steps, values = curve.points()
+    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), 100)).round().astype(int))
+    style = {"marker": "o", "markersize": 4, "markeredgewidth": 1.2, "markeredgecolor": colour}
+    ax.plot(steps[kept], values[kept], linestyle="", markerfacecolor="none", zorder=3, **style)
+    return values
+
+
+def _moving_mean(values: np.ndarray, at: np.ndarray, share: float = 0.05) -> np.ndarray:
+    """Averages over windows of `share` of the points around `at`.
+
+    Near the start, where losses fall steeply, windows narrow to stay centred; at the end they are cut off.
+    """
+    half = max(1, round(len(values) * share / 2))
+    return np.array([values[i - min(i, half) : i + min(i, half) + 1].mean() for i in at])
+
+
+def _thin_keeping_peaks(values: np.ndarray) -> np.ndarray:
+    """Returns the indices of at most MAX_POINTS values: the lowest and the highest of each bin."""
+    if len(values) <= MAX_POINTS:
+        return np.arange(len(values))
+    bins = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
+    return np.unique([[part[values[part].argmin()], part[values[part].argmax()]] for part in bins])
+
+
+def _set_scale(ax: Axes, values: np.ndarray) -> bool:
+    """Takes a logarithmic axis for positive values that spread more than fourfold; returns whether it did."""
+    logarithmic = bool(len(values)) and values.min() > 0 and values.max() > 4 * values.min()
+    if logarithmic:
+        decades = math.log10(values.max() / values.min())
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=8))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    return logarithmic
+
+
+def _style(ax: Axes, ink: str) -> None:
+    ax.set_facecolor("none")
+    ax.grid(color=ink, alpha=0.15, linewidth=0.6)
+    ax.tick_params(colors=ink, labelsize=8, which="both", length=2)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(ink)
+
+
+def _add_legend(ax: Axes, handles: list[Line2D], ink: str) -> None:
+    if not handles:
+        return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), 80 // (longest + 6)))
+    legend = ax.legend(
+        handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
+        handlelength=1.4, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_color(ink)
+
+
+def _plain(name: str, longest: int = 28) -> str:
+    """Returns a name as a label: on one line, short, without what matplotlib takes as mathematics."""
+    name = " ".join(name.split()).lstrip("_") or "unnamed"
+    name = name if len(name) <= longest else name[: longest - 1] + "…"
+    return name.replace("\\", "/").replace("$", r"\$")

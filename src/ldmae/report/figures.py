@@ -82,13 +82,13 @@ def image_grid(
     """Lays images out in rows on white, each row and column with its label.
 
     Args:
-        images: uint8 (n, H, W, 3) or (n, H, W), or Pillow images (smaller ones are centred in their tile); None leaves a
-            tile empty.
+        images: uint8 (n, H, W, 3) or (n, H, W), or Pillow images (smaller ones are centred in their tile);
+            None leaves a tile empty.
         columns: tiles a row.
         row_labels: texts at the left of the rows; fewer than rows leave the rest bare.
         column_labels: texts above the columns.
-        scale: factor from image to tile. None takes the smallest whole factor that makes the tile 96 px or more, and
-            shrinks images above 256 px to that. Whole factors repeat pixels, others resample.
+        scale: factor from image to tile. None takes the smallest whole factor that makes the tile 96 px or
+            more, and shrinks images above 256 px to that. Whole factors repeat pixels, others resample.
         padding: pixels between tiles and around the grid.
         caption: a line below the grid.
 
@@ -158,11 +158,11 @@ def class_grid(
 ) -> Image.Image:
     """Lays images out with a row a class and the class's name at its left.
 
-    Where there are more classes than `max_rows`, rows are spread evenly over them and a caption says so. A single class
-    fills up to 8 rows.
+    Where there are more classes than `max_rows`, rows are spread evenly over them and a caption says so.
+    A single class fills up to 8 rows.
 
     Args:
-        images: uint8 (n, H, W, 3), or a sequence of Pillow images, of which only those that are shown are read.
+        images: uint8 (n, H, W, 3), or a sequence of Pillow images, of which only those shown are read.
         labels: (n,) indices into `class_names`.
         class_names: the classes' names.
         per_class: images a row.
@@ -315,4 +315,6 @@ def _draw_labels(
     for column, label in enumerate(columns[: layout.columns]):
         x, _ = layout.origin(column)
         write(label, x + layout.tile[0] / 2, layout.top / 2 + layout.padding, "mm", layout.tile[0])
-    write(caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", CAPTION_WIDTH)
+    write(
+        caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", CAPTION_WIDTH
+    )

@@ -44,15 +44,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({error}); delete it, and training goes on from the one before"
         ) from error
-
-
-def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns a line for each dotted key whose value differs: `optimizer.learning_rate: 0.001 -> 0.002`."""
-    lines = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += changed_settings(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
-    return lines

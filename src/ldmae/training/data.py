@@ -1,5 +1,6 @@
 """Which item stands in which row of which step: a function of the seed and the step alone."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def split_rows(batch_size: int, micro_batch_size: int | None, rank: int, world: 
     first, last = rank * batch_size // world, (rank + 1) * batch_size // world
     pieces = -(-(last - first) // (micro_batch_size or last - first))
     edges = [first + (last - first) * i // pieces for i in range(pieces + 1)]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class KeyedBatches(Sampler[list[tuple[int, int]]]):

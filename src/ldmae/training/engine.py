@@ -3,13 +3,12 @@
 # b rows of a micro-batch
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.progress import progress_bar
-from ldmae.training.checkpoint import changed_settings, list_checkpoints, load_checkpoint, save_checkpoint
+from ldmae.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from ldmae.training.data import KeyedBatches, keyed_loader, split_rows
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
@@ -39,7 +38,7 @@ class Trainer:
     with the weights of one that was left alone.
 
     Raises:
-        UserError: the settings changed since the checkpoint, a loss is not finite, or the batch is too small
+        UserError: fewer steps are asked for than done, a loss is not finite, or the batch is too small
             for the number of processes.
     """
 
@@ -53,8 +52,6 @@ class Trainer:
     folder: Path
     """Where training states lie."""
     metrics_path: Path
-    settings: dict[str, Any]
-    """All that determines the weights besides `config`: model, objective, data. A resume compares it."""
     seed: int
     accelerator: Accelerator
     validation: Dataset[Any] | None = None
@@ -64,7 +61,7 @@ class Trainer:
     """Steps done."""
 
     def run(self) -> nn.Module:
-        """Trains up to `config.steps` and returns the model, with its averaged weights where there are any."""
+        """Trains up to `config.steps` and returns the model (its averaged weights where there are any)."""
         self._prepare()
         self._resume()
         with self._bar() as advance:
@@ -121,8 +118,8 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         if config.batch_size < accelerator.num_processes:
             raise UserError(
-                f"{self.stage}: batch_size={config.batch_size} is less than {accelerator.num_processes} processes; "
-                "give each process at least one image"
+                f"{self.stage}: batch_size={config.batch_size} is less than "
+                f"{accelerator.num_processes} processes; give each process at least one image"
             )
         rank, world = accelerator.process_index, accelerator.num_processes
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
@@ -149,12 +146,6 @@ class Trainer:
         self._logged = self.step
 
     def _restore(self, state: dict[str, Any]) -> None:
-        changed = changed_settings(json.loads(state["settings"]), self._comparable())
-        if changed:
-            raise UserError(
-                f"{self.stage} was begun with other settings: {'; '.join(changed)}. Type the command with the old "
-                f"settings to go on from step {state['step']}, or with --restart {self.stage} to begin it anew"
-            )
         if state["step"] > self.config.steps:
             raise UserError(
                 f"{self.stage} has done {state['step']} steps, steps={self.config.steps} asks for fewer; "
@@ -189,12 +180,6 @@ class Trainer:
             save_checkpoint(self.folder, self.step, state, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
-    def _comparable(self) -> dict[str, Any]:
-        from dataclasses import asdict
-
-        own = {key: value for key, value in asdict(self.config).items() if key not in CHANGES_NO_WEIGHT}
-        return json.loads(json.dumps({**self.settings, "training": own}))
-
     def _add(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -206,15 +191,19 @@ class Trainer:
             value = self._sums[name].item()
             if not math.isfinite(value):
                 raise UserError(
-                    f"{self.stage}: the term {name!r} became {value} before step {self.step}; the last checkpoint is "
-                    "untouched. Lower the learning rate, set optimizer.gradient_clip, or train with mixed_precision=no"
+                    f"{self.stage}: the term {name!r} became {value} before step {self.step}; the last "
+                    "checkpoint is untouched. Lower the learning rate, set optimizer.gradient_clip, or train "
+                    "with mixed_precision=no"
                 )
+
+    def _total(self, value: Tensor) -> Tensor:
+        """Adds up a value over the processes."""
+        return cast(Tensor, self.accelerator.reduce(value, "sum"))
 
     def _log(self) -> str:
         """Writes the means since the last line and returns the loss for the progress bar."""
         steps, seconds = self.step - self._logged, time.monotonic() - self._since
-        reduced = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums.items()}
-        self._sums = {name: value for name, value in reduced.items() if isinstance(value, Tensor)}
+        self._sums = {name: self._total(value) for name, value in self._sums.items()}
         self._require_finite()
         means = {name: value.item() / steps for name, value in self._sums.items()}
         line = {
@@ -254,7 +243,7 @@ class Trainer:
             for name, value in {"loss": output.loss, **output.terms}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
         self.objective.train()
-        means = {name: self.accelerator.reduce(value, "sum").item() for name, value in sums.items()}
+        means = {name: float(self._total(value)) for name, value in sums.items()}
         if self.accelerator.is_main_process:
             loss = means.pop("loss")
             line = {"stage": self.stage, "step": self.step, "validation": {"loss": loss, "terms": means}}

@@ -8,14 +8,14 @@ from ldmae.core.files import write_text
 
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:
-    """Appends one line; it reaches the file whole or, on a kill, as a last half line that the next resume drops."""
+    """Appends one line; what a kill leaves of it is dropped by the next resume."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def cut_back(path: Path, stage: str, step: int) -> None:
-    """Drops what a stage wrote after `step`, which is about to be trained again, and a half-written last line."""
+    """Drops what a stage wrote after `step` (it is trained again) and a half-written last line."""
     if not path.exists():
         return
     kept = []

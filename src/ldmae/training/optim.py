@@ -9,7 +9,7 @@ from ldmae.training.settings import OptimizerConfig
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Splits the trainable parameters: matrices and convolutions decay; biases, norms, tokens and embeddings do not."""
+    """Splits the trainable parameters: biases, norms, tokens and embeddings do not decay."""
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     decayed, plain = [], []
     for name, parameter in module.named_parameters():

@@ -1,0 +1,205 @@
+"""The objective of VMAE: L = L_R + λ_M · L_M + λ_P · L_P + λ_reg · L_reg (arXiv 2507.09984)."""
+
+# B rows of the whole batch, b rows of this piece, C latent channels, N tokens, V visible ones
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ldmae.autoencoders.masking import MaskingConfig, num_visible, random_visible_indices, visible_mask
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.contracts import BatchKeys, ObjectiveOutput
+from ldmae.core.errors import UserError
+from ldmae.core.random import normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedObjectiveConfig:
+    """The terms' weights and what they are taken of; the defaults are the paper's."""
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """What is hidden from the encoder; a ratio of 0 is plain autoencoding (decoder tuning)."""
+    visible_weight: float = 1.0
+    """Weight of L_R, the squared error of visible patches."""
+    masked_weight: float = 1.0
+    """λ_M, weight of L_M, the squared error of masked patches."""
+    perceptual_weight: float = 1.0
+    """λ_P, weight of L_P, the perceptual distance between the image and the whole decoded image."""
+    perceptual: str = "lpips-vgg"
+    """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
+    perceptual_rows: int | None = None
+    """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
+    kl_weight: float = 1e-6
+    """λ_reg, weight of L_reg, which pulls the posterior's variance to the prior's."""
+    prior_std: float = 1.0
+    """s, the standard deviation that the posterior's is pulled to; the official script has 1e-3."""
+    sample_posterior: bool = True
+    """Whether a draw from the posterior is decoded rather than its mean."""
+
+    def __post_init__(self) -> None:
+        for name in ("visible_weight", "masked_weight", "perceptual_weight", "kl_weight"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(
+                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops its term"
+                )
+        if not self.prior_std > 0:
+            raise UserError(f"prior_std must be above 0, got {self.prior_std}; the paper takes 1")
+        if self.perceptual_rows is not None and self.perceptual_rows < 1:
+            raise UserError(
+                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
+                "leave it empty for all rows, or set perceptual_weight=0 for none"
+            )
+
+
+class MaskedObjective(nn.Module):
+    """A VMAE with its loss: the one module that is prepared and stepped.
+
+    Args:
+        model: the autoencoder; the only part of the module tree.
+        config: weights and mask share.
+        perceptual: frozen distance (x, y) of images in [-1, 1] → (b,); kept out of the module tree, so that
+            it is never trained, wrapped, put in training mode or saved.
+
+    Raises:
+        UserError: a setting that the model or the missing perceptual distance does not allow.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderVMAE,
+        config: MaskedObjectiveConfig,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        if config.masking.ratio > 0 and model.mask_token is None:
+            raise UserError(
+                f"masking.ratio={config.masking.ratio} needs a model with use_mask_token=True, this one has "
+                "none; set use_mask_token=True, or masking.ratio=0"
+            )
+        if config.perceptual_weight > 0 and perceptual is None:
+            raise UserError(
+                f"perceptual_weight={config.perceptual_weight} needs the network {config.perceptual!r}, "
+                "none was given; load it with ldmae.perception, or set perceptual_weight=0"
+            )
+        self.model = model
+        self.config = config
+        self._perceptual = (perceptual,)  # in a tuple: a module in an attribute would join the tree
+        if config.masking.ratio == 0 and model.mask_token is not None:
+            # it stands nowhere, so it gets no gradient, which DistributedDataParallel would wait for
+            model.mask_token.requires_grad_(False)
+
+    def forward(self, batch: dict[str, Tensor], keys: BatchKeys) -> ObjectiveOutput:
+        """Computes the losses of a piece of a batch, as shares of the whole batch's means.
+
+        Args:
+            batch: `images`, (b, 3, H, W) in [-1, 1].
+            keys: where the piece stands; the only source of randomness.
+
+        Returns:
+            The weighted sum, and the raw terms `visible`, `masked` (where anything is masked), `perceptual`
+            (where it has a weight) and `kl`.
+        """
+        images = batch["images"]
+        p = self.model.config["patch_size"]
+        grid = (images.shape[2] // p, images.shape[3] // p)
+        num_tokens = grid[0] * grid[1]
+        visible = None
+        if num_visible(num_tokens, self.config.masking.ratio) < num_tokens:
+            visible = random_visible_indices(keys, num_tokens, self.config.masking.ratio, images.device)
+        mean, logvar = self._posterior(images, visible)
+        z = mean
+        if self.config.sample_posterior:
+            noise = normal(tuple(mean.shape[1:]), keys, stream="posterior", device=mean.device)
+            z = mean + (0.5 * logvar).exp() * noise.to(mean.dtype)
+        decoded = self.model.decode(z, visible_indices=visible, grid=grid, return_dict=False)[0].float()
+
+        share = 1 / keys.batch_size
+        raw = self._pixel_terms(images.float(), decoded, visible, share)
+        if self.config.perceptual_weight > 0:
+            raw["perceptual"] = self._perceptual_term(images.float(), decoded, keys)
+        raw["kl"] = variance_kl(logvar.float(), self.config.prior_std).sum() * share
+        weights = {
+            "visible": self.config.visible_weight,
+            "masked": self.config.masked_weight,
+            "perceptual": self.config.perceptual_weight,
+            "kl": self.config.kl_weight,
+        }
+        loss = decoded.new_zeros(())
+        for name, term in raw.items():
+            if weights[name] > 0:  # 0 · inf would spoil the loss
+                loss = loss + weights[name] * term
+        return ObjectiveOutput(loss=loss, terms={name: term.detach() for name, term in raw.items()})
+
+    def _posterior(self, images: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+        # a frozen encoder keeps no activations
+        trained = any(parameter.requires_grad for parameter in self.model.encoder_parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            posterior = self.model.encode(images, visible_indices=visible, return_dict=False)[0]
+        return posterior.mean, posterior.logvar
+
+    def _pixel_terms(
+        self, images: Tensor, decoded: Tensor, visible: Tensor | None, share: float
+    ) -> dict[str, Tensor]:
+        errors = patch_errors(decoded, images, self.model.config["patch_size"])  # (b, N)
+        if visible is None:
+            return {"visible": errors.mean(1).sum() * share}
+        # every row has as many visible patches as the next: the mean of the rows' means is that of patches
+        seen = visible_mask(visible, errors.shape[1])
+        num_seen = visible.shape[1]
+        return {
+            "visible": (errors * seen).sum() / num_seen * share,
+            "masked": (errors * ~seen).sum() / (errors.shape[1] - num_seen) * share,
+        }
+
+    def _perceptual_term(self, images: Tensor, decoded: Tensor, keys: BatchKeys) -> Tensor:
+        (perceptual,) = self._perceptual
+        assert perceptual is not None
+        count = min(self.config.perceptual_rows or keys.batch_size, keys.batch_size)
+        # of B rows n are taken, evenly spread, by their place in the whole batch
+        rows = [i for i, row in enumerate(keys.rows) if row * count % keys.batch_size < count]
+        if not rows:
+            return decoded.new_zeros(())
+        if len(rows) < len(images):
+            chosen = torch.tensor(rows, device=images.device)
+            images, decoded = images.index_select(0, chosen), decoded.index_select(0, chosen)
+        return perceptual(decoded, images).float().sum() / count
+
+
+def patch_errors(decoded: Tensor, images: Tensor, patch_size: int) -> Tensor:
+    """Returns the mean squared error of each patch, (b, N), of images (b, 3, H, W)."""
+    p = patch_size
+    error = (decoded - images).square().mean(1)  # (b, H, W)
+    cut = error.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (b, h, p, w, p)
+    return cut.mean((2, 4)).flatten(1)
+
+
+def variance_kl(logvar: Tensor, prior_std: float) -> Tensor:
+    """Computes the KL divergence of N(μ, var) to N(μ, s²): the variance is pulled, the mean stays free.
+
+    0.5 · Σ_c (var_c / s² − 1 − logvar_c + log s²) (the paper's L_reg), summed over channels, averaged
+    over tokens.
+
+    Args:
+        logvar: (b, C, …) log variances.
+        prior_std: s.
+
+    Returns:
+        (b,).
+    """
+    relative = logvar - 2 * math.log(prior_std)  # log (var / s²)
+    return 0.5 * (relative.exp() - 1 - relative).sum(1).flatten(1).mean(1)
+
+
+def set_initial_logvar(model: AutoencoderVMAE, value: float) -> None:
+    """Sets where the posterior's log variance starts, by the bias of `to_latent`.
+
+    At the default, 0, noise of standard deviation 1 drowns what an untrained encoder says; −4 starts
+    training off sooner.
+    """
+    with torch.no_grad():
+        model.to_latent.bias[model.config["latent_channels"] :] = value

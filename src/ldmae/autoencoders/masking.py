@@ -1,0 +1,63 @@
+"""Which patches the encoder sees."""
+
+# b rows of this piece, N tokens, V visible tokens
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldmae.contracts import BatchKeys
+from ldmae.core.errors import UserError
+from ldmae.core.random import uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How much of an image is hidden."""
+
+    ratio: float = 0.6
+    """Share of the patches hidden from the encoder, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise UserError(
+                f"masking.ratio is a share in [0, 1), got {self.ratio}; the paper takes 0.6, 0 hides none"
+            )
+
+
+def num_visible(num_tokens: int, ratio: float) -> int:
+    """Returns how many of the tokens stay visible: the nearest whole number, at least one."""
+    return max(1, round(num_tokens * (1 - ratio)))
+
+
+def random_visible_indices(
+    keys: BatchKeys, num_tokens: int, ratio: float, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Draws the visible places of each row, by its key alone.
+
+    Args:
+        keys: of the piece of the batch.
+        num_tokens: N.
+        ratio: share that is hidden.
+        device: where to draw and return them.
+
+    Returns:
+        (b, V) int64, each row in ascending order.
+    """
+    noise = uniform((num_tokens,), keys, stream="mask", device=device)  # (b, N)
+    return noise.argsort(1)[:, : num_visible(num_tokens, ratio)].sort(1).values
+
+
+def visible_mask(visible_indices: Tensor, num_tokens: int) -> Tensor:
+    """Returns (b, N) booleans, true at the visible places (b, V)."""
+    mask = torch.zeros(len(visible_indices), num_tokens, dtype=torch.bool, device=visible_indices.device)
+    return mask.scatter(1, visible_indices, True)
+
+
+def complement(visible_indices: Tensor, num_tokens: int) -> Tensor:
+    """Returns the hidden places (b, N - V) in ascending order."""
+    hidden = (~visible_mask(visible_indices, num_tokens)).int()
+    return torch.sort(hidden, dim=1, stable=True).indices[:, visible_indices.shape[1] :]

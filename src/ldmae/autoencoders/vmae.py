@@ -1,0 +1,513 @@
+"""VMAE: a masked autoencoder with a Gaussian latent, as a diffusers autoencoder (Lee et al., ICCV 2025)."""
+
+# B batch, C latent channels, H W image, p patch size, h w token grid (H/p, W/p), N = h·w tokens,
+# V visible tokens, D width of a token
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.activations import get_activation
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from ldmae.core.device import attention
+from ldmae.core.errors import UserError
+from ldmae.core.positions import sincos_2d
+
+LAYER_NORM_EPSILON = 1e-6
+SINCOS_TOLERANCE = 1e-2
+"""A stored table this near to the sine-cosine one is that table, rounded to half precision at most."""
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cuts images into patches, each flattened as (p, p, channels).
+
+    Args:
+        images: (B, channels, H, W), H and W multiples of p.
+        patch_size: p.
+
+    Returns:
+        (B, N, p·p·channels), the grid row by row.
+    """
+    b, channels, height, width = images.shape
+    p = patch_size
+    cut = images.reshape(b, channels, height // p, p, width // p, p)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, p * p * channels)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Puts patches (B, N, p·p·channels) back into images (B, channels, H, W); undoes `patchify`."""
+    b, p, (h, w) = patches.shape[0], patch_size, grid
+    channels = patches.shape[2] // (p * p)
+    cut = patches.reshape(b, h, w, p, p, channels)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, h * p, w * p)
+
+
+class PosteriorDistribution(DiagonalGaussianDistribution):
+    """diffusers' diagonal Gaussian, for latents (B, 2C, h, w) and for visible tokens alone (B, 2C, V)."""
+
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:  # type: ignore[override]
+        """Returns the divergence to `other`, or to N(0, 1), summed over all but the batch: (B,)."""
+        if self.deterministic:
+            return self.mean.new_zeros(self.mean.shape[0])
+        mean, variance, logvar = (0.0, 1.0, 0.0) if other is None else (other.mean, other.var, other.logvar)
+        each = (self.mean - mean) ** 2 / variance + self.var / variance - 1.0 - self.logvar + logvar
+        return 0.5 * each.flatten(1).sum(1)
+
+    def nll(self, sample: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:  # type: ignore[override]
+        """Returns the negative log likelihood of `sample`, summed over `dims` (None: all but the batch)."""
+        return super().nll(sample, tuple(range(1, sample.ndim)) if dims is None else dims)
+
+
+class PatchEmbedding(nn.Module):
+    """A linear layer on each patch, kept as the convolution of the official layout."""
+
+    def __init__(self, channels: int, patch_size: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) → (B, N, D)."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
+        b, n, width = tokens.shape
+        qkv = self.qkv(tokens).reshape(b, n, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D/heads)
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, width: int, hidden: int, activation: str):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = get_activation(activation)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class VMAEBlock(nn.Module):
+    """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.mlp = Mlp(width, int(width * mlp_ratio), activation)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class PixelHead(nn.Module):
+    """Tokens to pixels: a linear layer, then a 3 × 3 convolution that removes seams between patches."""
+
+    def __init__(self, width: int, patch_size: int, channels: int, smooth: bool):
+        super().__init__()
+        self.patch_size = patch_size
+        self.linear_pred = nn.Linear(width, patch_size**2 * channels)
+        self.conv_smoother = nn.Conv2d(channels, channels, kernel_size=3, padding=1) if smooth else None
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) → (B, channels, H, W)."""
+        images = unpatchify(self.linear_pred(tokens), self.patch_size, grid)
+        return images if self.conv_smoother is None else self.conv_smoother(images)
+
+
+class AutoencoderVMAE(ModelMixin, ConfigMixin):
+    """Variational masked autoencoder (arXiv 2507.09984): ViT encoder, Gaussian latent a token, ViT decoder.
+
+    Takes and gives images in [-1, 1], of any height and width that are multiples of `patch_size`. Parameter
+    names are those of the official checkpoints.
+
+    Args:
+        sample_size: image size in pixels whose position tables lie in the weights.
+        in_channels: channels of the images it takes.
+        out_channels: channels of the images it gives.
+        patch_size: p, pixels a side of what one token stands for.
+        latent_channels: C.
+        encoder_hidden_size: width of the encoder, a multiple of 4 and of its heads.
+        encoder_num_hidden_layers: transformer blocks of the encoder.
+        encoder_num_attention_heads: attention heads of the encoder.
+        decoder_hidden_size: width of the decoder, a multiple of 4 and of its heads.
+        decoder_num_hidden_layers: transformer blocks of the decoder.
+        decoder_num_attention_heads: attention heads of the decoder.
+        mlp_ratio: hidden width of the blocks' MLP over their width.
+        hidden_act: their activation, by diffusers' names; the method's is "gelu".
+        smooth_output: whether a 3 × 3 convolution on the decoded image removes seams between patches.
+        use_mask_token: whether a learned token stands where a patch was hidden; masked training needs it.
+        scaling_factor: kept for pipelines, which decode latents / scaling_factor.
+        latents_mean: kept for pipelines: per-channel mean of the training set's latents, C numbers.
+        latents_std: kept for pipelines: per-channel standard deviation, C numbers.
+
+    Raises:
+        UserError: sizes that do not go together.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["VMAEBlock"]  # noqa: RUF012 (diffusers reads it as a plain class attribute)
+    _repeated_blocks = ["VMAEBlock"]  # noqa: RUF012 (as above)
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 256,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch_size: int = 8,
+        latent_channels: int = 16,
+        encoder_hidden_size: int = 192,
+        encoder_num_hidden_layers: int = 12,
+        encoder_num_attention_heads: int = 12,
+        decoder_hidden_size: int = 192,
+        decoder_num_hidden_layers: int = 12,
+        decoder_num_attention_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        hidden_act: str = "gelu",
+        smooth_output: bool = True,
+        use_mask_token: bool = False,
+        scaling_factor: float = 1.0,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+    ):
+        super().__init__()
+        sizes = {
+            "sample_size": sample_size,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "patch_size": patch_size,
+            "latent_channels": latent_channels,
+            "encoder_hidden_size": encoder_hidden_size,
+            "encoder_num_hidden_layers": encoder_num_hidden_layers,
+            "encoder_num_attention_heads": encoder_num_attention_heads,
+            "decoder_hidden_size": decoder_hidden_size,
+            "decoder_num_hidden_layers": decoder_num_hidden_layers,
+            "decoder_num_attention_heads": decoder_num_attention_heads,
+        }
+        _check_sizes(sizes)
+        _check_mlp(mlp_ratio, hidden_act, encoder_hidden_size, decoder_hidden_size)
+        _check_statistics(latent_channels, latents_mean=latents_mean, latents_std=latents_std)
+        side = sample_size // patch_size
+
+        def blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
+            return nn.ModuleList(VMAEBlock(width, heads, mlp_ratio, hidden_act) for _ in range(depth))
+
+        self.patch_embed = PatchEmbedding(in_channels, patch_size, encoder_hidden_size)
+        self.register_buffer("pos_embed", sincos_2d(encoder_hidden_size, side, side)[None])
+        self.blocks = blocks(encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads)
+        self.norm = nn.LayerNorm(encoder_hidden_size, eps=LAYER_NORM_EPSILON)
+        self.to_latent = nn.Linear(encoder_hidden_size, 2 * latent_channels)
+
+        self.from_latent = nn.Linear(latent_channels, encoder_hidden_size)
+        self.decoder_embed = nn.Linear(encoder_hidden_size, decoder_hidden_size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_hidden_size)) if use_mask_token else None
+        self.register_buffer("decoder_pos_embed", sincos_2d(decoder_hidden_size, side, side)[None])
+        self.decoder_blocks = blocks(
+            decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=LAYER_NORM_EPSILON)
+        self.decoder_pred = PixelHead(decoder_hidden_size, patch_size, out_channels, smooth_output)
+
+        self.use_slicing = False
+        self.gradient_checkpointing = False
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        projection = self.patch_embed.proj  # as a linear layer: its fans are a patch's pixels and the width
+        nn.init.xavier_uniform_(projection.weight.flatten(1))
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    # ---- encoder
+
+    @apply_forward_hook
+    def encode(
+        self, x: Tensor, visible_indices: Tensor | None = None, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[PosteriorDistribution]:
+        """Encodes images, or only some of their patches.
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1], H and W multiples of `patch_size`.
+            visible_indices: (B, V) int64, distinct places in the grid, row by row; only these patches enter.
+            return_dict: False gives a tuple.
+
+        Returns:
+            `latent_dist`, the posterior of latents (B, C, h, w), or (B, C, V) of the visible patches in their
+            order; log variances are clamped to [-30, 20].
+
+        Raises:
+            UserError: an image size that is no multiple of the patch size.
+        """
+        self._check_images(x)
+        if visible_indices is not None:
+            assert visible_indices.shape[:-1] == x.shape[:1], "visible_indices is (B, V)"
+        if self.use_slicing and len(x) > 1:
+            visible = [None] * len(x) if visible_indices is None else visible_indices.split(1)
+            rows = [self._moments(image, seen) for image, seen in zip(x.split(1), visible, strict=True)]
+            moments = torch.cat(rows)
+        else:
+            moments = self._moments(x, visible_indices)
+        posterior = PosteriorDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
+
+    def _moments(self, x: Tensor, visible_indices: Tensor | None) -> Tensor:
+        p = self.config["patch_size"]
+        h, w = x.shape[2] // p, x.shape[3] // p
+        tokens = self.patch_embed(x) + self._positions(self.pos_embed, h, w)  # (B, N, D)
+        if visible_indices is not None:
+            # hidden patches are taken out, not replaced: the blocks' work shrinks with them
+            tokens = tokens.gather(1, visible_indices[..., None].expand(-1, -1, tokens.shape[2]))  # (B, V, D)
+        tokens = self._run(self.blocks, tokens)
+        moments = self.to_latent(self.norm(tokens)).transpose(1, 2)  # (B, 2C, N or V)
+        return moments if visible_indices is not None else moments.unflatten(2, (h, w))
+
+    # ---- decoder
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: Tensor,
+        visible_indices: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decodes latents, with mask tokens in the place of patches that have none.
+
+        Args:
+            z: (B, C, h, w), or (B, C, V) with `visible_indices`.
+            visible_indices: (B, V) int64, their places in the grid; needs `use_mask_token=True`.
+            grid: (h, w) of the whole image in tokens, for `visible_indices` (None: that of `sample_size`).
+            return_dict: False gives a tuple.
+            generator: not used; pipelines pass it to every autoencoder.
+
+        Returns:
+            `sample`, images (B, 3, h·p, w·p), about in [-1, 1], not clamped.
+
+        Raises:
+            UserError: a part of the patches for a model without mask token.
+        """
+        if visible_indices is None:
+            assert z.ndim == 4, (
+                f"latents are (B, C, h, w), or (B, C, V) with visible_indices; got {tuple(z.shape)}"
+            )
+            grid = (z.shape[2], z.shape[3])
+        else:
+            assert z.ndim == 3, f"latents with visible_indices are (B, C, V), got {tuple(z.shape)}"
+            assert visible_indices.shape == (z.shape[0], z.shape[2]), "visible_indices is (B, V)"
+            grid = grid or self._own_grid()
+            if self.mask_token is None:
+                raise UserError(
+                    "decoding a part of the patches needs a mask token, and this model has none "
+                    "(use_mask_token=False; final official checkpoints lack it): build or train the model "
+                    "with use_mask_token=True, or encode and decode whole images without visible_indices"
+                )
+        if self.use_slicing and len(z) > 1:
+            visible = [None] * len(z) if visible_indices is None else visible_indices.split(1)
+            rows = [
+                self._pixels(latent, seen, grid) for latent, seen in zip(z.split(1), visible, strict=True)
+            ]
+            sample = torch.cat(rows)
+        else:
+            sample = self._pixels(z, visible_indices, grid)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _pixels(self, z: Tensor, visible_indices: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        tokens = self.decoder_embed(self.from_latent(z.flatten(2).transpose(1, 2)))  # (B, N or V, D)
+        if visible_indices is not None:
+            assert self.mask_token is not None
+            b, _, width = tokens.shape
+            # under autocast the tokens are in half precision, the parameter is not
+            hidden = self.mask_token.to(tokens.dtype).expand(b, grid[0] * grid[1], width)
+            tokens = hidden.scatter(1, visible_indices[..., None].expand(-1, -1, width), tokens)  # (B, N, D)
+        tokens = tokens + self._positions(self.decoder_pos_embed, *grid)
+        tokens = self._run(self.decoder_blocks, tokens)
+        return self.decoder_pred(self.decoder_norm(tokens), grid)
+
+    # ---- both
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encodes and decodes images.
+
+        Args:
+            sample: (B, 3, H, W) in [-1, 1].
+            sample_posterior: whether to decode a draw from the posterior rather than its mean.
+            return_dict: False gives a tuple.
+            generator: of the draw; a list has one for each image.
+
+        Returns:
+            `sample`, the reconstruction (B, 3, H, W).
+        """
+        posterior = self.encode(sample, return_dict=False)[0]
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)
+
+    def _run(self, blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens)  # type: ignore[misc]
+            else:
+                tokens = block(tokens)
+        return tokens
+
+    def _own_grid(self) -> tuple[int, int]:
+        side = self.config["sample_size"] // self.config["patch_size"]
+        return side, side
+
+    def _positions(self, table: Tensor, height: int, columns: int) -> Tensor:
+        """Returns (1, h·w, D) for any grid.
+
+        Where the stored table (1, N, D) is the sine-cosine one, the other grid's is computed; where it is not
+        (official files hold a stretched one), the stored table is resampled bilinearly. The choice is made on
+        the device: no synchronisation, no graph break, and right however the weights came in.
+        """
+        own = self._own_grid()
+        if (height, columns) == own:
+            return table
+        width = table.shape[2]
+        stored = table.float()  # not all devices interpolate in half precision
+        image = stored.reshape(1, *own, width).permute(0, 3, 1, 2)
+        resampled = F.interpolate(image, (height, columns), mode="bilinear").flatten(2).transpose(1, 2)
+        computed = sincos_2d(width, height, columns, device=table.device, dtype=torch.float32)
+        return torch.where(self._is_sincos(table), computed, resampled).to(table.dtype)
+
+    def _is_sincos(self, table: Tensor) -> Tensor:
+        expected = sincos_2d(table.shape[2], *self._own_grid(), device=table.device, dtype=torch.float32)
+        return (table.float() - expected).abs().amax() < SINCOS_TOLERANCE  # ()
+
+    def _check_images(self, x: Tensor) -> None:
+        p, channels = self.config["patch_size"], self.config["in_channels"]
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise UserError(f"images must be (B, {channels}, H, W), got {tuple(x.shape)}; convert them first")
+        h, w = x.shape[2:]
+        if h % p or w % p or not h or not w:
+            raise UserError(
+                f"image height and width must be multiples of patch_size={p}, got {h}x{w}; "
+                "resize or crop first"
+            )
+
+    # ---- what trainers and pipelines ask for
+
+    def enable_slicing(self) -> None:
+        """Encodes and decodes one image of a batch at a time from now on, to save memory."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Encodes and decodes whole batches at once again."""
+        self.use_slicing = False
+
+    def _encoder_modules(self) -> dict[str, nn.Module]:
+        return {
+            "patch_embed": self.patch_embed,
+            "blocks": self.blocks,
+            "norm": self.norm,
+            "to_latent": self.to_latent,
+        }
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the parameters that determine the latents: patch embedding, blocks, norm, `to_latent`."""
+        for module in self._encoder_modules().values():
+            yield from module.parameters()
+
+    def freeze_encoder(self) -> None:
+        """Freezes what determines the latents, and the mask token: decoder tuning trains the rest."""
+        for parameter in self.encoder_parameters():
+            parameter.requires_grad_(False)
+        if self.mask_token is not None:
+            self.mask_token.requires_grad_(False)
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Returns the tensors that determine the latents, by their state-dict names, for fingerprints.
+
+        The position table is among them only where it is not the sine-cosine one, which any image size
+        remakes: so the same encoder at another `sample_size` has the same fingerprint.
+        """
+        state = {
+            f"{name}.{key}": tensor
+            for name, module in self._encoder_modules().items()
+            for key, tensor in module.state_dict().items()
+        }
+        if not bool(self._is_sincos(self.pos_embed)):
+            state["pos_embed"] = self.pos_embed
+        return state
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {size!r}; set it so")
+    sample_size, p = sizes["sample_size"], sizes["patch_size"]
+    if sample_size % p:
+        raise UserError(
+            f"sample_size must be a multiple of patch_size={p}, got {sample_size}; "
+            f"take {max(p, round(sample_size / p) * p)}, or another patch size"
+        )
+    for side in ("encoder", "decoder"):
+        width, heads = sizes[f"{side}_hidden_size"], sizes[f"{side}_num_attention_heads"]
+        if width % heads:
+            raise UserError(
+                f"{side}_hidden_size must be a multiple of {side}_num_attention_heads={heads}, got {width}; "
+                "change the one or the other"
+            )
+        if width % 4:
+            raise UserError(
+                f"{side}_hidden_size must be a multiple of 4 (sine and cosine of row and column), "
+                f"got {width}; take {width // 4 * 4 + 4}"
+            )
+
+
+def _check_mlp(ratio: float, activation: str, *widths: int) -> None:
+    if min(widths) * ratio < 1:
+        raise UserError(f"mlp_ratio must leave hidden units, got {ratio}; the paper takes 4")
+    try:
+        get_activation(activation)
+    except ValueError as error:
+        raise UserError(
+            f"hidden_act is no activation of diffusers: {error}; the paper takes 'gelu'"
+        ) from error
+
+
+def _check_statistics(channels: int, **statistics: list[float] | None) -> None:
+    for name, values in statistics.items():
+        if values is not None and len(values) != channels:
+            raise UserError(
+                f"{name} must hold latent_channels={channels} numbers, got {len(values)}; give one each"
+            )

@@ -1,0 +1,174 @@
+"""The official VMAE checkpoints ↔ `AutoencoderVMAE`: the same names, the sizes read from the shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.conversion.checkpoints import listed, read_official_checkpoint, require_keys, state_dict_of
+from ldmae.core.errors import UserError
+
+FOREIGN_PREFIXES = ("perceptual_loss.",)
+"""Tensors in the official training files that are no part of the autoencoder: the loss network."""
+
+PLAIN_HEAD = "decoder_pred."
+SMOOTH_HEAD = "decoder_pred.linear_pred."
+"""Without `smooth_output`, the official head is one linear layer, named without the second part."""
+
+SHAPE_KEYS = (
+    "patch_embed.proj.weight",
+    "pos_embed",
+    "to_latent.weight",
+    "from_latent.weight",
+    "decoder_embed.weight",
+    "decoder_pos_embed",
+    "blocks.0.mlp.fc1.weight",
+    "decoder_blocks.0.mlp.fc1.weight",
+)
+
+OFFICIAL_HEADS = {  # (encoder width, decoder width, patch size): (encoder heads, decoder heads)
+    (96, 96, 8): (8, 8),
+    (96, 192, 8): (8, 12),
+    (384, 384, 8): (16, 16),
+    (384, 384, 16): (12, 12),
+}
+HEAD_WIDTH = 16
+"""What all other official sizes have."""
+
+
+def load_official_vmae(
+    path: str | Path,
+    encoder_num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    latents_stats: str | Path | None = None,
+) -> AutoencoderVMAE:
+    """Loads an official VMAE checkpoint, from either training stage.
+
+    All sizes are read from the tensors' shapes but the numbers of heads, which neither a shape nor the
+    arguments in the file tell. Where they are not given, they are those of the official model of the same
+    widths (96: 8 heads, 192: 12, 384: 16, or 12 with patches of 16 pixels), else width / 16.
+
+    Args:
+        path: `.pth` file, `{"model": …}` or a bare state dict.
+        encoder_num_attention_heads: heads of the encoder.
+        decoder_num_attention_heads: heads of the decoder.
+        latents_stats: LightningDiT's `latents_stats.pt`, {"mean", "std"} of (1, C, 1, 1), which goes into the
+            config as `latents_mean` and `latents_std`.
+
+    Returns:
+        The model in evaluation mode; it has a mask token where the file has one (masked pre-training).
+
+    Raises:
+        UserError: the file can't be read safely, is of another layout, or its tensors do not fit one another.
+    """
+    state = _model_state(read_official_checkpoint(path))
+    require_keys(state, SHAPE_KEYS, path, "VMAE checkpoint")
+    config = _config(state, path, encoder_num_attention_heads, decoder_num_attention_heads)
+    if latents_stats is not None:
+        config.update(_read_latents_stats(latents_stats, config["latent_channels"]))
+    with torch.device("meta"):  # nothing is drawn: every tensor comes from the file
+        model = AutoencoderVMAE(**config)
+    _check_fits(state, model.state_dict(), path)
+    model.load_state_dict({key: tensor.float().clone() for key, tensor in state.items()}, assign=True)
+    return model.eval()
+
+
+def to_official_vmae(model: AutoencoderVMAE) -> dict[str, Tensor]:
+    """Returns the model's state dict in the official layout, on the CPU.
+
+    `torch.save({"model": to_official_vmae(model)}, path)` writes a file that the official code loads.
+    """
+    smooth = model.config["smooth_output"]
+    return {
+        key if smooth else key.replace(SMOOTH_HEAD, PLAIN_HEAD): tensor.detach().cpu().clone()
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    state = state_dict_of(checkpoint, "model")
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(FOREIGN_PREFIXES)}
+    for kind in ("weight", "bias"):
+        if PLAIN_HEAD + kind in state:
+            state[SMOOTH_HEAD + kind] = state.pop(PLAIN_HEAD + kind)
+    return state
+
+
+def _config(
+    state: dict[str, Tensor], path: str | Path, encoder_heads: int | None, decoder_heads: int | None
+) -> dict[str, Any]:
+    require_keys(state, [SMOOTH_HEAD + "weight"], path, "VMAE checkpoint")
+    width, in_channels, p, _ = state["patch_embed.proj.weight"].shape
+    decoder_width = state["decoder_embed.weight"].shape[0]
+    tokens = state["pos_embed"].shape[1]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise UserError(
+            f"{path}: pos_embed holds {tokens} places, expected a square number (no class token); "
+            "convert a checkpoint that was trained with no_cls"
+        )
+    heads = OFFICIAL_HEADS.get(
+        (width, decoder_width, p), (max(1, width // HEAD_WIDTH), max(1, decoder_width // HEAD_WIDTH))
+    )
+    return {
+        "sample_size": side * p,
+        "in_channels": in_channels,
+        "out_channels": state[SMOOTH_HEAD + "weight"].shape[0] // p**2,
+        "patch_size": p,
+        "latent_channels": state["from_latent.weight"].shape[1],
+        "encoder_hidden_size": width,
+        "encoder_num_hidden_layers": _depth(state, "blocks."),
+        "encoder_num_attention_heads": encoder_heads or heads[0],
+        "decoder_hidden_size": decoder_width,
+        "decoder_num_hidden_layers": _depth(state, "decoder_blocks."),
+        "decoder_num_attention_heads": decoder_heads or heads[1],
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "smooth_output": "decoder_pred.conv_smoother.weight" in state,
+        "use_mask_token": "mask_token" in state,
+    }
+
+
+def _depth(state: dict[str, Tensor], prefix: str) -> int:
+    numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return 1 + max(int(number) for number in numbers if number.isdigit())
+
+
+def _check_fits(state: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    other = [
+        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    told = [
+        f"{what}: {listed(names)}"
+        for what, names in (("lacks", missing), ("does not know", unexpected), ("other shapes", other))
+        if names
+    ]
+    if told:
+        raise UserError(
+            f"{path} is no VMAE checkpoint of the layout that is known ({'; '.join(told)}); "
+            "check that it is a whole file of the official VMAE training"
+        )
+
+
+def _read_latents_stats(path: str | Path, channels: int) -> dict[str, list[float]]:
+    stats = read_official_checkpoint(path)
+    found: dict[str, list[float]] = {}
+    for name in ("mean", "std"):
+        value = stats.get(name)
+        if not isinstance(value, Tensor) or value.numel() != channels:
+            got = tuple(value.shape) if isinstance(value, Tensor) else listed(map(str, stats))
+            raise UserError(
+                f"{path} is no latents_stats.pt of this autoencoder: expected {name!r} of shape "
+                f"(1, {channels}, 1, 1), got {got}; take the file that lies beside its latents"
+            )
+        found[f"latents_{name}"] = value.float().flatten().tolist()
+    return found

@@ -1,0 +1,437 @@
+"""LightningDiT, the transformer that learns the velocity between noise and latents.
+
+After "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models" (arXiv
+2501.01423): DiT with adaLN-zero, rotary positions, RMSNorm, SwiGLU and normalised queries and keys. Parameter
+names are those of the official files, so that weights go over one by one.
+"""
+
+# B batch, C latent channels, H W latent grid, p patch size, h w token grid (h = H/p), N tokens (h*w),
+# D width, A heads, d head width (D = A*d)
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldmae.core.device import attention
+from ldmae.core.errors import UserError
+from ldmae.core.positions import sincos_2d
+
+TIME_FREQUENCIES = 256
+ROPE_BASE = 10000.0
+NORM_EPS = 1e-6
+SINCOS_TOLERANCE = 1e-2
+"""How far a stored table may lie from the sine-cosine one and still be it; bfloat16 moves it by 4e-3."""
+
+
+def timestep_embedding(timestep: Tensor, frequencies: int = TIME_FREQUENCIES) -> Tensor:
+    """Embeds times in [0, 1] as cosines, then sines, of falling frequencies.
+
+    Args:
+        timestep: (B,) times, taken as they are (DiT multiplies by 1000; LightningDiT does not).
+        frequencies: width of the embedding, an even number.
+
+    Returns:
+        (B, frequencies) in float32.
+    """
+    half = frequencies // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (B, frequencies / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotary_tables(
+    head_dim: int, rows: int, columns: int, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Computes the rotation of queries and keys on a token grid, as cosines and sines (arXiv 2104.09864).
+
+    The first half of a head turns by the row, the second by the column; each pair of channels (2i, 2i + 1)
+    shares an angle.
+
+    Args:
+        head_dim: d, a multiple of 4.
+        rows: h.
+        columns: w.
+        device: where to put the tables.
+
+    Returns:
+        Two tables (h*w, d) in float32, row by row.
+    """
+    half = head_dim // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+    frequencies = ROPE_BASE**-exponents  # (d/4,)
+    by_row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequencies  # (h, d/4)
+    by_column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequencies  # (w, d/4)
+    angles = torch.cat(
+        [
+            by_row[:, None].expand(rows, columns, half // 2),
+            by_column[None].expand(rows, columns, half // 2),
+        ],
+        dim=-1,
+    )
+    angles = angles.reshape(rows * columns, half).repeat_interleave(2, dim=-1)  # (N, d)
+    return angles.cos(), angles.sin()
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """Turns sines into those that `_rotate` takes: minus for the first channel of each pair."""
+    return torch.stack([-sin[..., 0::2], sin[..., 1::2]], dim=-1).flatten(-2)
+
+
+def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    # (a, b) -> (a cos - b sin, b cos + a sin), swapping each pair once; real-valued, so that compilers fuse it
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, swapped, signed_sin)
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    """Returns 1 / √(mean(x²) + eps) over the last axis, (…, 1), summed in float32 whatever x is."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.rsqrt(norm * norm * (1 / x.shape[-1]) + NORM_EPS)
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over the last axis, and scales (arXiv 1910.07467).
+
+    `F.rms_norm` has no fused kernel for a half-precision input with float32 weights (autocast's case), nor
+    any fused backward on a CPU; a norm, a product and the weight in the input's type are faster.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (…, D)."""
+        return x * _inverse_rms(x).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class ModulatedNorm(nn.Module):
+    """A norm with scale and shift from the condition: norm(x) · (1 + scale) + shift (adaLN, arXiv 2212.09748)."""
+
+    def __init__(self, width: int, use_rmsnorm: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if use_rmsnorm else None  # LayerNorm has none here
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Normalises x (B, N, D), then modulates it by shift and scale (B, D)."""
+        gain, shift = (1 + scale)[:, None].to(x.dtype), shift[:, None].to(x.dtype)  # (B, 1, D)
+        if self.weight is None:
+            return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain)
+        # the weight joins the small gain instead of taking a pass over all tokens of its own
+        return torch.addcmul(shift, x * _inverse_rms(x).to(x.dtype), gain * self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens, with normalised and rotated queries and keys."""
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool, use_rmsnorm: bool):
+        super().__init__()
+        head_dim = width // num_heads
+        norm = RMSNorm if use_rmsnorm else nn.LayerNorm
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = norm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = norm(head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Mixes tokens (B, N, D); rotary holds cosines and signed sines (N, d)."""
+        qkv = rearrange(self.qkv(x), "b n (three a d) -> three b a n d", three=3, a=self.num_heads)
+        q, k, v = qkv.unbind(0)  # (B, A, N, d) each
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's LayerNorm gives float32
+        if rotary is not None:
+            cos, signed_sin = (table.to(v.dtype) for table in rotary)
+            q, k = _rotate(q, cos, signed_sin), _rotate(k, cos, signed_sin)
+        return self.proj(rearrange(attention(q, k, v), "b a n d -> b n (a d)"))
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP: w3(silu(gate) · value), gate and value stacked in w12 (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps each token of (B, N, D)."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class MLP(nn.Module):
+    """The plain MLP with tanh GELU, DiT's."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps each token of (B, N, D)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class LightningDiTBlock(nn.Module):
+    """Attention and MLP, each modulated and gated by the condition; the gates start at zero (adaLN-zero)."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, use_swiglu: bool, use_rmsnorm: bool
+    ):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = ModulatedNorm(width, use_rmsnorm)
+        self.attn = Attention(width, num_heads, qk_norm, use_rmsnorm)
+        self.norm2 = ModulatedNorm(width, use_rmsnorm)
+        # two thirds: SwiGLU has three matrices, so it costs what the plain MLP costs
+        self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if use_swiglu else MLP(width, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Transforms tokens (B, N, D) under the condition (B, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        x = x + gate1[:, None] * self.attn(self.norm1(x, shift1, scale1), rotary)
+        return x + gate2[:, None] * self.mlp(self.norm2(x, shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """The last norm and the projection of each token to its patch of velocity."""
+
+    def __init__(self, width: int, out_features: int, use_rmsnorm: bool):
+        super().__init__()
+        self.norm_final = ModulatedNorm(width, use_rmsnorm)
+        self.linear = nn.Linear(width, out_features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Maps tokens (B, N, D) and the condition (B, D) to patches (B, N, p*p*C)."""
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        return self.linear(self.norm_final(x, shift, scale))
+
+
+class PatchEmbed(nn.Module):
+    """A linear map of p x p patches, written as a convolution."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps latents (B, C, H, W) to tokens (B, N, D)."""
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+
+
+class TimestepEmbedder(nn.Module):
+    """Times in [0, 1] to conditions."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """Maps times (B,) to conditions (B, D)."""
+        return self.mlp(timestep_embedding(timestep).to(dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Classes to conditions; the null class, where there is one, is the last row."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(rows, width)
+
+    def forward(self, class_labels: Tensor) -> Tensor:
+        """Maps classes (B,) to conditions (B, D)."""
+        return self.embedding_table(class_labels)
+
+
+class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
+    """A class-conditional transformer that predicts the flow-matching velocity of latents.
+
+    Args:
+        sample_size: height and width of the latent grid whose positions lie in the weights; others are
+            computed.
+        patch_size: edge of the latent patch that makes one token.
+        in_channels: latent channels, in and out.
+        num_layers: blocks.
+        num_attention_heads: heads.
+        attention_head_dim: width of a head; the model's width is heads times this.
+        mlp_ratio: hidden width of the MLP over the model's (SwiGLU takes two thirds of it).
+        num_classes: classes; 1 for a model without classes.
+        class_dropout_prob: share of training labels that the objective replaces by the null class. With 0, or
+            with one class, there is no null class, hence no guidance.
+        qk_norm: normalise queries and keys in each head.
+        use_swiglu: SwiGLU in place of a tanh-GELU MLP.
+        use_rope: rotate queries and keys by their place, besides the added sine-cosine positions.
+        use_rmsnorm: RMSNorm in place of LayerNorm.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LightningDiTBlock"]  # noqa: RUF012 - diffusers reads a plain class attribute
+    _repeated_blocks = ["LightningDiTBlock"]  # noqa: RUF012 - as above
+    _skip_layerwise_casting_patterns = ["norm"]  # noqa: RUF012 - as above
+
+    pos_embed: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        patch_size: int = 1,
+        in_channels: int = 16,
+        num_layers: int = 12,
+        num_attention_heads: int = 12,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        qk_norm: bool = True,
+        use_swiglu: bool = True,
+        use_rope: bool = True,
+        use_rmsnorm: bool = True,
+    ):
+        super().__init__()
+        width = num_attention_heads * attention_head_dim
+        _check_sizes(sample_size, patch_size, width, attention_head_dim, use_rope)
+        _check_classes(num_classes, class_dropout_prob)
+        self.gradient_checkpointing = False
+        self.patch_size = patch_size
+        self.attention_head_dim = attention_head_dim
+        self.use_rope = use_rope
+        self.null_class: int | None = num_classes if class_dropout_prob > 0 and num_classes > 1 else None
+        """Row of the class that stands for no class, or None where there is none."""
+
+        grid = sample_size // patch_size
+        table = sincos_2d(
+            width, grid, grid, device=torch.get_default_device()
+        )  # meta, where that is asked for
+        self.register_buffer("pos_embed", table[None])  # (1, N, D)
+        self.x_embedder = PatchEmbed(in_channels, width, patch_size)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(num_classes + (self.null_class is not None), width)
+        self.blocks = nn.ModuleList(
+            LightningDiTBlock(width, num_attention_heads, mlp_ratio, qk_norm, use_swiglu, use_rmsnorm)
+            for _ in range(num_layers)
+        )
+        self.final_layer = FinalLayer(width, patch_size * patch_size * in_channels, use_rmsnorm)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Starts as DiT does: the blocks are the identity and the velocity is zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(
+            self.x_embedder.proj.weight.flatten(1)
+        )  # a view: as the linear layer that it is
+        if self.x_embedder.proj.bias is not None:
+            nn.init.zeros_(self.x_embedder.proj.bias)
+        for module in [self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]]:
+            nn.init.normal_(cast(Tensor, module.weight), std=0.02)
+        modulations = [module.adaLN_modulation[1] for module in [*self.blocks, self.final_layer]]
+        for linear in [*modulations, self.final_layer.linear]:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predicts the velocity, data minus noise.
+
+        Args:
+            hidden_states: (B, C, H, W) latents on the way from noise to data; H and W are multiples of the
+                patch size.
+            timestep: (B,) or a single time in [0, 1]; 0 is noise, 1 is data.
+            class_labels: (B,) classes, int64.
+            return_dict: return an object with `sample` instead of a tuple.
+
+        Returns:
+            The velocity, (B, C, H, W).
+
+        Raises:
+            UserError: the patch size does not divide the latents' height or width.
+        """
+        p = self.patch_size
+        batch, _, height, width = hidden_states.shape
+        if height % p or width % p:
+            raise UserError(
+                f"latent height and width must be multiples of patch_size={p}, got {height}x{width}; "
+                "pad or crop the latents, or take images whose size fits"
+            )
+        rows, columns = height // p, width // p
+        tokens = self.x_embedder(hidden_states)  # (B, N, D)
+        timestep = torch.as_tensor(timestep, device=tokens.device).reshape(-1).expand(batch)
+        condition = self.t_embedder(timestep, tokens.dtype) + self.y_embedder(class_labels)  # (B, D)
+        rotary = None
+        if self.use_rope:
+            cos, sin = rotary_tables(self.attention_head_dim, rows, columns, tokens.device)
+            rotary = cos, _signed(sin)
+        tokens = tokens + self._positions(rows, columns)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, condition, rotary)  # pyright: ignore[reportOptionalCall]
+            else:
+                tokens = block(tokens, condition, rotary)
+        patches = self.final_layer(tokens, condition)  # (B, N, p*p*C)
+        velocity = rearrange(
+            patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=p, q=p
+        )  # (B, C, H, W)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Returns the added positions of a token grid, (1, N, D)."""
+        own = self.config["sample_size"] // self.patch_size
+        if rows == own and columns == own:
+            return self.pos_embed
+        stored, width = self.pos_embed, self.pos_embed.shape[-1]
+        like = {"device": stored.device, "dtype": stored.dtype}
+        distance = (stored - sincos_2d(width, own, own, **like)[None]).abs().amax()
+        square = rearrange(stored, "1 (h w) d -> 1 d h w", h=own)
+        stretched = F.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=False)
+        stretched = rearrange(stretched, "1 d h w -> 1 (h w) d")
+        # chosen by a tensor, not an `if`, so that the graph has no break; the tables are small
+        computed = sincos_2d(width, rows, columns, **like)[None]
+        return torch.where(distance < SINCOS_TOLERANCE, computed, stretched)
+
+
+def _check_sizes(sample_size: int, patch_size: int, width: int, head_dim: int, use_rope: bool) -> None:
+    if patch_size < 1 or sample_size < 1 or sample_size % patch_size:
+        raise UserError(
+            f"sample_size must be a positive multiple of patch_size, got sample_size={sample_size} and "
+            f"patch_size={patch_size}; change one of the two"
+        )
+    if width < 4 or width % 4:
+        raise UserError(
+            f"num_attention_heads * attention_head_dim must be a positive multiple of 4 (2-D sine-cosine positions), "
+            f"got {width}; change one of the two"
+        )
+    if use_rope and head_dim % 4:
+        raise UserError(
+            f"attention_head_dim must be a multiple of 4 with use_rope, got {head_dim}; change it or set use_rope=False"
+        )
+
+
+def _check_classes(num_classes: int, class_dropout_prob: float) -> None:
+    if num_classes < 1:
+        raise UserError(
+            f"num_classes must be at least 1, got {num_classes}; use 1 for a model without classes"
+        )
+    if not 0 <= class_dropout_prob < 1:
+        raise UserError(f"class_dropout_prob must be in [0, 1), got {class_dropout_prob}; 0.1 is usual")

@@ -1,0 +1,382 @@
+"""The diffusers pipeline: classes in, images out."""
+
+# B batch, C latent channels, h w latent grid, H W image size
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+# a saved pipeline can only be loaded once its classes are imported
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.contracts import Autoencoder
+from ldmae.core.errors import UserError, nearest
+from ldmae.diffusion.flow import set_sampling_times
+from ldmae.diffusion.guidance import guided_velocity
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+
+__all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+IMAGES_DECODED_AT_ONCE = 8
+"""Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
+
+
+class LDMAEPipeline(DiffusionPipeline):
+    """Generates images of classes: flow matching in an autoencoder's latents.
+
+    Args:
+        vae: `AutoencoderVMAE`, or any diffusers autoencoder with `decode`.
+        transformer: predicts the velocity.
+        scheduler: `FlowMatchEulerDiscreteScheduler` or `FlowMatchHeunDiscreteScheduler`.
+        id2label: names of the classes by number; lets `class_labels` be names. A name may list synonyms
+            between commas.
+        latents_mean: per-channel mean that the transformer's latents were normalised with (C numbers). For
+            autoencoders whose config holds no statistics; where given, together with `latents_std`, the
+            autoencoder's own statistics, scaling and shift factor are not used.
+        latents_std: per-channel standard deviation, likewise.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers reads a plain class attribute
+
+    vae: Any
+    transformer: Any
+    scheduler: Any
+
+    def __init__(
+        self,
+        vae: Autoencoder,
+        transformer: LightningDiTTransformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
+        id2label: dict[int, str] | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        if (latents_mean is None) != (latents_std is None):
+            raise UserError(
+                "latents_mean and latents_std belong together, got only one of them; give both or none"
+            )
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        # JSON turns the numbers into strings, which a loaded pipeline hands in again
+        names = None if id2label is None else {int(key): str(name) for key, name in id2label.items()}
+        self.register_to_config(
+            id2label=names, latents_mean=_as_floats(latents_mean), latents_std=_as_floats(latents_std)
+        )
+        self._ids_by_name = _ids_by_name(names or {})
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the running or last call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network evaluations of the running or last call, a guided one counted once."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop (by setting `pipe._interrupt`)."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[Any] | Tensor,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        num_inference_steps: int = 50,
+        timestep_shift: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generates one image for each class label.
+
+        Args:
+            class_labels: a class number or name, or a list (nested or not) or tensor of them; its length is
+                the batch.
+            guidance_scale: classifier-free guidance v_null + scale · (v_class - v_null); 1 is none.
+            guidance_interval: guidance acts at times t in this interval, ends included; 0 is noise, 1 is
+                data.
+            guidance_channels: guide only that many first latent channels (3 is what the official sampler
+                does); None guides all, which wants a smaller scale, of about 4.
+            num_inference_steps: steps N. Euler's are N evaluations of the transformer on a uniform grid (the
+                official 250 points of time are N = 249). Heun's scheduler uses its own grid and 2N - 1
+                evaluations.
+            timestep_shift: s of t' = s·t / (1 + (s - 1)·t), for this call, in place of the scheduler's own
+                shift (which is 1/s); below 1 spends more steps near the noise. 0 and 1 mean no shift, None
+                the scheduler's own.
+            generator: one for the whole batch, or a list of one for each image, whose images then don't
+                depend on the batch they are in.
+            latents: (B, C, h, w) noise to start from, in place of the generator's; any h and w that fit the
+                patch size.
+            output_type: `pil` (a list of images), `np` ((B, H, W, 3) float32 in [0, 1]), `pt` ((B, 3, H, W)
+                float32 in [0, 1]) or `latent` ((B, C, h, w) float32, normalised).
+            return_dict: return an object with `images` instead of a tuple.
+            callback_on_step_end: called as `callback(pipe, i, timestep, tensors)` after each evaluation; the
+                tensors that it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs: names of the tensors it is given; only `latents`.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple of them.
+
+        Raises:
+            UserError: an argument does not fit the models.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        labels = self._class_ids(class_labels)
+        self._check_models(output_type)
+        self._check_guidance(guidance_scale, guidance_interval, guidance_channels)
+        _check_steps(num_inference_steps, timestep_shift)
+        _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+
+        device = self._execution_device
+        latents = self._starting_latents(len(labels), latents, generator, device)
+        classes = torch.tensor(labels, device=device)  # (B,)
+        tokens = latents[0, 0].numel() // self.transformer.config["patch_size"] ** 2
+        set_sampling_times(self.scheduler, num_inference_steps, timestep_shift, tokens, device)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        # to the CPU at once, so that the loop does not wait for the device at every step
+        times = (1 - timesteps.cpu().double() / self.scheduler.config["num_train_timesteps"]).tolist()
+
+        with self.progress_bar(total=len(times)) as bar:  # pyright: ignore[reportCallIssue]
+            for i, (timestep, t) in enumerate(zip(timesteps, times, strict=True)):
+                if self.interrupt:
+                    continue
+                velocity = guided_velocity(
+                    self._velocity,
+                    latents,
+                    t,
+                    classes,
+                    null_class=self._null_class,
+                    scale=self.guidance_scale,  # a callback may change it
+                    interval=guidance_interval,
+                    channels=guidance_channels,
+                )
+                # float32 in, float32 out: steps of a half-precision sampler would round away
+                latents = self.scheduler.step(
+                    -velocity, timestep, latents, generator=generator, return_dict=False
+                )[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    tensors = callback_on_step_end(self, i, timestep, tensors)
+                    latents = tensors.pop("latents", latents)
+                bar.update()
+
+        assert latents is not None
+        images = latents if output_type == "latent" else _as_output(self._decode(latents), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _null_class(self) -> int | None:
+        return getattr(self.transformer, "null_class", None)
+
+    def _velocity(self, latents: Tensor, t: float, class_labels: Tensor) -> Tensor:
+        times = torch.full((len(latents),), t, device=latents.device)
+        return self.transformer(latents.to(self.transformer.dtype), times, class_labels, return_dict=False)[
+            0
+        ].float()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Returns images (B, 3, H, W), float32 in [-1, 1] or somewhat beyond, on the CPU."""
+        decoded = [
+            self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu()
+            for piece in self._denormalise(latents).split(IMAGES_DECODED_AT_ONCE)
+        ]
+        return torch.cat(decoded)
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        """Undoes the normalisation that the transformer was trained in, by the first statistics there are."""
+        config = self.vae.config
+        mean, std, scale = self.config["latents_mean"], self.config["latents_std"], 1.0
+        if mean is None:
+            mean, std = config.get("latents_mean"), config.get("latents_std")
+            scale = config.get("scaling_factor") or 1.0
+        if mean is None or std is None:
+            return latents / scale + (config.get("shift_factor") or 0.0)
+        mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
+        return latents * std / scale + mean
+
+    def _starting_latents(
+        self,
+        batch: int,
+        latents: Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        device: torch.device,
+    ) -> Tensor:
+        config = self.transformer.config
+        channels, size, patch = config["in_channels"], config["sample_size"], config["patch_size"]
+        if latents is not None:
+            shape = tuple(latents.shape)
+            fits = (
+                len(shape) == 4 and shape[:2] == (batch, channels) and not any(n % patch for n in shape[2:])
+            )
+            if not fits:
+                raise UserError(
+                    f"latents must have the shape ({batch}, {channels}, h, w), one row for each class label, h and w "
+                    f"multiples of {patch}, got {shape}; draw them with torch.randn({batch}, {channels}, {size}, {size})"
+                )
+            return latents.to(device, torch.float32)
+        if isinstance(generator, list) and len(generator) != batch:
+            raise UserError(
+                f"a list of generators needs one for each image, got {len(generator)} for {batch} class labels; "
+                "give as many, or a single generator"
+            )
+        return randn_tensor((batch, channels, size, size), generator, device, torch.float32)
+
+    def _class_ids(self, class_labels: Any) -> list[int]:
+        """Returns class numbers: names looked up, nested lists flattened.
+
+        Raises:
+            UserError: an unknown name, a number out of range, or nothing at all.
+        """
+        labels = [self._class_id(label) for label in _flattened(class_labels)]
+        if not labels:
+            raise UserError("class_labels is empty; give at least one class number or name")
+        return labels
+
+    def _class_id(self, label: Any) -> int:
+        if isinstance(label, str):
+            if not self._ids_by_name:
+                raise UserError(
+                    f"class {label!r} is a name, but this pipeline has no id2label; give class numbers"
+                )
+            ids = self._ids_by_name.get(label, [])
+            if len(ids) == 1:
+                return ids[0]
+            if ids:
+                raise UserError(f"class name {label!r} stands for classes {ids}; give one of these numbers")
+            raise UserError(f"unknown class {label!r}{nearest(label, self._ids_by_name)}")
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise UserError(f"a class label is a number or a name, got {label!r} ({type(label).__name__})")
+        classes = self.transformer.config["num_classes"]
+        # the null class is a class too: it shows what the model makes without any
+        last = classes - 1 if self._null_class is None else self._null_class
+        if not 0 <= label <= last:
+            null = "" if self._null_class is None else f" ({self._null_class} is the null class)"
+            raise UserError(
+                f"class label {label} is out of range; this model knows classes 0 to {last}{null}"
+            )
+        return int(label)
+
+    def _check_models(self, output_type: str) -> None:
+        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
+            raise UserError(
+                f"the scheduler must be FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler, got "
+                f"{type(self.scheduler).__name__}; other schedulers don't follow straight paths from noise to data"
+            )
+        if self.scheduler.config.get("invert_sigmas"):
+            raise UserError("the scheduler's invert_sigmas turns time round; set it to False")
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(
+                f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"
+                f"{nearest(str(output_type), OUTPUT_TYPES)}"
+            )
+        if output_type == "latent":
+            return
+        channels = self.transformer.config["in_channels"]
+        own = self.vae.config.get("latent_channels", channels)
+        if own != channels:
+            raise UserError(
+                f"the autoencoder's latents have {own} channels, the transformer's {channels}; "
+                "take the autoencoder that the transformer was trained with"
+            )
+        mean = self.config["latents_mean"] or self.vae.config.get("latents_mean")
+        if mean is not None and len(mean) not in (1, channels):
+            raise UserError(
+                f"latents_mean has {len(mean)} numbers for {channels} channels; give one for each channel"
+            )
+
+    def _check_guidance(self, scale: float, interval: tuple[float, float], channels: int | None) -> None:
+        if scale != 1 and self._null_class is None:
+            raise UserError(
+                f"guidance_scale={scale} needs a null class, which this transformer does not have (one class only, or "
+                "class_dropout_prob=0); use guidance_scale=1"
+            )
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+            raise UserError(
+                f"guidance_interval must be two rising times in [0, 1], got {tuple(interval)}; (0.1, 1.0) is the official one"
+            )
+        most = self.transformer.config["in_channels"]
+        if channels is not None and not 1 <= channels <= most:
+            raise UserError(f"guidance_channels must be from 1 to {most}, or None for all, got {channels}")
+
+
+def _check_steps(num_inference_steps: int, timestep_shift: float | None) -> None:
+    if num_inference_steps < 1:
+        raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}; 50 is usual")
+    if timestep_shift is not None and timestep_shift < 0:
+        raise UserError(
+            f"timestep_shift must be positive, or 0 or 1 for none, got {timestep_shift}; 0.3 is usual"
+        )
+
+
+def _check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
+    unknown = [name for name in names or () if name not in allowed]
+    if unknown:
+        raise UserError(
+            f"callback_on_step_end_tensor_inputs may hold {list(allowed)}, got {unknown}; leave them out"
+        )
+
+
+def _as_floats(values: Any) -> list[float] | None:
+    return None if values is None else torch.as_tensor(values, dtype=torch.float64).flatten().tolist()
+
+
+def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
+    """Maps names to class numbers; a whole label wins over another's synonym of the same spelling."""
+    synonyms: dict[str, list[int]] = {}
+    for number, label in id2label.items():
+        for name in {part.strip() for part in label.split(",")}:
+            synonyms.setdefault(name, []).append(number)
+    whole: dict[str, list[int]] = {}
+    for number, label in id2label.items():
+        whole.setdefault(label, []).append(number)
+    return {**synonyms, **whole}
+
+
+def _flattened(labels: Any) -> Iterator[Any]:
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    if isinstance(labels, list | tuple | range):
+        for label in labels:
+            yield from _flattened(label)
+    else:
+        yield labels
+
+
+def _as_output(images: Tensor, output_type: str) -> Any:
+    """Turns images (B, 3, H, W) in [-1, 1] into what was asked for."""
+    if output_type == "pil":
+        pixels = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)  # the official rounding
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+    images = (images / 2 + 0.5).clamp(0, 1)
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,69 @@
+"""Settings of the diffusion model's shape and of sampling."""
+
+from dataclasses import dataclass, field
+
+from ldmae.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningDiTConfig:
+    """The arguments of `LightningDiTTransformer2DModel` that a preset chooses; the rest follows from the latents."""
+
+    patch_size: int = 1
+    """Latent cells along a token's side."""
+    num_layers: int = 12
+    """Blocks."""
+    num_attention_heads: int = 12
+    """Attention heads."""
+    attention_head_dim: int = 64
+    """Width of a head; the model is heads × head width wide."""
+    mlp_ratio: float = 4.0
+    """Width of a block's hidden layer over the block's width (two thirds of it with SwiGLU)."""
+    class_dropout_prob: float = 0.1
+    """Share of the training labels replaced by the null class; guidance needs it. None where there is one class."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
+    use_swiglu: bool = True
+    """SwiGLU in place of GELU."""
+    use_rope: bool = True
+    """2-D rotary position embedding in each block."""
+    use_rmsnorm: bool = True
+    """RMSNorm in place of LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What is generated after training, and how."""
+
+    per_class: int = 8
+    """Images of each class in the grid."""
+    max_classes: int = 24
+    """At most this many classes are drawn into the grid."""
+    solver: str = "euler"
+    """`euler`, or `heun` (second order, twice the evaluations)."""
+    num_inference_steps: int = 50
+    """Steps of the solver."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1: none."""
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Times t between which guidance acts (0 is noise, 1 is data)."""
+    guidance_channels: int | None = None
+    """Guide only the first latent channels (3: as the official sampler does); null: all."""
+    timestep_shift: float = 1.0
+    """s of t' = s t / (1 + (s − 1) t): under 1 more steps are spent near the noise."""
+    batch_size: int = 64
+    """Images generated at once on each process."""
+    seed: int = 0
+    """Of the noise; each image has its own from it."""
+
+    def __post_init__(self):
+        if self.solver not in ("euler", "heun"):
+            raise UserError(f"sampling.solver must be euler or heun, got {self.solver!r}")
+        start, *end = self.guidance_interval
+        if len(end) != 1 or not 0 <= start <= end[0] <= 1:
+            raise UserError(
+                f"sampling.guidance_interval must be two times in [0, 1], got {self.guidance_interval}"
+            )
+        for name in ("per_class", "max_classes", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"sampling.{name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,130 @@
+"""How well images are restored: L1, PSNR, SSIM and a perceptual distance, on images as they would be saved."""
+
+# B batch, N images, H W image
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ldmae.contracts import Result
+from ldmae.core.errors import UserError
+from ldmae.perception.lpips import PerceptualDistance
+
+SSIM_WINDOW = 11
+"""Side of SSIM's Gaussian window (deviation 1.5), as in Wang et al., 2004; smaller images can't be measured."""
+
+NAMES = ("L1", "PSNR", "SSIM")
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Rounds images in [-1, 1] to uint8, as saving does; values outside are clipped."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """Returns each image's mean absolute error (B,) on the scale of [-1, 1], in float64; uint8 images."""
+    return (x.double() - y.double()).abs().mean(dim=(1, 2, 3)) / 127.5
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Returns each image's peak signal-to-noise ratio (B,) in dB, in float64; infinite for equal images; uint8 images."""
+    return peak_signal_noise_ratio(x.double(), y.double(), data_range=255.0, reduction="none", dim=(1, 2, 3))  # type: ignore[return-value]
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Returns each image's structural similarity (B,), in float64; 1 for equal images; uint8 images of at least 11 px.
+
+    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged; windows that leave the image don't count.
+    """
+    values = structural_similarity_index_measure(
+        x.double(), y.double(), gaussian_kernel=True, sigma=1.5, data_range=255.0, reduction="none"
+    )
+    return values.reshape(len(x))  # type: ignore[union-attr]
+
+
+class ReconstructionMetrics:
+    """Collects the figures image by image, so that the result depends neither on batches nor on their order.
+
+    Args:
+        perceptual: the perceptual distance to measure beside the others, or None.
+        trained_on: the label of the perceptual distance that the autoencoder was trained with: a table must say when a
+            model was trained on the metric that judges it.
+    """
+
+    def __init__(self, perceptual: PerceptualDistance | None = None, trained_on: str | None = None) -> None:
+        self._perceptual, self._trained_on = perceptual, trained_on
+        self._values: dict[str, list[float]] = {name: [] for name in NAMES}
+        if perceptual is not None:
+            self._values[perceptual.label] = []
+
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Adds pairs of images.
+
+        Both are rounded to uint8 first, so that a figure is that of the picture a user gets.
+
+        Args:
+            x: (B, 3, H, W) originals in [-1, 1].
+            y: (B, 3, H, W) reconstructions; values outside [-1, 1] are clipped.
+
+        Raises:
+            UserError: the images are too small for a metric.
+        """
+        assert x.shape == y.shape, f"originals and reconstructions differ in shape: {x.shape} and {y.shape}"
+        if min(x.shape[-2:]) < SSIM_WINDOW:
+            raise UserError(
+                f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+                f"got {x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
+            )
+        x, y = to_uint8(x), to_uint8(y)
+        measured = {"L1": l1(x, y), "PSNR": psnr(x, y), "SSIM": ssim(x, y)}
+        if self._perceptual is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                measured[self._perceptual.label] = self._perceptual(
+                    x.float() / 127.5 - 1, y.float() / 127.5 - 1
+                )
+        for name, values in measured.items():
+            self._values[name].extend(values.double().tolist())
+
+    def per_image(self) -> dict[str, list[float]]:
+        """Returns every image's figures, in the order of the updates; for gathering over processes and for spreads."""
+        return {name: list(values) for name, values in self._values.items()}
+
+    def merge(self, values: dict[str, list[float]]) -> None:
+        """Adds the figures that another process collected (its `per_image()`)."""
+        assert values.keys() == self._values.keys(), f"{list(values)} is not {list(self._values)}"
+        for name, collected in values.items():
+            self._values[name].extend(collected)
+
+    def compute(self) -> list[Result]:
+        """Returns the mean over images of every figure.
+
+        PSNR is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out and counted.
+
+        Raises:
+            UserError: no image was added.
+        """
+        count = len(self._values["L1"])
+        if count == 0:
+            raise UserError("there are no images to measure reconstruction on; hold some out with data.val")
+        return [self._result(name, values) for name, values in self._values.items()]
+
+    def _result(self, name: str, values: list[float]) -> Result:
+        finite = [value for value in values if math.isfinite(value) or not name == "PSNR"]
+        notes = []
+        if len(finite) < len(values):
+            notes.append(f"{len(values) - len(finite)} pairs are equal to the bit and are left out")
+        if name == self._trained_on:
+            notes.append("the autoencoder was trained on this metric")
+        return Result(
+            name=name,
+            value=math.fsum(finite) / len(finite) if finite else math.inf,  # fsum: exact, so in any order
+            unit={"PSNR": "dB"}.get(name, ""),
+            better="higher" if name in ("PSNR", "SSIM") else "lower",
+            counts={"images": len(values)},
+            note="; ".join(notes),
+        )

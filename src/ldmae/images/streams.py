@@ -1,0 +1,287 @@
+"""Images that can only be read front to back: remote tar shards, streamed datasets. Their resume is not exact."""
+
+import io
+import itertools
+import logging
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.random import key_seed
+from ldmae.images.index import content_hash, is_held_out
+from ldmae.images.shards import expand_braces, find_shards, group_members, image_part, parse_label
+from ldmae.images.sources import DataConfig, held_out_share
+from ldmae.images.transforms import to_rgb
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 60.0
+ATTEMPTS = 3
+"""How often in a row a shard is opened again after its connection broke."""
+WAIT_SECONDS = 0.5
+"""Pause before the first such attempt; the next ones wait longer."""
+
+
+class Item(NamedTuple):
+    """A picture file as it came, undecoded (a shuffle buffer of these is small)."""
+
+    name: str
+    content: bytes
+    label: int | str | None
+
+
+class StreamSource:
+    """Images without random access, in a seeded, buffered, only roughly shuffled order.
+
+    What a run sees depends on how many processes and workers read; a resumed run goes on with the next epoch's order.
+    A warning says so once.
+
+    Args:
+        name: what to call it in reports.
+        shards: what opens each shard: a function from how many items to skip to an iterator over the rest.
+        classes: class names; a stream's labels can't be collected beforehand. Empty: all images are one class.
+        share: share of the images held out, by hash of the content.
+        max_unreadable: share of unreadable images that is borne.
+        buffer: items that the shuffle buffer holds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: list["Shard"],
+        *,
+        classes: list[str] | None = None,
+        share: float = 0.05,
+        max_unreadable: float = 0.01,
+        buffer: int = 1000,
+    ):
+        self.name, self.licence = name, ""
+        self.classes = list(classes) if classes else [name]
+        self._one_class = not classes
+        self._shards = shards
+        self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
+        logger.warning(
+            "%s is streamed: an interrupted run goes on, but not with the images it would have seen; for exact resume, "
+            "download it and give the local path",
+            name,
+        )
+
+    def iterate(
+        self, seed: int, epoch: int, rank: int = 0, world: int = 1, *, part: str = "train"
+    ) -> Iterator[tuple[Image.Image, int]]:
+        """Yields (RGB image, label) of this process's, and this data loader worker's, share of one epoch.
+
+        Args:
+            seed: key of the order, with `epoch`.
+            epoch: another epoch, another order.
+            rank: this process among `world`.
+            world: number of processes.
+            part: `train`, `held_out`, or `all`. What is held out is decided by the content's hash, so the parts are disjoint
+                in every epoch. Near-duplicates are not looked for.
+
+        Raises:
+            UserError: too many unreadable images, a label that no class bears, an address that does not answer.
+        """
+        assert part in ("train", "held_out", "all"), part
+        worker = get_worker_info()
+        workers = 1 if worker is None else worker.num_workers
+        slot = rank * workers + (0 if worker is None else worker.id)
+        rng = np.random.default_rng(key_seed(seed, "stream", epoch))  # the same shard order everywhere
+        order = rng.permutation(len(self._shards))
+        items = self._items(order, slot, world * workers)
+        buffered = _shuffled(
+            items, self._buffer, np.random.default_rng(key_seed(seed, "buffer", epoch, slot))
+        )
+        read = unreadable = 0
+        for item in buffered:
+            if part != "all" and is_held_out(content_hash(item.content), self._share) != (part == "held_out"):
+                continue
+            read += 1
+            try:
+                image = to_rgb(Image.open(io.BytesIO(item.content)))
+            except Exception as error:  # decoders raise whatever they like on broken files
+                unreadable += 1
+                logger.warning("skipped the unreadable image %s: %s", item.name, error)
+                if unreadable > max(self._max_unreadable * read, self._max_unreadable * 1000):
+                    raise UserError(
+                        f"{unreadable} of the first {read} images of {self.name} are unreadable (the last: {item.name}: "
+                        f"{error}); at most data.max_unreadable={self._max_unreadable} is borne: raise it to go on"
+                    ) from error
+                continue
+            yield image, self._label(item)
+
+    def _items(self, order: np.ndarray, slot: int, slots: int) -> Iterator[Item]:
+        if len(order) >= slots:
+            for k in order[slot::slots]:
+                yield from self._shards[k].items()
+        else:  # fewer shards than readers: each reads all and keeps its share, or some would have nothing
+            everything = itertools.chain.from_iterable(self._shards[k].items() for k in order)
+            yield from itertools.islice(everything, slot, None, slots)
+
+    def _label(self, item: Item) -> int:
+        if self._one_class:
+            return 0
+        if item.label is None:
+            return -1
+        if isinstance(item.label, int) and item.label < len(self.classes):
+            return max(item.label, -1)
+        if str(item.label) in self.classes:
+            return self.classes.index(str(item.label))
+        raise UserError(
+            f"{item.name} bears the label {item.label!r}, for which there is no class{nearest(str(item.label), self.classes)}"
+            f"; name all classes in data.classes (got {len(self.classes)}), in the order of their numbers"
+        )
+
+
+class Shard:
+    """One shard of a stream; a broken connection is mended by opening it again and skipping what was read."""
+
+    def __init__(self, name: str, opener: Callable[[], Iterable[Item]]):
+        self.name = name
+        self._opener = opener
+
+    def items(self) -> Iterator[Item]:
+        """Yields the shard's items.
+
+        Raises:
+            UserError: the shard does not answer, or is not a tar file.
+        """
+        read = failures = 0
+        while True:
+            try:
+                for item in itertools.islice(iter(self._opener()), read, None):
+                    read, failures = read + 1, 0
+                    yield item
+                return
+            except (OSError, tarfile.TarError, EOFError) as error:
+                failures += 1
+                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if refused or failures >= ATTEMPTS:
+                    raise UserError(
+                        f"cannot read {self.name} after {read} images: {error}; check the address and the network, "
+                        "then type the same command again"
+                    ) from error
+                logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
+                time.sleep(WAIT_SECONDS * failures)
+
+
+def _shuffled(items: Iterator[Item], size: int, rng: np.random.Generator) -> Iterator[Item]:
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        k = int(rng.integers(size))
+        yield buffer[k]
+        buffer[k] = item
+    for k in rng.permutation(len(buffer)):
+        yield buffer[k]
+
+
+class _TarOpener:
+    """Reads a tar shard, remote or local, front to back. A class and not a closure, so that workers can be spawned."""
+
+    def __init__(self, address: str):
+        self.address = address
+
+    def __call__(self) -> Iterator[Item]:
+        remote = self.address.startswith(("http://", "https://"))
+        request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"}) if remote else None
+        file = (
+            urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+            if request
+            else Path(self.address).open("rb")
+        )
+        with file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            # a stream can't go back to a sample's files once it has passed them, so they are read while grouping
+            contents: dict[str, bytes] = {}
+            for sample in group_members(_read_along(tar, contents)):
+                part = image_part(sample.parts)
+                if part is None:
+                    continue
+                label = None
+                for extension in ("cls", "json"):
+                    if label is None and extension in sample.parts:
+                        label = parse_label(extension, contents[sample.parts[extension].name])
+                member = sample.parts[part]
+                yield Item(f"{self.address}:{member.name}", contents[member.name], label)
+                mine = {other.name for other in sample.parts.values()}
+                for name in mine:
+                    contents.pop(name, None)
+
+
+def _read_along(tar: tarfile.TarFile, contents: dict[str, bytes]) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        if member.isfile():
+            file = tar.extractfile(member)
+            assert file is not None
+            contents[member.name] = file.read()
+            yield member
+        tar.members.clear()
+
+
+class _TableOpener:
+    """Reads one shard of a streamed Hugging Face dataset."""
+
+    def __init__(self, dataset, index: int, image_column: str, label_column: str | None):
+        self.dataset, self.index = dataset, index
+        self.image_column, self.label_column = image_column, label_column
+
+    def __call__(self) -> Iterator[Item]:
+        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.index)
+        batches = part.iter(batch_size=1)  # unlike iterating over it, this does not split by worker
+        for k, row in enumerate(batches):
+            value = row[self.image_column][0] or {}
+            content = value.get("bytes")
+            if content is None and value.get("path"):
+                import fsspec
+
+                with fsspec.open(value["path"], "rb") as file:
+                    content = file.read()  # type: ignore[union-attr]
+            label = row[self.label_column][0] if self.label_column else None
+            yield Item(f"shard {self.index}, row {k}", content or b"", label)
+
+
+def open_stream(config: DataConfig) -> StreamSource:
+    """Opens what `config` names as a stream: tar shards by address or path, or a Hugging Face dataset.
+
+    Raises:
+        UserError: neither of these; `data.val` is no share.
+    """
+    share = held_out_share(config.val)
+    if share is None:
+        raise UserError(
+            f"a stream's held-out images are a share of it: expected data.val in (0, 1), got {config.val!r}"
+        )
+    options = {"share": share, "max_unreadable": config.max_unreadable}
+    name = config.source
+    if name.startswith(("http://", "https://")) or name.endswith(".tar"):
+        remote = name.startswith(("http://", "https://"))
+        addresses = expand_braces(name) if remote else [str(path) for path in find_shards(name)]
+        shards = [Shard(address, _TarOpener(address)) for address in addresses]
+        return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
+    return _open_table_stream(config, options)
+
+
+def _open_table_stream(config: DataConfig, options: dict[str, float]) -> StreamSource:
+    from ldmae.images.tables import load_table
+
+    dataset, image_column, label_column, classes = load_table(
+        config.source, config.split, config.image_column, config.label_column, cache_dir=None, streaming=True
+    )
+    if config.classes is not None and classes is not None:
+        raise UserError("data.classes cannot re-order the classes of a streamed dataset; leave it out")
+    shards = [
+        Shard(f"{config.source}, shard {k}", _TableOpener(dataset, k, image_column, label_column))
+        for k in range(dataset.num_shards)
+    ]
+    return StreamSource(config.source.split("/")[-1], shards, classes=config.classes or classes, **options)

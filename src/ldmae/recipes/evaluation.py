@@ -1,0 +1,179 @@
+"""The arrows samples → evaluation → report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.contracts import ImageSource, Result
+from ldmae.core.autoencoding import reconstruct
+from ldmae.core.files import atomic_path, read_json, write_json
+from ldmae.core.progress import progress_bar
+from ldmae.core.random import generator
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.evaluation.generation import fidelity_results
+from ldmae.evaluation.recognition import recognition_results, train_recogniser
+from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
+from ldmae.evaluation.settings import EvaluationConfig
+from ldmae.images.dataset import ImageDataset
+from ldmae.perception.features import FeatureExtractor, load_features
+from ldmae.perception.lpips import load_perceptual
+from ldmae.recipes.generation import generate
+from ldmae.recipes.run import Run, plain, run_autoencoder
+from ldmae.report.html import render_report
+
+PAIRS = 12
+"""Held-out images shown beside their reconstructions."""
+
+
+def evaluate(run: Run) -> None:
+    """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
+    config, folder = run.config.evaluation, run.folder / "results"
+    settings = {"evaluation": plain(config), "sampling": plain(run.config.sampling)}
+    inputs = {**run.images, "pipeline": run.book.output("pipeline")}
+    if not run.book.needed("evaluation", settings, inputs, run.folder / "results.json"):
+        return
+    with run.book.running("evaluation", settings, inputs):
+        if run.main:
+            trained_on = _perceptual_teacher(run)
+            autoencoder = run_autoencoder(run).to(run.accelerator.device)
+            size = run.config.image_size
+            results = measure_reconstruction(autoencoder, run.held_out, size, config, folder, trained_on)
+            write_results(run.folder, "reconstruction", results)
+            write_results(run.folder, "generation", measure_generation(run, config))
+        run.accelerator.wait_for_everyone()
+
+
+def report(run: Run) -> Path:
+    """Writes `report.html` of what the run folder holds."""
+    with run.book.running("report", {}, {}):
+        if run.main:
+            render_report(run.folder)
+    if run.main:
+        render_report(run.folder)  # once more: now the report's own stage is done
+    run.accelerator.wait_for_everyone()
+    return run.folder / "report.html"
+
+
+def measure_reconstruction(
+    autoencoder: Any,
+    source: ImageSource,
+    size: int,
+    config: EvaluationConfig,
+    folder: Path,
+    trained_on: str | None = None,
+) -> list[Result]:
+    """Measures an autoencoder's reconstructions, and keeps some pairs as pictures.
+
+    Args:
+        autoencoder: any, on its device.
+        source: the images.
+        size: pixels along a side.
+        config: which perceptual distance, and the batch size.
+        folder: where `reconstruction_pairs.npz` goes.
+        trained_on: the perceptual distance that the autoencoder was trained on, if any.
+    """
+    device = next(autoencoder.parameters()).device
+    metrics = ReconstructionMetrics(load_perceptual(config.perceptual, device), trained_on)
+    shown: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
+    chosen = set(np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).round().astype(int)).tolist())
+    with progress_bar("reconstructing", len(source), "images") as advance:
+        first = 0
+        for images in _batches(source, size, config.batch_size):
+            decoded = reconstruct(autoencoder, images.to(device))
+            metrics.update(images.to(device), decoded)
+            for i in range(len(images)):
+                if first + i in chosen:
+                    shown["originals"].append(_hwc(images[i]))
+                    shown["reconstructions"].append(_hwc(decoded[i]))
+            first += len(images)
+            advance(len(images), "")
+    with atomic_path(folder / "reconstruction_pairs.npz") as temporary:
+        np.savez_compressed(temporary, **{name: np.stack(pictures) for name, pictures in shown.items()})
+    return metrics.compute()
+
+
+def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
+    """Generates images with the training set's share of classes and measures them against the training images."""
+    labels = np.asarray(run.train.labels)
+    bearing = np.flatnonzero(labels >= 0)  # images without a class train the autoencoder only
+    order = torch.randperm(len(bearing), generator=generator(config.seed, "evaluation labels")).numpy()
+    wanted = np.resize(labels[bearing[order]], config.samples).tolist()
+    pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
+    guided = config.guidance_scale is None
+    sampling = _replace(
+        run.config.sampling,
+        seed=config.seed + 1,  # not the noise of the grid
+        guidance_scale=run.config.sampling.guidance_scale if guided else config.guidance_scale,
+    )
+    images = generate(pipeline, wanted, sampling, "generating for the evaluation")
+    generated = torch.from_numpy(images).permute(0, 3, 1, 2)  # (n, 3, H, W) uint8
+    extractor = load_features(config.features, run.accelerator.device)
+    size = run.config.image_size
+    with progress_bar("features of real images", len(bearing), "images") as advance:
+        real = _features(extractor, _batches(run.train, size, config.batch_size, bearing), advance)
+    fake = extractor.extract(generated.split(config.batch_size))
+    results = fidelity_results(fake, real, extractor, seed=config.seed)
+    if config.recogniser:
+        results += _recognition(run, generated, np.asarray(wanted), bearing)
+    return results
+
+
+def write_results(folder: Path, measurement: str, results: list[Result]) -> None:
+    """Writes one measurement's file and merges all of them into `results.json`."""
+    entries = [{**result.to_dict(), "measurement": measurement} for result in results]
+    write_json(folder / "results" / f"{measurement}.json", {"schema": 1, "results": entries})
+    merged = []
+    for path in sorted((folder / "results").glob("*.json")):
+        merged += read_json(path)["results"]
+    write_json(folder / "results.json", {"schema": 1, "results": merged})
+
+
+def _recognition(run: Run, generated: Tensor, wanted: np.ndarray, bearing: np.ndarray) -> list[Result]:
+    size, batch = run.config.image_size, run.config.evaluation.batch_size
+    held_labels = np.asarray(run.held_out.labels)
+    held = np.flatnonzero(held_labels >= 0)
+    real = torch.cat([to_uint8(images) for images in _batches(run.train, size, batch, bearing)])
+    unseen = torch.cat([to_uint8(images) for images in _batches(run.held_out, size, batch, held)])
+    recogniser = train_recogniser(real, np.asarray(run.train.labels)[bearing])
+    return recognition_results(recogniser, generated, wanted, unseen, held_labels[held])
+
+
+def _features(extractor: FeatureExtractor, batches: Iterator[Tensor], advance: Any) -> Tensor:
+    pieces = []
+    for images in batches:
+        pieces.append(extractor(to_uint8(images)))
+        advance(len(images), "")
+    return torch.cat(pieces)
+
+
+def _batches(source: ImageSource, size: int, batch: int, indices: np.ndarray | None = None) -> Iterator[Tensor]:
+    """Yields centre-cropped images (B, 3, H, W) in [-1, 1]."""
+    dataset = ImageDataset(source, size, 0, None)
+    chosen = np.arange(len(source)) if indices is None else indices
+    for i in range(0, len(chosen), batch):
+        yield torch.stack([dataset[(0, int(index))]["images"] for index in chosen[i : i + batch]])
+
+
+def _hwc(image: Tensor) -> np.ndarray:
+    return to_uint8(image[None].cpu())[0].permute(1, 2, 0).numpy()
+
+
+def _replace(settings: Any, **changes: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(settings, **changes)
+
+
+def _perceptual_teacher(run: Run) -> str | None:
+    """Returns the perceptual distance that the run's autoencoder was trained on."""
+    config = run.config.autoencoder
+    if config.source is not None:
+        return None
+    last = config.tuning if config.tuning.enabled else config.pretraining
+    return last.objective.perceptual if last.objective.perceptual_weight > 0 else None

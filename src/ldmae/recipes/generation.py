@@ -1,0 +1,154 @@
+"""The arrow diffusion model → samples: the pipeline, the class grid, single pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from PIL import Image
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, fingerprint, write_json
+from ldmae.core.progress import progress_bar
+from ldmae.core.random import generator
+from ldmae.diffusion.flow import scheduler_shift
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.latents.statistics import load_statistics
+from ldmae.recipes.run import Run, plain, run_autoencoder
+from ldmae.report.figures import class_grid, save_png
+
+
+def save_pipeline(run: Run) -> None:
+    """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
+    folder, book = run.folder / "pipeline", run.book
+    settings = {"timestep_shift": run.config.sampling.timestep_shift}
+    inputs = {
+        "autoencoder": book.output("autoencoder.tuning") or str(run.config.autoencoder.source),
+        "latents": book.output("latents"),
+        "diffusion": book.output("diffusion"),
+    }
+    if not book.needed("pipeline", settings, inputs, folder):
+        return
+    with book.running("pipeline", settings, inputs) as record:
+        mean, std = load_statistics(run.folder / "latents")
+        statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+        vae: Any = run_autoencoder(run)
+        own = isinstance(vae, AutoencoderVMAE)
+        if own:
+            vae.register_to_config(**statistics)
+        pipeline = LDMAEPipeline(
+            vae=vae,
+            transformer=LightningDiTTransformer2DModel.from_pretrained(run.folder / "diffusion"),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=scheduler_shift(run.config.sampling.timestep_shift)),
+            id2label=dict(enumerate(run.train.classes)),
+            **({} if own else statistics),
+        )
+        if run.main:
+            with atomic_folder(folder) as temporary:
+                pipeline.save_pretrained(temporary)
+        record.output = fingerprint([*inputs.values(), str(settings)])
+        run.accelerator.wait_for_everyone()
+
+
+def sample(run: Run) -> None:
+    """Generates `samples/`: a class grid, single PNGs, and how they were made; each image has a seed of its own."""
+    config, folder = run.config.sampling, run.folder / "samples"
+    settings, inputs = plain(config), {"pipeline": run.book.output("pipeline")}
+    if not run.book.needed("samples", settings, inputs, folder / "grid.png"):
+        return
+    with run.book.running("samples", settings, inputs):
+        if run.main:
+            pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
+            classes = class_choice(len(run.train.classes), config.max_classes)
+            labels = [label for label in classes for _ in range(config.per_class)]
+            save_samples(pipeline, labels, config, folder)
+        run.accelerator.wait_for_everyone()
+
+
+def class_choice(classes: int, at_most: int) -> list[int]:
+    """Returns the classes of the grid, evenly spread where there are too many."""
+    return np.unique(np.linspace(0, classes - 1, min(classes, at_most)).round().astype(int)).tolist()
+
+
+def save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
+    """Writes `images/*.png`, `grid.png` and `samples.json` into a folder, which replaces an older one."""
+    names = pipeline_classes(pipeline)
+    images = generate(pipeline, labels, config, description="sampling")
+    with atomic_folder(folder) as temporary:
+        (temporary / "images").mkdir()
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = re.sub(r"[^\w.-]+", "_", names[label])[:60]
+            Image.fromarray(image).save(temporary / "images" / f"{i:04d}_{name}.png")
+        save_png(class_grid(images, labels, names, config.per_class), temporary / "grid.png")
+        made = {**plain(config), "class_names": names, "labels": labels}
+        write_json(temporary / "samples.json", made)
+
+
+def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
+    """Returns the names of a pipeline's classes, by label; numbers where it has no names."""
+    named = dict(pipeline.config.id2label or {})
+    count = pipeline.transformer.config.num_classes
+    return [str(named.get(i, named.get(str(i), i))) for i in range(count)]
+
+
+def generate(
+    pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, description: str, first: int = 0
+) -> np.ndarray:
+    """Generates an image for each label.
+
+    Args:
+        pipeline: on its device.
+        labels: a class for each image.
+        config: solver, steps, guidance, seed.
+        description: for the progress bar.
+        first: number of the first image; an image's noise depends on the seed and its number alone.
+
+    Returns:
+        (n, H, W, 3) uint8.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    if config.solver == "heun":
+        pipeline.scheduler = FlowMatchHeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    start, end = config.guidance_interval
+    pieces = []
+    with progress_bar(description, len(labels), "images") as advance:
+        for i in range(0, len(labels), config.batch_size):
+            chosen = labels[i : i + config.batch_size]
+            noise = [generator(config.seed, "sample", first + i + j) for j in range(len(chosen))]
+            images = pipeline(
+                chosen,
+                guidance_scale=config.guidance_scale,
+                guidance_interval=(start, end),
+                guidance_channels=config.guidance_channels,
+                num_inference_steps=config.num_inference_steps,
+                timestep_shift=config.timestep_shift,
+                generator=noise,
+            ).images
+            pieces.append(np.stack([np.asarray(image) for image in images]))
+            advance(len(chosen), "")
+    return np.concatenate(pieces)
+
+
+def sample_pipeline(
+    pipeline: LDMAEPipeline, classes: list[str], config: SamplingConfig, folder: Path
+) -> Path:
+    """Generates `config.per_class` images of each named class (all, where none is named) into a folder.
+
+    Raises:
+        UserError: a class that the pipeline does not know.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = pipeline_classes(pipeline)
+    chosen = [pipeline.class_id(name) for name in classes] or class_choice(len(names), config.max_classes)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
+        raise UserError(f"{folder} holds other files; name another folder with --out")
+    save_samples(pipeline.to(device), [c for c in chosen for _ in range(config.per_class)], config, folder)
+    return folder / "grid.png"

@@ -1,0 +1,166 @@
+"""A run folder at work: settings, device, images, and what each stage makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import Config, as_dict, save_config
+from ldmae.contracts import ImageSource
+from ldmae.core.autoencoding import encode_moments
+from ldmae.core.device import resolve_precision
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
+from ldmae.core.progress import console
+from ldmae.images.dataset import ImageDataset
+from ldmae.images.index import open_images
+from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
+from ldmae.loading import load_autoencoder
+from ldmae.stages import StageBook
+
+
+@dataclasses.dataclass
+class Run:
+    """A run folder at work: settings, device, images, and the book of finished stages."""
+
+    config: Config
+    folder: Path
+    accelerator: Accelerator
+    book: StageBook
+    train: ImageSource
+    held_out: ImageSource
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.accelerator.is_main_process
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The training images, as an input that stages compare."""
+        return {"images": fingerprint([self.train.fingerprint(), self.held_out.fingerprint()])}
+
+
+def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
+    """Opens a run folder: device, seeds, images, the record of what is done.
+
+    Args:
+        config: the settings.
+        folder: the run folder; made where it is not there.
+        restart: a stage to forget, with all after it.
+    """
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=resolve_precision(config.mixed_precision, config.device),
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(folder),
+    )
+    book = StageBook(folder, writes=accelerator.is_main_process)
+    accelerator.wait_for_everyone()  # all have read the book before anybody writes it
+    if restart is not None:
+        book.restart(restart, stage_paths(folder))
+    with accelerator.main_process_first():
+        train, held_out = open_images(config.data, folder / "data", progress=accelerator.is_main_process)
+    run = Run(config, folder, accelerator, book, train, held_out)
+    if run.main:
+        save_config(config, folder / "config.yaml")
+        _describe_images(run)
+    if config.tracker != "none":
+        accelerator.init_trackers("ldmae")
+    accelerator.wait_for_everyone()
+    return run
+
+
+def stage_paths(folder: Path) -> dict[str, list[Path]]:
+    """Returns what each stage makes in a run folder."""
+    states = folder / "checkpoints"
+    return {
+        "autoencoder.pretraining": [states / "autoencoder.pretraining"],
+        "autoencoder.tuning": [folder / "autoencoder", states / "autoencoder.tuning"],
+        "latents": [folder / "latents"],
+        "diffusion": [folder / "diffusion", states / "diffusion"],
+        "pipeline": [folder / "pipeline"],
+        "samples": [folder / "samples"],
+        "evaluation": [folder / "results", folder / "results.json"],
+        "report": [folder / "report.html"],
+    }
+
+
+def run_autoencoder(run: Run) -> nn.Module:
+    """Loads the autoencoder that a run uses: its own, or the one named by `autoencoder.source`."""
+    source = run.config.autoencoder.source
+    return load_autoencoder(source if source is not None else str(run.folder / "autoencoder")).eval()
+
+
+@torch.no_grad()
+def latent_channels(autoencoder: Any, image_size: int) -> tuple[int, int]:
+    """Returns the channels and the grid side of an autoencoder's latents, by encoding a black image."""
+    device = next(autoencoder.parameters()).device
+    mean, _ = encode_moments(autoencoder, torch.zeros(1, 3, image_size, image_size, device=device))
+    return mean.shape[1], mean.shape[-1]
+
+
+def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
+    """Returns what tells latents apart: the encoder's weights and the preprocessing, not the decoder's."""
+    if isinstance(autoencoder, AutoencoderVMAE):
+        weights = autoencoder.encoder_state()
+    else:
+        parts = ("encoder", "quant_conv", "latent")
+        weights = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(parts)}
+        weights = weights or dict(autoencoder.state_dict())
+    return fingerprint([fingerprint_tensors(weights), preprocessing_fingerprint(image_size)])
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Returns settings as JSON holds them, so that they compare equal after a write and a read."""
+    return json.loads(json.dumps(as_dict(settings)))
+
+
+def image_dataset(run: Run, size: int, augment: AugmentConfig | None) -> ImageDataset:
+    """Returns the training images as tensors, cropped at random or (None) in the centre."""
+    return ImageDataset(run.train, size, run.config.seed, augment)
+
+
+def save_model(run: Run, model: Any, folder: Path) -> str:
+    """Saves a diffusers model (main process) and returns the fingerprint of its weights."""
+    if run.main:
+        with atomic_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+    output = fingerprint_tensors(model.state_dict())
+    run.accelerator.wait_for_everyone()
+    return output
+
+
+def _describe_images(run: Run) -> None:
+    """Writes `data.json`: what was trained on, and what was held out."""
+    train, held_out = np.asarray(run.train.labels), np.asarray(run.held_out.labels)
+    classes = [
+        {"name": name, "train": int((train == i).sum()), "held_out": int((held_out == i).sum())}
+        for i, name in enumerate(run.train.classes)
+    ]
+    description = {
+        "name": run.train.name,
+        "licence": run.train.licence,
+        "train": len(run.train),
+        "held_out": len(run.held_out),
+        "unreadable": getattr(run.train, "unreadable", 0),
+        "classes": classes,
+    }
+    write_json(run.folder / "data.json", description)
+    console.print(f"{run.train.name}: {len(train)} images, {len(classes)} classes, {len(held_out)} held out")
+
+
+def pretrained_folder(folder: Path) -> Path:
+    """Returns where the autoencoder lies between its two trainings."""
+    return folder / "checkpoints" / "autoencoder.pretraining" / "model"

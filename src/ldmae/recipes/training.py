@@ -1,0 +1,188 @@
+"""The arrows that train: images → autoencoder, latents → diffusion model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig, set_initial_logvar
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import as_dict
+from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint
+from ldmae.diffusion.flow import FlowMatchingObjective
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.images.dataset import ImageDataset
+from ldmae.latents.shards import LatentDataset, LatentShards
+from ldmae.latents.statistics import load_statistics
+from ldmae.loading import load_autoencoder
+from ldmae.perception.lpips import load_perceptual
+from ldmae.recipes.run import (
+    Run,
+    image_dataset,
+    latent_channels,
+    latents_fingerprint,
+    plain,
+    pretrained_folder,
+    run_autoencoder,
+    save_model,
+)
+from ldmae.training.engine import Trainer
+from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
+
+
+def train_autoencoder(run: Run) -> None:
+    """Masked pre-training, then decoder tuning; the result is `autoencoder/`, a diffusers folder."""
+    if run.config.autoencoder.source is not None:
+        return
+    _pretrain(run)
+    _tune(run)
+
+
+def _pretrain(run: Run) -> None:
+    config, name = run.config.autoencoder, "autoencoder.pretraining"
+    stage, size, made = config.pretraining, run.config.pretraining_size, pretrained_folder(run.folder)
+    settings = _training_settings(run, stage.training, model=config.model, objective=stage.objective) | {
+        "image_size": size,
+        "initial_logvar": stage.initial_logvar,
+        "augment": plain(stage.augment),
+        "init": config.init,
+    }
+    if not run.book.needed(name, settings, run.images, made, stage.training.steps):
+        return
+    with run.book.running(name, settings, run.images, stage.training.steps) as record:
+        torch.manual_seed(run.config.seed)
+        if config.init is not None:
+            model = _vmae(load_autoencoder(config.init)).resized(size)
+        else:
+            model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
+            if stage.initial_logvar is not None:
+                set_initial_logvar(model, stage.initial_logvar)
+        objective = _masked_objective(run, model, stage.objective)
+        model = _train(run, name, objective, stage.training, image_dataset(run, size, stage.augment), size)
+        record.output = save_model(run, model, made)
+
+
+def _tune(run: Run) -> None:
+    config, name, size = run.config.autoencoder, "autoencoder.tuning", run.config.image_size
+    stage, made = config.tuning, run.folder / "autoencoder"
+    inputs = {"pretrained": run.book.output("autoencoder.pretraining")}
+    settings: dict[str, Any] = {"enabled": stage.enabled, "image_size": size}
+    if stage.enabled:
+        settings |= _training_settings(run, stage.training, objective=stage.objective)
+        settings |= {"freeze_encoder": stage.freeze_encoder, "augment": plain(stage.augment)}
+    steps = stage.training.steps if stage.enabled else 0
+    if not run.book.needed(name, settings, inputs, made, steps):
+        return
+    with run.book.running(name, settings, inputs, steps) as record:
+        pretrained = AutoencoderVMAE.from_pretrained(pretrained_folder(run.folder))
+        model = _vmae(pretrained).resized(size)
+        if stage.enabled:
+            if stage.freeze_encoder:
+                model.freeze_encoder()
+            objective = _masked_objective(run, model, stage.objective)
+            images = image_dataset(run, size, stage.augment)
+            model = _train(run, name, objective, stage.training, images, size)
+        record.output = save_model(run, model, run.folder / "autoencoder")
+
+
+def train_diffusion(run: Run) -> None:
+    """Trains the LightningDiT by flow matching on `latents/`; the result is `diffusion/`, a diffusers folder."""
+    config, made = run.config.diffusion, run.folder / "diffusion"
+    settings = _training_settings(run, config.training, model=config.model, flow=config.flow)
+    inputs = {"latents": run.book.output("latents") or _foreign_latents(run)}
+    if not run.book.needed("diffusion", settings, inputs, made, config.training.steps):
+        return
+    shards = LatentShards(run.folder / "latents")
+    autoencoder = run_autoencoder(run)
+    _check_maker(run, shards, autoencoder)
+    channels, grid = latent_channels(autoencoder, run.config.image_size)
+    mean, std = load_statistics(run.folder / "latents")
+    keep = np.flatnonzero(shards.labels() >= 0)
+    if not len(keep):
+        raise UserError(f"no latent in {shards.folder} bears a class; give data with classes")
+    with run.book.running("diffusion", settings, inputs, config.training.steps) as record:
+        torch.manual_seed(run.config.seed)
+        model = LightningDiTTransformer2DModel(
+            sample_size=grid, in_channels=channels, num_classes=len(run.train.classes), **as_dict(config.model)
+        )
+        latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
+        model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
+        record.output = save_model(run, model, made)
+
+
+def _train(
+    run: Run, name: str, objective: nn.Module, training: TrainingConfig, dataset: Any, held_out_size: int | None = None
+) -> Any:
+    """Trains a stage up to its steps, going on from its last checkpoint."""
+    record = run.book.records[name]
+    spent, began = record.seconds, time.monotonic()
+
+    def keep_time(trainer: Trainer) -> None:
+        if trainer.step % training.checkpoint.every_steps == 0:
+            run.book.tick(name, spent + time.monotonic() - began)
+
+    validation = None if held_out_size is None else ImageDataset(run.held_out, held_out_size, run.config.seed, None)
+    return Trainer(
+        objective=objective,
+        dataset=dataset,
+        config=training,
+        stage=name,
+        folder=run.folder / "checkpoints" / name,
+        metrics_path=run.folder / "metrics.jsonl",
+        seed=run.config.seed,
+        accelerator=run.accelerator,
+        validation=validation,
+        on_step=[keep_time],
+    ).run()
+
+
+def _masked_objective(run: Run, model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> MaskedObjective:
+    perceptual = None
+    if config.perceptual_weight > 0:
+        with run.accelerator.main_process_first():
+            perceptual = load_perceptual(config.perceptual, run.accelerator.device)
+    return MaskedObjective(model, config, perceptual)
+
+
+def _training_settings(run: Run, training: TrainingConfig, **parts: Any) -> dict[str, Any]:
+    """Returns all that determines the weights of a training besides its inputs."""
+    own = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
+    precision = run.accelerator.mixed_precision
+    return {"training": own, "seed": run.config.seed, "mixed_precision": precision} | {
+        name: plain(part) for name, part in parts.items()
+    }
+
+
+def _vmae(model: Any) -> AutoencoderVMAE:
+    if not isinstance(model, AutoencoderVMAE):
+        raise UserError(
+            f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
+            "autoencoder.source=…"
+        )
+    return model
+
+
+def _foreign_latents(run: Run) -> str:
+    """Returns an input name for shards that no stage of this run made, where the settings allow them."""
+    if run.config.latents.fingerprint != "skip":
+        raise UserError(
+            f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take foreign shards "
+            "with latents.fingerprint=skip"
+        )
+    return fingerprint(f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths)
+
+
+def _check_maker(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:
+    if run.config.latents.fingerprint == "skip":
+        return
+    expected = latents_fingerprint(autoencoder, run.config.image_size)
+    if shards.fingerprints != {expected}:
+        raise UserError(
+            f"the latents in {shards.folder} were made by another autoencoder or preprocessing (fingerprint "
+            f"{sorted(map(str, shards.fingerprints))}, expected {expected}); encode again with --restart latents"
+        )

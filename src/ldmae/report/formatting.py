@@ -1,0 +1,54 @@
+"""Numbers as a reader likes them."""
+
+import math
+from typing import Any
+
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def format_value(value: Any) -> str:
+    """Formats a measured figure: four significant digits from 1 on, three below, whole numbers whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "—"
+    if math.isnan(value):
+        return "not a number"
+    size = abs(value)
+    if math.isinf(value):
+        text = "∞"
+    elif value == 0 or (size < 1e15 and value == int(value)):
+        text = f"{int(size):,}"
+    elif 1e-4 <= size < 1e15:
+        digits = 3 if size >= 1 else 2
+        text = f"{size:,.{max(0, digits - math.floor(math.log10(size)))}f}"
+    else:
+        mantissa, exponent = f"{size:.2e}".split("e")
+        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return "−" + text if value < 0 else text
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Formats a duration by its two largest units."""
+    if seconds is None:
+        return "—"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
+def format_count(number: float | None) -> str:
+    """Formats a number of parameters: 4,812,304 is 4.8 M."""
+    if number is None:
+        return "—"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.{0 if number >= 100 * size else 1}f} {unit}"
+    return f"{number:.0f}"
+
+
+def join_words(words: list[str]) -> str:
+    """Joins words as a sentence does: `a, b and c`."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""

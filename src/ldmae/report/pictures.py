@@ -1,0 +1,134 @@
+"""Pictures that lie inside the page: found in a run folder, made small enough, written as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldmae.report import figures
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    AssertionError,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+"""What opening a damaged or foreign file may raise."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page."""
+
+    uri: str
+    width: int
+    height: int
+
+
+class _Files(Sequence[Image.Image]):
+    """Image files that are opened when they are asked for."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        with Image.open(self.paths[index]) as image:
+            return image.copy()
+
+
+def samples_picture(folder: Path, record: dict[str, Any], budget: int, problems: list[str]) -> Picture | None:
+    """Returns the grid of samples, laid out anew from its images where it is missing.
+
+    Args:
+        folder: the run's `samples`.
+        record: what `samples.json` says.
+        budget: see `encode_picture`.
+        problems: takes the names of files that can't be read.
+    """
+    grid = folder / "grid.png"
+    if grid.exists():
+        try:
+            with Image.open(grid) as image:
+                return encode_picture(image.convert("RGB"), budget)
+        except UNREADABLE:
+            problems.append("samples/grid.png could not be read")
+    files = _Files(sorted((folder / "images").glob("*.png")))
+    labels, names = record.get("labels"), record.get("class_names")
+    if len(files) and isinstance(labels, list) and isinstance(names, list):
+        try:
+            picture = figures.class_grid(files, [int(label) for label in labels][: len(files)], names)
+            return encode_picture(picture, budget)
+        except UNREADABLE:
+            problems.append("samples/images could not be read")
+    return None
+
+
+def reconstructions_picture(path: Path, budget: int, problems: list[str]) -> Picture | None:
+    """Returns originals above their reconstructions, from the arrays that the evaluation leaves.
+
+    Args:
+        path: the `.npz` file.
+        budget: see `encode_picture`.
+        problems: takes the names of files that can't be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = ("originals", "reconstructions", "masked_inputs", "masked_reconstructions")
+            pairs = {name: arrays[name] for name in names if name in arrays}
+        return encode_picture(figures.reconstruction_pairs(**pairs), budget)
+    except UNREADABLE:
+        problems.append(f"{path.name} could not be read")
+    return None
+
+
+def encode_picture(image: Image.Image, budget: int, longest: int = 6000) -> Picture:
+    """Encodes a picture into the page in at most about `budget` bytes: without loss if it fits, else smaller.
+
+    Args:
+        image: RGB.
+        budget: bytes before base64.
+        longest: pixels of the longer side at most.
+    """
+    image.thumbnail((min(1600, longest), longest))
+    exact = []
+    if image.width * image.height < 4_000_000:
+        exact = [
+            (_encoded(image, "WEBP", lossless=True), "webp"),
+            (_encoded(image, "PNG", optimize=True), "png"),
+        ]
+    best, kind = min(exact, key=lambda pair: len(pair[0]), default=(b"", ""))
+    while not best or len(best) > budget:
+        best, kind = _encoded(image, "WEBP", quality=85), "webp"
+        if len(best) > budget:
+            image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+        if max(image.size) <= 16:
+            break
+    return Picture(data_uri(best, f"image/{kind}"), image.width, image.height)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Returns a file's content as an address that needs no request."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,172 @@
+"""Which stages of a run are done, with what settings, from what inputs; and the run folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import read_json, remove_leftovers, write_json
+from ldmae.core.progress import console, duration
+
+STAGES = (
+    "autoencoder.pretraining",
+    "autoencoder.tuning",
+    "latents",
+    "diffusion",
+    "pipeline",
+    "samples",
+    "evaluation",
+    "report",
+)
+TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "diffusion")
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line for each dotted key whose value differs: `optimizer.learning_rate: 0.001 -> 0.002`."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines
+
+
+@dataclass
+class Record:
+    """What a stage did, as `stages.json` keeps it."""
+
+    name: str
+    status: str = "running"
+    """`running` or `done`."""
+    seconds: float = 0.0
+    """Over all starts."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    output: str = ""
+    """Fingerprint of what it made."""
+    finished: str = ""
+    steps: int = 0
+    """Of a training."""
+
+
+class StageBook:
+    """Reads and writes `stages.json` of a run folder.
+
+    Args:
+        folder: the run folder.
+        writes: whether this process writes (the main process does).
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
+        self.path = folder / "stages.json"
+        stored = read_json(self.path)["stages"] if self.path.exists() else []
+        self.records = {entry["name"]: Record(**entry) for entry in stored}
+
+    def output(self, name: str) -> str:
+        """Returns the fingerprint of what a finished stage made, or an empty string."""
+        record = self.records.get(name)
+        return record.output if record is not None and record.status == "done" else ""
+
+    def restart(self, name: str, folders: dict[str, list[Path]]) -> None:
+        """Forgets a stage and all after it, and deletes what they made.
+
+        Raises:
+            UserError: there is no such stage.
+        """
+        if name not in STAGES:
+            raise UserError(f"no stage {name!r}{nearest(name, STAGES)}. Stages: {', '.join(STAGES)}")
+        for later in STAGES[STAGES.index(name) :]:
+            self.records.pop(later, None)
+            for path in folders.get(later, []):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        self._write()
+
+    def needed(
+        self, name: str, settings: dict[str, Any], inputs: dict[str, str], made: Path, steps: int = 0
+    ) -> bool:
+        """Says whether a stage must run: its settings or inputs changed, it was interrupted, or its output is gone.
+
+        Raises:
+            UserError: a training's settings or inputs changed since it began.
+        """
+        record = self.records.get(name)
+        if record is None:
+            return True
+        changed = changed_settings(record.settings, settings) + changed_settings(record.inputs, inputs)
+        if changed and name in TRAINED:
+            raise UserError(
+                f"{name} was {'trained' if record.status == 'done' else 'begun'} with other settings or inputs: "
+                f"{'; '.join(changed)}. Type the command with the old ones, name another folder with --out, or add "
+                f"--restart {name} to train it anew"
+            )
+        if name in TRAINED and record.status == "done" and steps < record.steps:
+            raise UserError(
+                f"{name} has done {record.steps} steps, {steps} are asked for; ask for at least {record.steps}, or "
+                f"add --restart {name}"
+            )
+        return bool(changed) or record.status != "done" or not made.exists() or steps > record.steps
+
+    @contextlib.contextmanager
+    def running(
+        self, name: str, settings: dict[str, Any], inputs: dict[str, str], steps: int = 0
+    ) -> Iterator[Record]:
+        """Marks a stage as running, and as done when the block is left without an exception."""
+        before = self.records.get(name)
+        same = before is not None and before.settings == settings and before.inputs == inputs
+        spent = before.seconds if before is not None and same and (before.status != "done" or steps) else 0.0
+        record = Record(name, "running", spent, settings, inputs)
+        self.records[name] = record
+        self._write()
+        began = time.monotonic()
+        try:
+            yield record
+            record.status, record.steps = "done", steps
+            record.finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        finally:
+            record.seconds = spent + time.monotonic() - began
+            self._write()
+        if self.writes:
+            console.print(f"[green]done[/green] {name} in {duration(record.seconds)}")
+
+    def tick(self, name: str, seconds: float) -> None:
+        """Keeps the seconds spent so far, so that a kill does not lose them."""
+        self.records[name].seconds = seconds
+        self._write()
+
+    def _write(self) -> None:
+        if self.writes:
+            ordered = [self.records[name] for name in STAGES if name in self.records]
+            write_json(self.path, {"schema": 1, "stages": [vars(record) for record in ordered]})
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the run folder's lock, which the operating system frees when the process ends, however it ends.
+
+    Raises:
+        UserError: another program works on the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another program is working on {folder}; wait for it, or name another folder with --out"
+            ) from error
+        remove_leftovers(folder)
+        yield

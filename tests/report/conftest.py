@@ -1,0 +1,113 @@
+"""A run folder as a run leaves it, with drawn pictures."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from ldmae.report import figures
+
+CLASSES = ["faces", "hearts", "clocks", "transport and other vehicles", "<script>alert('class')</script>"]
+
+
+def draw_images(count: int, size: int = 48) -> np.ndarray:
+    """Returns uint8 (count, size, size, 3): a coloured disc with a stroke, each another."""
+    colours = np.random.default_rng(0).integers(30, 220, (count, 3))
+    images = []
+    for i in range(count):
+        image = Image.new("RGB", (size, size), "white")
+        draw = ImageDraw.Draw(image)
+        draw.ellipse((4 + i % 5, 4, size - 8, size - 4), fill=tuple(colours[i].tolist()))
+        draw.line((6, size - 6 - i % 9, size - 4, 6), fill="black", width=2)
+        images.append(np.asarray(image))
+    return np.stack(images)
+
+
+def metrics_lines() -> list[str]:
+    random = np.random.default_rng(1)
+    lines = []
+
+    def noisy(high: float, low: float, time: float, step: int, noise: float = 0.1) -> float:
+        return (high * math.exp(-step / time) + low) * math.exp(noise * random.normal())
+
+    for step in range(5, 901, 5):
+        sizes = {"visible": (0.3, 0.006), "masked": (0.4, 0.02), "perceptual": (0.5, 0.15), "kl": (90, 60)}
+        terms = {name: noisy(high, low, 90, step) for name, (high, low) in sizes.items()}
+        loss = terms["visible"] + terms["masked"] + 0.5 * terms["perceptual"] + 1e-6 * terms["kl"]
+        record = {"stage": "autoencoder.pretraining", "step": step, "loss": loss, "terms": terms}
+        lines.append(json.dumps(record | {"learning_rate": 1e-3, "images_per_second": 210.0, "seconds": step * 0.16}))
+        if step % 100 == 0:
+            validation = {"loss": loss * 1.1, "terms": {name: value * 1.1 for name, value in terms.items()}}
+            lines.append(json.dumps({"stage": record["stage"], "step": step, "validation": validation}))
+    for step in range(5, 201, 5):
+        terms = {"visible": noisy(0.002, 0.006, 60, step, 0.03), "perceptual": noisy(0.02, 0.1, 60, step, 0.03)}
+        loss = terms["visible"] + 0.15 * terms["perceptual"]
+        lines.append(json.dumps({"stage": "autoencoder.tuning", "step": step, "loss": loss, "terms": terms}))
+    for step in range(2, 1101, 2):
+        loss = noisy(0.9, 0.6, 100, step, 0.05)
+        lines.append(json.dumps({"stage": "diffusion", "step": step, "loss": loss, "terms": {"velocity": loss}}))
+    return lines
+
+
+def _results() -> list[dict]:
+    held_out = {"held-out": 103}
+    return [
+        {"measurement": "reconstruction", "name": "PSNR", "value": 21.93471, "unit": "dB", "better": "higher",
+         "counts": held_out, "note": ""},
+        {"measurement": "reconstruction", "name": "SSIM", "value": 0.8932, "unit": "", "better": "higher",
+         "counts": held_out, "note": ""},
+        {"measurement": "reconstruction", "name": "ST-LPIPS-alex", "value": 0.06214, "unit": "", "better": "lower",
+         "counts": held_out, "note": "the autoencoder was trained on this metric"},
+        {"measurement": "generation", "name": "KID-efficientnet_lite0", "value": 0.0123456, "unit": "",
+         "better": "lower", "counts": {"generated": 1000, "real": 1037}, "note": ""},
+    ]  # fmt: skip
+
+
+def _json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "emoji"
+    _json(folder / "results.json", {"schema": 1, "results": _results()})
+    seconds = {"autoencoder.pretraining": 144.2, "autoencoder.tuning": 61.0, "latents": 4.31, "diffusion": 355.6,
+               "pipeline": 0.4, "samples": 12.2, "evaluation": 25.0}  # fmt: skip
+    done = {"status": "done", "finished": "2025-11-03T10:20:30+00:00", "device": "cpu"}
+    stages = [{"name": name, "seconds": value} | done for name, value in seconds.items()]
+    _json(folder / "stages.json", {"stages": [*stages, {"name": "report", "status": "running"}]})
+    counts = [{"name": name, "train": 80 + 7 * i, "held_out": 9 + i} for i, name in enumerate(CLASSES)]
+    data = {"name": "twemoji", "licence": "CC-BY 4.0", "train": 1037, "held_out": 103, "unreadable": 2}
+    _json(folder / "data.json", data | {"classes": counts})
+    sizes = {"autoencoder": {"total": 4_812_304, "trainable": 4_700_000}, "diffusion": {"total": 15_100_000}}
+    _json(folder / "parameters.json", sizes)
+    (folder / "config.yaml").write_text(
+        "preset: emoji\ncommand: ldmae run emoji seed=3\nseed: 3\ndata:\n  name: emoji\n  size: 48\n"
+        "autoencoder:\n  model:\n    patch_size: 6\n    note: '</pre><script>alert(1)</script>'\n"
+    )
+    (folder / "metrics.jsonl").write_text("\n".join(metrics_lines()) + '\n{"stage": "diffusion", "st')
+    images = draw_images(40)
+    labels = [i % 5 for i in range(40)]
+    (folder / "samples" / "images").mkdir(parents=True)
+    for i, image in enumerate(images):
+        figures.save_png(Image.fromarray(image), folder / "samples" / "images" / f"{i:05d}.png")
+    figures.save_png(figures.class_grid(images, labels, CLASSES), folder / "samples" / "grid.png")
+    drawn = {"guidance_scale": 2.5, "num_inference_steps": 50, "seed": 0}
+    _json(folder / "samples" / "samples.json", {"class_names": CLASSES, "labels": labels} | drawn)
+    noise = np.random.default_rng(2).integers(-25, 25, images.shape)
+    blurred = (images.astype(int) + noise).clip(0, 255).astype(np.uint8)
+    masked = images.copy()
+    masked[:, :24, 12:36] = 128
+    (folder / "results").mkdir()
+    np.savez(
+        folder / "results" / "reconstruction_pairs.npz",
+        originals=images,
+        reconstructions=blurred,
+        masked_inputs=masked,
+        masked_reconstructions=blurred,
+    )
+    return folder
