@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # import ldmae stays fast
     import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # import ldmae stays fast
     from torch import Tensor
 
 
+@runtime_checkable  # diffusers checks the parts of a pipeline against their annotations
 class Autoencoder(Protocol):
     """What diffusers' autoencoders and ours have in common.
 

@@ -37,7 +37,9 @@ def load_autoencoder(source: str) -> Any:
     if is_run_folder(source):
         folder = folder / "autoencoder"
         if not folder.exists():
-            raise UserError(f"the run {source} has no autoencoder yet; train it with `ldmae train autoencoder`")
+            raise UserError(
+                f"the run {source} has no autoencoder yet; train it with `ldmae train autoencoder`"
+            )
     elif (folder / "model_index.json").is_file():
         folder = folder / "vae"
     if folder.exists():
@@ -72,7 +74,9 @@ def _load_class(name: str, source: str, **arguments: Any) -> Any:
     else:
         kind = getattr(diffusers, name, None)
         if kind is None or not hasattr(kind, "encode"):
-            raise UserError(f"{source} holds {name or 'no model class'}, which is no autoencoder that diffusers knows")
+            raise UserError(
+                f"{source} holds {name or 'no model class'}, which is no autoencoder that diffusers knows"
+            )
     try:
         return kind.from_pretrained(source, **arguments).eval()
     except (OSError, ValueError, RuntimeError) as error:

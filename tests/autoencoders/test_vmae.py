@@ -215,7 +215,7 @@ def test_other_positions_are_resampled_bilinearly():
     torch.testing.assert_close(model._positions(model.pos_embed, 4, 4), ramp)
 
 
-@pytest.mark.parametrize("height, width", [(15, 16), (16, 30)])
+@pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 30)])
 def test_image_size_that_is_no_multiple_of_the_patch_size_is_refused(height, width):
     with pytest.raises(UserError, match=f"multiples of patch_size=4, got {height}x{width}; resize"):
         tiny().encode(images(1, height, width))
@@ -227,7 +227,7 @@ def test_images_of_other_channels_are_refused():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"encoder_num_attention_heads": 3}, "encoder_hidden_size must be a multiple"),
         ({"decoder_num_attention_heads": 5}, "decoder_hidden_size must be a multiple"),

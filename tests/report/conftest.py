@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from ldmae.contracts import Result
 from ldmae.report import figures
 
 CLASSES = ["faces", "hearts", "clocks", "transport and other vehicles", "<script>alert('class')</script>"]
@@ -38,32 +39,42 @@ def metrics_lines() -> list[str]:
         terms = {name: noisy(high, low, 90, step) for name, (high, low) in sizes.items()}
         loss = terms["visible"] + terms["masked"] + 0.5 * terms["perceptual"] + 1e-6 * terms["kl"]
         record = {"stage": "autoencoder.pretraining", "step": step, "loss": loss, "terms": terms}
-        lines.append(json.dumps(record | {"learning_rate": 1e-3, "images_per_second": 210.0, "seconds": step * 0.16}))
+        lines.append(
+            json.dumps(record | {"learning_rate": 1e-3, "images_per_second": 210.0, "seconds": step * 0.16})
+        )
         if step % 100 == 0:
             validation = {"loss": loss * 1.1, "terms": {name: value * 1.1 for name, value in terms.items()}}
             lines.append(json.dumps({"stage": record["stage"], "step": step, "validation": validation}))
     for step in range(5, 201, 5):
-        terms = {"visible": noisy(0.002, 0.006, 60, step, 0.03), "perceptual": noisy(0.02, 0.1, 60, step, 0.03)}
+        terms = {
+            "visible": noisy(0.002, 0.006, 60, step, 0.03),
+            "perceptual": noisy(0.02, 0.1, 60, step, 0.03),
+        }
         loss = terms["visible"] + 0.15 * terms["perceptual"]
         lines.append(json.dumps({"stage": "autoencoder.tuning", "step": step, "loss": loss, "terms": terms}))
     for step in range(2, 1101, 2):
         loss = noisy(0.9, 0.6, 100, step, 0.05)
-        lines.append(json.dumps({"stage": "diffusion", "step": step, "loss": loss, "terms": {"velocity": loss}}))
+        lines.append(
+            json.dumps({"stage": "diffusion", "step": step, "loss": loss, "terms": {"velocity": loss}})
+        )
     return lines
 
 
+def _result(measurement: str, name: str, value: float, better: str, unit: str = "", note: str = "") -> dict:
+    counts = {"held-out": 103} if measurement == "reconstruction" else {"generated": 1000, "real": 1037}
+    return Result(name=name, value=value, better=better, unit=unit, note=note, counts=counts).to_dict() | {
+        "measurement": measurement
+    }
+
+
 def _results() -> list[dict]:
-    held_out = {"held-out": 103}
+    judge = "the autoencoder was trained on this metric"
     return [
-        {"measurement": "reconstruction", "name": "PSNR", "value": 21.93471, "unit": "dB", "better": "higher",
-         "counts": held_out, "note": ""},
-        {"measurement": "reconstruction", "name": "SSIM", "value": 0.8932, "unit": "", "better": "higher",
-         "counts": held_out, "note": ""},
-        {"measurement": "reconstruction", "name": "ST-LPIPS-alex", "value": 0.06214, "unit": "", "better": "lower",
-         "counts": held_out, "note": "the autoencoder was trained on this metric"},
-        {"measurement": "generation", "name": "KID-efficientnet_lite0", "value": 0.0123456, "unit": "",
-         "better": "lower", "counts": {"generated": 1000, "real": 1037}, "note": ""},
-    ]  # fmt: skip
+        _result("reconstruction", "PSNR", 21.93471, "higher", unit="dB"),
+        _result("reconstruction", "SSIM", 0.8932, "higher"),
+        _result("reconstruction", "ST-LPIPS-alex", 0.06214, "lower", note=judge),
+        _result("generation", "KID-efficientnet_lite0", 0.0123456, "lower"),
+    ]
 
 
 def _json(path: Path, value: object) -> None:
@@ -75,8 +86,8 @@ def _json(path: Path, value: object) -> None:
 def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "emoji"
     _json(folder / "results.json", {"schema": 1, "results": _results()})
-    seconds = {"autoencoder.pretraining": 144.2, "autoencoder.tuning": 61.0, "latents": 4.31, "diffusion": 355.6,
-               "pipeline": 0.4, "samples": 12.2, "evaluation": 25.0}  # fmt: skip
+    seconds = {"autoencoder.pretraining": 144.2, "autoencoder.tuning": 61.0, "latents": 4.31}
+    seconds |= {"diffusion": 355.6, "pipeline": 0.4, "samples": 12.2, "evaluation": 25.0}
     done = {"status": "done", "finished": "2025-11-03T10:20:30+00:00", "device": "cpu"}
     stages = [{"name": name, "seconds": value} | done for name, value in seconds.items()]
     _json(folder / "stages.json", {"stages": [*stages, {"name": "report", "status": "running"}]})

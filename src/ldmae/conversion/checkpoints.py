@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,11 +46,7 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, plain values and argparse.Namespace, so it is not opened "
-            f"({_first_line(error)}); if you trust its origin, save its state dict alone: "
-            "torch.save(checkpoint['model'], NEW_FILE)"
-        ) from error
+        raise UserError(_refused(path, str(error))) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable PyTorch checkpoint ({_first_line(error)}); "
@@ -58,7 +55,7 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise UserError(
             f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of tensors, "
-            "or one with it under 'model'"
+            "or one with it under 'model'; take the file that the official training wrote"
         )
     return dict(checkpoint)
 
@@ -116,13 +113,23 @@ def _unwrapped(key: str) -> str:
     return key
 
 
+def _refused(path: Path, error: str) -> str:
+    # torch's own message is not passed on: it advises to set weights_only=False
+    found = re.search(r"GLOBAL (\S+)", error)
+    if found is None:
+        return (
+            f"{path} is not a PyTorch checkpoint, or not one that can be read without running code from it; "
+            "check that it is a whole .pth or .pt file, as torch.save writes it"
+        )
+    return (
+        f"{path} holds an object of {found[1]}, expected tensors, plain values and argparse.Namespace alone, "
+        "so it is not opened: reading it could run code; if you trust its origin, save its weights by "
+        "themselves with torch.save(checkpoint['model'], NEW_FILE)"
+    )
+
+
 def _first_line(error: BaseException) -> str:
-    """Returns what the message says first; torch's advice to set weights_only=False is not passed on."""
-    text = str(error)
-    marker = "WeightsUnpickler error: "
-    if marker in text:
-        text = text.split(marker, 1)[1]
-    return text.strip().split("\n")[0][:200] or type(error).__name__
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -96,8 +96,8 @@ def _infer_config(
     grid = math.isqrt(state["pos_embed"].shape[1])
     if grid * grid != state["pos_embed"].shape[1]:
         raise UserError(
-            f"{path}: pos_embed has {state['pos_embed'].shape[1]} positions, expected those of a square grid; "
-            "this is another layout"
+            f"{path}: pos_embed has {state['pos_embed'].shape[1]} positions, expected those of a square "
+            "grid; this is another layout"
         )
     heads = _heads(state, rotary, path, width, num_attention_heads)
     swiglu = "blocks.0.mlp.w12.weight" in state

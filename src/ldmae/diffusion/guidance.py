@@ -14,7 +14,7 @@ TIME_ROUNDING = 1e-6
 
 
 def guidance_is_active(t: float, scale: float, interval: tuple[float, float]) -> bool:
-    """Says whether a step at time t is guided: the scale is not 1 and t lies in the interval, ends included."""
+    """Says whether a step at time t is guided: the scale is not 1, and t lies in the closed interval."""
     start, end = interval
     return scale != 1 and start - TIME_ROUNDING <= t <= end + TIME_ROUNDING
 

@@ -87,7 +87,7 @@ def _signed(sin: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    # (a, b) -> (a cos - b sin, b cos + a sin), swapping each pair once; real-valued, so that compilers fuse it
+    # (a, b) -> (a cos - b sin, b cos + a sin); real-valued, so that compilers fuse it
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, swapped, signed_sin)
 
@@ -115,7 +115,7 @@ class RMSNorm(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A norm with scale and shift from the condition: norm(x) · (1 + scale) + shift (adaLN, arXiv 2212.09748)."""
+    """Norm(x) · (1 + scale) + shift, both from the condition (adaLN, arXiv 2212.09748)."""
 
     def __init__(self, width: int, use_rmsnorm: bool):
         super().__init__()
@@ -419,19 +419,18 @@ def _check_sizes(sample_size: int, patch_size: int, width: int, head_dim: int, u
         )
     if width < 4 or width % 4:
         raise UserError(
-            f"num_attention_heads * attention_head_dim must be a positive multiple of 4 (2-D sine-cosine positions), "
-            f"got {width}; change one of the two"
+            "num_attention_heads * attention_head_dim must be a positive multiple of 4 "
+            f"(2-D sine-cosine positions), got {width}; change one of the two"
         )
     if use_rope and head_dim % 4:
         raise UserError(
-            f"attention_head_dim must be a multiple of 4 with use_rope, got {head_dim}; change it or set use_rope=False"
+            f"attention_head_dim must be a multiple of 4 with use_rope, got {head_dim}; "
+            "change it, or set use_rope=False"
         )
 
 
 def _check_classes(num_classes: int, class_dropout_prob: float) -> None:
     if num_classes < 1:
-        raise UserError(
-            f"num_classes must be at least 1, got {num_classes}; use 1 for a model without classes"
-        )
+        raise UserError(f"num_classes must be at least 1, got {num_classes}; 1 is a model without classes")
     if not 0 <= class_dropout_prob < 1:
         raise UserError(f"class_dropout_prob must be in [0, 1), got {class_dropout_prob}; 0.1 is usual")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,9 @@ class LDMAEPipeline(DiffusionPipeline):
         vae: Autoencoder,
         transformer: LightningDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
-        id2label: dict[int, str] | None = None,
-        latents_mean: Sequence[float] | None = None,
-        latents_std: Sequence[float] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
     ):
         super().__init__()
         if (latents_mean is None) != (latents_std is None):
@@ -118,7 +118,8 @@ class LDMAEPipeline(DiffusionPipeline):
         Args:
             class_labels: a class number or name, or a list (nested or not) or tensor of them; its length is
                 the batch.
-            guidance_scale: classifier-free guidance v_null + scale · (v_class - v_null); 1 is none.
+            guidance_scale: classifier-free guidance v_null + scale · (v_class - v_null); 1 is none, 0 leaves
+                the class out.
             guidance_interval: guidance acts at times t in this interval, ends included; 0 is noise, 1 is
                 data.
             guidance_channels: guide only that many first latent channels (3 is what the official sampler
@@ -148,7 +149,9 @@ class LDMAEPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        labels = self._class_ids(class_labels)
+        labels = [self.class_id(label) for label in _flattened(class_labels)]
+        if not labels:
+            raise UserError("class_labels is empty; give at least one class number or name")
         self._check_models(output_type)
         self._check_guidance(guidance_scale, guidance_interval, guidance_channels)
         _check_steps(num_inference_steps, timestep_shift)
@@ -156,9 +159,9 @@ class LDMAEPipeline(DiffusionPipeline):
         self._guidance_scale, self._interrupt = guidance_scale, False
 
         device = self._execution_device
-        latents = self._starting_latents(len(labels), latents, generator, device)
+        x: Tensor = self._starting_latents(len(labels), latents, generator, device)  # (B, C, h, w), x_t
         classes = torch.tensor(labels, device=device)  # (B,)
-        tokens = latents[0, 0].numel() // self.transformer.config["patch_size"] ** 2
+        tokens = x[0, 0].numel() // self.transformer.config["patch_size"] ** 2
         set_sampling_times(self.scheduler, num_inference_steps, timestep_shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
@@ -171,7 +174,7 @@ class LDMAEPipeline(DiffusionPipeline):
                     continue
                 velocity = guided_velocity(
                     self._velocity,
-                    latents,
+                    x,
                     t,
                     classes,
                     null_class=self._null_class,
@@ -180,17 +183,14 @@ class LDMAEPipeline(DiffusionPipeline):
                     channels=guidance_channels,
                 )
                 # float32 in, float32 out: steps of a half-precision sampler would round away
-                latents = self.scheduler.step(
-                    -velocity, timestep, latents, generator=generator, return_dict=False
-                )[0]
+                x = self.scheduler.step(-velocity, timestep, x, generator=generator, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     tensors = callback_on_step_end(self, i, timestep, tensors)
-                    latents = tensors.pop("latents", latents)
+                    x = tensors.pop("latents", x)
                 bar.update()
 
-        assert latents is not None
-        images = latents if output_type == "latent" else _as_output(self._decode(latents), output_type)
+        images = x if output_type == "latent" else _as_output(self._decode(x), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
 
@@ -235,52 +235,44 @@ class LDMAEPipeline(DiffusionPipeline):
         channels, size, patch = config["in_channels"], config["sample_size"], config["patch_size"]
         if latents is not None:
             shape = tuple(latents.shape)
-            fits = (
-                len(shape) == 4 and shape[:2] == (batch, channels) and not any(n % patch for n in shape[2:])
-            )
-            if not fits:
+            matched = len(shape) == 4 and shape[:2] == (batch, channels)
+            if not matched or any(n == 0 or n % patch for n in shape[2:]):
                 raise UserError(
-                    f"latents must have the shape ({batch}, {channels}, h, w), one row for each class label, h and w "
-                    f"multiples of {patch}, got {shape}; draw them with torch.randn({batch}, {channels}, {size}, {size})"
+                    f"latents must have the shape ({batch}, {channels}, h, w), a row for each label, h and w "
+                    f"multiples of {patch}, got {shape}; "
+                    f"draw them with torch.randn({batch}, {channels}, {size}, {size})"
                 )
             return latents.to(device, torch.float32)
         if isinstance(generator, list) and len(generator) != batch:
             raise UserError(
-                f"a list of generators needs one for each image, got {len(generator)} for {batch} class labels; "
-                "give as many, or a single generator"
+                f"a list of generators needs one for each image, got {len(generator)} for {batch} class "
+                "labels; give as many, or a single generator"
             )
         return randn_tensor((batch, channels, size, size), generator, device, torch.float32)
 
-    def _class_ids(self, class_labels: Any) -> list[int]:
-        """Returns class numbers: names looked up, nested lists flattened.
+    def class_id(self, label: int | str) -> int:
+        """Returns the number of a class given by its number or by its name in `id2label`.
 
         Raises:
-            UserError: an unknown name, a number out of range, or nothing at all.
+            UserError: an unknown name, one of several classes, or a number out of range.
         """
-        labels = [self._class_id(label) for label in _flattened(class_labels)]
-        if not labels:
-            raise UserError("class_labels is empty; give at least one class number or name")
-        return labels
-
-    def _class_id(self, label: Any) -> int:
-        if isinstance(label, str):
+        if isinstance(label, str) and label in self._ids_by_name:
+            ids = self._ids_by_name[label]
+            if len(ids) > 1:
+                raise UserError(f"class name {label!r} stands for classes {ids}; give one of these numbers")
+            return ids[0]
+        if isinstance(label, str) and not label.isdecimal():
             if not self._ids_by_name:
                 raise UserError(
-                    f"class {label!r} is a name, but this pipeline has no id2label; give class numbers"
+                    f"class {label!r} is a name, but this pipeline has no id2label; give a number"
                 )
-            ids = self._ids_by_name.get(label, [])
-            if len(ids) == 1:
-                return ids[0]
-            if ids:
-                raise UserError(f"class name {label!r} stands for classes {ids}; give one of these numbers")
-            raise UserError(f"unknown class {label!r}{nearest(label, self._ids_by_name)}")
-        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            known = _listed(self._ids_by_name)
+            raise UserError(f"unknown class {label!r}{nearest(label, self._ids_by_name)}; known are {known}")
+        if isinstance(label, bool) or not isinstance(label, int | str | np.integer):
             raise UserError(f"a class label is a number or a name, got {label!r} ({type(label).__name__})")
-        classes = self.transformer.config["num_classes"]
-        # the null class is a class too: it shows what the model makes without any
-        last = classes - 1 if self._null_class is None else self._null_class
-        if not 0 <= label <= last:
-            null = "" if self._null_class is None else f" ({self._null_class} is the null class)"
+        last = self.transformer.config["num_classes"] - 1
+        if not 0 <= int(label) <= last:
+            null = "; without any class, images come by guidance_scale=0" if label == self._null_class else ""
             raise UserError(
                 f"class label {label} is out of range; this model knows classes 0 to {last}{null}"
             )
@@ -289,8 +281,8 @@ class LDMAEPipeline(DiffusionPipeline):
     def _check_models(self, output_type: str) -> None:
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
             raise UserError(
-                f"the scheduler must be FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler, got "
-                f"{type(self.scheduler).__name__}; other schedulers don't follow straight paths from noise to data"
+                "the scheduler must be FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler, "
+                f"got {type(self.scheduler).__name__}; others don't follow straight paths from noise to data"
             )
         if self.scheduler.config.get("invert_sigmas"):
             raise UserError("the scheduler's invert_sigmas turns time round; set it to False")
@@ -317,12 +309,13 @@ class LDMAEPipeline(DiffusionPipeline):
     def _check_guidance(self, scale: float, interval: tuple[float, float], channels: int | None) -> None:
         if scale != 1 and self._null_class is None:
             raise UserError(
-                f"guidance_scale={scale} needs a null class, which this transformer does not have (one class only, or "
-                "class_dropout_prob=0); use guidance_scale=1"
+                f"guidance_scale={scale} needs a null class, which this transformer does not have "
+                "(one class only, or class_dropout_prob=0); use guidance_scale=1"
             )
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise UserError(
-                f"guidance_interval must be two rising times in [0, 1], got {tuple(interval)}; (0.1, 1.0) is the official one"
+                f"guidance_interval must be two rising times in [0, 1], got {tuple(interval)}; "
+                "the official one is (0.1, 1.0)"
             )
         most = self.transformer.config["in_channels"]
         if channels is not None and not 1 <= channels <= most:
@@ -360,6 +353,12 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     for number, label in id2label.items():
         whole.setdefault(label, []).append(number)
     return {**synonyms, **whole}
+
+
+def _listed(names: Iterable[str], at_most: int = 10) -> str:
+    """Returns the first few names, and whether there are more."""
+    names = list(names)
+    return ", ".join(names[:at_most]) + (", …" if len(names) > at_most else "")
 
 
 def _flattened(labels: Any) -> Iterator[Any]:

@@ -1,7 +1,8 @@
 """How close generated images are to real ones: kernel and Fréchet distances of features, as pure functions.
 
-The distances are torch-fidelity's. What a distance is called depends on the network that made the features: `KID` and
-`FID` on Inception's, `KID-efficientnet_lite0` and `FD-efficientnet_lite0` on EfficientNet-Lite0's, never FID.
+The distances are torch-fidelity's. What a distance is called depends on the network that made the features:
+`KID` and `FID` on Inception's, `KID-efficientnet_lite0` and `FD-efficientnet_lite0` on EfficientNet-Lite0's,
+never FID.
 """
 
 # N M images, D features
@@ -33,15 +34,17 @@ def kernel_distance(
     num_subsets: int = SUBSETS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Computes the kernel distance (KID; Binkowski et al., ICLR 2018): the unbiased squared MMD with (x · y / D + 1)³.
+    """Computes the kernel distance (KID; Binkowski et al., ICLR 2018).
 
-    Being unbiased it is comparable between sets of different sizes, and may come out a little below 0.
+    It is the unbiased squared MMD with the kernel (x · y / D + 1)³. Being unbiased it is comparable between
+    sets of different sizes, and may come out a little below 0.
 
     Args:
         features_a: (N, D) features of one set.
         features_b: (M, D) features of the other.
-        subset_size: images drawn from each set, without replacement, for each estimate; None is min(1000, N, M). Where it
-            is a set's own size, every subset holds all of that set, and the deviation leaves out that set's chance.
+        subset_size: images drawn from each set, without replacement, for each estimate; None is min(1000, N,
+            M). Where it is a set's own size, every subset holds all of that set, and the deviation leaves out
+            that set's chance.
         num_subsets: estimates to average.
         seed: which subsets are drawn. The order of the features plays no part.
 
@@ -72,7 +75,7 @@ def kernel_distance(
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Computes the Fréchet distance of two Gaussians fitted to features (FID, where the features are Inception's).
+    """Computes the Fréchet distance of two Gaussians fitted to features (FID, where they are Inception's).
 
     Args:
         features_a: (N, D) features of one set, N > D.
@@ -111,7 +114,8 @@ def fidelity_results(
         seed: which subsets are drawn.
 
     Returns:
-        The kernel distance, and the Fréchet distance where both sets have more images than there are features.
+        The kernel distance, and the Fréchet distance where both sets have more images than there are
+        features.
 
     Raises:
         UserError: a set has too few images.
@@ -122,7 +126,7 @@ def fidelity_results(
     whole = [kind for kind, count in counts.items() if count == size]
     note = f"mean of {num_subsets} subsets of {size} images, standard deviation {deviation:.2g}"
     if whole:
-        note += f"; every subset holds all {' and '.join(whole)} images, whose own chance the deviation leaves out"
+        note += f"; each holds all {' and '.join(whole)} images, whose own chance the deviation leaves out"
     results = [Result(name=extractor.kid_label, value=mean, better="lower", counts=counts, note=note)]
     if min(counts.values()) > extractor.dimensions:
         value = frechet_distance(generated_features, real_features)
@@ -131,7 +135,7 @@ def fidelity_results(
 
 
 def _in_order(features: Tensor) -> Tensor:
-    """Sorts images by their features: subsets are drawn by position, and no figure may depend on the files' order."""
+    """Sorts images by their features: subsets are drawn by position, the files' order must not matter."""
     # float64: the kernel's cube would cost float32 the last digits of a small difference
     values = features.detach().cpu().double().numpy()
     return torch.from_numpy(values[np.lexsort((values[:, 0], values.sum(axis=1)))])

@@ -1,4 +1,4 @@
-"""How well images are restored: L1, PSNR, SSIM and a perceptual distance, on images as they would be saved."""
+"""How well images are restored: L1, PSNR, SSIM and a perceptual distance, on images as saved."""
 
 # B batch, N images, H W image
 
@@ -15,7 +15,7 @@ from ldmae.core.errors import UserError
 from ldmae.perception.lpips import PerceptualDistance
 
 SSIM_WINDOW = 11
-"""Side of SSIM's Gaussian window (deviation 1.5), as in Wang et al., 2004; smaller images can't be measured."""
+"""Side of SSIM's Gaussian window (deviation 1.5), as in Wang et al., 2004; images need as many pixels."""
 
 NAMES = ("L1", "PSNR", "SSIM")
 
@@ -26,24 +26,30 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """Returns each image's mean absolute error (B,) on the scale of [-1, 1], in float64; uint8 images."""
-    return (x.double() - y.double()).abs().mean(dim=(1, 2, 3)) / 127.5
+    """Returns each image's mean absolute error (B,), in float64; uint8 images, the error in [0, 1].
+
+    The paper does not name its scale; with its PSNR only [0, 1] is plausible.
+    """
+    return (x.double() - y.double()).abs().mean(dim=(1, 2, 3)) / 255
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Returns each image's peak signal-to-noise ratio (B,) in dB, in float64; infinite for equal images; uint8 images."""
-    return peak_signal_noise_ratio(x.double(), y.double(), data_range=255.0, reduction="none", dim=(1, 2, 3))  # type: ignore[return-value]
+    """Returns each image's peak signal-to-noise ratio (B,), in dB and float64; uint8 images, inf if equal."""
+    return peak_signal_noise_ratio(x.double(), y.double(), data_range=255.0, reduction="none", dim=(1, 2, 3))
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Returns each image's structural similarity (B,), in float64; 1 for equal images; uint8 images of at least 11 px.
+    """Returns each image's structural similarity (B,), in float64; uint8 images, 1 if equal.
 
-    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged; windows that leave the image don't count.
+    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged. Only windows that lie in the image
+    count, as in Wang et al. and scikit-image: torchmetrics' own mean also takes those over a mirrored edge, which
+    in small images is noticeable.
     """
-    values = structural_similarity_index_measure(
-        x.double(), y.double(), gaussian_kernel=True, sigma=1.5, data_range=255.0, reduction="none"
+    measured = structural_similarity_index_measure(
+        x.double(), y.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
     )
-    return values.reshape(len(x))  # type: ignore[union-attr]
+    edge = SSIM_WINDOW // 2
+    return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 
 class ReconstructionMetrics:
@@ -51,12 +57,13 @@ class ReconstructionMetrics:
 
     Args:
         perceptual: the perceptual distance to measure beside the others, or None.
-        trained_on: the label of the perceptual distance that the autoencoder was trained with: a table must say when a
-            model was trained on the metric that judges it.
+        trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with: a
+            table must say when a model was trained on the metric that judges it.
     """
 
     def __init__(self, perceptual: PerceptualDistance | None = None, trained_on: str | None = None) -> None:
-        self._perceptual, self._trained_on = perceptual, trained_on
+        self._perceptual = perceptual
+        self._trained_on_it = perceptual is not None and perceptual.name == trained_on
         self._values: dict[str, list[float]] = {name: [] for name in NAMES}
         if perceptual is not None:
             self._values[perceptual.label] = []
@@ -72,7 +79,7 @@ class ReconstructionMetrics:
             y: (B, 3, H, W) reconstructions; values outside [-1, 1] are clipped.
 
         Raises:
-            UserError: the images are too small for a metric.
+            UserError: the images are too small for a metric, or a reconstruction is not finite.
         """
         assert x.shape == y.shape, f"originals and reconstructions differ in shape: {x.shape} and {y.shape}"
         if min(x.shape[-2:]) < SSIM_WINDOW:
@@ -80,18 +87,21 @@ class ReconstructionMetrics:
                 f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
                 f"got {x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
             )
+        if not torch.isfinite(y).all():  # rounding would turn it into some colour
+            raise UserError("a reconstruction holds NaN or infinity; was the training stopped by one?")
         x, y = to_uint8(x), to_uint8(y)
-        measured = {"L1": l1(x, y), "PSNR": psnr(x, y), "SSIM": ssim(x, y)}
+        exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
+        measured = {"L1": l1(*exact), "PSNR": psnr(*exact), "SSIM": ssim(*exact)}
         if self._perceptual is not None:
             with torch.autocast(x.device.type, enabled=False):
                 measured[self._perceptual.label] = self._perceptual(
                     x.float() / 127.5 - 1, y.float() / 127.5 - 1
                 )
         for name, values in measured.items():
-            self._values[name].extend(values.double().tolist())
+            self._values[name].extend(values.tolist())
 
     def per_image(self) -> dict[str, list[float]]:
-        """Returns every image's figures, in the order of the updates; for gathering over processes and for spreads."""
+        """Returns every image's figures, in the updates' order: to gather over processes, for spreads."""
         return {name: list(values) for name, values in self._values.items()}
 
     def merge(self, values: dict[str, list[float]]) -> None:
@@ -103,7 +113,8 @@ class ReconstructionMetrics:
     def compute(self) -> list[Result]:
         """Returns the mean over images of every figure.
 
-        PSNR is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out and counted.
+        PSNR is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out and
+        counted.
 
         Raises:
             UserError: no image was added.
@@ -114,11 +125,11 @@ class ReconstructionMetrics:
         return [self._result(name, values) for name, values in self._values.items()]
 
     def _result(self, name: str, values: list[float]) -> Result:
-        finite = [value for value in values if math.isfinite(value) or not name == "PSNR"]
+        finite = [value for value in values if math.isfinite(value) or name != "PSNR"]
         notes = []
         if len(finite) < len(values):
             notes.append(f"{len(values) - len(finite)} pairs are equal to the bit and are left out")
-        if name == self._trained_on:
+        if self._trained_on_it and name not in NAMES:
             notes.append("the autoencoder was trained on this metric")
         return Result(
             name=name,

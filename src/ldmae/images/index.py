@@ -1,10 +1,9 @@
-"""One look at every image before training: which are unreadable, which are held out, which are near-duplicates."""
+"""One look at every image before training: what is unreadable, what is held out, what looks alike."""
 
 # N images, S signatures (each image's and its mirror image's)
 
 import hashlib
 import io
-import itertools
 import logging
 import os
 import time
@@ -21,7 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
-from ldmae.images.sources import DataConfig, Subset, held_out_share, open_source, with_classes
+from ldmae.images.base import Subset, with_classes
+from ldmae.images.sources import DataConfig, held_out_share, open_source
 from ldmae.images.transforms import to_rgb
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ MAX_HAMMING = 14
 """Bits of 256 in which near-duplicates may differ: an image saved again by JPEG at quality 50 stays below."""
 MAX_THUMB_MEAN = 2.5
 MAX_THUMB_PEAK = 14.0
-"""Grey levels by which two thumbnails may differ, on average and anywhere: a changed mouth is a local difference."""
+"""Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
 NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
 NAMED = 5
@@ -63,7 +63,7 @@ def content_hash(content: bytes) -> int:
 
 
 def is_held_out(hashed: int, share: float) -> bool:
-    """Returns whether content with this hash is held out, where `share` of all is: no seed, no order, no name."""
+    """Returns whether content with this hash is held out, where `share` of all is."""
     return hashed < share * 2**64
 
 
@@ -71,7 +71,7 @@ def is_held_out(hashed: int, share: float) -> bool:
 
 
 def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns content hash, difference hash (32,) uint8, the mirror image's, and thumbnail (8, 8, 3) uint8."""
+    """Returns content hash, difference hash (32,) uint8, the mirror image's, thumbnail (8, 8, 3) uint8."""
     read_bytes = getattr(source, "read_bytes", None)
     if read_bytes is None:
         image = source.read(index)
@@ -79,7 +79,8 @@ def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray,
     else:
         content = read_bytes(index)
         image = Image.open(io.BytesIO(content))
-        # JPEG decodes to an eighth several times as fast, and still reads to the file's end, so that a truncated one is found
+        # JPEG decodes to an eighth several times as fast, and still reads to the file's end, so that a
+        # truncated one is found
         image.draft("RGB", (4 * HASH_SIDE, 4 * HASH_SIDE))
         image = to_rgb(image)
     thumb = np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX))
@@ -124,12 +125,13 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
         "thumb": np.zeros((count, THUMB_SIDE, THUMB_SIDE, 3), np.uint8),
     }
     broken: list[str] = []
-    # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing is copied or forked
+    # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing
+    # is copied or forked
     workers = min(16, _cores())
-    spans = iter([(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)])
     with ThreadPoolExecutor(workers) as pool, _Bar("checking images", count, progress) as bar:
         pending = []
-        for start, stop in itertools.chain(spans, itertools.repeat((0, 0), 2 * workers)):
+        for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
             pending.append((stop - start, pool.submit(_look_at_chunk, source, start, stop, out)))
             if len(pending) > 2 * workers:
                 done, future = pending.pop(0)
@@ -185,10 +187,10 @@ class _Bar:
 def _near_pairs(
     hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pairs of images that look alike, mirrored or not, found in bands of their sorted difference hashes.
+    """Yields pairs of images that look alike, mirrored or not, by bands of their sorted difference hashes.
 
-    Locality-sensitive hashing with eight bands of 32 bits; images that share a band lie side by side once the signatures are
-    sorted by it, so each is compared with its next few followers only.
+    Locality-sensitive hashing with eight bands of 32 bits; images that share a band lie side by side once
+    the signatures are sorted by it, so each is compared with its next few followers only.
     """
     count = len(hashes)
     signatures = np.concatenate([hashes, mirrors])  # (S, 32); row k and row k + N are image k
@@ -227,7 +229,7 @@ def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray, count
 
 
 def _group(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns for every image the smallest content hash among its near-duplicates (and their near-duplicates)."""
+    """Returns for every image the smallest content hash among its near-duplicates (and theirs)."""
     readable = np.flatnonzero(found["readable"])
     group = found["content"].copy()
     if len(readable) < 2:
@@ -297,13 +299,15 @@ def split_by_group(group: np.ndarray, share: float) -> np.ndarray:
     """
     if len(group) < 2:
         raise UserError(
-            f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or name held-out ones "
+            f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or "
+            f"name held-out ones "
             "with data.val=PATH"
         )
     lowest, highest = group.min(), group.max()
     if lowest == highest:
         raise UserError(
-            f"all {len(group)} images are near-duplicates of one another, so none can be held out; add different ones, or "
+            f"all {len(group)} images are near-duplicates of one another, so none can be held out; add "
+            f"different ones, or "
             "name held-out ones with data.val=PATH"
         )
     held_out = group < np.uint64(min(int(share * 2**64), 2**64 - 1))
@@ -319,10 +323,10 @@ def open_images(
 ) -> tuple[ImageSource, ImageSource]:
     """Opens the training images and the held-out images that `config` names, without the unreadable ones.
 
-    Every image is looked at once (the next start reads the result from `cache_dir`). A share is drawn by a hash of each file's
-    content: independent of seed, order and names, so adding or renaming files moves no other file; exact duplicates
-    and near-duplicates (saved again, resized, mirrored) stay on one side. A source that knows its own split, such as
-    `photos`, keeps it.
+    Every image is looked at once (the next start reads the result from `cache_dir`). A share is drawn by a
+    hash of each file's content: independent of seed, order and names, so adding or renaming files moves no
+    other file; exact duplicates and near-duplicates (saved again, resized, mirrored) stay on one side. A
+    source that knows its own split, such as `photos`, keeps it.
 
     Args:
         config: which images.
@@ -330,7 +334,8 @@ def open_images(
         progress: show a bar where it takes over a second.
 
     Raises:
-        UserError: nothing there, too many unreadable images, too few images, or held-out classes that training lacks.
+        UserError: nothing there, too many unreadable images, too few images, or held-out classes that
+            training lacks.
     """
     share = held_out_share(config.val)
     source = open_source(config, cache_dir)
@@ -369,7 +374,8 @@ def _usable(source: ImageSource, index: Index, config: DataConfig) -> np.ndarray
     if unreadable > config.max_unreadable * len(source) or not len(usable):
         raise UserError(
             f"{unreadable} of the {len(source)} images of {source.name} are unreadable, more than "
-            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or go on without them with "
+            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or go "
+            f"on without them with "
             f"data.max_unreadable={min(1.0, np.ceil(1000 * unreadable / len(source)) / 1000):g}"
         )
     logger.warning("skipped %d unreadable of %d images: %s", unreadable, len(source), listed)

@@ -4,6 +4,7 @@
 
 import collections
 import glob
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
-from ldmae.images.sources import EXTENSIONS, FileSource, Names, is_pattern, missing_path
+from ldmae.images.base import EXTENSIONS, FileSource, Names, is_pattern, missing_path
 
 INDEX_VERSION = "1"
 OPEN_SHARDS = 64
@@ -42,6 +43,12 @@ def expand_braces(pattern: str) -> list[str]:
     return [head + choice + rest for choice in choices for rest in expand_braces(tail)]
 
 
+def match_files(pattern: str) -> list[Path]:
+    """Returns the files that a pattern with wildcards matches, sorted."""
+    found = glob.glob(str(Path(pattern).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
+    return [Path(path) for path in sorted(found)]
+
+
 def find_shards(name: str) -> list[Path]:
     """Returns the local tar files that a file, folder, brace pattern or glob names, in order.
 
@@ -51,12 +58,12 @@ def find_shards(name: str) -> list[Path]:
     if is_pattern(name):
         paths = []
         for one in expand_braces(name):
-            found = sorted(glob.glob(str(Path(one).expanduser())))
+            found = match_files(one)
             if not found:
                 raise UserError(
                     f"the shard {one} does not exist; expected every file of {name}: check data.source"
                 )
-            paths += [Path(path) for path in found]
+            paths += found
     elif Path(name).expanduser().is_dir():
         paths = sorted(Path(name).expanduser().glob("*.tar"))
     else:
@@ -110,7 +117,7 @@ def image_part(parts: Iterable[str]) -> str | None:
 
 
 def parse_label(extension: str, content: bytes) -> int | str | None:
-    """Returns the label in a sample's `.cls` file (a number or a name) or its `.json` file (under "label")."""
+    """Returns the label in a sample's `.cls` file (number or name) or its `.json` file (under "label")."""
     if extension == "cls":
         value = content.decode("utf-8", "replace").strip()
     elif extension == "json":
@@ -146,11 +153,11 @@ def number_labels(values: list[int | str | None], name: str) -> tuple[np.ndarray
 
 
 class ShardSource(FileSource):
-    """Tar shards as webdataset writes them: files of a sample lie side by side and share their name up to the first dot.
+    """Tar shards as webdataset writes them: a sample's files lie side by side and share the name up to a dot.
 
-    The picture is the file with an image's extension; the label comes from `.cls` (a number or a name) or `.json`
-    (its "label"). `.txt` is a caption and ignored. Samples without a picture are skipped. Shards are scanned once; where each
-    picture lies is kept in `cache_dir`, keyed by the shards' names and sizes.
+    The picture is the file with an image's extension; the label comes from `.cls` (a number or a name) or
+    `.json` (its "label"). `.txt` is a caption and ignored. Samples without a picture are skipped. Shards
+    are scanned once; where each picture lies is kept in `cache_dir`, keyed by the shards' names and sizes.
 
     Raises:
         UserError: no shards, a truncated or compressed one, or none with a picture.
@@ -172,7 +179,7 @@ class ShardSource(FileSource):
             raise UserError(
                 f"no pictures in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
             )
-        self._open: collections.OrderedDict[int, object] = collections.OrderedDict()
+        self._open: collections.OrderedDict[int, io.FileIO] = collections.OrderedDict()
 
     def _load(self, cache: Path | None) -> None:
         if cache is not None and cache.exists():
@@ -213,12 +220,13 @@ class ShardSource(FileSource):
             "name_offsets": packed.offsets,
         }
 
-    def _file(self, shard: int):
-        # pread has no position that processes or threads could fight over, so a handle inherited by fork is safe. A handle
-        # that falls out of the table is closed once the last thread that still reads from it lets go.
+    def _file(self, shard: int) -> io.FileIO:
+        # pread has no position that processes or threads could fight over, so a handle inherited by fork
+        # is safe. A handle that falls out of the table is closed once the last thread that still reads
+        # from it lets go.
         file = self._open.pop(shard, None)
         if file is None:
-            file = open(self._paths[shard], "rb", buffering=0)  # noqa: SIM115, PTH123, kept open
+            file = io.FileIO(self._paths[shard])
         self._open[shard] = file
         while len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -267,4 +275,4 @@ def _scan_shard(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | str | None]
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         yield member
-        tar.members.clear()  # tarfile remembers every member otherwise
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member otherwise

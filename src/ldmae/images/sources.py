@@ -2,27 +2,32 @@
 
 # N images of a source
 
-import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import fingerprint
-from ldmae.images.transforms import to_rgb
+from ldmae.images.base import (
+    BUILTIN,
+    EXTENSIONS,
+    FileSource,
+    Names,
+    is_pattern,
+    missing_path,
+    shortened,
+    with_classes,
+)
+from ldmae.images.builtin import open_builtin
+from ldmae.images.shards import ShardSource
+from ldmae.images.tables import TableSource
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What counts as a picture in a folder or a tar shard."""
-
-BUILTIN = ("emoji", "digits", "photos")
-"""Sets that lie in the packages that come with this one."""
-
+_SEPARATOR = os.fsencode(os.sep)
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -31,10 +36,10 @@ class DataConfig:
     """Where the images come from, and which of them are held out."""
 
     source: str = ""
-    """A folder (its subfolders are classes), `emoji`, `digits` or `photos`, a Hugging Face dataset, parquet or arrow
-    files, tar shards such as `shards/{000..012}.tar`, or an http(s) address of such shards."""
+    """A folder (its subfolders are classes), `emoji`, `digits` or `photos`, a Hugging Face dataset, parquet
+    or arrow files, tar shards such as `shards/{000..012}.tar`, or their http(s) address."""
     val: str = "0.05"
-    """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME` of a dataset."""
+    """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME`."""
     max_unreadable: float = 0.01
     """Share of the images that may be unreadable (named, skipped and counted) before it is an error."""
     split: str = "train"
@@ -46,75 +51,20 @@ class DataConfig:
     stream: bool = False
     """Read a Hub dataset or shards front to back without storing them; such a run does not resume exactly."""
     classes: list[str] | None = None
-    """Keep only these as classes, in this order; other images train the autoencoder alone. Names a stream's labels."""
+    """Keep only these as classes, in this order; other images train the autoencoder alone. For a
+    stream of shards it names the labels."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_unreadable <= 1:
             raise UserError(f"data.max_unreadable must be a share in [0, 1], got {self.max_unreadable}")
 
 
-class Names:
-    """N byte strings in one blob: no Python object for each."""
-
-    def __init__(self, blob: bytes, offsets: np.ndarray):
-        self.blob = blob
-        self.offsets = offsets  # (N + 1,) int64
-
-    @classmethod
-    def of(cls, names: Iterable[bytes]) -> "Names":
-        """Packs an iterable, which is read once."""
-        blob, offsets = bytearray(), [0]
-        ends = np.fromiter(_extend(blob, names), dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        return cls(bytes(blob), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.blob[self.offsets[index] : self.offsets[index + 1]]
-
-
-def _extend(blob: bytearray, names: Iterable[bytes]) -> Iterator[int]:
-    for name in names:
-        blob += name
-        yield len(blob)
-
-
-class FileSource:
-    """What sources share that hand out a picture file's bytes: `read_bytes` is theirs, decoding is here."""
-
-    name: str
-    licence: str = ""
-    classes: list[str]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read_bytes(self, index: int) -> bytes:
-        """Returns the picture file as it lies."""
-        raise NotImplementedError
-
-    def describe(self, index: int) -> str:
-        """Returns what an error message calls the image."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """Returns a hash of names and sizes."""
-        raise NotImplementedError
-
-    def read(self, index: int) -> Image.Image:
-        """Returns the image as a viewer shows it (`to_rgb`)."""
-        return to_rgb(Image.open(io.BytesIO(self.read_bytes(index))))
-
-
 class FolderSource(FileSource):
-    """Picture files in a folder; its subfolders are the classes, and a flat folder is one class named after it.
+    """Picture files in a folder; subfolders are classes, and a flat folder is one class named after it.
 
-    Files nested deeper count for the subfolder they are under. Hidden files and folders are ignored, symbolic links are
-    followed, order is by name. A folder with pictures both directly in it and in subfolders is an error, for it is
-    not known what was meant.
+    Files nested deeper count for the subfolder they are under. Hidden files and folders are ignored,
+    symbolic links are followed, order is by name. A folder with pictures both directly in it and in
+    subfolders is an error, for it is not known what was meant.
     """
 
     def __init__(self, folder: Path | str):
@@ -123,9 +73,8 @@ class FolderSource(FileSource):
             raise missing_path(str(folder))
         self.name = self.folder.resolve().name
         root = os.fsencode(self.folder)
-        self._prefix = len(os.path.join(root, b""))
-        self._root = root
-        flat, subfolders = _list(root)
+        self._root = root if root.endswith(_SEPARATOR) else root + _SEPARATOR
+        flat, subfolders = _list(self._root)
         labels, sizes, classes = bytearray(), bytearray(), []
 
         def walk() -> Iterator[bytes]:
@@ -139,7 +88,7 @@ class FolderSource(FileSource):
                     found = True
                     sizes.extend(file.stat().st_size.to_bytes(8, "little"))
                     labels.extend(len(classes).to_bytes(4, "little"))
-                    yield file.path[self._prefix :]
+                    yield file.path[len(self._root) :]
                 if found:
                     classes.append(os.fsdecode(subfolder.name))
 
@@ -152,29 +101,32 @@ class FolderSource(FileSource):
     def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
         if not len(self):
             raise UserError(
-                f"no images in the folder {self.folder}: expected files ending in {', '.join(EXTENSIONS)}, directly or "
+                f"no images in the folder {self.folder}: expected files ending in "
+                f"{', '.join(EXTENSIONS)}, directly or "
                 "in one subfolder per class; check data.source"
             )
         if flat and len(self) > flat:
             raise UserError(
-                f"{self.folder} has {flat} images directly in it and {len(self) - flat} in subfolders; expected one or "
-                "the other: move all into subfolders (one a class), or point data.source at the subfolder you mean"
+                f"{self.folder} has {flat} images directly in it and {len(self) - flat} in subfolders; "
+                f"expected one or "
+                "the other: move all into subfolders, one a class, or point data.source at one of them"
             )
         if len(self.classes) > 1 and {name.lower() for name in self.classes} <= _SPLIT_NAMES:
             train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
             other = next(n for n in self.classes if n != train)
             raise UserError(
-                f"the subfolders of {self.folder} look like splits, not classes ({', '.join(subfolders)}): use "
+                f"the subfolders of {self.folder} look like splits, not classes "
+                f"({', '.join(subfolders)}): use "
                 f"data.source={self.folder / train} data.val={self.folder / other}"
             )
 
     def path(self, index: int) -> str:
         """Returns the file's path."""
-        return os.fsdecode(os.path.join(self._root, self._names[index]))
+        return os.fsdecode(self._root + self._names[index])
 
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies."""
-        with open(os.path.join(self._root, self._names[index]), "rb") as file:  # noqa: PTH123, a bytes path
+        with open(self._root + self._names[index], "rb") as file:  # noqa: PTH123, a bytes path
             return file.read()
 
     def describe(self, index: int) -> str:
@@ -202,7 +154,7 @@ def _list(folder: bytes) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[byt
 
 
 def _walk(folder: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[os.DirEntry[bytes]]:
-    status = os.stat(folder)
+    status = os.stat(folder)  # noqa: PTH116, a bytes path
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder above: going on would never end
         return
@@ -210,72 +162,6 @@ def _walk(folder: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[os.DirE
     yield from files
     for subfolder in folders:
         yield from _walk(subfolder.path, (*above, here))
-
-
-class Subset:
-    """Some images of a source, by index: nothing is copied. Labels and classes can be replaced."""
-
-    def __init__(
-        self,
-        source: ImageSource,
-        indices: np.ndarray,
-        *,
-        labels: np.ndarray | None = None,
-        classes: list[str] | None = None,
-    ):
-        self.source = source
-        self.indices = np.asarray(indices, dtype=np.int64)
-        self.name, self.licence = source.name, source.licence
-        self.classes = source.classes if classes is None else classes
-        self.labels = source.labels[self.indices] if labels is None else labels
-        assert len(self.labels) == len(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> Image.Image:
-        """Returns the image as a viewer shows it."""
-        return self.source.read(int(self.indices[index]))
-
-    def describe(self, index: int) -> str:
-        """Returns what the underlying source calls the image."""
-        return self.source.describe(int(self.indices[index]))
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the underlying source's fingerprint, the indices, labels and classes."""
-        parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
-        return fingerprint(parts)
-
-
-def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = True) -> ImageSource:
-    """Returns the source with labels that index `classes`.
-
-    Args:
-        source: any source.
-        classes: names, in the order wanted.
-        strict: the source's other classes are an error; otherwise their images get label -1.
-
-    Raises:
-        UserError: with `strict`, the source has a class that `classes` lacks.
-    """
-    classes = list(classes)
-    if source.classes == classes:
-        return source
-    position = {name: k for k, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in position]
-    if strict and unknown:
-        raise UserError(
-            f"data.val has the class {unknown[0]!r}, which the training images lack"
-            f"{nearest(unknown[0], classes)}; expected some of: {_shortened(classes)}. Rename its subfolder, or remove it"
-        )
-    table = np.array([*(position.get(name, -1) for name in source.classes), -1], dtype=np.int64)
-    return Subset(
-        source, np.arange(len(source)), labels=table[source.labels], classes=classes
-    )  # label -1 → table[-1]
-
-
-def _shortened(names: Sequence[str], limit: int = 12) -> str:
-    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
 # ---- which kind a name stands for
@@ -301,11 +187,6 @@ def held_out_share(value: str) -> float | None:
     return share
 
 
-def is_pattern(name: str) -> bool:
-    """Returns whether a name has braces or wildcards that stand for several files."""
-    return any(mark in name for mark in "{*?[") and not Path(name).exists()
-
-
 def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSource:
     """Opens what `config.source` names, with random access; `config.classes` is applied.
 
@@ -316,24 +197,23 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     Raises:
         UserError: nothing of that name, nothing in it, or a stream (see `ldmae.images.streams.open_stream`).
     """
-    from ldmae.images import builtin, shards, tables  # here, for each of them imports this module
-
     if is_stream(config):
         raise UserError(
-            f"{config.source!r} can only be streamed, and this needs images with random access (an exact order, "
+            f"{config.source!r} can only be streamed, and this needs images with random access (an exact "
+            f"order, "
             "latents): download it first and give the local path, or leave data.stream off"
         )
     name = config.source
     if name in BUILTIN:
-        source = builtin.open_builtin(name)
+        source = open_builtin(name)
     else:
         kind = _kind(name)
         if kind == "folder":
             source = FolderSource(Path(name).expanduser())
         elif kind == "shards":
-            source = shards.ShardSource(name, cache_dir=cache_dir)
+            source = ShardSource(name, cache_dir=cache_dir)
         else:
-            source = tables.TableSource(
+            source = TableSource(
                 name,
                 split=config.split,
                 image_column=config.image_column,
@@ -346,7 +226,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     if absent:
         raise UserError(
             f"data.classes names {absent[0]!r}, which {name} lacks{nearest(absent[0], source.classes)}; "
-            f"it has: {_shortened(source.classes)}"
+            f"it has: {shortened(source.classes)}"
         )
     return with_classes(source, config.classes, strict=False)
 
@@ -388,14 +268,3 @@ def _kind_of_folder(folder: Path) -> str:
                 if suffix.lower() in EXTENSIONS:
                     return "folder"
     return "folder"
-
-
-def missing_path(name: str) -> UserError:
-    """Returns the error for a source that does not exist, with the nearest names that do."""
-    path = Path(name).expanduser()
-    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    hint = nearest(path.name, siblings) or nearest(name, BUILTIN)
-    return UserError(
-        f"there is no folder or file {name}{hint}; expected a folder of images, tar shards, parquet files, OWNER/NAME of "
-        f"a Hugging Face dataset, or a built-in set: {', '.join(BUILTIN)}"
-    )

@@ -1,4 +1,4 @@
-"""Images that can only be read front to back: remote tar shards, streamed datasets. Their resume is not exact."""
+"""Images that can only be read front to back: remote tar shards, streamed datasets."""
 
 import io
 import itertools
@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -42,13 +42,14 @@ class Item(NamedTuple):
 class StreamSource:
     """Images without random access, in a seeded, buffered, only roughly shuffled order.
 
-    What a run sees depends on how many processes and workers read; a resumed run goes on with the next epoch's order.
-    A warning says so once.
+    What a run sees depends on how many processes and workers read; a resumed run goes on with the next
+    epoch's order. A warning says so once.
 
     Args:
         name: what to call it in reports.
-        shards: what opens each shard: a function from how many items to skip to an iterator over the rest.
-        classes: class names; a stream's labels can't be collected beforehand. Empty: all images are one class.
+        shards: what opens each shard.
+        classes: class names; a stream's labels can't be collected beforehand. Empty: all images are one
+            class.
         share: share of the images held out, by hash of the content.
         max_unreadable: share of unreadable images that is borne.
         buffer: items that the shuffle buffer holds.
@@ -70,7 +71,8 @@ class StreamSource:
         self._shards = shards
         self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
         logger.warning(
-            "%s is streamed: an interrupted run goes on, but not with the images it would have seen; for exact resume, "
+            "%s is streamed: an interrupted run goes on, but not with the images it would have seen; for "
+            "exact resume, "
             "download it and give the local path",
             name,
         )
@@ -85,11 +87,12 @@ class StreamSource:
             epoch: another epoch, another order.
             rank: this process among `world`.
             world: number of processes.
-            part: `train`, `held_out`, or `all`. What is held out is decided by the content's hash, so the parts are disjoint
-                in every epoch. Near-duplicates are not looked for.
+            part: `train`, `held_out`, or `all`. What is held out is decided by the content's hash, so the
+                parts are disjoint in every epoch. Near-duplicates are not looked for.
 
         Raises:
-            UserError: too many unreadable images, a label that no class bears, an address that does not answer.
+            UserError: too many unreadable images, a label that no class bears, an address that does not
+                answer.
         """
         assert part in ("train", "held_out", "all"), part
         worker = get_worker_info()
@@ -113,8 +116,10 @@ class StreamSource:
                 logger.warning("skipped the unreadable image %s: %s", item.name, error)
                 if unreadable > max(self._max_unreadable * read, self._max_unreadable * 1000):
                     raise UserError(
-                        f"{unreadable} of the first {read} images of {self.name} are unreadable (the last: {item.name}: "
-                        f"{error}); at most data.max_unreadable={self._max_unreadable} is borne: raise it to go on"
+                        f"{unreadable} of the first {read} images of {self.name} are unreadable (the "
+                        f"last: {item.name}: "
+                        f"{error}); at most data.max_unreadable={self._max_unreadable} is borne: raise it "
+                        f"to go on"
                     ) from error
                 continue
             yield image, self._label(item)
@@ -137,7 +142,8 @@ class StreamSource:
         if str(item.label) in self.classes:
             return self.classes.index(str(item.label))
         raise UserError(
-            f"{item.name} bears the label {item.label!r}, for which there is no class{nearest(str(item.label), self.classes)}"
+            f"{item.name} bears the label {item.label!r}, for which there is no "
+            f"class{nearest(str(item.label), self.classes)}"
             f"; name all classes in data.classes (got {len(self.classes)}), in the order of their numbers"
         )
 
@@ -167,7 +173,8 @@ class Shard:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if refused or failures >= ATTEMPTS:
                     raise UserError(
-                        f"cannot read {self.name} after {read} images: {error}; check the address and the network, "
+                        f"cannot read {self.name} after {read} images: {error}; check the address and the "
+                        f"network, "
                         "then type the same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
@@ -187,22 +194,26 @@ def _shuffled(items: Iterator[Item], size: int, rng: np.random.Generator) -> Ite
         yield buffer[k]
 
 
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 class _TarOpener:
-    """Reads a tar shard, remote or local, front to back. A class and not a closure, so that workers can be spawned."""
+    """Reads a tar shard, remote or local, front to back. No closure, so that workers can be spawned."""
 
     def __init__(self, address: str):
         self.address = address
 
+    def _open(self) -> Any:
+        if not _is_address(self.address):
+            return Path(self.address).open("rb")
+        request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
+        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+
     def __call__(self) -> Iterator[Item]:
-        remote = self.address.startswith(("http://", "https://"))
-        request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"}) if remote else None
-        file = (
-            urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-            if request
-            else Path(self.address).open("rb")
-        )
-        with file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            # a stream can't go back to a sample's files once it has passed them, so they are read while grouping
+        with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            # a stream can't go back to a sample's files once it has passed them, so they are read while
+            # grouping
             contents: dict[str, bytes] = {}
             for sample in group_members(_read_along(tar, contents)):
                 part = image_part(sample.parts)
@@ -226,7 +237,7 @@ def _read_along(tar: tarfile.TarFile, contents: dict[str, bytes]) -> Iterator[ta
             assert file is not None
             contents[member.name] = file.read()
             yield member
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]
 
 
 class _TableOpener:
@@ -262,17 +273,16 @@ def open_stream(config: DataConfig) -> StreamSource:
         raise UserError(
             f"a stream's held-out images are a share of it: expected data.val in (0, 1), got {config.val!r}"
         )
-    options = {"share": share, "max_unreadable": config.max_unreadable}
+    options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
     name = config.source
-    if name.startswith(("http://", "https://")) or name.endswith(".tar"):
-        remote = name.startswith(("http://", "https://"))
-        addresses = expand_braces(name) if remote else [str(path) for path in find_shards(name)]
+    if _is_address(name) or name.endswith(".tar"):
+        addresses = expand_braces(name) if _is_address(name) else [str(path) for path in find_shards(name)]
         shards = [Shard(address, _TarOpener(address)) for address in addresses]
         return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
     return _open_table_stream(config, options)
 
 
-def _open_table_stream(config: DataConfig, options: dict[str, float]) -> StreamSource:
+def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSource:
     from ldmae.images.tables import load_table
 
     dataset, image_column, label_column, classes = load_table(

@@ -2,7 +2,6 @@
 
 # N rows of the table
 
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import fingerprint
-from ldmae.images.shards import expand_braces, number_labels
-from ldmae.images.sources import FileSource, is_pattern
+from ldmae.images.base import FileSource, is_pattern
+from ldmae.images.shards import expand_braces, match_files, number_labels
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
 _LABEL_NAMES = ("label", "labels", "class", "class_id", "cls", "fine_label", "category")
@@ -24,8 +23,10 @@ class TableSource(FileSource):
         name: OWNER/NAME on the Hub, a folder or file of parquet or arrow data, or a pattern of such files.
         split: which split of it.
         image_column: the column of images; found by type (Image, or bytes and path), then by name.
-        label_column: the column of labels; found by type (ClassLabel), then by name. Without one, all are one class.
-        cache_dir: where parquet is unpacked to arrow files, which are then memory-mapped (`datasets`' own cache if None).
+        label_column: the column of labels; found by type (ClassLabel), then by name. Without one, all are
+            one class.
+        cache_dir: where parquet is unpacked to arrow files, which are then memory-mapped (`datasets`' own
+            cache if None).
 
     Raises:
         UserError: no such dataset, split or column, or it cannot be fetched.
@@ -75,17 +76,13 @@ class TableSource(FileSource):
         return f"{self._location} row {index}"
 
     def fingerprint(self) -> str:
-        """Returns a hash of the files' names and sizes (on the Hub: of their addresses), the columns and the labels."""
+        """Returns a hash of the files' names and sizes (on the Hub: addresses), the columns and labels."""
         return self._fingerprint
 
 
 def _local_files(name: str) -> list[Path]:
     if is_pattern(name):
-        return [
-            Path(path)
-            for one in expand_braces(name)
-            for path in sorted(glob.glob(str(Path(one).expanduser())))
-        ]
+        return [path for one in expand_braces(name) for path in match_files(one)]
     path = Path(name).expanduser()
     return [path] if path.is_file() else []
 
@@ -110,7 +107,8 @@ def load_table(
     """Opens a dataset and finds its columns; images come undecoded, as `{"bytes", "path"}`.
 
     Returns:
-        The dataset, the image column, the label column or None, and the class names where the dataset knows them.
+        The dataset, the image column, the label column or None, and the class names where the dataset
+        knows them.
 
     Raises:
         UserError: no such dataset, split or column, or it cannot be fetched.
@@ -130,7 +128,8 @@ def load_table(
         )
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot open {name}, split {split!r}, {where}: {first_line}; check data.source, data.split, the network, and "
+            f"cannot open {name}, split {split!r}, {where}: {first_line}; check data.source, data.split, "
+            f"the network, and "
             "for private datasets `hf auth login`"
         ) from error
     features = table.features
@@ -173,7 +172,8 @@ def _load(name: str, split: str, cache_dir: Path | None, streaming: bool) -> Any
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise UserError(
-                    f"{name} has no split {split!r}{nearest(split, map(str, saved))}; it has: {', '.join(map(str, saved))}"
+                    f"{name} has no split {split!r}{nearest(split, map(str, saved))}; it has: "
+                    f"{', '.join(map(str, saved))}"
                 )
             saved = saved[split]
         return saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files))) if streaming else saved

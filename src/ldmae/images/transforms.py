@@ -61,9 +61,9 @@ _UPRIGHT = {  # EXIF 0x0112: what undoes how the camera was held
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns the picture as a viewer shows it: first frame, upright, 8-bit RGB, alpha composited on white.
 
-    Handles every mode that Pillow decodes: palette (with or without transparency), grey of 1, 8, 16 and 32 bits, float
-    (taken as [0, 1], or [0, 255] where it exceeds 1), CMYK, YCbCr, LA, RGBA and their premultiplied forms. Colour
-    profiles are not applied.
+    Handles every mode that Pillow decodes: palette (with or without transparency), grey of 1, 8, 16 and 32
+    bits, float (taken as [0, 1], or [0, 255] where it exceeds 1), CMYK, YCbCr, LA, RGBA and their
+    premultiplied forms. Colour profiles are not applied.
 
     Raises:
         OSError: the file is truncated or broken (as Pillow raises it on decoding).
@@ -125,8 +125,8 @@ def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Returns the centred square of `size` pixels by ADM's rule (METHOD: Latents, preparation).
 
-    The image is halved with a box filter while its shorter side is at least twice `size`, then brought to `size`
-    bicubically, then cropped. Smaller images are enlarged.
+    The image is halved with a box filter while its shorter side is at least twice `size`, then brought to
+    `size` bicubically, then cropped. Smaller images are enlarged.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -165,7 +165,7 @@ def random_resized_crop(
     ratio: list[float],
     generator: torch.Generator,
 ) -> Image.Image:
-    """Returns a random crop brought to `size` × `size` bicubically, drawn as torchvision's RandomResizedCrop draws.
+    """Returns a random crop brought to `size` × `size` bicubically, as torchvision's RandomResizedCrop.
 
     Args:
         image: RGB.
@@ -176,7 +176,8 @@ def random_resized_crop(
     """
     draws = torch.rand(40, generator=generator, dtype=torch.float64).tolist()
     box = _draw_box(image.width, image.height, scale, ratio, draws)
-    # reducing_gap shrinks large photographs by whole factors first: several times as fast, not visible at a gap of 3
+    # reducing_gap shrinks large photographs by whole factors first: several times as fast, not visible at
+    # a gap of 3
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
@@ -192,6 +193,8 @@ def augment(image: Image.Image, size: int, config: AugmentConfig, generator: tor
 def to_tensor(image: Image.Image) -> Tensor:
     """Returns an RGB image as (3, H, W) float32 in [-1, 1]."""
     assert image.mode == "RGB", f"to_tensor takes RGB, got {image.mode}; call to_rgb first"
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # (3, H, W)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    pixels = np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(image.height, image.width, 3)
+    values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")  # (3, H, W); twice as fast as by torch
+    values /= 127.5
+    values -= 1.0
+    return torch.from_numpy(values)

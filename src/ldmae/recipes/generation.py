@@ -47,7 +47,9 @@ def save_pipeline(run: Run) -> None:
         pipeline = LDMAEPipeline(
             vae=vae,
             transformer=LightningDiTTransformer2DModel.from_pretrained(run.folder / "diffusion"),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=scheduler_shift(run.config.sampling.timestep_shift)),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=scheduler_shift(run.config.sampling.timestep_shift)
+            ),
             id2label=dict(enumerate(run.train.classes)),
             **({} if own else statistics),
         )
@@ -147,7 +149,7 @@ def sample_pipeline(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = pipeline_classes(pipeline)
-    chosen = [pipeline.class_id(name) for name in classes] or class_choice(len(names), config.max_classes)
+    chosen = pipeline.class_ids(classes) if classes else class_choice(len(names), config.max_classes)
     if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
         raise UserError(f"{folder} holds other files; name another folder with --out")
     save_samples(pipeline.to(device), [c for c in chosen for _ in range(config.per_class)], config, folder)

@@ -18,7 +18,9 @@ def encode(run: Run) -> None:
     config, folder = run.config, run.folder / "latents"
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
-    settings = {key: value for key, value in plain(config.latents).items() if key not in ("batch_size", "fingerprint")}
+    settings = {
+        key: value for key, value in plain(config.latents).items() if key not in ("batch_size", "fingerprint")
+    }
     inputs = {**run.images, "encoder": maker}
     if not run.book.needed("latents", settings, inputs, folder / "latents_stats.pt"):
         return

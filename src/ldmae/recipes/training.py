@@ -57,7 +57,7 @@ def _pretrain(run: Run) -> None:
     with run.book.running(name, settings, run.images, stage.training.steps) as record:
         torch.manual_seed(run.config.seed)
         if config.init is not None:
-            model = _vmae(load_autoencoder(config.init)).resized(size)
+            model = _resized(load_autoencoder(config.init), size)
         else:
             model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
             if stage.initial_logvar is not None:
@@ -79,8 +79,7 @@ def _tune(run: Run) -> None:
     if not run.book.needed(name, settings, inputs, made, steps):
         return
     with run.book.running(name, settings, inputs, steps) as record:
-        pretrained = AutoencoderVMAE.from_pretrained(pretrained_folder(run.folder))
-        model = _vmae(pretrained).resized(size)
+        model = _resized(AutoencoderVMAE.from_pretrained(pretrained_folder(run.folder)), size)
         if stage.enabled:
             if stage.freeze_encoder:
                 model.freeze_encoder()
@@ -108,7 +107,10 @@ def train_diffusion(run: Run) -> None:
     with run.book.running("diffusion", settings, inputs, config.training.steps) as record:
         torch.manual_seed(run.config.seed)
         model = LightningDiTTransformer2DModel(
-            sample_size=grid, in_channels=channels, num_classes=len(run.train.classes), **as_dict(config.model)
+            sample_size=grid,
+            in_channels=channels,
+            num_classes=len(run.train.classes),
+            **as_dict(config.model),
         )
         latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
         model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
@@ -116,7 +118,12 @@ def train_diffusion(run: Run) -> None:
 
 
 def _train(
-    run: Run, name: str, objective: nn.Module, training: TrainingConfig, dataset: Any, held_out_size: int | None = None
+    run: Run,
+    name: str,
+    objective: nn.Module,
+    training: TrainingConfig,
+    dataset: Any,
+    held_out_size: int | None = None,
 ) -> Any:
     """Trains a stage up to its steps, going on from its last checkpoint."""
     record = run.book.records[name]
@@ -126,7 +133,9 @@ def _train(
         if trainer.step % training.checkpoint.every_steps == 0:
             run.book.tick(name, spent + time.monotonic() - began)
 
-    validation = None if held_out_size is None else ImageDataset(run.held_out, held_out_size, run.config.seed, None)
+    validation = (
+        None if held_out_size is None else ImageDataset(run.held_out, held_out_size, run.config.seed, None)
+    )
     return Trainer(
         objective=objective,
         dataset=dataset,
@@ -158,13 +167,20 @@ def _training_settings(run: Run, training: TrainingConfig, **parts: Any) -> dict
     }
 
 
-def _vmae(model: Any) -> AutoencoderVMAE:
+def _resized(model: Any, size: int) -> AutoencoderVMAE:
+    """Returns a copy for another image size: the same weights, positions computed for the new grid."""
     if not isinstance(model, AutoencoderVMAE):
         raise UserError(
             f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
             "autoencoder.source=…"
         )
-    return model
+    copy = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True)
+    tables = {name: table for name, table in copy.state_dict().items() if name.endswith("pos_embed")}
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tables}
+    if model.mask_token is None:  # a final official checkpoint lacks it: it starts as it was drawn
+        weights["mask_token"] = copy.state_dict()["mask_token"]
+    copy.load_state_dict({**weights, **tables})
+    return copy
 
 
 def _foreign_latents(run: Run) -> str:
@@ -174,7 +190,9 @@ def _foreign_latents(run: Run) -> str:
             f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take foreign shards "
             "with latents.fingerprint=skip"
         )
-    return fingerprint(f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths)
+    return fingerprint(
+        f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths
+    )
 
 
 def _check_maker(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:

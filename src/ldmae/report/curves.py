@@ -25,10 +25,14 @@ MAX_POINTS = 400
 """Points a drawn line has at most."""
 MAX_LINES = 10
 """Lines a panel has at most."""
+LEGEND_WIDTH = 72
+"""Characters that a row of a legend takes at most."""
 LARGEST = 1e30
 """Values from here on count as infinite: they would break the plot's arithmetic."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart with any colour vision; a line beyond it is dashed."""
+DARK_COLOURS = ("#56b4e9", "#f0803c", "#2fc79a", "#e39cc6", "#f0e442", "#8f9cff")
+"""The same order, light enough for a dark page."""
 STAGE_TITLES = {
     "autoencoder.pretraining": "Autoencoder: masked pre-training",
     "autoencoder.tuning": "Autoencoder: decoder tuning",
@@ -148,9 +152,9 @@ def draw_curves(stages: dict[str, StageCurves], dark: bool = False, titles: bool
         titles: whether panels bear their stage's name.
     """
     groups = {name: _groups(curves) for name, curves in stages.items()}
-    height = 4.6 if any(len(group) > 1 for group in groups.values()) else 3.3
+    height = 4.2 if any(len(group) > 1 for group in groups.values()) else 3.0
     ink = "#d8dce2" if dark else "#222222"
-    figure = Figure(figsize=(5.6 * max(1, len(stages)), height), layout="constrained")
+    figure = Figure(figsize=(4.6 * max(1, len(stages)), height), layout="constrained")
     figure.set_facecolor("none" if dark else "white")
     if not stages:
         figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color=ink, fontsize=10)
@@ -161,7 +165,7 @@ def draw_curves(stages: dict[str, StageCurves], dark: bool = False, titles: bool
         if titles:
             title = STAGE_TITLES.get(name, name)
             panel.suptitle(_plain(title, 60), fontsize=10, color=ink, x=0.02, ha="left")
-        _draw_stage(panel, curves, groups[name], ink)
+        _draw_stage(panel, curves, groups[name], ink, DARK_COLOURS if dark else COLOURS)
     return figure
 
 
@@ -198,7 +202,9 @@ def _groups(curves: StageCurves) -> list[list[str]]:
     return sorted(halves, key=lambda half: "loss" not in half)
 
 
-def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]], ink: str) -> None:
+def _draw_stage(
+    panel: Any, curves: StageCurves, groups: list[list[str]], ink: str, colours: tuple[str, ...]
+) -> None:
     names = [name for group in groups for name in group]
     ratios = [2 if len(group) > 1 else 1 for group in groups]
     axes = panel.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -208,8 +214,8 @@ def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]], ink: s
         handles, values = [], [np.empty(0)]
         for name in group:
             place = terms.index(name) if name in terms else 0
-            colour = ink if name == "loss" else COLOURS[place % len(COLOURS)]
-            dashes = "-" if place < len(COLOURS) else "--"
+            colour = ink if name == "loss" else colours[place % len(colours)]
+            dashes = "-" if place < len(colours) else "--"
             values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
             values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
             handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_plain(name)))
@@ -218,13 +224,13 @@ def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]], ink: s
             handles.append(Line2D([], [], linestyle="", label="validation", **dot))
         logarithmic = _set_scale(ax, np.concatenate(values))
         subject = "loss and terms" if len(group) > 1 else _plain(group[0])
-        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=ink, fontsize=8)
+        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=ink, fontsize=9)
         _add_legend(ax, handles, ink)
     left_out = (
         len(set(curves.training) | set(curves.validation)) - len(names) if len(names) == MAX_LINES else 0
     )
     note = f" ({left_out} more terms are not shown)" if left_out else ""
-    axes[-1].set_xlabel("step" + note, color=ink, fontsize=8)
+    axes[-1].set_xlabel("step" + note, color=ink, fontsize=9)
 
 
 def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
@@ -285,7 +291,7 @@ def _set_scale(ax: Axes, values: np.ndarray) -> bool:
 def _style(ax: Axes, ink: str) -> None:
     ax.set_facecolor("none")
     ax.grid(color=ink, alpha=0.15, linewidth=0.6)
-    ax.tick_params(colors=ink, labelsize=8, which="both", length=2)
+    ax.tick_params(colors=ink, labelsize=9, which="both", length=2)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(ink)
@@ -294,11 +300,13 @@ def _style(ax: Axes, ink: str) -> None:
 def _add_legend(ax: Axes, handles: list[Line2D], ink: str) -> None:
     if not handles:
         return
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), 80 // (longest + 6)))
+    widths = [
+        len(str(handle.get_label())) + 6 for handle in handles
+    ]  # in characters, the line beside it included
+    columns = len(handles) if sum(widths) <= LEGEND_WIDTH else max(1, LEGEND_WIDTH // max(widths))
     legend = ax.legend(
         handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
-        handlelength=1.4, columnspacing=1.2, borderaxespad=0.2,
+        handlelength=1.2, columnspacing=1.0, borderaxespad=0.2,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_color(ink)

@@ -314,7 +314,7 @@ def _draw_labels(
         write(label, layout.left - 4, y + layout.tile[1] / 2, "rm", LABEL_WIDTH)
     for column, label in enumerate(columns[: layout.columns]):
         x, _ = layout.origin(column)
-        write(label, x + layout.tile[0] / 2, layout.top / 2 + layout.padding, "mm", layout.tile[0])
+        write(label, x + layout.tile[0] / 2, layout.top / 2, "mm", layout.tile[0])
     write(
         caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", CAPTION_WIDTH
     )

@@ -146,24 +146,21 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
     for key, name in (("autoencoder", "an autoencoder"), ("diffusion", "a diffusion model")):
         total = _number(_mapping(parameters.get(key)).get("total"))
         if total is not None:
-            models.append(f"{name} of {format_count(total)} parameters")
+            models.append(f"{name} ({format_count(total)} parameters)")
     train, held_out = _number(data.get("train")), _number(data.get("held_out"))
     classes = len(_records(data.get("classes")))
-    images = []
+    parts = [join_words(models) or "models"]
     if train is not None:
-        kinds = f" in {classes:,} classes" if classes > 1 else ""
-        images.append(
-            f"{train:,.0f} images{kinds}" + (f" of {_cut(str(data['name']))}" if data.get("name") else "")
+        name = f" of {_cut(str(data['name']), 100)}" if data.get("name") else ""
+        parts.append(
+            f"trained on {train:,.0f} images{name}" + (f" in {classes:,} classes" if classes > 1 else "")
         )
-    if held_out:
-        images.append(f"{held_out:,.0f} more held out to measure on")
-    parts = [join_words(models) or "Models", "trained on" if images else "", join_words(images)]
     if stages["total"]:
-        parts.append(f"in {stages['total']}")
-        parts.append(f"on {join_words(stages['devices'])}" if stages["devices"] else "")
-    if not models and not images and not stages["total"]:
+        devices = f" on {join_words(stages['devices'])}" if stages["devices"] else ""
+        parts.append(f"made in {stages['total']}{devices}")
+    if len(parts) == 1 and not models:
         return "Nothing of this run is on record yet."
-    sentence = " ".join(part for part in parts if part)
+    sentence = ", ".join(parts) + (f"; {held_out:,.0f} more images were held out" if held_out else "")
     return sentence[0].upper() + sentence[1:] + "."
 
 
@@ -264,9 +261,8 @@ def _sampling(record: dict[str, Any]) -> str:
         ("{} steps", "num_inference_steps"),
         ("seed {}", "seed"),
     )
-    return ", ".join(
-        words.format(format_value(record[key])) for words, key in terms if record.get(key) is not None
-    )
+    known = [(words, _number(record.get(key))) for words, key in terms]
+    return ", ".join(words.format(f"{value:.10g}") for words, value in known if value is not None)
 
 
 def _versions() -> list[tuple[str, str]]:

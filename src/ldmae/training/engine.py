@@ -167,11 +167,7 @@ class Trainer:
     def _save(self) -> None:
         objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
         if self.accelerator.is_main_process:
-            state = {
-                "objective": objective,
-                "optimizer": optimizer,
-                "settings": json.dumps(self._comparable()),
-            }
+            state: dict[str, Any] = {"objective": objective, "optimizer": optimizer}
             if self._average is not None:
                 state["average"] = self._average.state_dict()
             if self.accelerator.scaler is not None:

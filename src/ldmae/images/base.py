@@ -1,0 +1,162 @@
+"""What all kinds of sources share: names in one blob, decoding, subsets, the error for a missing path."""
+
+# N images of a source
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldmae.contracts import ImageSource
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import fingerprint
+from ldmae.images.transforms import to_rgb
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""What counts as a picture in a folder or a tar shard."""
+
+BUILTIN = ("emoji", "digits", "photos")
+"""Sets that lie in the packages that come with this one."""
+
+
+class Names:
+    """N byte strings in one blob: no Python object for each."""
+
+    def __init__(self, blob: bytes, offsets: np.ndarray):
+        self.blob = blob
+        self.offsets = offsets  # (N + 1,) int64
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> "Names":
+        """Packs an iterable, which is read once."""
+        blob, offsets = bytearray(), [0]
+        ends = np.fromiter(_extend(blob, names), dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), ends])
+        return cls(bytes(blob), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.blob[self.offsets[index] : self.offsets[index + 1]]
+
+
+def _extend(blob: bytearray, names: Iterable[bytes]) -> Iterator[int]:
+    for name in names:
+        blob += name
+        yield len(blob)
+
+
+class FileSource:
+    """What sources share that hand out a picture file's bytes: `read_bytes` is theirs, decoding is here."""
+
+    name: str
+    licence: str = ""
+    classes: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read_bytes(self, index: int) -> bytes:
+        """Returns the picture file as it lies."""
+        raise NotImplementedError
+
+    def describe(self, index: int) -> str:
+        """Returns what an error message calls the image."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Returns a hash of names and sizes."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Image.Image:
+        """Returns the image as a viewer shows it (`to_rgb`)."""
+        return to_rgb(Image.open(io.BytesIO(self.read_bytes(index))))
+
+
+class Subset:
+    """Some images of a source, by index: nothing is copied. Labels and classes can be replaced."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        indices: np.ndarray,
+        *,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+    ):
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.name, self.licence = source.name, source.licence
+        self.classes = source.classes if classes is None else classes
+        self.labels = source.labels[self.indices] if labels is None else labels
+        assert len(self.labels) == len(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        """Returns the image as a viewer shows it."""
+        return self.source.read(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        """Returns what the underlying source calls the image."""
+        return self.source.describe(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the underlying source's fingerprint, the indices, labels and classes."""
+        parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
+        return fingerprint(parts)
+
+
+def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = True) -> ImageSource:
+    """Returns the source with labels that index `classes`.
+
+    Args:
+        source: any source.
+        classes: names, in the order wanted.
+        strict: the source's other classes are an error; otherwise their images get label -1.
+
+    Raises:
+        UserError: with `strict`, the source has a class that `classes` lacks.
+    """
+    classes = list(classes)
+    if source.classes == classes:
+        return source
+    position = {name: k for k, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in position]
+    if strict and unknown:
+        raise UserError(
+            f"data.val has the class {unknown[0]!r}, which the training images lack"
+            f"{nearest(unknown[0], classes)}; expected some of: {shortened(classes)}. Rename its "
+            f"subfolder, or remove it"
+        )
+    table = np.array([*(position.get(name, -1) for name in source.classes), -1], dtype=np.int64)
+    return Subset(
+        source, np.arange(len(source)), labels=table[source.labels], classes=classes
+    )  # label -1 → table[-1]
+
+
+def shortened(names: Sequence[str], limit: int = 12) -> str:
+    """Returns the names as one text, the first few where they are many."""
+    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+
+
+def is_pattern(name: str) -> bool:
+    """Returns whether a name has braces or wildcards that stand for several files."""
+    return any(mark in name for mark in "{*?[") and not Path(name).exists()
+
+
+def missing_path(name: str) -> UserError:
+    """Returns the error for a source that does not exist, with the nearest names that do."""
+    path = Path(name).expanduser()
+    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    hint = nearest(path.name, siblings) or nearest(name, BUILTIN)
+    return UserError(
+        f"there is no folder or file {name}{hint}; expected a folder of images, tar shards, parquet "
+        f"files, OWNER/NAME of "
+        f"a Hugging Face dataset, or a built-in set: {', '.join(BUILTIN)}"
+    )

@@ -1,0 +1,126 @@
+import math
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ldmae.core.errors import UserError
+from ldmae.evaluation.reconstruction import ReconstructionMetrics, psnr, ssim, to_uint8
+from ldmae.perception.lpips import load_perceptual
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Seven 40 x 48 crops of a photograph, as images in [-1, 1], and noisy copies."""
+    photo = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)
+    x = torch.stack([photo[:, 30 * i : 30 * i + 40, 40 * i : 40 * i + 48] for i in range(7)]) / 127.5 - 1
+    noise = torch.randn(x.shape, generator=torch.manual_seed(0))
+    return x, x + noise * torch.linspace(0.02, 0.3, 7).view(-1, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return load_perceptual("st-lpips-alex")
+
+
+def values(metrics):
+    return {result.name: result.value for result in metrics.compute()}
+
+
+def test_figures_match_scikit_image(pairs):
+    metrics = ReconstructionMetrics()
+    metrics.update(*pairs)
+    x, y = (to_uint8(images).permute(0, 2, 3, 1).numpy() for images in pairs)
+    expected = {
+        "L1": np.mean([np.abs(a / 255 - b / 255).mean() for a, b in zip(x, y, strict=True)]),
+        "PSNR": np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(x, y, strict=True)]),
+        "SSIM": np.mean(
+            [
+                structural_similarity(
+                    a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=2
+                )
+                for a, b in zip(x, y, strict=True)
+            ]
+        ),
+    }
+    assert values(metrics) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 4], [1] * 7])
+def test_figures_depend_neither_on_batches_nor_on_order(pairs, perceptual, sizes):
+    whole = ReconstructionMetrics(perceptual)
+    whole.update(*pairs)
+    split = ReconstructionMetrics(perceptual)
+    order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
+    for rows in order.split(sizes):
+        split.update(pairs[0][rows], pairs[1][rows])
+    expected = values(whole)
+    distance = expected.pop(perceptual.label)
+    measured = values(split)
+    assert measured.pop(perceptual.label) == pytest.approx(distance, rel=1e-5)
+    assert measured == pytest.approx(expected, rel=1e-12)
+
+
+def test_merged_processes_equal_one(pairs):
+    whole, first, second = (ReconstructionMetrics() for _ in range(3))
+    whole.update(*pairs)
+    first.update(pairs[0][::2], pairs[1][::2])
+    second.update(pairs[0][1::2], pairs[1][1::2])
+    first.merge(second.per_image())
+    assert values(first) == pytest.approx(values(whole), rel=1e-12)
+    assert first.compute()[0].counts == {"images": 7}
+
+
+def test_images_are_rounded_and_clipped_as_saving_does(pairs):
+    exact, saved = ReconstructionMetrics(), ReconstructionMetrics()
+    exact.update(pairs[0], pairs[1] * 1.2)
+    saved.update(pairs[0], to_uint8(pairs[1] * 1.2) / 127.5 - 1)
+    assert values(exact) == values(saved)
+    assert to_uint8(torch.tensor([-9.0, -1.0, -0.9999, 0.0, 1.0, 9.0])).tolist() == [0, 0, 0, 128, 255, 255]
+
+
+def test_results_say_unit_direction_and_training_metric(pairs, perceptual):
+    metrics = ReconstructionMetrics(perceptual, trained_on="st-lpips-alex")
+    metrics.update(*pairs)
+    results = {result.name: result for result in metrics.compute()}
+    assert list(results) == ["L1", "PSNR", "SSIM", "ST-LPIPS-alex"]
+    assert {name: result.better for name, result in results.items()} == {
+        "L1": "lower", "PSNR": "higher", "SSIM": "higher", "ST-LPIPS-alex": "lower",
+    }  # fmt: skip
+    assert results["PSNR"].unit == "dB"
+    assert results["ST-LPIPS-alex"].note == "the autoencoder was trained on this metric"
+    assert results["L1"].note == ""
+
+
+def test_equal_pairs_are_left_out_of_psnr_and_said(pairs):
+    x, y = pairs[0], pairs[1].clone()
+    y[0] = x[0]
+    metrics, others = ReconstructionMetrics(), ReconstructionMetrics()
+    metrics.update(x, y)
+    others.update(x[1:], y[1:])
+    result = metrics.compute()[1]
+    assert result.value == pytest.approx(others.compute()[1].value)
+    assert result.note.startswith("1 pairs are equal")
+    assert result.counts == {"images": 7}
+
+
+def test_equal_images_only_give_infinite_psnr(pairs):
+    metrics = ReconstructionMetrics()
+    metrics.update(pairs[0], pairs[0])
+    assert values(metrics) == {"L1": 0, "PSNR": math.inf, "SSIM": pytest.approx(1)}
+
+
+def test_single_images_have_single_values(pairs):
+    x, y = to_uint8(pairs[0][:1]), to_uint8(pairs[1][:1])
+    assert psnr(x, y).shape == ssim(x, y).shape == (1,)
+
+
+def test_no_images_small_images_and_nan_are_refused():
+    with pytest.raises(UserError, match="no images"):
+        ReconstructionMetrics().compute()
+    with pytest.raises(UserError, match="at least 11x11 pixels, got 8x16"):
+        ReconstructionMetrics().update(torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 8, 16))
+    with pytest.raises(UserError, match="NaN"):
+        ReconstructionMetrics().update(torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), math.nan))

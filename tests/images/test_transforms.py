@@ -1,0 +1,242 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldmae.core.errors import UserError
+from ldmae.images.transforms import (
+    AugmentConfig,
+    augment,
+    center_crop,
+    preprocessing_fingerprint,
+    random_resized_crop,
+    to_rgb,
+    to_tensor,
+)
+
+WHITE, RED = (255, 255, 255), (255, 0, 0)
+
+
+def reopened(image: Image.Image, format: str, **options) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def half_red_half_clear() -> Image.Image:
+    image = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (4, 0, 8, 4))
+    return image
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_composited_on_white(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    out = to_rgb(reopened(half_red_half_clear(), format, **options))
+    assert out.mode == "RGB"
+    assert out.getpixel((1, 1)) == RED
+    assert out.getpixel((6, 1)) == WHITE
+
+
+def test_half_transparent_pixel_is_mixed_with_white():
+    out = to_rgb(Image.new("RGBA", (2, 2), (0, 0, 0, 128)))
+    assert abs(out.getpixel((0, 0))[0] - 127) <= 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palette_with_transparency_is_composited_on_white(format):
+    image = Image.new("P", (8, 4), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (4, 0, 8, 4))
+    out = to_rgb(reopened(image, format, transparency=1))
+    assert out.getpixel((1, 1)) == RED
+    assert out.getpixel((6, 1)) == WHITE
+
+
+def test_palette_without_transparency_keeps_its_colours():
+    out = to_rgb(reopened(Image.new("RGB", (4, 4), (10, 200, 30)).quantize(), "PNG"))
+    assert out.getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_colour_key_transparency_of_rgb_png_is_white():
+    image = Image.new("RGB", (4, 4), (1, 2, 3))
+    image.putpixel((0, 0), RED)
+    out = to_rgb(reopened(image, "PNG", transparency=(1, 2, 3)))
+    assert out.getpixel((2, 2)) == WHITE
+    assert out.getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize("mode", ["LA", "La"])
+def test_grey_with_alpha_is_composited_on_white(mode):
+    image = Image.merge("LA", (Image.new("L", (4, 4), 40), Image.new("L", (4, 4), 0)))
+    image.putpixel((0, 0), (40, 255))
+    out = to_rgb(image.convert(mode))
+    assert out.getpixel((0, 0)) == (40, 40, 40)
+    assert out.getpixel((3, 3)) == WHITE
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    out = to_rgb(reopened(Image.fromarray(values), "PNG"))
+    assert [out.getpixel((k, 0))[0] for k in range(4)] == [0, 1, 128, 255]
+
+
+def test_16_bit_grey_tiff_and_32_bit_grey_are_scaled():
+    values = np.array([[0, 32896, 65535]], dtype=np.uint16)
+    out = to_rgb(reopened(Image.fromarray(values), "TIFF"))
+    assert [out.getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
+    out = to_rgb(Image.fromarray(values.astype(np.int32)))
+    assert [out.getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
+
+
+def test_16_bit_grey_with_transparent_value_is_white_there():
+    values = np.array([[0, 1000, 65535]], dtype=np.uint16)
+    image = Image.fromarray(values)
+    image.info["transparency"] = 1000
+    assert [to_rgb(image).getpixel((k, 0))[0] for k in range(3)] == [0, 255, 255]
+
+
+def test_float_grey_is_taken_as_zero_to_one():
+    out = to_rgb(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)))
+    assert [out.getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
+
+
+def test_one_bit_image_becomes_black_and_white():
+    image = Image.new("1", (2, 1), 0)
+    image.putpixel((1, 0), 1)
+    out = to_rgb(reopened(image, "PNG"))
+    assert [out.getpixel((k, 0)) for k in range(2)] == [(0, 0, 0), WHITE]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk_shows_its_colours_not_their_negative(format):
+    # Pillow writes CMYK JPEGs as Adobe does, inverted, and marks them so
+    image = reopened(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), format)
+    assert image.mode == "CMYK"
+    red, green, blue = to_rgb(image).getpixel((8, 8))
+    assert red > 240
+    assert max(green, blue) < 20
+
+
+def test_gif_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    image = Image.open(buffer)
+    image.seek(2)
+    assert to_rgb(image).getpixel((4, 4)) == RED
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(format, orientation):
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 16, 16))  # the corner tells the orientations apart
+    inverse = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if inverse is None else upright.transpose(inverse)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = to_rgb(reopened(stored, format, exif=exif))
+    assert out.size == upright.size
+    difference = np.asarray(out).astype(int) - np.asarray(upright)
+    assert np.abs(difference[2:14, 2:14]).max() < 30
+    assert np.abs(difference[20:30, 20:46]).max() < 30
+
+
+def test_truncated_file_raises():
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 80).save(buffer, "JPEG")
+    with pytest.raises(OSError, match="truncated"):
+        to_rgb(Image.open(io.BytesIO(buffer.getvalue()[:-400])))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 50), (129, 257), (65, 64)])
+def test_center_crop_follows_adms_rule(size):
+    image = Image.effect_noise(size, 60).convert("RGB")
+    expected = image
+    while min(expected.size) >= 128:
+        expected = expected.resize(tuple(side // 2 for side in expected.size), Image.Resampling.BOX)
+    scale = 64 / min(expected.size)
+    expected = expected.resize(tuple(round(side * scale) for side in expected.size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(expected)
+    top, left = (pixels.shape[0] - 64) // 2, (pixels.shape[1] - 64) // 2
+    np.testing.assert_array_equal(center_crop(image, 64), pixels[top : top + 64, left : left + 64])
+
+
+def test_random_crop_keeps_area_and_ratio_within_their_limits(monkeypatch):
+    boxes = []
+    original = Image.Image.resize
+
+    def spy(self, size, *arguments, **options):
+        boxes.append(options["box"])
+        return original(self, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    image, generator = Image.new("RGB", (200, 150)), torch.Generator().manual_seed(0)
+    for _ in range(300):
+        assert random_resized_crop(image, 32, [0.5, 0.9], [0.75, 4 / 3], generator).size == (32, 32)
+    widths = np.array([right - left for left, _, right, _ in boxes])
+    heights = np.array([bottom - top for _, top, _, bottom in boxes])
+    areas, ratios = widths * heights / (200 * 150), widths / heights
+    assert 0.49 < areas.min() < 0.55
+    assert 0.75 < areas.max() < 0.91
+    assert ratios.min() >= 0.73
+    assert ratios.max() <= 1.36
+    assert min(left for left, *_ in boxes) == 0
+    assert max(right for _, _, right, _ in boxes) == 200
+
+
+def test_random_crop_of_a_very_wide_image_falls_back_to_the_centre():
+    image = Image.new("RGB", (400, 20), "white")
+    image.paste("red", (187, 0, 213, 20))
+    out = random_resized_crop(image, 16, [1.0, 1.0], [0.75, 4 / 3], torch.Generator().manual_seed(0))
+    assert np.asarray(out)[:, 1:-1].reshape(-1, 3).tolist() == [list(RED)] * (16 * 14)
+
+
+def test_augment_is_a_function_of_its_generator():
+    image = Image.effect_noise((80, 60), 60).convert("RGB")
+    same = [augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(3)) for _ in range(2)]
+    other = augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(4))
+    assert same[0].tobytes() == same[1].tobytes() != other.tobytes()
+
+
+def test_flip_setting_changes_no_crop():
+    image = Image.effect_noise((80, 60), 60).convert("RGB")
+    flips = 0
+    for seed in range(20):
+        plain = augment(image, 32, AugmentConfig(horizontal_flip=False), torch.Generator().manual_seed(seed))
+        maybe = augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(seed))
+        mirrored = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert maybe.tobytes() in (plain.tobytes(), mirrored.tobytes())
+        flips += maybe.tobytes() == mirrored.tobytes()
+    assert 4 < flips < 16
+
+
+def test_tensor_spans_minus_one_to_one():
+    image = Image.new("RGB", (3, 2), (0, 255, 51))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 2, 3)
+    assert tensor.dtype == torch.float32
+    assert tensor.is_contiguous()
+    assert tensor[:, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -0.6])
+
+
+@pytest.mark.parametrize("wrong", [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [0.5, 1.5]}, {"crop_ratio": [2, 1]}])
+def test_impossible_augmentation_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        AugmentConfig(**wrong)
+
+
+def test_fingerprint_depends_on_size():
+    assert preprocessing_fingerprint(48) == preprocessing_fingerprint(48) != preprocessing_fingerprint(64)
