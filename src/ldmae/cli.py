@@ -10,9 +10,6 @@ import typer
 
 from ldmae.core.errors import UserError
 
-# Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s a step).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 app = typer.Typer(
     name="ldmae",
     help="Latent diffusion models with masked autoencoders: train, use and measure VMAE.",
@@ -38,10 +35,12 @@ DryRun = Annotated[
 
 
 def run_app(application: typer.Typer) -> int:
-    """Runs the command line and returns the exit code: 2, and a message without a traceback, for a user's mistake."""
+    """Runs the command line and returns the exit code; 2, without a traceback, for a user's mistake."""
     from rich.console import Console
     from rich.markup import escape
 
+    # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s a step).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         application(standalone_mode=True)
     except UserError as error:
@@ -59,6 +58,9 @@ def run_app(application: typer.Typer) -> int:
 
 def _resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
     from ldmae.config import load_config
+    from ldmae.core.device import reuse_freed_memory
+
+    reuse_freed_memory()
 
     return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 

@@ -68,7 +68,7 @@ class AutoencoderConfig:
     """The autoencoder: its shape and its two trainings, or where to take it from."""
 
     source: str | None = None
-    """Take this autoencoder as it is and train none: a run folder, a diffusers folder or Hub name, `official:FILE`."""
+    """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`."""
     init: str | None = None
     """Start training from this autoencoder (same forms as `source`)."""
     model: VMAEConfig = field(default_factory=VMAEConfig)
@@ -143,8 +143,8 @@ class Config:
                 )
         if self.autoencoder.source is None and (size // model.patch_size) % self.diffusion.model.patch_size:
             raise UserError(
-                f"the latent grid has {size // model.patch_size} cells a side, which diffusion.model.patch_size="
-                f"{self.diffusion.model.patch_size} does not divide; take another patch size"
+                f"the latent grid has {size // model.patch_size} cells a side, which "
+                f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
             )
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise UserError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")
@@ -174,11 +174,14 @@ def load_config(preset: str, overrides: list[str] | None = None) -> Config:
     """Resolves a preset or a YAML file and dotted overrides to checked settings.
 
     Args:
-        preset: the name of a preset, or the path of a YAML file; a file may name the one it builds on as `base`.
-        overrides: `key=value` each, such as `diffusion.training.steps=2000`; `data=PATH` means `data.source=PATH`.
+        preset: the name of a preset, or the path of a YAML file; a file may name the one it builds on as
+            `base`.
+        overrides: `key=value` each, such as `diffusion.training.steps=2000`; `data=PATH` means
+            `data.source=PATH`.
 
     Raises:
-        UserError: an unknown preset or key (with the nearest valid one), a wrong type, an impossible combination.
+        UserError: an unknown preset or key (with the nearest valid one), a wrong type, an impossible
+            combination.
     """
     layers = [*_layers(preset, ()), _override_layer(overrides or [])]
     for layer in layers:

@@ -85,7 +85,7 @@ def _load_class(name: str, source: str, **arguments: Any) -> Any:
 
 def _from_hub(source: str) -> Any:
     try:
-        config = AutoencoderVMAE.load_config(source)
+        config: Any = AutoencoderVMAE.load_config(source)
         return _load_class(str(config.get("_class_name", "")), source)
     except (OSError, ValueError) as first:
         if isinstance(first, UserError):

@@ -98,7 +98,9 @@ class StageBook:
     def needed(
         self, name: str, settings: dict[str, Any], inputs: dict[str, str], made: Path, steps: int = 0
     ) -> bool:
-        """Says whether a stage must run: its settings or inputs changed, it was interrupted, or its output is gone.
+        """Says whether a stage must run.
+
+        It must where its settings or inputs changed, it was interrupted, or its output is gone.
 
         Raises:
             UserError: a training's settings or inputs changed since it began.
@@ -109,14 +111,13 @@ class StageBook:
         changed = changed_settings(record.settings, settings) + changed_settings(record.inputs, inputs)
         if changed and name in TRAINED:
             raise UserError(
-                f"{name} was {'trained' if record.status == 'done' else 'begun'} with other settings or inputs: "
-                f"{'; '.join(changed)}. Type the command with the old ones, name another folder with --out, or add "
-                f"--restart {name} to train it anew"
+                f"{name} was begun with other settings or inputs: {'; '.join(changed)}. Type the command with "
+                f"the old ones, name another folder with --out, or add --restart {name} to train it anew"
             )
         if name in TRAINED and record.status == "done" and steps < record.steps:
             raise UserError(
-                f"{name} has done {record.steps} steps, {steps} are asked for; ask for at least {record.steps}, or "
-                f"add --restart {name}"
+                f"{name} has done {record.steps} steps, {steps} are asked for; ask for {record.steps} or "
+                f"more, or add --restart {name}"
             )
         return bool(changed) or record.status != "done" or not made.exists() or steps > record.steps
 

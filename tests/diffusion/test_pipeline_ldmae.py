@@ -415,9 +415,17 @@ def test_saved_pipeline_loads_in_a_fresh_process(tmp_path):
 def test_pipeline_with_a_foreign_autoencoder_saves_and_loads(tmp_path):
     pipe = pipeline(tiny_kl(), latents_mean=MEAN, latents_std=STD)
     pipe.save_pretrained(tmp_path, variant="fp16")
-    loaded = LDMAEPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    loaded = LDMAEPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
     assert loaded.transformer.dtype == loaded.vae.dtype == torch.float16
     assert isinstance(loaded.vae, AutoencoderKL)
+
+
+def test_pipeline_made_from_another_shares_its_parts():
+    for vae in (tiny_vmae(), tiny_kl()):
+        pipe = pipeline(vae, id2label=NAMES, latents_mean=MEAN, latents_std=STD)
+        other = LDMAEPipeline.from_pipe(pipe)
+        assert other.vae is vae
+        assert torch.equal(sampled(other, ("hen",), latents=noise(1)), sampled(pipe, (3,), latents=noise(1)))
 
 
 # ---- mistakes

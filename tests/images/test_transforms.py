@@ -232,7 +232,9 @@ def test_tensor_spans_minus_one_to_one():
     assert tensor[:, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -0.6])
 
 
-@pytest.mark.parametrize("wrong", [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [0.5, 1.5]}, {"crop_ratio": [2, 1]}])
+@pytest.mark.parametrize(
+    "wrong", [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [0.5, 1.5]}, {"crop_ratio": [2, 1]}]
+)
 def test_impossible_augmentation_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         AugmentConfig(**wrong)

@@ -37,20 +37,16 @@ def alex():
 
 
 @pytest.fixture
-def offline_lpips(monkeypatch, tmp_path):
-    """Makes torchvision's download yield random weights (returned), as if they lay on disk."""
+def offline_lpips(monkeypatch):
+    """Gives torchvision's download random weights, drawn from a fixed seed and returned."""
 
     def load(network):
         torch.manual_seed(0)
-        model = torchvision.models.alexnet() if network == "alex" else torchvision.models.vgg16_bn().features
-        if network == "vgg":  # the classifier's 120 M weights play no part and take seconds to draw
-            convolutions = [m for m in model if isinstance(m, torch.nn.Conv2d)]
-            plain = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
-            for to, source in zip((m for m in plain if hasattr(m, "weight")), convolutions, strict=True):
-                to.load_state_dict(source.state_dict())
-            model = torch.nn.Sequential()
-            model.features = plain
-        state = model.state_dict()
+        vgg = torchvision.models.vgg
+        features = (
+            torchvision.models.alexnet().features if network == "alex" else vgg.make_layers(vgg.cfgs["D"])
+        )
+        state = {f"features.{name}": value for name, value in features.state_dict().items()}
         monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *a, **k: state)
         return state
 

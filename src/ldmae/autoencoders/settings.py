@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class VMAEConfig:
-    """The arguments of `AutoencoderVMAE` that a preset chooses; image size and statistics follow from the run."""
+    """The arguments of `AutoencoderVMAE` that a preset chooses; the others follow from the run."""
 
     patch_size: int = 8
     """Pixels along a patch's side: the latent grid is that much coarser than the image."""

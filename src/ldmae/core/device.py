@@ -5,6 +5,8 @@ The choices were measured with `benchmarks/attention.py`; see docs/benchmarks.md
 
 # B batch, H heads, N tokens, D head width
 
+import ctypes
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,3 +55,20 @@ def resolve_precision(wanted: str, device: str = "auto") -> str:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if fast else "no"
     return "no"
+
+
+def reuse_freed_memory() -> None:
+    """Lets glibc keep freed memory for the next tensor instead of giving each large one back to the system.
+
+    On a CPU every activation is otherwise mapped, cleared and unmapped anew, which took up to 60 % of a
+    step's time (`benchmarks/memory_reuse.py`). A no-op where the C library is not glibc.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError):
+        return
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

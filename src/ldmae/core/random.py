@@ -33,6 +33,8 @@ def _per_row(
     draw, shape: tuple[int, ...], keys: BatchKeys, stream: str, device: torch.device | str
 ) -> Tensor:
     out = torch.empty(len(keys.rows), *shape, device=device)
+    if out.is_meta:  # counting costs, not computing
+        return out
     source = torch.Generator(device)
     for i, row in enumerate(keys.rows):
         source.manual_seed(key_seed(keys.seed, stream, keys.step, row))

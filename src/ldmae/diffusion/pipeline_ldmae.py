@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
@@ -19,7 +21,6 @@ from torch import Tensor
 
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.contracts import Autoencoder
 from ldmae.core.errors import UserError, nearest
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
@@ -56,7 +57,7 @@ class LDMAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: Autoencoder,
+        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin,  # from_pipe compares these types
         transformer: LightningDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
         id2label: dict[int, str] | dict[str, str] | None = None,

@@ -7,7 +7,7 @@ from ldmae.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class LightningDiTConfig:
-    """The arguments of `LightningDiTTransformer2DModel` that a preset chooses; the rest follows from the latents."""
+    """The arguments of `LightningDiTTransformer2DModel` that a preset chooses."""
 
     patch_size: int = 1
     """Latent cells along a token's side."""
@@ -20,7 +20,7 @@ class LightningDiTConfig:
     mlp_ratio: float = 4.0
     """Width of a block's hidden layer over the block's width (two thirds of it with SwiGLU)."""
     class_dropout_prob: float = 0.1
-    """Share of the training labels replaced by the null class; guidance needs it. None where there is one class."""
+    """Share of the training labels replaced by the null class, which guidance needs."""
     qk_norm: bool = True
     """Normalise queries and keys."""
     use_swiglu: bool = True

@@ -41,9 +41,9 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Returns each image's structural similarity (B,), in float64; uint8 images, 1 if equal.
 
-    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged. Only windows that lie in the image
-    count, as in Wang et al. and scikit-image: torchmetrics' own mean also takes those over a mirrored edge, which
-    in small images is noticeable.
+    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged. Only windows that lie in the
+    image count, as in Wang et al. and scikit-image: torchmetrics' own mean also takes those over a mirrored
+    edge, which in small images is noticeable.
     """
     measured = structural_similarity_index_measure(
         x.double(), y.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True

@@ -12,9 +12,11 @@ class EvaluationConfig:
     perceptual: str = "st-lpips-alex"
     """Perceptual distance of reconstructions: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex."""
     features: str = "efficientnet_lite0"
-    """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID and FID)."""
+    """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID, FID)."""
     samples: int = 1000
     """Images to generate for the distances; labels are balanced over the classes."""
+    real_images: int | None = None
+    """Training images (at most, drawn at random) that the generated ones are compared with; None: all."""
     batch_size: int = 64
     """Images at a time; no figure depends on it."""
     guidance_scale: float | None = None

@@ -135,10 +135,10 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
             pending.append((stop - start, pool.submit(_look_at_chunk, source, start, stop, out)))
             if len(pending) > 2 * workers:
                 done, future = pending.pop(0)
-                broken += future.result()
+                broken = (broken + future.result())[:NAMED]
                 bar.advance(done)
         for done, future in pending:
-            broken += future.result()
+            broken = (broken + future.result())[:NAMED]
             bar.advance(done)
     return out, broken
 
@@ -273,7 +273,7 @@ def build_index(source: ImageSource, cache_dir: Path | None, progress: bool = Tr
                     [str(line) for line in stored["broken"]],
                 )
     found, broken = _look_at_all(source, progress)
-    index = Index(found["readable"], found["content"], _group(found), broken[:NAMED])
+    index = Index(found["readable"], found["content"], _group(found), broken)
     if cache is not None:
         with atomic_path(cache) as temporary:
             np.savez(

@@ -273,6 +273,16 @@ def _scan_shard(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | str | None]
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    last = None
     while (member := tar.next()) is not None:
+        last = member
         yield member
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
+    # tarfile takes a file that breaks off for one that ends: what follows the last member must be zeros, or nothing
+    end = 0 if last is None else last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    file = tar.fileobj
+    assert file is not None
+    file.seek(max(end - 1, 0))
+    rest = file.read(1 + tarfile.BLOCKSIZE)
+    if not rest or len(rest) not in (1, 1 + tarfile.BLOCKSIZE) or (end and rest[1:].strip(b"\0")):
+        raise tarfile.ReadError(f"it breaks off after {end} bytes")

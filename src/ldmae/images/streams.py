@@ -1,5 +1,6 @@
 """Images that can only be read front to back: remote tar shards, streamed datasets."""
 
+import http.client
 import io
 import itertools
 import logging
@@ -168,7 +169,7 @@ class Shard:
                     read, failures = read + 1, 0
                     yield item
                 return
-            except (OSError, tarfile.TarError, EOFError) as error:
+            except (OSError, tarfile.TarError, EOFError, http.client.HTTPException) as error:
                 failures += 1
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if refused or failures >= ATTEMPTS:
@@ -198,6 +199,26 @@ def _is_address(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+class _WholeResponse:
+    """An HTTP response that raises where the connection ends early; plain ones end as if all had come."""
+
+    def __init__(self, response: Any):
+        self._response = response
+
+    def read(self, size: int) -> bytes:
+        content = self._response.read(size)
+        missing = getattr(self._response, "length", None) or 0
+        if len(content) < size and missing:
+            raise OSError(f"the connection closed with {missing} bytes missing")
+        return content
+
+    def __enter__(self) -> "_WholeResponse":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+
+
 class _TarOpener:
     """Reads a tar shard, remote or local, front to back. No closure, so that workers can be spawned."""
 
@@ -208,7 +229,7 @@ class _TarOpener:
         if not _is_address(self.address):
             return Path(self.address).open("rb")
         request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
-        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        return _WholeResponse(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
 
     def __call__(self) -> Iterator[Item]:
         with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:

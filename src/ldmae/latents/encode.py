@@ -40,7 +40,7 @@ def encode_images(
     world: int = 1,
     num_workers: int = 1,
     autocast: Callable[[], Any],
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int, str], None] = lambda n, note: None,
 ) -> None:
     """Writes this process's shards; one that is whole and bears the fingerprint is not made again.
 
@@ -61,7 +61,7 @@ def encode_images(
     for shard, images in enumerate(shard_ranges(length, rank, world, config.shard_size)):
         path = folder / shard_name(rank, shard)
         if path.exists() and read_header(path).metadata.get("fingerprint") == fingerprint:
-            advance(len(images))
+            advance(len(images), "")
             continue
         parts: dict[str, list[Tensor]] = {"latents": [], "latents_flip": [], "labels": []}
         keys = Subset(_Unaugmented(dataset), images)
@@ -73,7 +73,7 @@ def encode_images(
                 if config.flip:
                     parts["latents_flip"].append(_stored(autoencoder, pixels.flip(-1), config))
             parts["labels"].append(batch["labels"])
-            advance(len(pixels))
+            advance(len(pixels), "")
         tensors = {name: torch.cat(pieces).contiguous() for name, pieces in parts.items() if pieces}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})

@@ -145,8 +145,8 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         if shards.shape[0] not in (channels, 2 * channels):
             raise UserError(
-                f"the latents in {shards.folder} have {shards.shape[0]} channels, the autoencoder has {channels} "
-                f"(or {2 * channels} with log variances); encode again, or name the right folder"
+                f"the latents in {shards.folder} have {shards.shape[0]} channels, the autoencoder has "
+                f"{channels} (or {2 * channels} with log variances); encode again, or name the right folder"
             )
         self.shards, self.channels, self.seed = shards, channels, seed
         self.mean, self.std = mean, std

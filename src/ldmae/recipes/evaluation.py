@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,20 @@ def measure_reconstruction(
             first += len(images)
             advance(len(images), "")
     with atomic_path(folder / "reconstruction_pairs.npz") as temporary:
-        np.savez_compressed(temporary, **{name: np.stack(pictures) for name, pictures in shown.items()})
+        arrays: dict[str, Any] = {name: np.stack(pictures) for name, pictures in shown.items()}
+        np.savez_compressed(temporary, **arrays)
     return metrics.compute()
 
 
 def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
-    """Generates images with the training set's share of classes and measures them against the training images."""
+    """Measures generated images, in the training set's proportion of classes, against training images."""
     labels = np.asarray(run.train.labels)
     bearing = np.flatnonzero(labels >= 0)  # images without a class train the autoencoder only
     order = torch.randperm(len(bearing), generator=generator(config.seed, "evaluation labels")).numpy()
     wanted = np.resize(labels[bearing[order]], config.samples).tolist()
     pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
     guided = config.guidance_scale is None
-    sampling = _replace(
+    sampling = dataclasses.replace(
         run.config.sampling,
         seed=config.seed + 1,  # not the noise of the grid
         guidance_scale=run.config.sampling.guidance_scale if guided else config.guidance_scale,
@@ -116,9 +118,11 @@ def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
     images = generate(pipeline, wanted, sampling, "generating for the evaluation")
     generated = torch.from_numpy(images).permute(0, 3, 1, 2)  # (n, 3, H, W) uint8
     extractor = load_features(config.features, run.accelerator.device)
-    size = run.config.image_size
-    with progress_bar("features of real images", len(bearing), "images") as advance:
-        real = _features(extractor, _batches(run.train, size, config.batch_size, bearing), advance)
+    size, real_images = run.config.image_size, bearing[order]
+    if config.real_images is not None:
+        real_images = real_images[: config.real_images]
+    with progress_bar("features of real images", len(real_images), "images") as advance:
+        real = _features(extractor, _batches(run.train, size, config.batch_size, real_images), advance)
     fake = extractor.extract(generated.split(config.batch_size))
     results = fidelity_results(fake, real, extractor, seed=config.seed)
     if config.recogniser:
@@ -166,12 +170,6 @@ def _batches(
 
 def _hwc(image: Tensor) -> np.ndarray:
     return to_uint8(image[None].cpu())[0].permute(1, 2, 0).numpy()
-
-
-def _replace(settings: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(settings, **changes)
 
 
 def _perceptual_teacher(run: Run) -> str | None:

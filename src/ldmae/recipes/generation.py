@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def save_pipeline(run: Run) -> None:
 
 
 def sample(run: Run) -> None:
-    """Generates `samples/`: a class grid, single PNGs, and how they were made; each image has a seed of its own."""
+    """Generates `samples/`: a class grid, single PNGs, and how they were made."""
     config, folder = run.config.sampling, run.folder / "samples"
     settings, inputs = plain(config), {"pipeline": run.book.output("pipeline")}
     if not run.book.needed("samples", settings, inputs, folder / "grid.png"):
@@ -96,7 +96,7 @@ def save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingCon
 
 def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
     """Returns the names of a pipeline's classes, by label; numbers where it has no names."""
-    named = dict(pipeline.config.id2label or {})
+    named = dict(cast(Any, pipeline.config).id2label or {})
     count = pipeline.transformer.config.num_classes
     return [str(named.get(i, named.get(str(i), i))) for i in range(count)]
 
@@ -125,7 +125,7 @@ def generate(
         for i in range(0, len(labels), config.batch_size):
             chosen = labels[i : i + config.batch_size]
             noise = [generator(config.seed, "sample", first + i + j) for j in range(len(chosen))]
-            images = pipeline(
+            output: Any = pipeline(
                 chosen,
                 guidance_scale=config.guidance_scale,
                 guidance_interval=(start, end),
@@ -133,8 +133,8 @@ def generate(
                 num_inference_steps=config.num_inference_steps,
                 timestep_shift=config.timestep_shift,
                 generator=noise,
-            ).images
-            pieces.append(np.stack([np.asarray(image) for image in images]))
+            )
+            pieces.append(np.stack([np.asarray(image) for image in output.images]))
             advance(len(chosen), "")
     return np.concatenate(pieces)
 

@@ -14,7 +14,7 @@ from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_finge
 
 
 def encode(run: Run) -> None:
-    """Encodes every training image, and its mirror image, into `latents/`, with statistics and a fingerprint."""
+    """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
     config, folder = run.config, run.folder / "latents"
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
@@ -40,7 +40,7 @@ def encode(run: Run) -> None:
                 maker,
                 rank=rank,
                 world=world,
-                autocast=run.accelerator.autocast,
+                autocast=lambda: run.accelerator.autocast(),
                 advance=advance,
             )
         run.accelerator.wait_for_everyone()

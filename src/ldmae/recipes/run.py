@@ -17,7 +17,6 @@ from ldmae.config import Config, as_dict, save_config
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import resolve_precision
-from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import console
 from ldmae.images.dataset import ImageDataset

@@ -90,7 +90,7 @@ def _tune(run: Run) -> None:
 
 
 def train_diffusion(run: Run) -> None:
-    """Trains the LightningDiT by flow matching on `latents/`; the result is `diffusion/`, a diffusers folder."""
+    """Trains the LightningDiT by flow matching on `latents/`; makes `diffusion/`, a diffusers folder."""
     config, made = run.config.diffusion, run.folder / "diffusion"
     settings = _training_settings(run, config.training, model=config.model, flow=config.flow)
     inputs = {"latents": run.book.output("latents") or _foreign_latents(run)}
@@ -174,7 +174,7 @@ def _resized(model: Any, size: int) -> AutoencoderVMAE:
             f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
             "autoencoder.source=…"
         )
-    copy = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True)
+    copy: Any = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True)
     tables = {name: table for name, table in copy.state_dict().items() if name.endswith("pos_embed")}
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tables}
     if model.mask_token is None:  # a final official checkpoint lacks it: it starts as it was drawn
@@ -187,8 +187,8 @@ def _foreign_latents(run: Run) -> str:
     """Returns an input name for shards that no stage of this run made, where the settings allow them."""
     if run.config.latents.fingerprint != "skip":
         raise UserError(
-            f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take foreign shards "
-            "with latents.fingerprint=skip"
+            f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take "
+            "foreign shards with latents.fingerprint=skip"
         )
     return fingerprint(
         f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths
@@ -202,5 +202,5 @@ def _check_maker(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None
     if shards.fingerprints != {expected}:
         raise UserError(
             f"the latents in {shards.folder} were made by another autoencoder or preprocessing (fingerprint "
-            f"{sorted(map(str, shards.fingerprints))}, expected {expected}); encode again with --restart latents"
+            f"{sorted(map(str, shards.fingerprints))}, expected {expected}); add --restart latents"
         )

@@ -21,11 +21,10 @@ from ldmae.report.pictures import data_uri, reconstructions_picture, samples_pic
 MAX_BYTES = 5_000_000
 PICTURE_BYTES = (1_200_000, 400_000, 100_000)
 """What one picture may take before base64; the next is tried where the page came out too large."""
-MAX_ROWS = 1000
-"""Rows that a table shows at most."""
-MAX_TEXT, MAX_SETTINGS = 1000, 200_000
+MAX_RESULTS, MAX_CLASSES, MAX_PANELS = 300, 1000, 4
+"""Figures, classes and stages' loss curves that are shown at most."""
+MAX_TEXT, MAX_SETTINGS = 400, 150_000
 """Characters of a name or note, and of the settings, that are shown."""
-MAX_PANELS = 6
 PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
 MEASUREMENTS = {"reconstruction": "Reconstruction", "generation": "Generation"}
 FOOTNOTES = {
@@ -51,9 +50,19 @@ def render_report(run_folder: Path, title: str | None = None) -> Path:
         The path of the page.
     """
     run_folder = Path(run_folder)
+    problems: list[str] = []
+    context = _gather(run_folder, problems) | {"title": title or f"LDMAE run: {run_folder.resolve().name}"}
+    environment = Environment(
+        loader=PackageLoader("ldmae.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
     page = ""
     for budget in PICTURE_BYTES:
-        page = _render(run_folder, title, budget)
+        page = template.render(context | _pictures(run_folder, budget, problems))
         if len(page.encode()) < MAX_BYTES:
             break
     path = run_folder / "report.html"
@@ -61,21 +70,16 @@ def render_report(run_folder: Path, title: str | None = None) -> Path:
     return path
 
 
-def _render(folder: Path, title: str | None, budget: int) -> str:
-    problems: list[str] = []
+def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
+    """Returns what the template shows, but for the pictures."""
     config_text = _read_text(folder / "config.yaml", problems)
     data = _mapping(_read_json(folder / "data.json", problems))
     parameters = _mapping(_read_json(folder / "parameters.json", problems))
     stages = _stages(_mapping(_read_json(folder / "stages.json", problems)))
-    results, footnotes = _results(_mapping(_read_json(folder / "results.json", problems)))
-    sampling = _mapping(_read_json(folder / "samples" / "samples.json", problems))
-    pairs = folder / "results" / "reconstruction_pairs.npz"
-    context = {
-        "title": title or f"LDMAE run: {folder.resolve().name}",
+    results, footnotes = _results(_mapping(_read_json(folder / "results.json", problems)), problems)
+    return {
         "summary": _summary(data, parameters, stages),
-        "samples": samples_picture(folder / "samples", sampling, budget, problems),
-        "sampling": _sampling(sampling),
-        "reconstructions": reconstructions_picture(pairs, budget, problems),
+        "sampling": _sampling(_mapping(_read_json(folder / "samples" / "samples.json", problems))),
         "results": results,
         "footnotes": footnotes,
         "panels": _panels(folder / "metrics.jsonl", problems),
@@ -84,16 +88,18 @@ def _render(folder: Path, title: str | None, budget: int) -> str:
         "settings": _cut(config_text, MAX_SETTINGS),
         "command": _command(config_text),
         "versions": _versions(),
-        "problems": problems,
     }
-    environment = Environment(
-        loader=PackageLoader("ldmae.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(context)
+
+
+def _pictures(folder: Path, budget: int, problems: list[str]) -> dict[str, Any]:
+    found: list[str] = []
+    pairs = folder / "results" / "reconstruction_pairs.npz"
+    record = _mapping(_read_json(folder / "samples" / "samples.json", []))
+    return {
+        "samples": samples_picture(folder / "samples", record, budget, found),
+        "reconstructions": reconstructions_picture(pairs, budget, found),
+        "problems": problems + found,
+    }
 
 
 # Reading: a missing file is None without a word, one that can't be read is None and named among the problems.
@@ -171,7 +177,7 @@ def _stages(record: dict[str, Any]) -> dict[str, Any]:
     ]
     seconds = [_number(entry.get("seconds")) for entry in entries]
     longest = max((s for s in seconds if s), default=0)
-    for entry, spent in list(zip(entries, seconds, strict=True))[:MAX_ROWS]:
+    for entry, spent in list(zip(entries, seconds, strict=True))[:MAX_RESULTS]:
         name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
         if device and device not in devices:
             devices.append(_cut(device, 40))
@@ -189,11 +195,14 @@ def _stages(record: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": devices[:3]}
 
 
-def _results(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+def _results(record: dict[str, Any], problems: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the figures' groups, one a measurement, and the footnotes that their rows number."""
     groups: dict[str, list[dict[str, Any]]] = {}
     footnotes: list[str] = []
-    for entry in _records(record.get("results"))[:MAX_ROWS]:
+    entries = _records(record.get("results"))
+    if len(entries) > MAX_RESULTS:
+        problems.append(f"results.json holds {len(entries):,} figures; {MAX_RESULTS} are shown")
+    for entry in entries[:MAX_RESULTS]:
         name = _cut(str(entry.get("name", "unnamed")))
         marks = []
         for part, text in FOOTNOTES.items():
@@ -227,11 +236,11 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
     classes = _records(data.get("classes"))
     rows = [
         {
-            "name": _cut(str(entry.get("name", "")), 200),
+            "name": _cut(str(entry.get("name", "")), 100),
             "train": format_value(entry.get("train")),
             "held_out": format_value(entry.get("held_out")),
         }
-        for entry in classes[:MAX_ROWS]
+        for entry in classes[:MAX_CLASSES]
     ]
     return {
         "name": _cut(str(data.get("name") or "")),
@@ -246,8 +255,10 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(config_text: str | None) -> str:
+    if config_text is None or len(config_text) > MAX_SETTINGS:  # YAML of that size takes half a minute
+        return ""
     try:
-        command = _mapping(yaml.safe_load(config_text or "")).get("command")
+        command = _mapping(yaml.safe_load(config_text)).get("command")
     except (yaml.YAMLError, RecursionError, ValueError):
         return ""  # settings that don't parse are still shown as they are
     if isinstance(command, list):

@@ -116,10 +116,11 @@ def encode_picture(image: Image.Image, budget: int, longest: int = 6000) -> Pict
     best, kind = min(exact, key=lambda pair: len(pair[0]), default=(b"", ""))
     while not best or len(best) > budget:
         best, kind = _encoded(image, "WEBP", quality=85), "webp"
-        if len(best) > budget:
-            image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
         if max(image.size) <= 16:
             break
+        if len(best) > budget:
+            factor = 0.95 * (budget / len(best)) ** 0.5
+            image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
     return Picture(data_uri(best, f"image/{kind}"), image.width, image.height)
 
 

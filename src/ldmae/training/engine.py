@@ -24,7 +24,7 @@ from ldmae.training.checkpoint import list_checkpoints, load_checkpoint, save_ch
 from ldmae.training.data import KeyedBatches, keyed_loader, split_rows
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
-from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
+from ldmae.training.settings import TrainingConfig
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

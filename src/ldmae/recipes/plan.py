@@ -1,0 +1,130 @@
+"""What a run would do and cost, before it does: settings, parameters, steps, memory."""
+
+# b rows of a micro-batch
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import Config, as_dict
+from ldmae.contracts import BatchKeys
+from ldmae.diffusion.flow import FlowMatchingObjective
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.training.settings import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training of a run, counted on a machine without memory (the meta device)."""
+
+    stage: str
+    parameters: int
+    trainable: int
+    steps: int
+    batch_size: int
+    flops: float
+    """Of the whole training, a multiply-add counting 2; the perceptual network's are not in it."""
+    memory: float
+    """Bytes on one device: weights, gradients, AdamW's moments, averaged weights, kept activations."""
+
+
+def plan_trainings(config: Config, processes: int = 1, num_classes: int | None = None) -> list[TrainingPlan]:
+    """Counts what each training of a run costs.
+
+    Args:
+        config: the settings.
+        processes: how many share a batch.
+        num_classes: of the data; 1000 where it is not known.
+    """
+    auto = config.autoencoder
+    plans = []
+    if auto.source is None:
+        for stage, size, part in (
+            ("autoencoder.pretraining", config.pretraining_size, auto.pretraining),
+            ("autoencoder.tuning", config.image_size, auto.tuning),
+        ):
+            if stage == "autoencoder.tuning" and not auto.tuning.enabled:
+                continue
+            with torch.device("meta"):
+                model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
+            if stage == "autoencoder.tuning" and auto.tuning.freeze_encoder:
+                model.freeze_encoder()
+            objective = MaskedObjective(model, _without_perceptual(part.objective))
+            row = {"images": torch.zeros(1, 3, size, size, device="meta")}
+            plans.append(_count(stage, objective, row, part.training, processes))
+    grid = config.image_size // auto.model.patch_size if auto.source is None else config.image_size // 8
+    channels = auto.model.latent_channels if auto.source is None else 16
+    with torch.device("meta"):
+        classes = num_classes or 1000
+        transformer = LightningDiTTransformer2DModel(
+            sample_size=grid, in_channels=channels, num_classes=classes, **as_dict(config.diffusion.model)
+        )
+    latents = torch.zeros(1, channels, grid, grid, device="meta")
+    row = {"latents": latents, "labels": torch.zeros(1, dtype=torch.long, device="meta")}
+    objective = FlowMatchingObjective(transformer, config.diffusion.flow)
+    plans.append(_count("diffusion", objective, row, config.diffusion.training, processes))
+    return plans
+
+
+def _without_perceptual(config: MaskedObjectiveConfig) -> MaskedObjectiveConfig:
+    return MaskedObjectiveConfig(**{**vars(config), "perceptual_weight": 0.0})
+
+
+def _count(
+    stage: str, objective: nn.Module, row: dict[str, torch.Tensor], training: TrainingConfig, processes: int
+) -> TrainingPlan:
+    """Runs one row through an objective on the meta device, counting operations and what backward keeps."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    objective.train()
+    counter = FlopCounterMode(display=False)
+    keys = BatchKeys(0, 0, range(1), 1)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output: Any = objective(row, keys)
+    total = sum(p.numel() for p in objective.parameters())
+    trainable = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    local = -(-training.batch_size // processes)
+    micro = min(local, training.micro_batch_size or local)
+    states = 4 * total + 12 * trainable + (4 * total if training.ema_decay is not None else 0)
+    del output
+    return TrainingPlan(
+        stage=stage,
+        parameters=total,
+        trainable=trainable,
+        steps=training.steps,
+        batch_size=training.batch_size,
+        flops=3.0
+        * counter.get_total_flops()
+        * training.batch_size
+        * training.steps,  # backward is twice forward
+        memory=states + micro * sum(kept.values()),
+    )
+
+
+def describe_plan(config: Config, folder: Path) -> str:
+    """Returns the text of `--dry-run`: resolved settings, then a line a training."""
+    lines = [OmegaConf.to_yaml(OmegaConf.structured(config)), f"# run folder: {folder}"]
+    for plan in plan_trainings(config):
+        lines.append(
+            f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M "
+            "trainable), "
+            f"{plan.steps:,} steps of {plan.batch_size}, {plan.flops / 1e15:.3g} PFLOP, "
+            f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
+        )
+    lines.append("# Counted without the perceptual network; bf16 keeps about half of the activations' share.")
+    return "\n".join(lines)

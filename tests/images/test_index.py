@@ -1,0 +1,168 @@
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmae.core.errors import UserError
+from ldmae.images import index as module
+from ldmae.images.index import build_index, open_images, split_by_group
+from ldmae.images.sources import DataConfig, FolderSource
+
+
+def opened(folder, cache, **changes):
+    return open_images(DataConfig(**{"source": str(folder), "val": "0.3", **changes}), cache, progress=False)
+
+
+def names(source):
+    return {source.describe(k).rpartition("/")[2] for k in range(len(source))}
+
+
+def contents(source):
+    return {source.read(k).tobytes() for k in range(len(source))}
+
+
+def test_split_is_complete_disjoint_and_about_the_share(make, tmp_path):
+    make.folder(tmp_path / "set", {"a": list(range(60)), "b": list(range(60, 100))})
+    train, held_out = opened(tmp_path / "set", tmp_path / "cache")
+    assert len(train) + len(held_out) == 100
+    assert not contents(train) & contents(held_out)
+    assert 15 <= len(held_out) <= 45
+    assert train.classes == held_out.classes == ["a", "b"]
+
+
+def test_split_is_stable_when_files_are_added_and_renamed(make, tmp_path):
+    make.folder(tmp_path / "set", {"": list(range(40))})
+    before = contents(opened(tmp_path / "set", tmp_path / "cache")[1])
+    (tmp_path / "set" / "0003.png").rename(tmp_path / "set" / "zebra.png")
+    make.folder(tmp_path / "set", {"": list(range(40, 60))})
+    train, held_out = opened(tmp_path / "set", tmp_path / "cache")
+    assert before <= contents(held_out)
+    assert not before & contents(train)
+
+
+def test_larger_share_holds_out_a_superset(make, tmp_path):
+    make.folder(tmp_path / "set", {"": list(range(40))})
+    small = names(opened(tmp_path / "set", tmp_path / "cache", val="0.1")[1])
+    large = names(opened(tmp_path / "set", tmp_path / "cache", val="0.5")[1])
+    assert small < large
+
+
+def test_near_duplicates_stay_on_one_side(make, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for seed in range(40):
+        image = make.image(seed, (96, 80))
+        image.save(folder / f"{seed:02}-original.png")
+        image.save(folder / f"{seed:02}-jpeg.jpg", quality=60)
+        image.resize((60, 50), Image.Resampling.BICUBIC).save(folder / f"{seed:02}-small.webp", quality=90)
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{seed:02}-mirrored.png")
+        image.save(folder / f"{seed:02}-copy.png")
+    group = build_index(FolderSource(folder), None, progress=False).group.reshape(40, 5)
+    assert (group == group[:, :1]).all()
+    assert len(np.unique(group)) == 40
+    train, held_out = opened(folder, tmp_path / "cache")
+    assert not {name[:2] for name in names(train)} & {name[:2] for name in names(held_out)}
+
+
+def test_small_local_differences_are_no_near_duplicates(tmp_path):
+    for k, mouth in enumerate([(20, 44, 44, 48), (26, 40, 38, 54), (20, 40, 44, 44)]):
+        face = Image.new("RGB", (64, 64), "white")
+        face.paste((255, 200, 60), (4, 4, 60, 60))
+        face.paste("black", (20, 20, 26, 28))
+        face.paste("black", (38, 20, 44, 28))
+        face.paste("black", mouth)
+        face.save(tmp_path / f"{k}.png")
+    group = build_index(FolderSource(tmp_path), None, progress=False).group
+    assert len(np.unique(group)) == 3
+
+
+def test_unreadable_images_are_named_skipped_and_counted(make, tmp_path, caplog):
+    make.folder(tmp_path / "set", {"": list(range(20))})
+    whole = (tmp_path / "set" / "0007.png").read_bytes()
+    (tmp_path / "set" / "0007.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"1 of the 20 images of set are unreadable.*0007\.png.*=0\.05"):
+        opened(tmp_path / "set", tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        train, held_out = opened(tmp_path / "set", tmp_path / "cache", max_unreadable=0.05)
+    assert len(train) + len(held_out) == 19
+    assert "0007.png" not in names(train) | names(held_out)
+    assert "skipped 1 unreadable of 20 images" in caplog.text
+    assert "0007.png" in caplog.text
+
+
+@pytest.mark.parametrize("quality", [30, 95])
+def test_truncated_jpeg_is_unreadable(tmp_path, quality):
+    image = Image.effect_noise((300, 300), 60)
+    image.save(tmp_path / "a.jpg", quality=quality)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(content[: len(content) * 9 // 10])
+    index = build_index(FolderSource(tmp_path), None, progress=False)
+    assert index.readable.tolist() == [True, False]
+    assert "b.jpg" in index.broken[0]
+
+
+def test_second_start_reads_the_cache_and_looks_at_nothing(make, tmp_path, monkeypatch):
+    make.folder(tmp_path / "set", {"": list(range(20))})
+    (tmp_path / "set" / "bad.png").write_bytes(b"bad")
+    first = opened(tmp_path / "set", tmp_path / "cache", max_unreadable=0.1)
+
+    def never(*_):
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr(module, "_look", never)
+    second = opened(tmp_path / "set", tmp_path / "cache", max_unreadable=0.1)
+    assert [source.fingerprint() for source in first] == [source.fingerprint() for source in second]
+    with pytest.raises(UserError, match=r"bad\.png"):
+        opened(tmp_path / "set", tmp_path / "cache")
+
+
+def test_at_least_one_image_on_either_side(make, tmp_path):
+    make.folder(tmp_path / "set", {"": [1, 2, 3]})
+    for share in ("0.000001", "0.999999"):
+        train, held_out = opened(tmp_path / "set", tmp_path / "cache", val=share)
+        assert {len(train), len(held_out)} == {1, 2}
+
+
+def test_too_few_images_and_all_alike_are_refused(make, tmp_path):
+    make.folder(tmp_path / "one", {"": [1]})
+    with pytest.raises(UserError, match="too few"):
+        opened(tmp_path / "one", tmp_path / "cache")
+    make.folder(tmp_path / "same", {"": [1]})
+    (tmp_path / "same" / "again.png").write_bytes((tmp_path / "same" / "0001.png").read_bytes())
+    with pytest.raises(UserError, match="near-duplicates of one another"):
+        opened(tmp_path / "same", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("val", ["0", "1.5", "-0.1", "nan"])
+def test_share_outside_zero_to_one_is_refused(make, tmp_path, val):
+    make.folder(tmp_path / "set", {"": [1, 2]})
+    with pytest.raises(UserError, match="data.val must be a share"):
+        opened(tmp_path / "set", tmp_path / "cache", val=val)
+
+
+def test_held_out_folder_is_matched_by_class_names(make, tmp_path):
+    make.folder(tmp_path / "train", {"a": [1], "b": [2], "c": [3]})
+    make.folder(tmp_path / "val", {"c": [4], "a": [5]})
+    train, held_out = opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+    assert train.labels.tolist() == [0, 1, 2]
+    assert held_out.labels.tolist() == [0, 2]
+    assert held_out.classes == train.classes
+    make.folder(tmp_path / "val", {"bb": [6]})
+    with pytest.raises(UserError, match="'bb', which the training images lack"):
+        opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+
+
+def test_two_flat_folders_are_the_same_class(make, tmp_path):
+    make.folder(tmp_path / "train", {"": [1, 2]})
+    make.folder(tmp_path / "val", {"": [3]})
+    train, held_out = opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+    assert train.classes == held_out.classes == ["train"]
+    assert held_out.labels.tolist() == [0]
+
+
+def test_groups_are_split_whole():
+    group = np.repeat(np.random.default_rng(0).integers(0, 2**63, 200, dtype=np.uint64) * 2, 3)
+    held_out = split_by_group(group, 0.2)
+    assert 0.1 < held_out.mean() < 0.3
+    assert not set(group[held_out]) & set(group[~held_out])

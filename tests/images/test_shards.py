@@ -1,0 +1,149 @@
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+from ldmae.core.errors import UserError
+from ldmae.images import shards
+from ldmae.images.shards import ShardSource, expand_braces, image_part, split_key
+from ldmae.images.sources import DataConfig, open_source
+
+
+def write_shards(make, folder, count=3, each=4):
+    folder.mkdir(exist_ok=True)
+    for k in range(count):
+        members = []
+        for j in range(each):
+            key = f"sub/{k}{j:03}"
+            members.append((f"{key}.cls", str(j % 2).encode()))
+            members.append((f"{key}.png", make.encoded(make.image(100 * k + j))))
+            members.append((f"{key}.txt", b"a caption"))
+        make.tar(folder / f"{k:03}.tar", members)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("x{008..010}.tar", ["x008.tar", "x009.tar", "x010.tar"]),
+        ("x{8..10}", ["x8", "x9", "x10"]),
+        ("{a,b}{0..1}", ["a0", "a1", "b0", "b1"]),
+    ],
+)
+def test_braces_expand(pattern, expected):
+    assert expand_braces(pattern) == expected
+
+
+def test_backward_range_is_refused():
+    with pytest.raises(UserError, match="backwards"):
+        expand_braces("x{3..1}.tar")
+
+
+def test_key_ends_at_the_first_dot_of_the_base_name():
+    assert split_key("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
+    assert image_part(["cls", "mask.png", "jpg"]) == "jpg"
+
+
+@pytest.mark.parametrize("pattern", ["", "{000..002}.tar", "*.tar"])
+def test_members_are_read_by_seeking_in_any_order(make, tmp_path, pattern):
+    folder = write_shards(make, tmp_path / "set")
+    source = open_source(DataConfig(source=str(folder / pattern) if pattern else str(folder)))
+    assert isinstance(source, ShardSource)
+    assert len(source) == 12
+    assert source.classes == ["0", "1"]
+    assert source.labels.tolist() == [0, 1] * 6
+    for k in (11, 0, 5, 4):
+        assert source.read(k).tobytes() == make.image(100 * (k // 4) + k % 4).tobytes()
+    assert source.describe(5).endswith("001.tar:sub/1001.png")
+
+
+def test_index_is_cached_and_keyed_by_names_and_sizes(make, tmp_path, monkeypatch):
+    folder = write_shards(make, tmp_path / "set")
+    first = ShardSource(str(folder), cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def never(path):
+        raise AssertionError(f"{path} was scanned again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_scan_shard", never)
+        again = ShardSource(str(folder), cache_dir=tmp_path / "cache")
+    assert again.read(7).tobytes() == first.read(7).tobytes()
+    assert again.labels.tolist() == first.labels.tolist()
+    make.tar(folder / "003.tar", [("z.png", make.encoded(make.image(9)))])
+    assert len(ShardSource(str(folder), cache_dir=tmp_path / "cache")) == 13
+
+
+def test_index_is_arrays_not_objects(make, tmp_path):
+    source = ShardSource(str(write_shards(make, tmp_path / "set")))
+    for name in ("_shard", "_offset", "_size", "labels"):
+        assert isinstance(getattr(source, name), np.ndarray)
+    assert isinstance(source._names.blob, bytes)
+
+
+def test_no_more_shards_stay_open_than_allowed(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    source = ShardSource(str(write_shards(make, tmp_path / "set", count=5)))
+    for k in [*range(20), *range(20)]:
+        source.read(k)
+    assert len(source._open) == 2
+
+
+def read_all(source, expected, order):
+    for k in order:
+        assert source.read_bytes(k) == expected[k]
+
+
+def test_handles_survive_fork_and_pickling(make, tmp_path):
+    source = ShardSource(str(write_shards(make, tmp_path / "set")))
+    expected = [source.read_bytes(k) for k in range(len(source))]
+    context = multiprocessing.get_context("fork")
+    orders = [np.random.default_rng(seed).integers(0, 12, 300).tolist() for seed in range(2)]
+    children = [context.Process(target=read_all, args=(source, expected, order)) for order in orders]
+    for child in children:
+        child.start()
+    read_all(source, expected, orders[0])
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert pickle.loads(pickle.dumps(source)).read_bytes(3) == expected[3]
+
+
+def test_labels_come_as_names_from_cls_or_json(make, tmp_path):
+    png = make.encoded(make.image(1))
+    members = [
+        ("a.png", png), ("a.json", json.dumps({"label": "dog"}).encode()),
+        ("b.png", png), ("b.cls", b"cat\n"),
+        ("c.png", png), ("c.json", b"{broken"),
+        ("d.txt", b"no picture"),
+    ]  # fmt: skip
+    make.tar(tmp_path / "x.tar", members)
+    source = ShardSource(str(tmp_path / "x.tar"))
+    assert source.classes == ["cat", "dog"]
+    assert source.labels.tolist() == [1, 0, -1]
+
+
+def test_shards_without_labels_are_one_class(make, tmp_path):
+    make.tar(tmp_path / "leaves.tar", [(f"{k}.png", make.encoded(make.image(k))) for k in range(3)])
+    source = ShardSource(str(tmp_path / "leaves.tar"))
+    assert source.classes == ["leaves"]
+    assert source.labels.tolist() == [0, 0, 0]
+
+
+def test_truncated_compressed_missing_and_pictureless_shards_are_refused(make, tmp_path):
+    folder = write_shards(make, tmp_path / "set")
+    whole = (folder / "001.tar").read_bytes()
+    (folder / "001.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"001.tar is truncated"):
+        ShardSource(str(folder))
+    with pytest.raises(UserError, match=r"003.tar does not exist"):
+        ShardSource(str(folder / "{000..003}.tar"))
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="uncompressed"):
+        open_source(DataConfig(source=str(tmp_path / "x.tar.gz")))
+    make.tar(tmp_path / "y.tar", [("a.txt", b"a")])
+    with pytest.raises(UserError, match="no pictures"):
+        ShardSource(str(tmp_path / "y.tar"))

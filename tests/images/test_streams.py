@@ -1,0 +1,128 @@
+import functools
+import http.server
+import logging
+import threading
+
+import pytest
+from torch.utils.data import DataLoader
+
+from ldmae.core.errors import UserError
+from ldmae.images import streams
+from ldmae.images.dataset import StreamDataset
+from ldmae.images.sources import DataConfig
+from ldmae.images.streams import open_stream
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    cut_once: set[str] = set()  # noqa: RUF012, the test fills it
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        if self.path in self.cut_once:  # a connection that breaks half way, once
+            self.cut_once.discard(self.path)
+            outputfile.write(source.read(4096))
+            self.close_connection = True
+        else:
+            super().copyfile(source, outputfile)
+
+
+@pytest.fixture
+def served(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "WAIT_SECONDS", 0.0)
+    for k in range(4):
+        members = []
+        for j in range(10):
+            members += [
+                (f"{k}{j}.png", make.encoded(make.image(10 * k + j))),
+                (f"{k}{j}.cls", str(j % 3).encode()),
+            ]
+        make.tar(tmp_path / f"{k}.tar", members)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def config(served, **changes):
+    return DataConfig(**{"source": f"{served}/{{0..3}}.tar", "classes": ["a", "b", "c"], **changes})
+
+
+def pixels(items):
+    return [image.tobytes() for image, _ in items]
+
+
+def test_remote_shards_yield_every_image_once_in_a_seeded_order(make, served):
+    source = open_stream(config(served))
+    first = list(source.iterate(0, 0, part="all"))
+    assert sorted(pixels(first)) == sorted(make.image(k).tobytes() for k in range(40))
+    number = {make.image(k).tobytes(): k for k in range(40)}
+    assert all(label == number[image.tobytes()] % 10 % 3 for image, label in first)
+    assert pixels(source.iterate(0, 0, part="all")) == pixels(first)
+    assert pixels(source.iterate(0, 1, part="all")) != pixels(first)
+    assert pixels(source.iterate(1, 0, part="all")) != pixels(first)
+
+
+def test_parts_are_disjoint_and_complete(served):
+    source = open_stream(config(served, val="0.3"))
+    train, held_out = (set(pixels(source.iterate(0, 0, part=part))) for part in ("train", "held_out"))
+    assert len(train) + len(held_out) == len(train | held_out) == 40
+    assert 4 <= len(held_out) <= 22
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])  # fewer, as many, and more readers than shards
+def test_processes_share_the_images(served, world):
+    source = open_stream(config(served))
+    shares = [pixels(source.iterate(0, 0, rank, world, part="all")) for rank in range(world)]
+    assert all(shares)
+    everything = [image for share in shares for image in share]
+    assert len(everything) == len(set(everything)) == 40
+
+
+def test_workers_share_the_images(served):
+    dataset = StreamDataset(open_stream(config(served)), 16, part="all")
+    loader = DataLoader(dataset, batch_size=5, num_workers=2, multiprocessing_context="fork")
+    images = [image.numpy().tobytes() for batch in loader for image in batch["images"]]
+    assert len(images) == len(set(images)) == 40
+
+
+def test_broken_connection_is_taken_up_where_it_broke(make, served, caplog):
+    Quiet.cut_once.add("/2.tar")
+    with caplog.at_level(logging.WARNING):
+        items = list(open_stream(config(served)).iterate(0, 0, part="all"))
+    assert sorted(pixels(items)) == sorted(make.image(k).tobytes() for k in range(40))
+    assert "broke off" in caplog.text
+
+
+def test_stream_says_aloud_that_its_resume_is_not_exact(served, caplog):
+    with caplog.at_level(logging.WARNING):
+        open_stream(config(served))
+    assert "not with the images it would have seen" in caplog.text
+
+
+def test_missing_shard_and_unknown_label_are_user_errors(served):
+    with pytest.raises(UserError, match=r"9.tar after 0 images.*404"):
+        list(open_stream(config(served, source=f"{served}/9.tar")).iterate(0, 0))
+    with pytest.raises(UserError, match=r"data\.classes"):
+        list(open_stream(config(served, classes=["a", "b"])).iterate(0, 0))
+
+
+def test_stream_without_classes_is_one_class(served):
+    source = open_stream(config(served, classes=None))
+    assert {label for _, label in source.iterate(0, 0)} == {0}
+    assert len(source.classes) == 1
+
+
+def test_unreadable_images_of_a_stream_are_borne_up_to_the_limit(make, served, tmp_path):
+    make.tar(tmp_path / "bad.tar", [(f"{k}.png", b"no picture") for k in range(3)])
+    bad = config(served, source=str(tmp_path / "bad.tar"), stream=True, max_unreadable=0.002)
+    with pytest.raises(UserError, match=r"3 of the first 3 images of bad are unreadable"):
+        list(open_stream(bad).iterate(0, 0, part="all"))
+    borne = config(served, source=str(tmp_path / "bad.tar"), stream=True, max_unreadable=0.5)
+    assert list(open_stream(borne).iterate(0, 0, part="all")) == []

@@ -1,0 +1,121 @@
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ldmae.core.errors import UserError
+from ldmae.images.dataset import StreamDataset
+from ldmae.images.index import open_images
+from ldmae.images.sources import DataConfig, open_source
+from ldmae.images.streams import open_stream
+from ldmae.images.tables import TableSource
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+
+
+def table(make, count=6, **columns):
+    rows = {"image": [{"bytes": make.encoded(make.image(k)), "path": None} for k in range(count)]}
+    return {**rows, "label": [k % 3 for k in range(count)], **columns}
+
+
+def typed(make, count=6):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cow"])}
+    )
+    return datasets.Dataset.from_dict(table(make, count), features=features)
+
+
+def test_parquet_folder_with_types_is_found_and_read_by_index(make, tmp_path):
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    typed(make).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    typed(make, 3).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    config = DataConfig(source=str(folder))
+    source = open_source(config, tmp_path / "cache")
+    assert isinstance(source, TableSource)
+    assert source.classes == ["ant", "bee", "cow"]
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    for k in (5, 0, 3):
+        assert source.read(k).tobytes() == make.image(k).tobytes()
+    assert source.fingerprint() == open_source(config, tmp_path / "cache").fingerprint()
+    test = open_source(DataConfig(source=str(folder), split="test"), tmp_path / "cache")
+    assert len(test) == 3
+
+
+def test_held_out_images_may_be_another_split(make, tmp_path):
+    (tmp_path / "set").mkdir()
+    typed(make).to_parquet(tmp_path / "set" / "train.parquet")
+    typed(make, 3).to_parquet(tmp_path / "set" / "test.parquet")
+    train, held_out = open_images(
+        DataConfig(source=str(tmp_path / "set"), val="split:test"), tmp_path / "cache", progress=False
+    )
+    assert (len(train), len(held_out)) == (6, 3)
+    assert held_out.classes == train.classes
+
+
+def test_plain_parquet_file_with_bytes_and_named_labels(make, tmp_path):
+    labels = pa.array(["x", "y", None, "x"])
+    content = [make.encoded(make.image(k)) for k in range(4)]
+    pq.write_table(pa.table({"picture": content, "kind": labels, "id": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    source = TableSource(str(tmp_path / "a.parquet"), label_column="kind", cache_dir=tmp_path / "cache")
+    assert source.classes == ["x", "y"]
+    assert source.labels.tolist() == [0, 1, -1, 0]
+    assert source.read(2).tobytes() == make.image(2).tobytes()
+
+
+def test_table_without_labels_is_one_class(make, tmp_path):
+    pq.write_table(pa.table({"image": table(make)["image"]}), tmp_path / "leaves.parquet")
+    source = TableSource(str(tmp_path / "leaves.parquet"), cache_dir=tmp_path / "cache")
+    assert source.classes == ["leaves"]
+    assert source.labels.tolist() == [0] * 6
+
+
+def test_dataset_saved_to_disk_is_read_where_it_lies(make, tmp_path):
+    datasets.DatasetDict(train=typed(make), test=typed(make, 2)).save_to_disk(tmp_path / "saved")
+    source = open_source(DataConfig(source=str(tmp_path / "saved"), split="test"))
+    assert len(source) == 2
+    assert source.read(1).tobytes() == make.image(1).tobytes()
+    with pytest.raises(UserError, match=r"no split 'tset'; did you mean 'test'"):
+        open_source(DataConfig(source=str(tmp_path / "saved"), split="tset"))
+    arrow = next((tmp_path / "saved" / "train").glob("*.arrow"))
+    assert len(open_source(DataConfig(source=str(arrow)))) == 6
+
+
+def test_columns_that_are_missing_or_ambiguous_are_named(make, tmp_path):
+    content = [make.encoded(make.image(k)) for k in range(2)]
+    pq.write_table(pa.table({"left": content, "right": content}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"several columns .* data.image_column"):
+        TableSource(str(tmp_path / "a.parquet"), cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match="no column 'rihgt'; did you mean 'right'"):
+        TableSource(str(tmp_path / "a.parquet"), image_column="rihgt", cache_dir=tmp_path / "cache")
+    chosen = TableSource(str(tmp_path / "a.parquet"), image_column="right", cache_dir=tmp_path / "cache")
+    assert len(chosen) == 2
+
+
+def test_hub_dataset_that_cannot_be_reached_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot open nobody/nothing.*Hub"):
+        open_source(DataConfig(source="nobody/nothing"), tmp_path)
+
+
+def test_table_is_streamed_with_its_class_names(make, tmp_path):
+    for k in range(3):
+        part = typed(make, 9).select(range(3 * k, 3 * k + 3))
+        part.to_parquet(tmp_path / f"train-{k:05}-of-00003.parquet")
+    source = open_stream(DataConfig(source=str(tmp_path), stream=True))
+    assert source.classes == ["ant", "bee", "cow"]
+    number = {make.image(k).tobytes(): k for k in range(9)}
+    found = {number[image.tobytes()]: label for image, label in source.iterate(0, 0, part="all")}
+    assert found == {k: k % 3 for k in range(9)}
+    shares = [list(source.iterate(0, 0, rank, 2, part="all")) for rank in range(2)]
+    assert sum(map(len, shares)) == 9
+    batch = next(iter(StreamDataset(source, 16, part="all")))
+    assert batch["images"].shape == (3, 16, 16)
+    assert np.abs(batch["images"].numpy()).max() <= 1
