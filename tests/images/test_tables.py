@@ -101,7 +101,7 @@ def test_columns_that_are_missing_or_ambiguous_are_named(make, tmp_path):
 
 
 def test_hub_dataset_that_cannot_be_reached_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot open nobody/nothing.*Hub"):
+    with pytest.raises(UserError, match=r"cannot open nobody/nothing.*Hub"):
         open_source(DataConfig(source="nobody/nothing"), tmp_path)
 
 

@@ -140,3 +140,11 @@ def test_names_with_mathematics_in_them_are_drawn_as_they_are():
 def test_svg_is_the_same_bytes_each_time():
     metrics = records(100, kl=3.0)
     assert curves.figure_svg(loss_curves(metrics)) == curves.figure_svg(loss_curves(metrics))
+
+
+def test_dark_svg_is_the_same_drawing_in_other_colours():
+    svg = curves.figure_svg(loss_curves(records(20, a=1.0, b=2.0)))
+    dark = curves.darkened(svg)
+    assert len(dark) == len(svg) != 0
+    assert curves.INK.encode() in svg
+    assert not any(colour.encode() in dark for colour in (curves.INK, *curves.COLOURS[:2]))

@@ -31,10 +31,11 @@ HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
 THUMB_SIDE = 8
 """Side of the colour thumbnail that a match of hashes is verified on."""
-MAX_HAMMING = 14
-"""Bits of 256 in which near-duplicates may differ: an image saved again by JPEG at quality 50 stays below."""
-MAX_THUMB_MEAN = 2.5
-MAX_THUMB_PEAK = 14.0
+MAX_HAMMING = 20
+"""Bits of 256 in which near-duplicates may differ: most pictures saved again as JPEG of quality 60, or made
+smaller by a third, stay below; pictures that are not alike differ in a hundred."""
+MAX_THUMB_MEAN = 3.5
+MAX_THUMB_PEAK = 20.0
 """Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
 NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""

@@ -277,12 +277,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         last = member
         yield member
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
-    # tarfile takes a file that breaks off for one that ends: what follows the last member must be zeros, or nothing
+        tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+    # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
     end = 0 if last is None else last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    file = tar.fileobj
-    assert file is not None
-    file.seek(max(end - 1, 0))
-    rest = file.read(1 + tarfile.BLOCKSIZE)
-    if not rest or len(rest) not in (1, 1 + tarfile.BLOCKSIZE) or (end and rest[1:].strip(b"\0")):
-        raise tarfile.ReadError(f"it breaks off after {end} bytes")
+    assert tar.fileobj is not None
+    tar.fileobj.seek(end)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no end mark after {end} bytes")

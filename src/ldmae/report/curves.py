@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,8 +32,15 @@ LARGEST = 1e30
 """Values from here on count as infinite: they would break the plot's arithmetic."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart with any colour vision; a line beyond it is dashed."""
-DARK_COLOURS = ("#56b4e9", "#f0803c", "#2fc79a", "#e39cc6", "#f0e442", "#8f9cff")
-"""The same order, light enough for a dark page."""
+INK = "#222222"
+DARK: dict[str, str] = dict(
+    zip(
+        (INK, *COLOURS),
+        ("#d8dce2", "#56b4e9", "#f0803c", "#2fc79a", "#e39cc6", "#f0e442", "#8f9cff"),
+        strict=True,
+    )
+)
+"""What each colour becomes on a dark page."""
 STAGE_TITLES = {
     "autoencoder.pretraining": "Autoencoder: masked pre-training",
     "autoencoder.tuning": "Autoencoder: decoder tuning",
@@ -143,38 +151,41 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure:
     return draw_curves(collect_curves(metrics))
 
 
-def draw_curves(stages: dict[str, StageCurves], dark: bool = False, titles: bool = True) -> Figure:
+def draw_curves(stages: dict[str, StageCurves], titles: bool = True) -> Figure:
     """Plots collected curves as `loss_curves` does.
 
     Args:
         stages: curves by stage.
-        dark: light ink on nothing, for a dark page.
         titles: whether panels bear their stage's name.
     """
     groups = {name: _groups(curves) for name, curves in stages.items()}
     height = 4.2 if any(len(group) > 1 for group in groups.values()) else 3.0
-    ink = "#d8dce2" if dark else "#222222"
     figure = Figure(figsize=(4.6 * max(1, len(stages)), height), layout="constrained")
-    figure.set_facecolor("none" if dark else "white")
+    figure.set_facecolor("white")
     if not stages:
-        figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color=ink, fontsize=10)
+        figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color=INK, fontsize=10)
         return figure
     panels = figure.subfigures(1, len(stages), squeeze=False)[0]
     for panel, (name, curves) in zip(panels, stages.items(), strict=True):
-        panel.set_facecolor("none" if dark else "white")
         if titles:
             title = STAGE_TITLES.get(name, name)
-            panel.suptitle(_plain(title, 60), fontsize=10, color=ink, x=0.02, ha="left")
-        _draw_stage(panel, curves, groups[name], ink, DARK_COLOURS if dark else COLOURS)
+            panel.suptitle(_plain(title, 60), fontsize=10, color=INK, x=0.02, ha="left")
+        _draw_stage(panel, curves, groups[name])
     return figure
 
 
 def figure_svg(figure: Figure) -> bytes:
-    """Returns a figure as SVG with text as outlines, so that no font is needed; the same bytes each time."""
+    """Returns a figure as SVG on nothing, its text as outlines (no font needed); the same bytes each time."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "ldmae", "svg.fonttype": "path", "text.usetex": False}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def darkened(svg: bytes) -> bytes:
+    """Returns the SVG of a figure with the colours for a dark page."""
+    pattern = "|".join(DARK).encode()
+    return re.sub(pattern, lambda match: DARK[match.group().decode()].encode(), svg)
 
 
 def _groups(curves: StageCurves) -> list[list[str]]:
@@ -202,35 +213,33 @@ def _groups(curves: StageCurves) -> list[list[str]]:
     return sorted(halves, key=lambda half: "loss" not in half)
 
 
-def _draw_stage(
-    panel: Any, curves: StageCurves, groups: list[list[str]], ink: str, colours: tuple[str, ...]
-) -> None:
+def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]]) -> None:
     names = [name for group in groups for name in group]
     ratios = [2 if len(group) > 1 else 1 for group in groups]
     axes = panel.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     terms = [name for name in names if name != "loss"]
     for ax, group in zip(axes, groups, strict=True):
-        _style(ax, ink)
+        _style(ax)
         handles, values = [], [np.empty(0)]
         for name in group:
             place = terms.index(name) if name in terms else 0
-            colour = ink if name == "loss" else colours[place % len(colours)]
-            dashes = "-" if place < len(colours) else "--"
+            colour = INK if name == "loss" else COLOURS[place % len(COLOURS)]
+            dashes = "-" if place < len(COLOURS) else "--"
             values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
             values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
             handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_plain(name)))
         if ax is axes[0] and curves.validation:
-            dot = {"marker": "o", "markersize": 4, "markeredgecolor": ink, "markerfacecolor": "none"}
+            dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
             handles.append(Line2D([], [], linestyle="", label="validation", **dot))
         logarithmic = _set_scale(ax, np.concatenate(values))
         subject = "loss and terms" if len(group) > 1 else _plain(group[0])
-        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=ink, fontsize=9)
-        _add_legend(ax, handles, ink)
+        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
+        _add_legend(ax, handles)
     left_out = (
         len(set(curves.training) | set(curves.validation)) - len(names) if len(names) == MAX_LINES else 0
     )
     note = f" ({left_out} more terms are not shown)" if left_out else ""
-    axes[-1].set_xlabel("step" + note, color=ink, fontsize=9)
+    axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)
 
 
 def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
@@ -288,16 +297,16 @@ def _set_scale(ax: Axes, values: np.ndarray) -> bool:
     return logarithmic
 
 
-def _style(ax: Axes, ink: str) -> None:
+def _style(ax: Axes) -> None:
     ax.set_facecolor("none")
-    ax.grid(color=ink, alpha=0.15, linewidth=0.6)
-    ax.tick_params(colors=ink, labelsize=9, which="both", length=2)
+    ax.grid(color=INK, alpha=0.15, linewidth=0.6)
+    ax.tick_params(colors=INK, labelsize=9, which="both", length=2)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(ink)
+        spine.set_color(INK)
 
 
-def _add_legend(ax: Axes, handles: list[Line2D], ink: str) -> None:
+def _add_legend(ax: Axes, handles: list[Line2D]) -> None:
     if not handles:
         return
     widths = [
@@ -309,7 +318,7 @@ def _add_legend(ax: Axes, handles: list[Line2D], ink: str) -> None:
         handlelength=1.2, columnspacing=1.0, borderaxespad=0.2,
     )  # fmt: skip
     for text in legend.get_texts():
-        text.set_color(ink)
+        text.set_color(INK)
 
 
 def _plain(name: str, longest: int = 28) -> str:

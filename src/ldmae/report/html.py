@@ -298,9 +298,7 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(f"{path.name} holds {len(stages):,} stages; {MAX_PANELS} are plotted")
     panels = []
     for name, stage in list(stages.items())[:MAX_PANELS]:
-        light, dark = (
-            curves.figure_svg(curves.draw_curves({name: stage}, dark=d, titles=False)) for d in (False, True)
-        )
+        svg = curves.figure_svg(curves.draw_curves({name: stage}, titles=False))
         steps, values = stage.training.get("loss", curves.Curve()).points()
         title = curves.STAGE_TITLES.get(name, name)
         ends = (
@@ -312,8 +310,8 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         panels.append(
             {
                 "title": _cut(title),
-                "light": data_uri(light, "image/svg+xml"),
-                "dark": data_uri(dark, "image/svg+xml"),
+                "light": data_uri(svg, "image/svg+xml"),
+                "dark": data_uri(curves.darkened(svg), "image/svg+xml"),
                 "alt": _cut(f"Loss curves of {title}{ends}{after}"),
                 "unusable": stage.unusable(),
             }

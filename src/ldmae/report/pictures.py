@@ -106,27 +106,24 @@ def encode_picture(image: Image.Image, budget: int, longest: int = 6000) -> Pict
         budget: bytes before base64.
         longest: pixels of the longer side at most.
     """
+    image = image.copy()
     image.thumbnail((min(1600, longest), longest))
-    exact = []
+    best = b""
     if image.width * image.height < 4_000_000:
-        exact = [
-            (_encoded(image, "WEBP", lossless=True), "webp"),
-            (_encoded(image, "PNG", optimize=True), "png"),
-        ]
-    best, kind = min(exact, key=lambda pair: len(pair[0]), default=(b"", ""))
+        best = _encoded(image, lossless=True)
     while not best or len(best) > budget:
-        best, kind = _encoded(image, "WEBP", quality=85), "webp"
+        best = _encoded(image, quality=85)
         if max(image.size) <= 16:
             break
         if len(best) > budget:
             factor = 0.95 * (budget / len(best)) ** 0.5
             image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
-    return Picture(data_uri(best, f"image/{kind}"), image.width, image.height)
+    return Picture(data_uri(best, "image/webp"), image.width, image.height)
 
 
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
+    image.save(buffer, format="WEBP", **options)
     return buffer.getvalue()
 
 
