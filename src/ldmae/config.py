@@ -170,12 +170,12 @@ def preset_text(name: str) -> str:
     return (resources.files("ldmae") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_config(preset: str, overrides: list[str] | None = None) -> Config:
+def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None) -> Config:
     """Resolves a preset or a YAML file and dotted overrides to checked settings.
 
     Args:
         preset: the name of a preset, or the path of a YAML file; a file may name the one it builds on as
-            `base`.
+            `base`. A mapping stands for a file that holds it.
         overrides: `key=value` each, such as `diffusion.training.steps=2000`; `data=PATH` means
             `data.source=PATH`.
 
@@ -183,7 +183,8 @@ def load_config(preset: str, overrides: list[str] | None = None) -> Config:
         UserError: an unknown preset or key (with the nearest valid one), a wrong type, an impossible
             combination.
     """
-    layers = [*_layers(preset, ()), _override_layer(overrides or [])]
+    below = [preset] if isinstance(preset, dict) else _layers(preset, ())
+    layers = [*below, _override_layer(overrides or [])]
     for layer in layers:
         _check_keys(layer, Config, "")
     try:

@@ -234,7 +234,9 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
 def _kind(name: str) -> str:
     """Returns `folder`, `shards` or `table`."""
     if not name:
-        raise UserError(f"data.source is not set: expected a folder of images or one of {', '.join(BUILTIN)}")
+        raise UserError(
+            f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(BUILTIN)}"
+        )
     path = Path(name).expanduser()
     if is_pattern(name):
         return "table" if name.endswith(_TABLE_FILES) else "shards"
