@@ -22,7 +22,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed  ## speed, each figure a ratio to a plain baseline of the same run
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in attention models latents memory_reuse; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,23 +1,35 @@
-"""The command line: a thin skin over recipes."""
+"""The command line: a thin skin over recipes.
+
+What takes long to import is imported when a verb runs, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ldmae import __version__
 from ldmae.core.errors import UserError
+from ldmae.terminal import main_process, say, table
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(("Examples:", *lines))
+
 
 app = typer.Typer(
     name="ldmae",
     help="Latent diffusion models with masked autoencoders: train, use and measure VMAE.",
+    epilog=_examples("ldmae run emoji", "ldmae run quick data=PATH", "ldmae run --help"),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train one of the two models.", no_args_is_help=True)
+train_app = typer.Typer(help="Train one of the two models in a run folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 Preset = Annotated[str, typer.Argument(help="A preset (`ldmae presets` lists them) or a YAML file.")]
@@ -25,51 +37,76 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as data=PATH or diffusion.training.steps=2000."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
+RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
 Restart = Annotated[
     str | None, typer.Option("--restart", metavar="STAGE", help="Begin this stage anew, with all after it.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory, then stop.")
 ]
+AutoencoderSource = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, an autoencoder's diffusers folder or Hub name, or official:FILE (a VMAE's)."
+    ),
+]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value: data=PATH (needed but for a run folder), image_size=256, …"),
+]
 
 
-def run_app(application: typer.Typer) -> int:
-    """Runs the command line and returns the exit code; 2, without a traceback, for a user's mistake."""
-    from rich.console import Console
-    from rich.markup import escape
+def _recipes() -> Any:
+    """Imports the recipes, and prepares the process for long work."""
+    from diffusers.utils.logging import disable_progress_bar
 
-    # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s a step).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        application(standalone_mode=True)
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(
-            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
-        )
-        return 2
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    return 0
+    from ldmae import recipes
+    from ldmae.core.device import reuse_freed_memory
+
+    reuse_freed_memory()
+    disable_progress_bar()  # one for each loaded part of a pipeline says nothing
+    return recipes
 
 
 def _resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
     from ldmae.config import load_config
-    from ldmae.core.device import reuse_freed_memory
-
-    reuse_freed_memory()
 
     return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
 
-@app.command()
+def _run_config(folder: Path) -> Any:
+    from ldmae.config import load_config
+
+    return load_config(str(folder / "config.yaml"))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ldmae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Latent diffusion models with masked autoencoders: train, use and measure VMAE."""
+
+
+@app.command(
+    epilog=_examples(
+        "ldmae run emoji",
+        "ldmae run quick data=PATH",
+        "ldmae run imagenet-256 data=TRAIN data.val=VAL --dry-run",
+        "ldmae run emoji diffusion.training.steps=5000 --out runs/longer",
+    )
+)
 def run(
     preset: Preset,
     overrides: Overrides = None,
-    out: Out = None,
+    out: RunOut = None,
     restart: Restart = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -78,43 +115,236 @@ def run(
     The same command goes on where it was interrupted; what is done and unchanged is not redone.
     """
     config, folder = _resolve(preset, overrides, out)
-    from ldmae import recipes
-
+    recipes = _recipes()
     if dry_run:
-        from ldmae.recipes.plan import describe_plan
-
-        typer.echo(describe_plan(config, folder))
+        say(recipes.describe_plan(config, folder))
         return
-    finished = recipes.run_all(config, folder, restart)
-    if finished.main:
-        typer.echo(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")
+    recipes.run_all(config, folder, restart)
+    say(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")
 
 
-@train_app.command("autoencoder")
+@train_app.command("autoencoder", epilog=_examples("ldmae train autoencoder emoji"))
 def train_autoencoder(
-    preset: Preset, overrides: Overrides = None, out: Out = None, restart: Restart = None
+    preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Masked pre-training, then decoder tuning."""
-    _arrow("train_autoencoder", preset, overrides, out, restart)
+    config, folder = _resolve(preset, overrides, out)
+    recipes = _recipes()
+    recipes.run_arrows(config, folder, recipes.train_autoencoder, restart=restart)
+    say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
-@train_app.command("diffusion")
+@train_app.command("diffusion", epilog=_examples("ldmae train diffusion emoji diffusion.training.steps=5000"))
 def train_diffusion(
-    preset: Preset, overrides: Overrides = None, out: Out = None, restart: Restart = None
+    preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
-    _arrow("train_diffusion", preset, overrides, out, restart)
-
-
-def _arrow(
-    name: str, preset: str, overrides: list[str] | None, out: Path | None, restart: str | None
-) -> None:
     config, folder = _resolve(preset, overrides, out)
-    from ldmae import recipes
-    from ldmae.stages import locked
+    recipes = _recipes()
+    recipes.run_arrows(config, folder, recipes.train_diffusion, restart=restart)
+    say(f"diffusion model: {folder / 'diffusion'}")
 
-    with locked(folder):
-        getattr(recipes, name)(recipes.open_run(config, folder, restart))
+
+@app.command(
+    epilog=_examples(
+        "ldmae encode runs/emoji",
+        "ldmae encode official:vmaef8d16.pth data=PATH --out latents",
+        "ldmae encode OWNER/NAME data=PATH image_size=256 latents.flip=false --out latents",
+    )
+)
+def encode(
+    source: AutoencoderSource,
+    overrides: DataOverrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the shards; needed with data=PATH.")
+    ] = None,
+) -> None:
+    """Encode images into latents, as shards in LightningDiT's layout with latents_stats.pt.
+
+    A run folder alone: its own training images, into its latents/.
+
+    With data=PATH: all images there, by any autoencoder, into --out.
+    """
+    recipes = _recipes()
+    if recipes.is_run_folder(source) and not overrides:
+        _refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
+        folder = Path(source)
+        recipes.run_arrows(_run_config(folder), folder, recipes.encode)
+        say(f"latents: {folder / 'latents'}")
+        return
+    if out is None:
+        raise UserError("--out is missing; give the folder for the latents, such as --out latents")
+    count = recipes.encode_with(source, overrides or [], out)
+    say(f"latents of {count} images: {out}")
+
+
+@app.command(
+    epilog=_examples(
+        "ldmae sample runs/emoji",
+        "ldmae sample runs/emoji --class clock --class flag --count 16 --guidance 4",
+        "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
+    )
+)
+def sample(
+    source: Annotated[str, typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name.")],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", metavar="NAME", help="A class, by name or number; may be repeated. By default all."
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Images of each class.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the noise; the same seed gives the same images.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler, or heun (second order, twice the evaluations).")
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Time shift s; under 1 more steps are spent near the noise.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; by default RUN/samples-NUMBER, or ./samples.")
+    ] = None,
+) -> None:
+    """Generate images with a trained pipeline: a class grid, single PNGs, and how they were made.
+
+    A run folder alone: the run's own samples/. What is not given is as in the run's settings.
+    """
+    recipes = _recipes()
+    named = {
+        "per_class": count,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "solver": solver,
+        "timestep_shift": shift,
+    }
+    changes = {name: value for name, value in named.items() if value is not None}
+    if recipes.is_run_folder(source):
+        folder = Path(source)
+        if not (changes or classes or out):
+            recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline, recipes.sample)
+            say(f"samples: {folder / 'samples' / 'grid.png'}")
+            return
+        if not (folder / "pipeline").exists():
+            recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline)
+        out = out or _next_folder(folder)
+    if main_process():  # generating is not shared among processes
+        say(f"samples: {recipes.sample_from(source, classes or [], changes, out or Path('samples'), device)}")
+
+
+@app.command(
+    epilog=_examples(
+        "ldmae evaluate runs/emoji",
+        "ldmae evaluate official:vmaef8d16.pth data=PATH",
+        "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
+    )
+)
+def evaluate(
+    source: AutoencoderSource,
+    overrides: DataOverrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
+    ] = None,
+) -> None:
+    """Measure, print a table, and write results.json.
+
+    A run folder alone: reconstructions of its held-out images, and its generated images.
+
+    With data=PATH: the reconstructions of all images there, by any autoencoder.
+    """
+    recipes = _recipes()
+    if recipes.is_run_folder(source) and not overrides:
+        _refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
+        folder = Path(source)
+        recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline, recipes.evaluate)
+    else:
+        folder = out or Path("results") / _name_of(source)
+        if main_process():  # measuring is not shared among processes
+            recipes.evaluate_with(source, overrides or [], folder)
+    if main_process():
+        from ldmae.core.files import read_json
+
+        say(f"{table(read_json(folder / 'results.json')['results'])}\nresults: {folder / 'results.json'}")
+
+
+@app.command(epilog=_examples("ldmae report runs/emoji"))
+def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or still at work.")]) -> None:
+    """Write report.html anew from what a run folder holds."""
+    recipes = _recipes()
+    if not recipes.is_run_folder(str(run)):
+        raise UserError(f"{run} is no run folder (it has no config.yaml); name one that `ldmae run` made")
+    if main_process():
+        say(f"report: {recipes.render_report(run)}")
+
+
+@app.command(
+    epilog=_examples(
+        "ldmae convert vmaef8d16.pth vmae --latents-stats latents_stats.pt",
+        "ldmae convert lightningdit.pt transformer --num-classes 1000",
+        "ldmae convert runs/emoji/autoencoder vmae.pth --to-official",
+    )
+)
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="An official .pth or .pt file (or, back, a diffusers folder).")
+    ],
+    out: Annotated[Path, typer.Argument(help="A new diffusers folder (or, back, a new file).")],
+    to_official: Annotated[
+        bool, typer.Option("--to-official", help="The way back: a diffusers folder to an official file.")
+    ] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="vmae or lightningdit; by default found by the file's keys.")
+    ] = None,
+    encoder_heads: Annotated[
+        int | None, typer.Option(help="VMAE: attention heads of the encoder, where not the official sizes'.")
+    ] = None,
+    decoder_heads: Annotated[
+        int | None, typer.Option(help="VMAE: attention heads of the decoder, where not the official sizes'.")
+    ] = None,
+    latents_stats: Annotated[
+        Path | None, typer.Option(help="VMAE: latents_stats.pt, whose figures go into the model's config.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="LightningDiT: attention heads, where the file does not tell.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="LightningDiT: classes, where the file does not tell.")
+    ] = None,
+) -> None:
+    """Convert an official VMAE or LightningDiT checkpoint to a diffusers folder, or back."""
+    recipes = _recipes()
+    if to_official:
+        given = {
+            "--kind": kind,
+            "--encoder-heads": encoder_heads,
+            "--decoder-heads": decoder_heads,
+            "--latents-stats": latents_stats,
+            "--heads": heads,
+            "--num-classes": num_classes,
+        }
+        for option, value in given.items():
+            _refuse(value, option, "with --to-official the folder tells it")
+        model = recipes.convert_to_official(source, out)
+    else:
+        model = recipes.convert_official(
+            source,
+            out,
+            kind,
+            encoder_num_attention_heads=encoder_heads,
+            decoder_num_attention_heads=decoder_heads,
+            latents_stats=latents_stats,
+            num_attention_heads=heads,
+            num_classes=num_classes,
+        )
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"{type(model).__name__}, {count / 1e6:.2f} M parameters: {out}")
 
 
 @app.command()
@@ -125,3 +355,22 @@ def presets() -> None:
     names = preset_names()
     for name in names:
         typer.echo(f"{name:<{max(map(len, names))}}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+def _refuse(value: object, option: str, reason: str) -> None:
+    if value is not None:
+        raise UserError(f"{option} does not go with this: {reason}; leave it out")
+
+
+def _next_folder(run: Path) -> Path:
+    """Returns the first of RUN/samples-1, RUN/samples-2, … that does not exist."""
+    number = 1
+    while (run / f"samples-{number}").exists():
+        number += 1
+    return run / f"samples-{number}"
+
+
+def _name_of(source: str) -> str:
+    """Returns what to call an autoencoder's results: the last part of its path or name."""
+    last = Path(source.removeprefix("official:")).resolve().name
+    return re.sub(r"\.(pth|pt)$", "", last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 FORMS = "a run folder, a diffusers folder or Hub name, or official:FILE"
+_PIPELINE_FORMS = "a run folder, or the folder or Hub name of a saved LDMAEPipeline"
 
 
 def is_run_folder(source: str) -> bool:
@@ -42,11 +44,14 @@ def load_autoencoder(source: str) -> Any:
             )
     elif (folder / "model_index.json").is_file():
         folder = folder / "vae"
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{source} holds no diffusers autoencoder (no config.json); expected {FORMS}")
-        return _load_class(read_json(folder / "config.json").get("_class_name", ""), str(folder))
-    if source.count("/") != 1 or source.startswith((".", "/")):
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        return _load_class(config.get("_class_name") if isinstance(config, dict) else None, str(folder))
+    if Path(source).exists():
+        raise UserError(
+            f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {FORMS}"
+        )
+    if not _may_be_hub_name(source):
         raise UserError(f"there is no {source}; expected {FORMS}")
     return _from_hub(source)
 
@@ -55,38 +60,48 @@ def load_pipeline(source: str) -> LDMAEPipeline:
     """Loads a pipeline from a run folder, a folder saved with `save_pretrained`, or the Hub.
 
     Raises:
-        UserError: there is no such thing.
+        UserError: there is no such thing, or it is of another kind.
     """
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{source} holds no pipeline (no model_index.json); expected {FORMS}")
-    if not folder.exists() and (source.count("/") != 1 or is_run_folder(source)):
-        raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {FORMS}")
+        raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
+    if not folder.exists() and (is_run_folder(source) or not _may_be_hub_name(source)):
+        raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
     try:
         return LDMAEPipeline.from_pretrained(folder if folder.exists() else source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the pipeline {source}: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot load the pipeline {source}: {error}. Expected {_PIPELINE_FORMS}, whole"
+        ) from error
 
 
-def _load_class(name: str, source: str, **arguments: Any) -> Any:
+def _may_be_hub_name(source: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+
+
+def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
     if name == "AutoencoderVMAE":
         kind: Any = AutoencoderVMAE
     else:
-        kind = getattr(diffusers, name, None)
+        kind = getattr(diffusers, str(name), None)
         if kind is None or not hasattr(kind, "encode"):
             raise UserError(
-                f"{source} holds {name or 'no model class'}, which is no autoencoder that diffusers knows"
+                f"{source} holds {name or 'a model without a class'}, which is no autoencoder that diffusers "
+                "knows; name one of those, such as an AutoencoderVMAE or an AutoencoderKL"
             )
     try:
         return kind.from_pretrained(source, **arguments).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load the {name} in {source}: {error}") from error
+        raise UserError(
+            f"cannot load the {name} in {source}: {error} Make or fetch it again: a file is missing, "
+            "damaged, or does not belong to its config.json"
+        ) from error
 
 
 def _from_hub(source: str) -> Any:
     try:
         config: Any = AutoencoderVMAE.load_config(source)
-        return _load_class(str(config.get("_class_name", "")), source)
+        return _load_class(config.get("_class_name"), source)
     except (OSError, ValueError) as first:
         if isinstance(first, UserError):
             raise
@@ -94,4 +109,4 @@ def _from_hub(source: str) -> Any:
             config = AutoencoderVMAE.load_config(source, subfolder="vae")
         except (OSError, ValueError):
             raise UserError(f"{source} is no folder here and no autoencoder on the Hub: {first}") from first
-        return _load_class(str(config.get("_class_name", "")), source, subfolder="vae")
+        return _load_class(config.get("_class_name"), source, subfolder="vae")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import read_json, remove_leftovers, write_json
+from ldmae.core.files import disk_errors, read_json, remove_leftovers, write_json
 from ldmae.core.progress import console, duration
 
 STAGES = (
@@ -57,6 +58,21 @@ class Record:
     finished: str = ""
     steps: int = 0
     """Of a training."""
+    processes: int = 1
+    """How many worked on it."""
+
+
+def stages_before(restart: str | None) -> tuple[str, ...]:
+    """Returns the stages that are kept where one is begun anew; all where none is.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    if restart is None:
+        return STAGES
+    if restart not in STAGES:
+        raise UserError(f"no stage {restart!r}{nearest(restart, STAGES)}. Stages: {', '.join(STAGES)}")
+    return STAGES[: STAGES.index(restart)]
 
 
 class StageBook:
@@ -65,13 +81,20 @@ class StageBook:
     Args:
         folder: the run folder.
         writes: whether this process writes (the main process does).
+        processes: how many work on the run.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.folder, self.writes = folder, writes
+    def __init__(self, folder: Path, writes: bool = True, processes: int = 1) -> None:
+        self.folder, self.writes, self.processes = folder, writes, processes
         self.path = folder / "stages.json"
-        stored = read_json(self.path)["stages"] if self.path.exists() else []
-        self.records = {entry["name"]: Record(**entry) for entry in stored}
+        stored = read_json(self.path) if self.path.exists() else {"stages": []}
+        try:
+            self.records = {entry["name"]: Record(**entry) for entry in stored["stages"]}
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"{self.path} was written by another version of ldmae ({error}); go on with that one, or "
+                "name another folder with --out"
+            ) from error
 
     def output(self, name: str) -> str:
         """Returns the fingerprint of what a finished stage made, or an empty string."""
@@ -84,11 +107,9 @@ class StageBook:
         Raises:
             UserError: there is no such stage.
         """
-        if name not in STAGES:
-            raise UserError(f"no stage {name!r}{nearest(name, STAGES)}. Stages: {', '.join(STAGES)}")
-        for later in STAGES[STAGES.index(name) :]:
+        for later in STAGES[len(stages_before(name)) :]:
             self.records.pop(later, None)
-            for path in folders.get(later, []):
+            for path in folders.get(later, []) if self.writes else []:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
@@ -108,18 +129,41 @@ class StageBook:
         record = self.records.get(name)
         if record is None:
             return True
-        changed = changed_settings(record.settings, settings) + changed_settings(record.inputs, inputs)
-        if changed and name in TRAINED:
+        if name in TRAINED:
+            self.refuse_changes(name, settings, inputs, steps)
+        changed = record.settings != settings or record.inputs != inputs
+        return changed or record.status != "done" or not made.exists() or steps > record.steps
+
+    def refuse_changes(
+        self, name: str, settings: dict[str, Any], inputs: dict[str, str] | None, steps: int
+    ) -> None:
+        """Checks a training that was begun against what is asked for now.
+
+        Args:
+            name: its stage.
+            settings: what determines its weights.
+            inputs: fingerprints of its inputs; None where they are not known yet.
+            steps: how many it shall have.
+
+        Raises:
+            UserError: its settings or inputs changed, or fewer steps are asked for than are done.
+        """
+        record = self.records.get(name)
+        if record is None:
+            return
+        changed = changed_settings(record.settings, settings)
+        if inputs is not None:
+            changed += changed_settings(record.inputs, inputs)
+        if changed:
             raise UserError(
-                f"{name} was begun with other settings or inputs: {'; '.join(changed)}. Type the command with "
-                f"the old ones, name another folder with --out, or add --restart {name} to train it anew"
+                f"{name} was begun with other settings or inputs: {'; '.join(changed)}. Type the command "
+                f"with the old ones, name another folder with --out, or add --restart {name} to train it anew"
             )
-        if name in TRAINED and record.status == "done" and steps < record.steps:
+        if record.status == "done" and steps < record.steps:
             raise UserError(
                 f"{name} has done {record.steps} steps, {steps} are asked for; ask for {record.steps} or "
                 f"more, or add --restart {name}"
             )
-        return bool(changed) or record.status != "done" or not made.exists() or steps > record.steps
 
     @contextlib.contextmanager
     def running(
@@ -129,7 +173,7 @@ class StageBook:
         before = self.records.get(name)
         same = before is not None and before.settings == settings and before.inputs == inputs
         spent = before.seconds if before is not None and same and (before.status != "done" or steps) else 0.0
-        record = Record(name, "running", spent, settings, inputs)
+        record = Record(name, "running", spent, settings, inputs, processes=self.processes)
         self.records[name] = record
         self._write()
         began = time.monotonic()
@@ -161,10 +205,15 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another program works on the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":  # of several processes of one run, the main one holds it
+        yield
+        return
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not flock, which a killed program's loading processes would go on holding for some seconds
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
                 f"another program is working on {folder}; wait for it, or name another folder with --out"

@@ -11,16 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldmae.core.errors import UserError
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Returns the named device, or the best one there is for `auto`: CUDA, then Apple's MPS, then the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """Returns the named device, or the best one there is for `auto`: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: there is no such device on this machine.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there.get(name.partition(":")[0]):
+        usable = ", ".join(kind for kind in there if there[kind])
+        raise UserError(f"there is no device {name!r} here; take one of: auto, {usable}")
+    return torch.device(name)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,10 +51,16 @@ PLAIN_ATTENTION_TOKENS = 256
 
 
 def resolve_precision(wanted: str, device: str = "auto") -> str:
-    """Returns `no`, `bf16` or `fp16`; `auto` becomes bf16 where the device computes in it."""
+    """Returns `no`, `bf16` or `fp16`; `auto` becomes bf16 where the device computes in it.
+
+    Raises:
+        UserError: there is no such device, or it does not train in this precision.
+    """
+    kind = pick_device(device).type
+    if wanted == "fp16" and kind == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU, this is a CPU; take bf16, no or auto")
     if wanted != "auto":
         return wanted
-    kind = pick_device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if kind == "cpu":

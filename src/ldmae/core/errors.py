@@ -11,8 +11,19 @@ class UserError(ValueError):
     prints the message alone and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # torch hands on the error of a data loading process with that process's traceback before it
+        super().__init__(
+            message.rpartition("UserError: ")[2].rstrip() if "\nOriginal " in message else message
+        )
+
+
+def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Returns the valid name most like `name`; None where none is as like as `cutoff`, in [0, 1]."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)), None)
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns `; did you mean X?` for the valid name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, valid)
+    return f"; did you mean {close!r}?" if close is not None else ""

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ldmae.core.errors import UserError
 
 TEMPORARY_PREFIX = ".writing-"
+_REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turns what the operating system says against a write into a message.
+
+    Raises:
+        UserError: the disk is full or refuses the write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(path) from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; check the folder's permissions"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:  # both wrap the operating system's error in a text
+        if _DISK.search(str(error)):
+            raise _full(path) from error
+        raise
+
+
+_DISK = re.compile(r"No space left|os error \d+|PytorchStreamWriter|inline_container")
+
+
+def _full(path: Path | str) -> UserError:
+    return UserError(
+        f"no space left to write {path}; earlier files are untouched. Free some, then type the same command"
+    )
 
 
 @contextlib.contextmanager
@@ -30,49 +63,75 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         UserError: the disk is full or refuses the write.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _as_user_error(error, path) from error
-    except RuntimeError as error:  # torch.save and safetensors wrap the operating system's error
-        if (
-            "No space left" in str(error)
-            or "PytorchStreamWriter" in str(error)
-            or "os error 28" in str(error)
-        ):
-            raise _full(path) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which takes its place on leaving.
+
+    Raises:
+        UserError: the disk is full or refuses the write.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        old = path.with_name(f"{_REPLACED_PREFIX}{path.name}")
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for written in (*temporary.rglob("*"), temporary):
+                _sync(written)
+            if path.exists():  # a full folder cannot be renamed over another: the old one steps aside
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files that a killed process left in a folder; only for whoever holds its lock.
+
+    A folder that had stepped aside for one that never came takes its place again.
+    """
+    for path in sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+        replaced = path.with_name(path.name.removeprefix(_REPLACED_PREFIX))
+        if replaced != path and path.exists() and not replaced.exists():
+            path.rename(replaced)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or the entries of a folder lie on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _full(path: Path) -> UserError:
-    return UserError(
-        f"no space left to write {path}; earlier files are untouched. Free some, then type the same command"
-    )
-
-
-def _as_user_error(error: OSError, path: Path) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _full(path)
-    return UserError(f"cannot write {path}: {error.strerror or error}; check the folder's permissions")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -94,8 +153,10 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and type the same command again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); fetch it again, or delete it where a run makes it anew"
+        ) from error
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
@@ -115,41 +176,3 @@ def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, which takes its place on leaving.
-
-    Raises:
-        UserError: the disk is full or refuses the write.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
-    old = temporary.with_name(f"{temporary.name}-old")
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _as_user_error(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Deletes the temporary files that a killed process left in a folder; only for whoever holds its lock."""
-    for path in sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from ldmae.contracts import BatchKeys
 
 def key_seed(*key: int | str) -> int:
     """Returns the 63-bit seed that belongs to a key, such as `(seed, "order", epoch)`."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    parts = tuple(part if isinstance(part, str) else int(part) for part in key)  # numpy's integers as ours
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -351,6 +351,21 @@ def open_images(
     return Subset(source, usable), Subset(other, val_usable)
 
 
+def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) -> ImageSource:
+    """Opens all images of `data.source`, without the unreadable ones; none is held out.
+
+    Args:
+        config: which images.
+        cache_dir: where indexes are kept.
+        progress: show a bar where it takes over a second.
+
+    Raises:
+        UserError: nothing there, or too many unreadable images.
+    """
+    source = open_source(config, cache_dir)
+    return Subset(source, _usable(source, build_index(source, cache_dir, progress), config))
+
+
 def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> ImageSource:
     if config.val.startswith("split:"):
         named = replace(config, split=config.val.removeprefix("split:"), val="0.5", classes=None)

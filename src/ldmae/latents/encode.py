@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from ldmae.core.autoencoding import encode_moments
+from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path
 from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import read_header
@@ -57,26 +58,86 @@ def encode_images(
         advance: called with the number of images done.
     """
     length = len(dataset)  # pyright: ignore[reportArgumentType]
-    device = next(autoencoder.parameters()).device
     for shard, images in enumerate(shard_ranges(length, rank, world, config.shard_size)):
         path = folder / shard_name(rank, shard)
         if path.exists() and read_header(path).metadata.get("fingerprint") == fingerprint:
             advance(len(images), "")
             continue
-        parts: dict[str, list[Tensor]] = {"latents": [], "latents_flip": [], "labels": []}
+        tensors: dict[str, Tensor] = {}
         keys = Subset(_Unaugmented(dataset), images)
         loader = DataLoader(keys, config.batch_size, num_workers=num_workers, collate_fn=default_collate)
+        done = 0
         for batch in loader:
-            pixels = batch["images"].to(device)
             with autocast():
-                parts["latents"].append(_stored(autoencoder, pixels, config))
-                if config.flip:
-                    parts["latents_flip"].append(_stored(autoencoder, pixels.flip(-1), config))
-            parts["labels"].append(batch["labels"])
-            advance(len(pixels), "")
-        tensors = {name: torch.cat(pieces).contiguous() for name, pieces in parts.items() if pieces}
+                rows = _encoded(autoencoder, batch, config)
+            for name, part in rows.items():  # filled in place: a list and its concatenation would be twice it
+                if name not in tensors:
+                    tensors[name] = part.new_empty(len(images), *part.shape[1:])
+                tensors[name][done : done + len(part)] = part
+            done += len(rows["labels"])
+            advance(len(rows["labels"]), "")
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
+
+
+@torch.no_grad()
+def encode_stream(
+    autoencoder: Any,
+    dataset: IterableDataset[Any],
+    folder: Path,
+    config: LatentsConfig,
+    fingerprint: str,
+    *,
+    rank: int = 0,
+    num_workers: int = 1,
+    autocast: Callable[[], Any],
+    advance: Callable[[int, str], None] = lambda n, note: None,
+) -> None:
+    """Writes shards of one epoch of a stream; begins anew after an interruption.
+
+    Args:
+        autoencoder: encodes (B, 3, H, W) in [-1, 1].
+        dataset: yields `images` (3, H, W) and `labels` () of this process's share, without augmentation.
+        folder: where the shards go.
+        config: format and sizes.
+        fingerprint: of the autoencoder's encoder and of the preprocessing.
+        rank: this process.
+        num_workers: processes that load images.
+        autocast: makes the context in which the autoencoder runs.
+        advance: called with the number of images done.
+
+    Raises:
+        UserError: the stream gave no image.
+    """
+    parts: list[dict[str, Tensor]] = []
+    shard = held = 0
+
+    def write() -> None:
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+        with atomic_path(folder / shard_name(rank, shard)) as temporary:
+            save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
+
+    for batch in DataLoader(dataset, config.batch_size, num_workers=num_workers):
+        with autocast():
+            parts.append(_encoded(autoencoder, batch, config))
+        held += len(parts[-1]["labels"])
+        advance(len(parts[-1]["labels"]), "")
+        if held >= config.shard_size:
+            write()
+            parts, held, shard = [], 0, shard + 1
+    if parts:
+        write()
+    elif not shard:
+        raise UserError("the stream gave no image to encode; check its address")
+
+
+def _encoded(autoencoder: Any, batch: dict[str, Tensor], config: LatentsConfig) -> dict[str, Tensor]:
+    """Returns a batch as it is kept, the images once and once mirrored."""
+    pixels = batch["images"].to(next(autoencoder.parameters()).device)
+    rows = {"labels": batch["labels"], "latents": _stored(autoencoder, pixels, config)}
+    if config.flip:
+        rows["latents_flip"] = _stored(autoencoder, pixels.flip(-1), config)
+    return rows
 
 
 def _stored(autoencoder: Any, pixels: Tensor, config: LatentsConfig) -> Tensor:

@@ -3,6 +3,7 @@
 # N latents over all shards, C latent channels, h w latent grid
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch.utils.data import Dataset
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_NAMES = {"latents", "latents_flip", "labels"}
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,14 @@ class LatentShards:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.paths = sorted(self.folder.glob("*.safetensors"))
+        # by number, for rank 100 comes after rank 11; hidden files are still being written
+        found = (path for path in self.folder.glob("*.safetensors") if not path.name.startswith("."))
+        self.paths = sorted(found, key=_by_number)
         if not self.paths:
             raise UserError(f"no latents in {self.folder}; make them with `ldmae encode`")
         headers = [read_header(path) for path in self.paths]
         for path, header in zip(self.paths, headers, strict=True):
-            lacking = {"latents", "labels"} - set(header.tensors)
-            if lacking:
-                raise UserError(
-                    f"{path} lacks {sorted(lacking)}; expected shards of latents in LightningDiT's layout"
-                )
+            _check_layout(path, header.tensors)
         shapes = {header.tensors["latents"][1][1:] for header in headers}
         flips = {"latents_flip" in header.tensors for header in headers}
         if len(shapes) > 1 or len(flips) > 1:
@@ -86,7 +86,7 @@ class LatentShards:
         self.fingerprints = {header.metadata.get("fingerprint") for header in headers}
         self._headers = headers
         self._ends = np.cumsum([header.tensors["latents"][1][0] for header in headers])
-        self._maps: dict[tuple[int, str], np.ndarray] = {}
+        self._maps: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -96,24 +96,48 @@ class LatentShards:
 
     def labels(self) -> np.ndarray:
         """Returns the (N,) class labels."""
-        return np.concatenate([np.array(self._map(shard, "labels")) for shard in range(len(self.paths))])
+        return np.concatenate([self._arrays(shard)["labels"] for shard in range(len(self.paths))])
 
     def read(self, index: int, flip: bool = False) -> Tensor:
         """Returns one stored latent, (C, h, w) or moments (2C, h, w), as float32."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard - 1] if shard else 0)
         name = "latents_flip" if flip else "latents"
-        stored = torch.from_numpy(np.array(self._map(shard, name)[row]))
+        stored = torch.from_numpy(np.array(self._arrays(shard)[name][row]))
         if self._headers[shard].tensors[name][0] == "BF16":
             stored = stored.view(torch.bfloat16)
         return stored.float()
 
-    def _map(self, shard: int, name: str) -> np.ndarray:
-        if (shard, name) not in self._maps:
-            dtype, shape, offset = self._headers[shard].tensors[name]
-            numpy = np.dtype(_NUMPY[dtype])
-            self._maps[shard, name] = np.memmap(self.paths[shard], numpy, "r", offset, shape)
-        return self._maps[shard, name]
+    def _arrays(self, shard: int) -> dict[str, np.ndarray]:
+        """Returns a shard's tensors as views of its one memory map."""
+        if shard not in self._maps:
+            whole = np.memmap(self.paths[shard], np.uint8, "r")
+            self._maps[shard] = {
+                name: np.ndarray(shape, _NUMPY[dtype], whole, offset)
+                for name, (dtype, shape, offset) in self._headers[shard].tensors.items()
+                if name in _NAMES
+            }
+        return self._maps[shard]
+
+
+def _by_number(path: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _check_layout(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> None:
+    lacking = {"latents", "labels"} - set(tensors)
+    if lacking:
+        raise UserError(
+            f"{path} lacks {sorted(lacking)}; expected shards of latents in LightningDiT's layout"
+        )
+    for name in _NAMES & set(tensors):
+        dtype, shape, _ = tensors[name]
+        expected = tensors["latents"][1][: 1 if name == "labels" else 4]
+        if shape != expected or dtype not in _NUMPY or len(shape) not in (1, 4):
+            raise UserError(
+                f"{path}: {name} is {dtype} of shape {list(shape)}, expected {list(expected)} in one of "
+                f"{', '.join(_NUMPY)}, with latents of (N, C, h, w) and labels of (N,); encode again"
+            )
 
 
 class LatentDataset(Dataset[dict[str, Tensor]]):
@@ -131,7 +155,7 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         keep: the indices to use (those that bear a class); None: all.
 
     Raises:
-        UserError: the shards have other channels.
+        UserError: the shards or the statistics have other channels.
     """
 
     def __init__(
@@ -147,6 +171,11 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
             raise UserError(
                 f"the latents in {shards.folder} have {shards.shape[0]} channels, the autoencoder has "
                 f"{channels} (or {2 * channels} with log variances); encode again, or name the right folder"
+            )
+        if len(mean) != channels or len(std) != channels:
+            raise UserError(
+                f"the statistics beside {shards.folder} are of {len(mean)} channels, the autoencoder has "
+                f"{channels}; encode again, or name the right folder"
             )
         self.shards, self.channels, self.seed = shards, channels, seed
         self.mean, self.std = mean, std

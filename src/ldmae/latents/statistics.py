@@ -2,6 +2,7 @@
 
 # C latent channels, h w latent grid
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -28,11 +29,8 @@ def latent_statistics(shards: LatentShards, channels: int, samples: int, seed: i
         Mean and standard deviation, (C,) each, float32; a channel that is constant gets deviation 1.
     """
     chosen = torch.randperm(len(shards), generator=generator(seed, "statistics"))[:samples].sort().values
-    count, total, square = (
-        0,
-        torch.zeros(channels, dtype=torch.float64),
-        torch.zeros(channels, dtype=torch.float64),
-    )
+    count, total = 0, torch.zeros(channels, dtype=torch.float64)
+    square = torch.zeros(channels, dtype=torch.float64)
     for index in chosen.tolist():
         source = generator(seed, "statistics", index)
         flip = shards.has_flips and torch.rand((), generator=source).item() < 0.5
@@ -55,10 +53,15 @@ def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
     """Reads the (C, 1, 1) mean and deviation beside the shards.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the file is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise UserError(f"{path} is not there; make it with `ldmae encode`")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    return stored["mean"].reshape(-1, 1, 1).float(), stored["std"].reshape(-1, 1, 1).float()
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        return stored["mean"].reshape(-1, 1, 1).float(), stored["std"].reshape(-1, 1, 1).float()
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} holds no mean and std ({type(error).__name__}); delete it and encode again"
+        ) from error

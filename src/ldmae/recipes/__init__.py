@@ -3,28 +3,48 @@
 Stages hand each other artefacts on disk, in the run folder; only here are they joined.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ldmae.config import Config
+from ldmae.core.progress import console
+from ldmae.loading import is_run_folder
+from ldmae.recipes.convert import convert_official, convert_to_official
+from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import evaluate, report
-from ldmae.recipes.generation import sample, save_pipeline
+from ldmae.recipes.foreign import encode_with, evaluate_with
+from ldmae.recipes.generation import sample, sample_from, save_pipeline
 from ldmae.recipes.latents import encode
+from ldmae.recipes.plan import describe_plan, describe_stages
 from ldmae.recipes.run import Run, open_run
 from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.report.html import render_report
 from ldmae.stages import locked
 
 __all__ = [
     "Run",
+    "convert_official",
+    "convert_to_official",
+    "describe_plan",
     "encode",
+    "encode_with",
     "evaluate",
+    "evaluate_with",
+    "is_run_folder",
     "open_run",
+    "render_report",
     "report",
     "run_all",
+    "run_arrows",
     "sample",
+    "sample_from",
     "save_pipeline",
     "train_autoencoder",
     "train_diffusion",
 ]
+
+
+ARROWS = (train_autoencoder, encode, train_diffusion, save_pipeline, sample, evaluate, report)
 
 
 def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
@@ -40,7 +60,22 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
     """
     with locked(folder):
         run = open_run(config, folder, restart)
-        for arrow in (train_autoencoder, encode, train_diffusion, save_pipeline, sample, evaluate, report):
-            arrow(run)
-        run.accelerator.end_training()
+        if run.main:
+            console.print(describe_stages(config, folder), soft_wrap=True)
+        run.on_step.append(RunEstimate(run))
+        return _finish(run, ARROWS)
+
+
+def run_arrows(
+    config: Config, folder: Path, *arrows: Callable[[Run], object], restart: str | None = None
+) -> Run:
+    """Runs some stages, whose inputs must be there; like `run_all` otherwise."""
+    with locked(folder):
+        return _finish(open_run(config, folder, restart), arrows)
+
+
+def _finish(run: Run, arrows: tuple[Callable[[Run], object], ...]) -> Run:
+    for arrow in arrows:
+        arrow(run)
+    run.accelerator.end_training()
     return run

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmae.config import Config
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.files import atomic_path, read_json, write_json
@@ -25,7 +26,8 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generation import generate
-from ldmae.recipes.run import Run, plain, run_autoencoder
+from ldmae.recipes.run import Run, run_autoencoder
+from ldmae.recipes.settings import plain
 from ldmae.report.html import render_report
 
 PAIRS = 12
@@ -37,11 +39,11 @@ def evaluate(run: Run) -> None:
     config, folder = run.config.evaluation, run.folder / "results"
     settings = {"evaluation": plain(config), "sampling": plain(run.config.sampling)}
     inputs = {**run.images, "pipeline": run.book.output("pipeline")}
-    if not run.book.needed("evaluation", settings, inputs, run.folder / "results.json"):
+    if not run.needed("evaluation", settings, inputs, run.folder / "results.json"):
         return
     with run.book.running("evaluation", settings, inputs):
         if run.main:
-            trained_on = _perceptual_teacher(run)
+            trained_on = perceptual_teacher(run.config)
             autoencoder = run_autoencoder(run).to(run.accelerator.device)
             size = run.config.image_size
             results = measure_reconstruction(autoencoder, run.held_out, size, config, folder, trained_on)
@@ -172,10 +174,10 @@ def _hwc(image: Tensor) -> np.ndarray:
     return to_uint8(image[None].cpu())[0].permute(1, 2, 0).numpy()
 
 
-def _perceptual_teacher(run: Run) -> str | None:
-    """Returns the perceptual distance that the run's autoencoder was trained on."""
-    config = run.config.autoencoder
-    if config.source is not None:
+def perceptual_teacher(config: Config) -> str | None:
+    """Returns the perceptual distance that a run's autoencoder is trained on."""
+    autoencoder = config.autoencoder
+    if autoencoder.source is not None:
         return None
-    last = config.tuning if config.tuning.enabled else config.pretraining
+    last = autoencoder.tuning if autoencoder.tuning.enabled else autoencoder.pretraining
     return last.objective.perceptual if last.objective.perceptual_weight > 0 else None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import load_config
+from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, write_json
 from ldmae.core.progress import progress_bar
@@ -22,7 +24,9 @@ from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
-from ldmae.recipes.run import Run, plain, run_autoencoder
+from ldmae.loading import is_run_folder, load_pipeline
+from ldmae.recipes.run import Run, run_autoencoder
+from ldmae.recipes.settings import plain
 from ldmae.report.figures import class_grid, save_png
 
 
@@ -35,9 +39,14 @@ def save_pipeline(run: Run) -> None:
         "latents": book.output("latents"),
         "diffusion": book.output("diffusion"),
     }
-    if not book.needed("pipeline", settings, inputs, folder):
+    if not run.needed("pipeline", settings, inputs, folder):
         return
     with book.running("pipeline", settings, inputs) as record:
+        if not (run.folder / "diffusion").exists():
+            raise UserError(
+                f"{run.folder} has no diffusion model yet; train it with `ldmae train diffusion`, or do all "
+                "with `ldmae run`"
+            )
         mean, std = load_statistics(run.folder / "latents")
         statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
         vae: Any = run_autoencoder(run)
@@ -64,7 +73,7 @@ def sample(run: Run) -> None:
     """Generates `samples/`: a class grid, single PNGs, and how they were made."""
     config, folder = run.config.sampling, run.folder / "samples"
     settings, inputs = plain(config), {"pipeline": run.book.output("pipeline")}
-    if not run.book.needed("samples", settings, inputs, folder / "grid.png"):
+    if not run.needed("samples", settings, inputs, folder / "grid.png"):
         return
     with run.book.running("samples", settings, inputs):
         if run.main:
@@ -120,6 +129,8 @@ def generate(
     if config.solver == "heun":
         pipeline.scheduler = FlowMatchHeunDiscreteScheduler.from_config(pipeline.scheduler.config)
     start, end = config.guidance_interval
+    classes = cast(Any, pipeline.transformer.config).num_classes
+    scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
     pieces = []
     with progress_bar(description, len(labels), "images") as advance:
         for i in range(0, len(labels), config.batch_size):
@@ -127,7 +138,7 @@ def generate(
             noise = [generator(config.seed, "sample", first + i + j) for j in range(len(chosen))]
             output: Any = pipeline(
                 chosen,
-                guidance_scale=config.guidance_scale,
+                guidance_scale=scale,
                 guidance_interval=(start, end),
                 guidance_channels=config.guidance_channels,
                 num_inference_steps=config.num_inference_steps,
@@ -139,18 +150,35 @@ def generate(
     return np.concatenate(pieces)
 
 
-def sample_pipeline(
-    pipeline: LDMAEPipeline, classes: list[str], config: SamplingConfig, folder: Path
+def sample_from(
+    source: str, classes: list[str], changes: dict[str, Any], folder: Path, device: str = "auto"
 ) -> Path:
-    """Generates `config.per_class` images of each named class (all, where none is named) into a folder.
+    """Generates images with a trained pipeline.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name.
+        classes: names or numbers; empty: all, or an even choice where they are many.
+        changes: fields of `SamplingConfig` that differ from the run's settings (for a run folder) or from
+            the defaults, with the pipeline's own time shift.
+        folder: where `grid.png`, `images/` and `samples.json` go; older samples there are replaced.
+        device: `auto`, or a device's name.
+
+    Returns:
+        The path of the grid.
 
     Raises:
-        UserError: a class that the pipeline does not know.
+        UserError: no such pipeline or class, a setting out of range, or a folder that holds something else.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = load_pipeline(source)
+    if is_run_folder(source):
+        config = load_config(str(Path(source) / "config.yaml")).sampling
+    else:
+        config = SamplingConfig(timestep_shift=1 / pipeline.scheduler.config["shift"])
+    config = dataclasses.replace(config, **changes)
     names = pipeline_classes(pipeline)
-    chosen = pipeline.class_ids(classes) if classes else class_choice(len(names), config.max_classes)
+    chosen = [pipeline.class_id(name) for name in classes] or class_choice(len(names), config.max_classes)
     if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
         raise UserError(f"{folder} holds other files; name another folder with --out")
-    save_samples(pipeline.to(device), [c for c in chosen for _ in range(config.per_class)], config, folder)
+    labels = [label for label in chosen for _ in range(config.per_class)]
+    save_samples(pipeline.to(pick_device(device)), labels, config, folder)
     return folder / "grid.png"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from ldmae.core.files import fingerprint, write_json
-from ldmae.core.progress import progress_bar
-from ldmae.latents.encode import encode_images
+from accelerate import Accelerator
+
+from ldmae.config import Config
+from ldmae.core.files import fingerprint, read_json, write_json
+from ldmae.core.progress import console, progress_bar
+from ldmae.images.dataset import ImageDataset, StreamDataset
+from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
-from ldmae.latents.statistics import latent_statistics, save_statistics
-from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_fingerprint, plain, run_autoencoder
+from ldmae.latents.statistics import FILE_NAME, latent_statistics, save_statistics
+from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_fingerprint, run_autoencoder
+from ldmae.recipes.settings import plain
 
 
 def encode(run: Run) -> None:
@@ -18,45 +24,109 @@ def encode(run: Run) -> None:
     config, folder = run.config, run.folder / "latents"
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
-    settings = {
-        key: value for key, value in plain(config.latents).items() if key not in ("batch_size", "fingerprint")
-    }
-    inputs = {**run.images, "encoder": maker}
-    if not run.book.needed("latents", settings, inputs, folder / "latents_stats.pt"):
+    settings, inputs = _settings(config), {**run.images, "encoder": maker}
+    if not run.needed("latents", settings, inputs, folder / FILE_NAME):
         return
     with run.book.running("latents", settings, inputs) as record:
-        if run.main:
-            _drop_stale_shards(folder, run.accelerator.num_processes)
-        run.accelerator.wait_for_everyone()
         images = image_dataset(run, config.image_size, None)
-        rank, world = run.accelerator.process_index, run.accelerator.num_processes
-        share = (rank + 1) * len(images) // world - rank * len(images) // world
-        with progress_bar("encoding", share, "images", show=run.main) as advance:
-            encode_images(
-                autoencoder,
-                images,
-                folder,
-                config.latents,
-                maker,
-                rank=rank,
-                world=world,
-                autocast=lambda: run.accelerator.autocast(),
-                advance=advance,
-            )
-        run.accelerator.wait_for_everyone()
-        if run.main:
-            shards = LatentShards(folder)
-            channels = latent_channels(autoencoder, config.image_size)[0]
-            samples = config.latents.statistics_samples
-            save_statistics(folder, *latent_statistics(shards, channels, samples, config.seed))
+        encode_into(folder, autoencoder, images, config, run.accelerator, inputs)
         record.output = fingerprint([maker, json.dumps(settings), *run.images.values()])
-        run.accelerator.wait_for_everyone()
 
 
-def _drop_stale_shards(folder: Path, world: int) -> None:
-    """Deletes shards of a run with other processes, whose ranges differ."""
-    mark = folder / "processes.json"
-    if not mark.exists() or mark.read_text() != str(world):
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-        write_json(mark, world)
+def encode_into(
+    folder: Path,
+    autoencoder: Any,
+    images: ImageDataset | StreamDataset,
+    config: Config,
+    accelerator: Accelerator,
+    inputs: dict[str, str],
+) -> None:
+    """Writes shards and their statistics into a folder; goes on where it was interrupted.
+
+    Args:
+        folder: where they go.
+        autoencoder: any, on its device.
+        images: all are encoded, in their order; a stream's in the order in which they come.
+        config: image size, format, number of samples for the statistics.
+        accelerator: each process writes a contiguous range.
+        inputs: what the shards are made of, `encoder` among it; shards of anything else are deleted.
+    """
+    world = accelerator.num_processes
+    if accelerator.is_main_process:
+        _drop_stale_shards(folder, {"processes": world, "settings": _settings(config), "inputs": inputs})
+    accelerator.wait_for_everyone()
+    if isinstance(images, StreamDataset):
+        _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
+    else:
+        _encode_indexed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        channels = latent_channels(autoencoder, config.image_size)[0]
+        samples = config.latents.statistics_samples
+        save_statistics(folder, *latent_statistics(LatentShards(folder), channels, samples, config.seed))
+    accelerator.wait_for_everyone()
+
+
+def _encode_indexed(
+    folder: Path, autoencoder: Any, images: ImageDataset, config: Config, accelerator: Accelerator, maker: str
+) -> None:
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = (rank + 1) * len(images) // world - rank * len(images) // world
+    with progress_bar("encoding", share, "images", show=accelerator.is_main_process) as advance:
+        encode_images(
+            autoencoder,
+            images,
+            folder,
+            config.latents,
+            maker,
+            rank=rank,
+            world=world,
+            autocast=lambda: accelerator.autocast(),
+            advance=advance,
+        )
+
+
+def _encode_streamed(
+    folder: Path,
+    autoencoder: Any,
+    images: StreamDataset,
+    config: Config,
+    accelerator: Accelerator,
+    maker: str,
+) -> None:
+    done = 0
+
+    def advance(n: int, note: str) -> None:
+        nonlocal done
+        if (done + n) // 10_000 > done // 10_000 and accelerator.is_main_process:
+            console.print(f"encoding: {done + n} images of the stream by this process")
+        done += n
+
+    if accelerator.is_main_process:  # a stream is encoded from its beginning
+        for stale in folder.glob("*.safetensors"):
+            stale.unlink()
+    accelerator.wait_for_everyone()
+    encode_stream(
+        autoencoder,
+        images,
+        folder,
+        config.latents,
+        maker,
+        rank=accelerator.process_index,
+        autocast=lambda: accelerator.autocast(),
+        advance=advance,
+    )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that change what is written."""
+    return {k: v for k, v in plain(config.latents).items() if k not in ("batch_size", "fingerprint")}
+
+
+def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:
+    """Deletes shards that other images, settings or numbers of processes made, and says what follows."""
+    path = folder / "made_of.json"
+    if not path.exists() or read_json(path) != mark:
+        for stale in [*folder.glob("*.safetensors"), folder / FILE_NAME]:
+            stale.unlink(missing_ok=True)
+        write_json(path, mark)

@@ -19,6 +19,8 @@ from ldmae.config import Config, as_dict
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.stages import STAGES
+from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.settings import TrainingConfig
 
 
@@ -114,6 +116,25 @@ def _count(
         * training.steps,  # backward is twice forward
         memory=states + micro * sum(kept.values()),
     )
+
+
+def describe_stages(config: Config, folder: Path) -> str:
+    """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
+    auto = config.autoencoder
+    trainings = {"autoencoder.pretraining": auto.pretraining.training, "diffusion": config.diffusion.training}
+    if auto.tuning.enabled:
+        trainings["autoencoder.tuning"] = auto.tuning.training
+    parts = []
+    for stage in STAGES:
+        if auto.source is not None and stage.startswith("autoencoder."):
+            continue
+        if stage not in trainings:
+            parts.append(stage)
+            continue
+        steps, checkpoints = trainings[stage].steps, list_checkpoints(folder / "checkpoints" / stage)
+        done = f"{checkpoints[-1][0]:,} of " if checkpoints else ""
+        parts.append(f"{stage} ({done}{steps:,} steps)")
+    return " → ".join(parts)
 
 
 def describe_plan(config: Config, folder: Path) -> str:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, as_dict, save_config
+from ldmae.config import Config, save_config
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import resolve_precision
+from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import console
-from ldmae.images.dataset import ImageDataset
+from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
+from ldmae.images.sources import is_stream
+from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
-from ldmae.stages import StageBook
+from ldmae.recipes.settings import training_settings, training_steps
+from ldmae.recipes.streams import open_streamed
+from ldmae.stages import STAGES, StageBook, stages_before
+from ldmae.training.engine import Trainer
 
 
 @dataclasses.dataclass
@@ -36,6 +44,10 @@ class Run:
     book: StageBook
     train: ImageSource
     held_out: ImageSource
+    stream: StreamSource | None = None
+    """What training reads where the images are streamed; `train` is then what is kept of it."""
+    on_step: list[Callable[[Trainer], None]] = dataclasses.field(default_factory=list)
+    """Called after each step of each training."""
 
     @property
     def main(self) -> bool:
@@ -47,6 +59,17 @@ class Run:
         """The training images, as an input that stages compare."""
         return {"images": fingerprint([self.train.fingerprint(), self.held_out.fingerprint()])}
 
+    def needed(
+        self, name: str, settings: dict[str, Any], inputs: dict[str, str], made: Path, steps: int = 0
+    ) -> bool:
+        """Says whether a stage must run, as `StageBook.needed` does.
+
+        All processes look before any goes on, so that none sees what another is already making.
+        """
+        wanted = self.book.needed(name, settings, inputs, made, steps)
+        self.accelerator.wait_for_everyone()
+        return wanted
+
 
 def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
     """Opens a run folder: device, seeds, images, the record of what is done.
@@ -55,23 +78,27 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
         config: the settings.
         folder: the run folder; made where it is not there.
         restart: a stage to forget, with all after it.
+
+    Raises:
+        UserError: what was trained was begun with other settings or images; nothing is changed then.
     """
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=resolve_precision(config.mixed_precision, config.device),
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=str(folder),
-    )
-    book = StageBook(folder, writes=accelerator.is_main_process)
+    kept = stages_before(restart)
+    accelerator = open_accelerator(config, folder)
+    book = StageBook(folder, accelerator.is_main_process, accelerator.num_processes)
+    with accelerator.main_process_first():
+        if is_stream(config.data):
+            stream, train, held_out = open_streamed(config.data, folder / "data")
+        else:
+            train, held_out = open_images(config.data, folder / "data", accelerator.is_main_process)
+            stream = None
+    run = Run(config, folder, accelerator, book, train, held_out, stream)
+    steps = training_steps(config)
+    for name, settings in training_settings(config, accelerator.mixed_precision).items():
+        if name in kept:
+            book.refuse_changes(name, settings, run.images if name == STAGES[0] else None, steps[name])
     accelerator.wait_for_everyone()  # all have read the book before anybody writes it
     if restart is not None:
         book.restart(restart, stage_paths(folder))
-    with accelerator.main_process_first():
-        train, held_out = open_images(config.data, folder / "data", progress=accelerator.is_main_process)
-    run = Run(config, folder, accelerator, book, train, held_out)
     if run.main:
         save_config(config, folder / "config.yaml")
         _describe_images(run)
@@ -79,6 +106,21 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
+
+
+def open_accelerator(config: Config, folder: Path) -> Accelerator:
+    """Opens the device, or this process's among several, in the precision that the settings ask for."""
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=resolve_precision(config.mixed_precision, config.device),
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(folder),
+        # one process looks at the images while the others wait, longer than the usual ten minutes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))],
+    )
 
 
 def stage_paths(folder: Path) -> dict[str, list[Path]]:
@@ -97,9 +139,23 @@ def stage_paths(folder: Path) -> dict[str, list[Path]]:
 
 
 def run_autoencoder(run: Run) -> nn.Module:
-    """Loads the autoencoder that a run uses: its own, or the one named by `autoencoder.source`."""
+    """Loads the autoencoder that a run uses: its own, or the one named by `autoencoder.source`.
+
+    Raises:
+        UserError: there is none, or the run's own is not the one that it trained.
+    """
     source = run.config.autoencoder.source
-    return load_autoencoder(source if source is not None else str(run.folder / "autoencoder")).eval()
+    if source is not None:
+        return load_autoencoder(source).eval()
+    folder, trained = run.folder / "autoencoder", run.book.output("autoencoder.tuning")
+    autoencoder = load_autoencoder(str(folder)).eval()
+    if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
+        raise UserError(
+            f"{folder} is not the autoencoder that this run trained; put that one back, give another run "
+            "folder with --out and autoencoder.source=… to use this one, or train it anew with --restart "
+            "autoencoder.tuning"
+        )
+    return autoencoder
 
 
 @torch.no_grad()
@@ -121,13 +177,11 @@ def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
     return fingerprint([fingerprint_tensors(weights), preprocessing_fingerprint(image_size)])
 
 
-def plain(settings: Any) -> dict[str, Any]:
-    """Returns settings as JSON holds them, so that they compare equal after a write and a read."""
-    return json.loads(json.dumps(as_dict(settings)))
-
-
-def image_dataset(run: Run, size: int, augment: AugmentConfig | None) -> ImageDataset:
+def image_dataset(run: Run, size: int, augment: AugmentConfig | None) -> ImageDataset | StreamDataset:
     """Returns the training images as tensors, cropped at random or (None) in the centre."""
+    if run.stream is not None:
+        rank, world = run.accelerator.process_index, run.accelerator.num_processes
+        return StreamDataset(run.stream, size, run.config.seed, augment, rank=rank, world=world)
     return ImageDataset(run.train, size, run.config.seed, augment)
 
 

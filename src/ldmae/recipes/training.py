@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -26,13 +27,13 @@ from ldmae.recipes.run import (
     image_dataset,
     latent_channels,
     latents_fingerprint,
-    plain,
     pretrained_folder,
     run_autoencoder,
     save_model,
 )
+from ldmae.recipes.settings import training_settings, training_steps
 from ldmae.training.engine import Trainer
-from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
+from ldmae.training.settings import TrainingConfig
 
 
 def train_autoencoder(run: Run) -> None:
@@ -46,13 +47,8 @@ def train_autoencoder(run: Run) -> None:
 def _pretrain(run: Run) -> None:
     config, name = run.config.autoencoder, "autoencoder.pretraining"
     stage, size, made = config.pretraining, run.config.pretraining_size, pretrained_folder(run.folder)
-    settings = _training_settings(run, stage.training, model=config.model, objective=stage.objective) | {
-        "image_size": size,
-        "initial_logvar": stage.initial_logvar,
-        "augment": plain(stage.augment),
-        "init": config.init,
-    }
-    if not run.book.needed(name, settings, run.images, made, stage.training.steps):
+    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
+    if not run.needed(name, settings, run.images, made, stage.training.steps):
         return
     with run.book.running(name, settings, run.images, stage.training.steps) as record:
         torch.manual_seed(run.config.seed)
@@ -71,12 +67,9 @@ def _tune(run: Run) -> None:
     config, name, size = run.config.autoencoder, "autoencoder.tuning", run.config.image_size
     stage, made = config.tuning, run.folder / "autoencoder"
     inputs = {"pretrained": run.book.output("autoencoder.pretraining")}
-    settings: dict[str, Any] = {"enabled": stage.enabled, "image_size": size}
-    if stage.enabled:
-        settings |= _training_settings(run, stage.training, objective=stage.objective)
-        settings |= {"freeze_encoder": stage.freeze_encoder, "augment": plain(stage.augment)}
-    steps = stage.training.steps if stage.enabled else 0
-    if not run.book.needed(name, settings, inputs, made, steps):
+    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
+    steps = training_steps(run.config)[name]
+    if not run.needed(name, settings, inputs, made, steps):
         return
     with run.book.running(name, settings, inputs, steps) as record:
         model = _resized(AutoencoderVMAE.from_pretrained(pretrained_folder(run.folder)), size)
@@ -92,9 +85,9 @@ def _tune(run: Run) -> None:
 def train_diffusion(run: Run) -> None:
     """Trains the LightningDiT by flow matching on `latents/`; makes `diffusion/`, a diffusers folder."""
     config, made = run.config.diffusion, run.folder / "diffusion"
-    settings = _training_settings(run, config.training, model=config.model, flow=config.flow)
+    settings = training_settings(run.config, run.accelerator.mixed_precision)["diffusion"]
     inputs = {"latents": run.book.output("latents") or _foreign_latents(run)}
-    if not run.book.needed("diffusion", settings, inputs, made, config.training.steps):
+    if not run.needed("diffusion", settings, inputs, made, config.training.steps):
         return
     shards = LatentShards(run.folder / "latents")
     autoencoder = run_autoencoder(run)
@@ -145,8 +138,9 @@ def _train(
         metrics_path=run.folder / "metrics.jsonl",
         seed=run.config.seed,
         accelerator=run.accelerator,
+        maker=fingerprint([json.dumps([record.settings, record.inputs], sort_keys=True)]),
         validation=validation,
-        on_step=[keep_time],
+        on_step=[keep_time, *run.on_step],
     ).run()
 
 
@@ -156,15 +150,6 @@ def _masked_objective(run: Run, model: AutoencoderVMAE, config: MaskedObjectiveC
         with run.accelerator.main_process_first():
             perceptual = load_perceptual(config.perceptual, run.accelerator.device)
     return MaskedObjective(model, config, perceptual)
-
-
-def _training_settings(run: Run, training: TrainingConfig, **parts: Any) -> dict[str, Any]:
-    """Returns all that determines the weights of a training besides its inputs."""
-    own = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
-    precision = run.accelerator.mixed_precision
-    return {"training": own, "seed": run.config.seed, "mixed_precision": precision} | {
-        name: plain(part) for name, part in parts.items()
-    }
 
 
 def _resized(model: Any, size: int) -> AutoencoderVMAE:

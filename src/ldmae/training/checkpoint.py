@@ -1,5 +1,6 @@
 """Training states on disk: everything that an exact resume needs, in one file, written atomically."""
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path
 
-_NAME = re.compile(r"step-(\d{8})\.pt")
+_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -21,12 +22,14 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_every: int | None) -> None:
-    """Writes the state reached after `step` steps, then deletes what need not be kept.
-
-    Kept are the last 2 states and those of steps that are multiples of `keep_every`.
-    """
+    """Writes the state reached after `step` steps, then deletes older ones that need not be kept."""
     with atomic_path(folder / f"step-{step:08d}.pt") as temporary:
         torch.save({"step": step, **state}, temporary)
+    drop_old_checkpoints(folder, keep_every)
+
+
+def drop_old_checkpoints(folder: Path, keep_every: int | None) -> None:
+    """Deletes all training states but the last 2 and those of steps that are multiples of `keep_every`."""
     for old, path in list_checkpoints(folder)[:-2]:
         if not (keep_every and old % keep_every == 0):
             path.unlink(missing_ok=True)
@@ -40,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); delete it, and training goes on from the one before"
+            f"{path} is damaged ({type(error).__name__}); delete it, and training goes on from the one before"
         ) from error

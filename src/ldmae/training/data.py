@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 
 
@@ -22,9 +23,9 @@ def split_rows(batch_size: int, micro_batch_size: int | None, rank: int, world: 
     A process takes a contiguous share of the rows, so the mapping does not depend on the micro-batch size.
     """
     first, last = rank * batch_size // world, (rank + 1) * batch_size // world
-    pieces = -(-(last - first) // (micro_batch_size or last - first))
-    edges = [first + (last - first) * i // pieces for i in range(pieces + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]
+    share = last - first
+    pieces = -(-share // (micro_batch_size or max(1, share)))
+    return [range(first + share * i // pieces, first + share * (i + 1) // pieces) for i in range(pieces)]
 
 
 class KeyedBatches(Sampler[list[tuple[int, int]]]):
@@ -58,18 +59,42 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
                 yield keys
 
 
-def single_thread(worker: int) -> None:
-    """Keeps a loading process to one core, so that it does not fight the training for the others."""
-    torch.set_num_threads(1)
-
-
 def keyed_loader(dataset: Dataset[Any], batches: KeyedBatches, num_workers: int) -> DataLoader[Any]:
     """Builds a loader whose batches do not depend on the number of workers."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
-        worker_init_fn=single_thread,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
     )
+
+
+def stream_batches(
+    dataset: Any, pieces: Sequence[range], start: int, num_workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields micro-batches of a stream without end, epoch after epoch.
+
+    Args:
+        dataset: iterable, with `set_epoch`; this process's share of the stream.
+        pieces: the rows of each micro-batch of a step.
+        start: the step that a resumed training begins at; its epochs have orders of their own.
+        num_workers: processes that load data.
+
+    Raises:
+        UserError: an epoch of the stream has no image.
+    """
+    sizes = itertools.cycle([len(piece) for piece in pieces])
+    rows: list[dict[str, torch.Tensor]] = []
+    size = next(sizes)
+    for epoch in itertools.count(start):
+        dataset.set_epoch(epoch)
+        empty = True
+        for row in DataLoader(dataset, batch_size=None, num_workers=num_workers):
+            empty = False
+            rows.append(row)
+            if len(rows) == size:
+                yield default_collate(rows)
+                rows, size = [], next(sizes)
+        if empty:
+            raise UserError("the stream gave no image; check its address and its labels")

@@ -5,6 +5,7 @@
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,22 +13,30 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
-from ldmae.core.progress import progress_bar
-from ldmae.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from ldmae.training.data import KeyedBatches, keyed_loader, split_rows
+from ldmae.core.progress import console, progress_bar
+from ldmae.training.checkpoint import (
+    drop_old_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ldmae.training.data import KeyedBatches, keyed_loader, split_rows, stream_batches
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
 from ldmae.training.settings import TrainingConfig
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+# Not strict, for a parameter that never got a gradient has no moments; names and shapes are checked before.
+_RESTORED = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+_RESTORED_FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
 @dataclass(kw_only=True)
@@ -54,6 +63,8 @@ class Trainer:
     metrics_path: Path
     seed: int
     accelerator: Accelerator
+    maker: str = ""
+    """Fingerprint of settings and inputs: a training state that bears another is refused."""
     validation: Dataset[Any] | None = None
     on_step: list[Callable[["Trainer"], None]] = field(default_factory=list)
     """Called after each step."""
@@ -68,7 +79,7 @@ class Trainer:
             for pieces in self._steps():
                 self._take_step(pieces)
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                    advance(self.step - self._logged, self._log())
+                    advance(self.step - self._timed, self._log())
                 if self.config.validate_every and self.step % self.config.validate_every == 0:
                     self._validate()
                 if self.step % self.config.checkpoint.every_steps == 0 or self.step == self.config.steps:
@@ -79,15 +90,25 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[tuple[dict[str, Tensor], BatchKeys]]]:
         """Yields the micro-batches of each step."""
-        config, length = self.config, len(self.dataset)  # pyright: ignore[reportArgumentType]
-        batches = KeyedBatches(length, config.batch_size, self._rows, self.step, config.steps, self.seed)
-        loaded = iter(keyed_loader(self.dataset, batches, config.num_workers))
+        config = self.config
+        if self.step == config.steps:
+            return
+        loaded = self._loaded()
         for step in range(self.step, config.steps):
             waited = time.monotonic()
             keys = [BatchKeys(self.seed, step, rows, config.batch_size) for rows in self._rows]
             pieces = [(self._to_device(next(loaded)), key) for key in keys]
             self._data_seconds += time.monotonic() - waited
             yield pieces
+
+    def _loaded(self) -> Iterator[dict[str, Tensor]]:
+        """Yields the micro-batches of this process from the present step on."""
+        config = self.config
+        if isinstance(self.dataset, IterableDataset):
+            return stream_batches(self.dataset, self._rows, self.step, config.num_workers)
+        length = len(self.dataset)  # pyright: ignore[reportArgumentType]
+        batches = KeyedBatches(length, config.batch_size, self._rows, self.step, config.steps, self.seed)
+        return iter(keyed_loader(self.dataset, batches, config.num_workers))
 
     def _take_step(self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]) -> None:
         accelerator, optimizer = self.accelerator, self._optimizer
@@ -105,9 +126,8 @@ class Trainer:
             self._add({"loss": output.loss.detach(), **output.terms})
         limit = self.config.optimizer.gradient_clip
         norm = accelerator.clip_grad_norm_(self._wrapped.parameters(), math.inf if limit is None else limit)
-        if (
-            accelerator.scaler is None and norm is not None
-        ):  # a scaled fp16 step may be infinite and is then skipped
+        # a scaled fp16 step may be infinite and is then skipped
+        if accelerator.scaler is None and norm is not None:
             self._add({"gradient_norm": norm.detach() / accelerator.num_processes})
         optimizer.step()
         if self._average is not None:
@@ -124,6 +144,7 @@ class Trainer:
         rank, world = accelerator.process_index, accelerator.num_processes
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
+        self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()
         self.objective.to(accelerator.device)
         if config.compile:
@@ -135,44 +156,70 @@ class Trainer:
             average = get_ema_multi_avg_fn(config.ema_decay)
             self._average = AveragedModel(self._model, multi_avg_fn=average)
         self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}
         self._logged, self._since, self._data_seconds = 0, time.monotonic(), 0.0
 
     def _resume(self) -> None:
         found = list_checkpoints(self.folder)
         if found:
-            self._restore(load_checkpoint(found[-1][1]))
+            path = found[-1][1]
+            self._restore(load_checkpoint(path), path)
         if self.accelerator.is_main_process:
             cut_back(self.metrics_path, self.stage, self.step)
-        self._logged = self.step
+            drop_old_checkpoints(self.folder, self.config.checkpoint.keep_every)
+            if self.step:
+                console.print(f"{self.stage} goes on from step {self.step}")
+        self._timed = self.step
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
         if state["step"] > self.config.steps:
             raise UserError(
                 f"{self.stage} has done {state['step']} steps, steps={self.config.steps} asks for fewer; "
                 f"ask for at least {state['step']}, or begin anew with --restart {self.stage}"
+            )
+        if state.get("maker", self.maker) != self.maker:
+            raise UserError(
+                f"{path} is of a training with other settings or inputs; put back the one that was there, or "
+                f"begin anew with --restart {self.stage}"
+            )
+        shapes = {name: tensor.shape for name, tensor in state["objective"].items()}
+        if shapes != self._shapes or ("average" in state) != (self._average is not None):
+            other = next(
+                (name for name in shapes if self._shapes.get(name) != shapes[name]), "averaged weights"
+            )
+            raise UserError(
+                f"{path} is of another model or of other settings (see {other}); go back to those, or begin "
+                f"anew with --restart {self.stage}"
             )
         set_state_dict(
             self._wrapped,
             self._optimizer.optimizer,
             model_state_dict=state["objective"],
             optim_state_dict=state["optimizer"],
-            options=_FROM_RANK_0 if self.accelerator.num_processes > 1 else _WHOLE,
+            options=_RESTORED_FROM_RANK_0 if self.accelerator.num_processes > 1 else _RESTORED,
         )
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self._logged = state["step"], state.get("logged", state["step"])
+        for name, total in state.get("totals", {}).items():
+            self._totals[name] = total.to(self.accelerator.device)
 
     def _save(self) -> None:
+        self._gather_sums()
+        for name, parameter in self._model.named_parameters():
+            self._require_finite(f"weight {name}", parameter.detach())
         objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
         if self.accelerator.is_main_process:
-            state: dict[str, Any] = {"objective": objective, "optimizer": optimizer}
+            state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "maker": self.maker}
+            # what the next line of metrics.jsonl is the mean of
+            totals = {name: total.cpu() for name, total in self._totals.items()}
+            state |= {"logged": self._logged, "totals": totals}
             if self._average is not None:
                 state["average"] = self._average.state_dict()
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
-            self._require_finite()
             save_checkpoint(self.folder, self.step, state, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
@@ -180,28 +227,34 @@ class Trainer:
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def _require_finite(self) -> None:
-        for name in sorted(
-            self._sums, key=lambda name: name in ("loss", "gradient_norm")
-        ):  # a term is the better clue
-            value = self._sums[name].item()
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{self.stage}: the term {name!r} became {value} before step {self.step}; the last "
-                    "checkpoint is untouched. Lower the learning rate, set optimizer.gradient_clip, or train "
-                    "with mixed_precision=no"
-                )
+    def _gather_sums(self) -> None:
+        """Adds what was summed up since to the totals over all processes, in each of them.
 
-    def _total(self, value: Tensor) -> Tensor:
-        """Adds up a value over the processes."""
-        return cast(Tensor, self.accelerator.reduce(value, "sum"))
+        A checkpoint does so too, whether training then goes on or is taken up again: the order in which the
+        numbers are added is the same.
+        """
+        for name, value in self._sums.items():
+            value = cast(Tensor, self.accelerator.reduce(value, "sum"))
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+        self._sums = {}
+        # a term is a better clue than the sum of all
+        for name in sorted(self._totals, key=lambda name: name in ("loss", "gradient_norm")):
+            self._require_finite(f"term {name!r}", self._totals[name])
+
+    def _require_finite(self, what: str, values: Tensor) -> None:
+        finite = values.isfinite()
+        if not finite.all():
+            raise UserError(
+                f"{self.stage}: the {what} became {values[~finite][0].item()} by step {self.step}; the last "
+                "checkpoint is untouched. Lower the learning rate, set optimizer.gradient_clip, or train "
+                f"with mixed_precision=no: other settings need --restart {self.stage}, to begin it anew"
+            )
 
     def _log(self) -> str:
         """Writes the means since the last line and returns the loss for the progress bar."""
         steps, seconds = self.step - self._logged, time.monotonic() - self._since
-        self._sums = {name: self._total(value) for name, value in self._sums.items()}
-        self._require_finite()
-        means = {name: value.item() / steps for name, value in self._sums.items()}
+        self._gather_sums()
+        means = {name: value.item() / steps for name, value in self._totals.items()}
         line = {
             "stage": self.stage,
             "step": self.step,
@@ -209,7 +262,7 @@ class Trainer:
             "terms": {name: value for name, value in means.items() if name != "gradient_norm"},
             "gradient_norm": means.get("gradient_norm"),
             "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "images_per_second": steps * self.config.batch_size / seconds,
+            "images_per_second": (self.step - self._timed) * self.config.batch_size / seconds,
             "data_share": self._data_seconds / seconds,
             "seconds": seconds,
         }
@@ -217,34 +270,38 @@ class Trainer:
             append_metrics(self.metrics_path, line)
         flat = {"loss": line["loss"], "learning_rate": line["learning_rate"], **means}
         self.accelerator.log({f"{self.stage}/{name}": value for name, value in flat.items()}, step=self.step)
-        self._sums, self._logged, self._since, self._data_seconds = {}, self.step, time.monotonic(), 0.0
+        self._totals, self._logged, self._timed = {}, self.step, self.step
+        self._since, self._data_seconds = time.monotonic(), 0.0
         return f"loss {line['loss']:.4f}"
 
     @torch.no_grad()
     def _validate(self) -> None:
         """Writes the loss on held-out images, with the same noise and masks each time."""
-        if self.validation is None:
-            return
-        length = len(self.validation)  # pyright: ignore[reportArgumentType]
+        began = time.monotonic()
+        length = len(self.validation) if self.validation is not None else 0  # pyright: ignore
         count = min(length, self.config.validation_images)
-        size = self.config.micro_batch_size or self.config.batch_size
-        self.objective.eval()
-        sums: dict[str, Tensor] = {}
+        if self.validation is None or not count:
+            return
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for first in range(rank * size, count, world * size):
-            rows = range(first, min(count, first + size))
+        size = self.config.micro_batch_size or -(-self.config.batch_size // world)
+        self.objective.eval()
+        sums: Counter[str] = Counter()
+        for rows in split_rows(count, size, rank, world):
             batch = self._to_device(default_collate([self.validation[(0, row)] for row in rows]))
             with self.accelerator.autocast():
                 output = self.objective(batch, BatchKeys(self.seed, 0, rows, count))
             for name, value in {"loss": output.loss, **output.terms}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
+                sums[name] += value.item()
         self.objective.train()
-        means = {name: float(self._total(value)) for name, value in sums.items()}
+        means: Counter[str] = Counter()
+        for share in gather_object([sums]):  # not by tensors: a process may have had no row, and so no term
+            for name, value in share.items():
+                means[name] += value
         if self.accelerator.is_main_process:
             loss = means.pop("loss")
             line = {"stage": self.stage, "step": self.step, "validation": {"loss": loss, "terms": means}}
             append_metrics(self.metrics_path, line)
-        self._since = time.monotonic()
+        self._since += time.monotonic() - began  # no part of the training's rate
 
     def _bar(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
         show = self.accelerator.is_main_process

@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldmae.core.files import write_text
+from ldmae.core.files import disk_errors, write_text
 
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:
     """Appends one line; what a kill leaves of it is dropped by the next resume."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def cut_back(path: Path, stage: str, step: int) -> None:

@@ -34,5 +34,5 @@ def learning_rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    progress = (step - config.warmup_steps) / max(1, (config.schedule_steps or steps) - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,5 +1,6 @@
 """Settings of the training loop."""
 
+import math
 from dataclasses import dataclass, field
 
 from ldmae.core.errors import UserError
@@ -19,17 +20,22 @@ class OptimizerConfig:
     """`constant`, or `cosine`: a half cycle down to 0 after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
+    schedule_steps: int | None = None
+    """Step at which the half cosine reaches 0, where the training stops before it; null: its last step."""
     gradient_clip: float | None = None
     """Largest norm of the whole gradient; null: none."""
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
             raise UserError(f"optimizer.schedule must be constant or cosine, got {self.schedule!r}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UserError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("weight_decay", "warmup_steps"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
-        if self.gradient_clip is not None and self.gradient_clip <= 0:
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(f"optimizer.gradient_clip must be above 0 or null, got {self.gradient_clip}")
 
 
@@ -45,6 +51,8 @@ class CheckpointConfig:
     def __post_init__(self):
         if self.every_steps < 1:
             raise UserError(f"checkpoint.every_steps must be at least 1, got {self.every_steps}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise UserError(f"checkpoint.keep_every must be at least 1 or null, got {self.keep_every}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +83,22 @@ class TrainingConfig:
     """How many held-out images (at the most) a validation takes."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("log_every", 1),
+            ("num_workers", 0),
+            ("validate_every", 0),
+            ("validation_images", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"training.{name} must be at least {least}, got {getattr(self, name)}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UserError(
                 f"training.micro_batch_size must be at least 1 or null, got {self.micro_batch_size}"
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must lie in [0, 1) or be null, got {self.ema_decay}")
-        if self.num_workers < 0:
-            raise UserError(f"training.num_workers must be at least 0, got {self.num_workers}")
 
 
 CHANGES_NO_WEIGHT = {

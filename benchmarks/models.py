@@ -1,0 +1,129 @@
+"""Encode, decode and training steps, beside the same models with attention written out as softmax(q kᵀ) v.
+
+Usage: python benchmarks/models.py [--size demo|paper] [--device cuda]
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from _timing import print_head, print_row, side_by_side
+from torch import Tensor, nn
+
+import ldmae.autoencoders.vmae
+import ldmae.diffusion.lightningdit
+from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
+from ldmae.autoencoders.masking import MaskingConfig
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import as_dict, load_config
+from ldmae.contracts import BatchKeys
+from ldmae.core.device import resolve_precision, reuse_freed_memory
+from ldmae.diffusion.flow import FlowConfig, FlowMatchingObjective
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.training.optim import build_optimizer
+from ldmae.training.settings import OptimizerConfig
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+    return weights.to(v.dtype) @ v
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    with (
+        mock.patch.object(ldmae.autoencoders.vmae, "attention", written_out),
+        mock.patch.object(ldmae.diffusion.lightningdit, "attention", written_out),
+    ):
+        yield
+
+
+def with_plain(work: Callable[[], None]) -> Callable[[], None]:
+    def rival() -> None:
+        with plain_attention():
+            work()
+
+    return rival
+
+
+def training_step(objective: nn.Module, batch: dict[str, Tensor], device: str, dtype: torch.dtype | None):
+    objective.to(device).train()
+    optimizer = build_optimizer(objective, OptimizerConfig())
+    rows = len(next(iter(batch.values())))
+    batch = {name: value.to(device) for name, value in batch.items()}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss = objective(batch, BatchKeys(0, 0, range(rows), rows)).loss
+        loss.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def inference(call: Callable[[], object], device: str, dtype: torch.dtype | None) -> Callable[[], None]:
+    @torch.no_grad()
+    def work() -> None:
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=("demo", "paper"), default="demo")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = arguments.device
+    reuse_freed_memory()
+    precision = resolve_precision("auto", device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[precision]
+    config = load_config("emoji" if arguments.size == "demo" else "imagenet-256")
+    size = config.image_size
+    images, latents = (32, 64) if arguments.size == "demo" else (4, 4)
+    torch.manual_seed(0)
+    vae = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.autoencoder.model)).to(
+        device
+    )
+    pixels = torch.rand(images, 3, size, size, device=device) * 2 - 1
+    grid, channels = size // config.autoencoder.model.patch_size, config.autoencoder.model.latent_channels
+    z = torch.randn(images, channels, grid, grid, device=device)
+    masked = MaskedObjectiveConfig(masking=MaskingConfig(ratio=0.25), perceptual_weight=0.0)
+    dit = LightningDiTTransformer2DModel(
+        sample_size=grid, in_channels=channels, num_classes=10, **as_dict(config.diffusion.model)
+    )
+    batch = {"latents": torch.randn(latents, channels, grid, grid), "labels": torch.arange(latents) % 10}
+    works = {
+        f"VMAE encode, {images} × {size} px": (inference(lambda: vae.encode(pixels), device, dtype), images),
+        f"VMAE decode, {images} × {size} px": (inference(lambda: vae.decode(z), device, dtype), images),
+        f"VMAE training step, {images} × {size} px": (
+            training_step(MaskedObjective(vae, masked), {"images": pixels}, device, dtype),
+            images,
+        ),
+        f"DiT training step, {latents} × {grid} × {grid} latents": (
+            training_step(FlowMatchingObjective(dit, FlowConfig()), batch, device, dtype),
+            latents,
+        ),
+    }
+    print(f"{arguments.size} size, {device}, precision {precision}, {torch.get_num_threads()} threads\n")
+    print_head()
+    for name, (work, count) in works.items():
+        print_row(
+            name,
+            side_by_side({"ours": work, "written out": with_plain(work)}),
+            "written out",
+            count,
+            "images",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Official checkpoints ↔ folders that diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.conversion.checkpoints import listed, read_official_checkpoint, state_dict_of
+from ldmae.conversion.lightningdit import load_official_lightningdit, to_official_lightningdit
+from ldmae.conversion.vmae import load_official_vmae, to_official_vmae
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, atomic_path, read_json
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+
+TELLING = {"vmae": "to_latent.weight", "lightningdit": "x_embedder.proj.weight"}
+"""A key that only this kind of official checkpoint has."""
+
+
+def convert_official(file: Path, folder: Path, kind: str | None = None, **options: Any) -> Any:
+    """Converts an official VMAE or LightningDiT checkpoint to a diffusers folder.
+
+    Args:
+        file: the `.pth` or `.pt` file.
+        folder: where the model goes; it must be empty or not exist.
+        kind: `vmae` or `lightningdit`; found by the file's keys where None.
+        options: arguments of the kind's loader in `ldmae.conversion`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: the file is neither, an option belongs to the other kind, or the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name another folder, or delete it")
+    kind = kind or _kind_of(file)
+    load = {"vmae": load_official_vmae, "lightningdit": load_official_lightningdit}.get(kind)
+    if load is None:
+        raise UserError(f"a checkpoint's kind is {' or '.join(TELLING)}, got {kind!r}")
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = set(given) - set(load.__annotations__)
+    if foreign:
+        raise UserError(f"{file} is a {kind} checkpoint, which knows no {listed(sorted(foreign))}")
+    model: Any = load(file, **given)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+    return model
+
+
+def convert_to_official(folder: Path, file: Path) -> Any:
+    """Writes the official checkpoint of a model in a diffusers folder.
+
+    Args:
+        folder: of an `AutoencoderVMAE` or a `LightningDiTTransformer2DModel`.
+        file: the `.pth` or `.pt` file to write; it must not exist.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: the folder holds neither, or the file exists.
+    """
+    if file.exists():
+        raise UserError(f"{file} exists; name another file, or delete it")
+    path = folder / "config.json"
+    if not path.is_file():
+        parts = [part.parent.name for part in sorted(folder.glob("*/config.json"))]
+        hint = f"; name one of its models: {listed(f'{folder}/{part}' for part in parts)}" if parts else ""
+        raise UserError(f"{folder} holds no diffusers model (no config.json){hint}")
+    name = read_json(path).get("_class_name")
+    if name == "AutoencoderVMAE":
+        model: Any = AutoencoderVMAE.from_pretrained(folder)
+        checkpoint: dict[str, Any] = {"model": to_official_vmae(model)}
+    elif name == "LightningDiTTransformer2DModel":
+        model = LightningDiTTransformer2DModel.from_pretrained(folder)
+        weights = to_official_lightningdit(model)
+        checkpoint = {"model": weights, "ema": weights}  # one set of weights; its readers take either
+    else:
+        raise UserError(
+            f"{folder} holds {name}, which has no official layout; expected a VMAE or LightningDiT"
+        )
+    with atomic_path(file) as temporary:
+        torch.save(checkpoint, temporary)
+    return model
+
+
+def _kind_of(file: Path) -> str:
+    state = state_dict_of(read_official_checkpoint(file), "ema", "model")
+    for kind, key in TELLING.items():
+        if key in state:
+            return kind
+    raise UserError(
+        f"{file} is neither a VMAE nor a LightningDiT checkpoint: it has neither "
+        f"{' nor '.join(TELLING.values())}; it holds {listed(state) or 'no tensors'}"
+    )

@@ -1,0 +1,53 @@
+"""A streamed data set in a run: what is kept of it on disk, so that the rest can be measured as any other."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from ldmae.contracts import ImageSource
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder
+from ldmae.images.base import Subset
+from ldmae.images.sources import DataConfig, FolderSource
+from ldmae.images.streams import StreamSource, open_stream
+
+KEPT = {"train": 2000, "held_out": 500}
+"""Images of each part that are kept on disk, for measurements and reports."""
+
+
+def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, ImageSource, ImageSource]:
+    """Opens a stream, and keeps the first images of both of its parts.
+
+    Args:
+        config: names the stream.
+        cache_dir: where the kept images go, once.
+
+    Returns:
+        The stream that training reads; the kept training images; the kept held-out images.
+
+    Raises:
+        UserError: the stream has no image in one of its parts.
+    """
+    stream = open_stream(config)
+    return stream, _kept(stream, "train", cache_dir), _kept(stream, "held_out", cache_dir)
+
+
+def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:
+    folder = cache_dir / f"kept_{part}"
+    if not folder.exists():
+        images = itertools.islice(stream.iterate(0, 0, part=part), KEPT[part])
+        with atomic_folder(folder) as temporary:
+            count = 0
+            for count, (image, label) in enumerate(images, start=1):
+                (temporary / f"{label:06d}").mkdir(exist_ok=True)
+                image.save(temporary / f"{label:06d}" / f"{count:06d}.png")
+            if not count:
+                raise UserError(f"{stream.name} has no {part.replace('_', '-')} image; check it and data.val")
+    source = FolderSource(folder)
+    labels = np.array([int(name) for name in source.classes], dtype=np.int64)[source.labels]
+    kept = Subset(source, np.arange(len(source)), labels=labels, classes=stream.classes)
+    kept.name = stream.name
+    return kept

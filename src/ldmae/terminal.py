@@ -1,0 +1,89 @@
+"""What the command line prints: one message for a mistake, tables, all of it from the main process alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from ldmae.core.errors import UserError
+
+
+def run_app(application: Callable[..., Any]) -> int:
+    """Runs the command line and returns the exit code.
+
+    2, with one message and no traceback, for a user's mistake; 130 where the user interrupted. Any other
+    exception is a bug and keeps its traceback.
+    """
+    # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s a step).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        application()
+    except UserError as error:
+        _print_error(f"[bold red]error:[/] {_escaped(error)}")
+        return 2
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        return _interrupted() if code == 130 else code
+    return 0
+
+
+def _escaped(error: UserError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+def _interrupted() -> int:
+    _print_error("interrupted; what is done is kept, and the same command goes on")
+    return 130
+
+
+def _print_error(text: str) -> None:
+    """Prints to stderr, once where several processes meet the same mistake."""
+    from rich.console import Console
+
+    if not main_process():
+        # The launcher ends all processes as soon as one has failed: whoever is still here in a while is the
+        # only one to know.
+        time.sleep(5)
+        text = f"process {os.environ['RANK']}: {text}"
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+def main_process() -> bool:
+    """Says whether this process is the one that prints; launchers number the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Prints what a verb made, from the main process."""
+    if main_process():
+        typer.echo(text)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Returns figures as aligned lines: name, value, unit and direction, what it was computed on, note."""
+    arrows = {"higher": "↑", "lower": "↓"}
+    rows = [
+        (
+            result["name"],
+            f"{result['value']:.4g}",
+            f"{result['unit']} {arrows.get(result['better'], '')}".strip(),
+            ", ".join(f"{count} {kind}" for kind, count in result["counts"].items()),
+            result["note"],
+        )
+        for result in results
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+    return "\n".join(
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]
+        ).rstrip()
+        for row in rows
+    )

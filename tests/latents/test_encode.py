@@ -1,0 +1,176 @@
+"""Every training image encoded once, and once mirrored, into safetensors shards."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from safetensors import safe_open
+
+from ldmae.core.autoencoding import encode_moments
+from ldmae.core.errors import UserError
+from ldmae.latents.encode import encode_images, shard_name, shard_ranges
+from ldmae.latents.settings import LatentsConfig
+from ldmae.latents.shards import LatentShards, read_header
+from ldmae.latents.statistics import latent_statistics, save_statistics
+
+from .tiny import Images, tiny_vmae
+
+
+def encode(folder, dataset=None, autoencoder=None, fingerprint="maker", **settings):
+    process = {name: settings.pop(name) for name in ("rank", "world", "advance") if name in settings}
+    encode_images(
+        autoencoder or tiny_vmae(),
+        dataset or Images(),
+        Path(folder),
+        LatentsConfig(**{"batch_size": 3, "shard_size": 4, **settings}),
+        fingerprint,
+        num_workers=0,
+        autocast=contextlib.nullcontext,
+        **process,
+    )
+    return LatentShards(folder)
+
+
+def moments(images):
+    with torch.no_grad():
+        return torch.cat(encode_moments(tiny_vmae(), images), dim=1)
+
+
+def pictures(length=10):
+    return torch.stack([Images(length)[(0, index)]["images"] for index in range(length)])
+
+
+def read_all(shards, flip=False):
+    return torch.stack([shards.read(index, flip) for index in range(len(shards))])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 12])
+@pytest.mark.parametrize("shard_size", [1, 4, 100])
+def test_processes_write_contiguous_ranges_in_the_order_of_names(world, shard_size):
+    ranges = {
+        shard_name(rank, shard): images
+        for rank in range(world)
+        for shard, images in enumerate(shard_ranges(10, rank, world, shard_size))
+    }
+    assert [index for name in sorted(ranges) for index in ranges[name]] == list(range(10))
+    assert all(1 <= len(images) <= shard_size for images in ranges.values())
+
+
+def test_shards_hold_the_moments_of_images_and_of_their_mirror_images(tmp_path):
+    shards = encode(tmp_path)
+    assert [path.name for path in shards.paths] == [shard_name(0, shard) for shard in range(3)]
+    torch.testing.assert_close(read_all(shards), moments(pictures()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        read_all(shards, flip=True), moments(pictures().flip(-1)), rtol=1e-4, atol=1e-5
+    )
+    assert shards.labels().tolist() == [index % 3 for index in range(10)]
+    assert shards.fingerprints == {"maker"}
+
+
+class LightningDiTReader:
+    """Reads a folder as that project's data set does: every key by a slice, statistics beside the shards."""
+
+    def __init__(self, folder):
+        self.files = sorted(folder.glob("*.safetensors"))
+        self.places = []
+        for file in self.files:
+            with safe_open(file, framework="pt", device="cpu") as shard:
+                count = shard.get_slice("labels").get_shape()[0]
+            self.places += [(file, row) for row in range(count)]
+        stats = torch.load(folder / "latents_stats.pt", weights_only=True)
+        self.mean, self.std = stats["mean"], stats["std"]
+
+    def __len__(self):
+        return len(self.places)
+
+    def item(self, index, key="latents"):
+        file, row = self.places[index]
+        with safe_open(file, framework="pt", device="cpu") as shard:
+            feature = shard.get_slice(key)[row : row + 1]  # (1, C, h, w)
+            label = shard.get_slice("labels")[row : row + 1]
+        return ((feature - self.mean) / self.std).squeeze(0), label.squeeze(0)
+
+
+def test_the_loader_of_lightningdit_reads_the_folder(tmp_path):
+    shards = encode(tmp_path, moments=False)
+    save_statistics(tmp_path, *latent_statistics(shards, 4, 100, seed=0))
+    reader = LightningDiTReader(tmp_path)
+    assert len(reader) == 10
+    assert reader.mean.shape == reader.std.shape == (1, 4, 1, 1)
+    for index in (0, 4, 9):
+        for key, flip in (("latents", False), ("latents_flip", True)):
+            latent, label = reader.item(index, key)
+            expected = (shards.read(index, flip) - reader.mean[0]) / reader.std[0]
+            assert torch.equal(latent, expected)
+            assert label.item() == index % 3
+            assert label.dtype == torch.int64
+
+
+def test_several_processes_give_the_order_of_one(tmp_path):
+    one = encode(tmp_path / "one")
+    for rank in range(3):
+        encode(tmp_path / "three", rank=rank, world=3)
+    three = LatentShards(tmp_path / "three")
+    assert len(three.paths) == 3
+    torch.testing.assert_close(read_all(three), read_all(one), rtol=1e-4, atol=1e-5)
+    assert three.labels().tolist() == one.labels().tolist()
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
+def test_each_number_format_comes_back_to_its_precision(tmp_path, dtype, code):
+    shards = encode(tmp_path, dtype=dtype)
+    assert read_header(shards.paths[0]).tensors["latents"][0] == code
+    stored = shards.read(7)
+    assert stored.dtype == torch.float32
+    expected = moments(pictures())[7].to(getattr(torch, dtype)).float()
+    torch.testing.assert_close(stored, expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(stored, stored.to(getattr(torch, dtype)).float())
+
+
+def test_means_alone_and_no_mirror_images_on_request(tmp_path):
+    shards = encode(tmp_path, moments=False, flip=False)
+    assert shards.shape == (4, 4, 4)
+    assert not shards.has_flips
+    torch.testing.assert_close(read_all(shards), moments(pictures())[:, :4], rtol=1e-4, atol=1e-5)
+
+
+def test_a_deterministic_autoencoder_has_no_moments_to_keep(tmp_path):
+    channels = {"encoder_block_out_channels": (4,), "decoder_block_out_channels": (4,)}
+    blocks = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
+    model = AutoencoderTiny(**channels, **blocks, latent_channels=2).eval()
+    assert encode(tmp_path, autoencoder=model, moments=True).shape == (2, 16, 16)
+
+
+def test_an_interrupted_encoding_goes_on_and_ends_bitwise_as_one_that_was_not(tmp_path):
+    whole = encode(tmp_path / "whole")
+    folder, counted = tmp_path / "interrupted", []
+    with pytest.raises(KeyboardInterrupt):
+        encode(folder, Images(broken_at=6))
+    first = folder / shard_name(0, 0)
+    assert list(folder.iterdir()) == [first]
+    written = first.stat().st_mtime_ns
+    images = Images()
+    resumed = encode(folder, images, advance=lambda n, note: counted.append(n))
+    assert first.stat().st_mtime_ns == written
+    assert images.read == list(range(4, 10))
+    assert sum(counted) == 10
+    for ours, expected in zip(resumed.paths, whole.paths, strict=True):
+        assert ours.read_bytes() == expected.read_bytes()
+
+
+def test_shards_of_another_autoencoder_are_made_again(tmp_path):
+    encode(tmp_path)
+    images = Images()
+    shards = encode(tmp_path, images, fingerprint="other")
+    assert images.read == list(range(10))
+    assert shards.fingerprints == {"other"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "float64"}, {"fingerprint": "no"}, {"batch_size": 0}, {"shard_size": 0}]
+)
+def test_impossible_settings_are_refused_by_name(settings):
+    with pytest.raises(UserError, match=rf"latents\.{next(iter(settings))} must be"):
+        LatentsConfig(**settings)

@@ -1,0 +1,246 @@
+"""Shards read by index: memory-mapped, opened once, nothing held per item."""
+
+import gc
+import json
+import os
+import pickle
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldmae.core.errors import UserError
+from ldmae.latents.shards import LatentDataset, LatentShards, draw_latent, read_header
+
+from .tiny import write_shard
+
+ZERO, ONE = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
+
+
+def numbered(first, count, channels=2):
+    """Returns latents (count, channels, 3, 3) full of their own numbers."""
+    return torch.arange(first, first + count).float()[:, None, None, None].expand(-1, channels, 3, 3).contiguous()
+
+
+# ---- reading
+
+
+def test_an_index_goes_through_the_shards_in_their_order(tmp_path):
+    for first, count in ((0, 3), (3, 1), (4, 5)):
+        write_shard(tmp_path, numbered(first, count), torch.arange(first, first + count) * 10)
+    shards = LatentShards(tmp_path)
+    assert len(shards) == 9
+    assert [shards.read(index)[0, 0, 0].item() for index in range(9)] == list(range(9))
+    assert shards.labels().tolist() == [index * 10 for index in range(9)]
+    assert shards.shape == (2, 3, 3)
+
+
+def test_shards_go_by_number_where_names_run_out_of_digits(tmp_path):
+    names = ["latents_rank00_shard999", "latents_rank00_shard1000", "latents_rank11_shard000", "latents_rank100_shard000"]
+    for value, name in enumerate(names):
+        save_file({"latents": numbered(value, 1), "labels": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
+    assert LatentShards(tmp_path).labels().tolist() == [0, 1, 2, 3]
+
+
+def test_mirror_images_are_read_from_their_own_tensor(tmp_path):
+    write_shard(tmp_path, numbered(0, 2), latents_flip=-numbered(0, 2))
+    shards = LatentShards(tmp_path)
+    assert shards.has_flips
+    assert shards.read(1, flip=True)[0, 0, 0] == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_number_format_is_read_as_fp32(tmp_path, dtype):
+    write_shard(tmp_path, numbered(0, 3).to(dtype) / 4, torch.arange(3, dtype=torch.int32))
+    latent = LatentShards(tmp_path).read(2)
+    assert latent.dtype == torch.float32
+    assert torch.equal(latent, numbered(2, 1)[0] / 4)
+
+
+def test_what_is_read_can_be_changed_without_changing_the_file(tmp_path):
+    write_shard(tmp_path, numbered(0, 3))
+    shards = LatentShards(tmp_path)
+    shards.read(2).zero_()
+    assert shards.read(2)[0, 0, 0] == 2
+
+
+def test_each_shard_is_opened_once(tmp_path, monkeypatch):
+    for first in (0, 4, 8):
+        write_shard(tmp_path, numbered(first, 4), latents_flip=numbered(first, 4))
+    opened, memmap = [], np.memmap
+
+    def counting(path, *arguments):
+        opened.append(path)
+        return memmap(path, *arguments)
+
+    shards = LatentShards(tmp_path)
+    monkeypatch.setattr(np, "memmap", counting)
+    dataset = LatentDataset(shards, 2, ZERO, ONE, seed=0)
+    for epoch in range(3):
+        for index in range(12):
+            dataset[(epoch, index)]
+    assert sorted(opened) == shards.paths
+
+
+def test_a_process_that_gets_the_shards_opens_its_own_maps(tmp_path):
+    write_shard(tmp_path, numbered(0, 4))
+    shards = LatentShards(tmp_path)
+    shards.read(0)
+    sent = pickle.dumps(shards)
+    assert len(sent) < 10_000
+    assert pickle.loads(sent).read(3)[0, 0, 0] == 3
+
+
+# ---- what is no shard
+
+
+def test_a_shard_that_is_being_written_is_never_read(tmp_path):
+    write_shard(tmp_path, numbered(0, 2))
+    (tmp_path / ".writing-abc.safetensors").write_bytes(b"half")
+    assert len(LatentShards(tmp_path)) == 2
+
+
+def test_a_folder_without_latents_says_how_to_make_them(tmp_path):
+    with pytest.raises(UserError, match="no latents in .*ldmae encode"):
+        LatentShards(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, -1], ids=["empty", "in the size", "in the head", "in the data"])
+def test_a_shard_that_is_cut_short_is_named(tmp_path, kept):
+    path = write_shard(tmp_path, numbered(0, 2))
+    os.truncate(path, path.stat().st_size - 1 if kept < 0 else kept)
+    with pytest.raises(UserError, match=r"shard000\.safetensors is no whole safetensors file .*encode again"):
+        LatentShards(tmp_path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"PK\x03\x04" * 100)
+    with pytest.raises(UserError, match=r"x\.safetensors is no whole safetensors file"):
+        LatentShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"latents": numbered(0, 2)}, r"lacks \['labels'\]"),
+        ({"weight": torch.zeros(1)}, r"lacks \['labels', 'latents'\]"),
+        ({"latents": numbered(0, 2), "labels": torch.arange(3)}, r"labels is I64 of shape \[3\]"),
+        (
+            {"latents": numbered(0, 2), "labels": torch.arange(2), "latents_flip": numbered(0, 1)},
+            r"latents_flip is F32 of shape \[1, 2, 3, 3\]",
+        ),
+        ({"latents": torch.zeros(2, 9), "labels": torch.arange(2)}, r"latents is F32 of shape \[2, 9\]"),
+        (
+            {"latents": numbered(0, 2).to(torch.float8_e4m3fn), "labels": torch.arange(2)},
+            "latents is F8_E4M3",
+        ),
+    ],
+)
+def test_a_shard_of_another_layout_is_named_with_what_was_expected(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=rf"a\.safetensors.*{message}.*expected"):
+        LatentShards(tmp_path)
+
+
+def test_shards_that_differ_are_refused(tmp_path):
+    write_shard(tmp_path / "shape", numbered(0, 2))
+    write_shard(tmp_path / "shape", numbered(0, 2, channels=4))
+    write_shard(tmp_path / "flips", numbered(0, 2))
+    write_shard(tmp_path / "flips", numbered(0, 2), latents_flip=numbered(0, 2))
+    for name in ("shape", "flips"):
+        with pytest.raises(UserError, match="differ in shape or in flips"):
+            LatentShards(tmp_path / name)
+
+
+def test_the_head_gives_formats_shapes_places_and_metadata(tmp_path):
+    save_file({"a": torch.arange(6.0).reshape(2, 3)}, tmp_path / "a.safetensors", {"fingerprint": "f"})
+    header = read_header(tmp_path / "a.safetensors")
+    dtype, shape, offset = header.tensors["a"]
+    assert (dtype, shape, header.metadata["fingerprint"]) == ("F32", (2, 3), "f")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    assert np.frombuffer(whole, "<f4", 6, offset).tolist() == list(range(6))
+
+
+# ---- memory
+
+
+def test_over_a_million_latents_cost_no_object_each(tmp_path):
+    count, shape = 10_000, (4, 2, 2)
+    size = count * 16 * 4
+    header = {
+        "latents": {"dtype": "F32", "shape": [count, *shape], "data_offsets": [0, size]},
+        "labels": {"dtype": "I64", "shape": [count], "data_offsets": [size, size + 8 * count]},
+    }
+    head = json.dumps(header).encode()
+    for shard in range(128):  # 1.28 M, as ImageNet has; files without content take no room on the disk
+        path = tmp_path / f"latents_rank00_shard{shard:03d}.safetensors"
+        path.write_bytes(len(head).to_bytes(8, "little") + head)
+        os.truncate(path, 8 + len(head) + size + 8 * count)
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    tracemalloc.start()
+    dataset = LatentDataset(LatentShards(tmp_path), 4, torch.zeros(4, 1, 1), torch.ones(4, 1, 1), seed=0)
+    for index in range(0, 1_280_000, 10_000):
+        dataset[(0, index)]
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(dataset) == 1_280_000
+    assert sys.getallocatedblocks() - blocks < 50_000
+    assert grown < 24e6  # two arrays of 8 bytes each: index and label
+
+
+# ---- what the diffusion model learns
+
+
+def test_items_are_normalised_and_bear_their_class(tmp_path):
+    write_shard(tmp_path, numbered(0, 4), torch.tensor([5, 6, 7, 8]))
+    mean, std = torch.tensor([1.0, 2.0])[:, None, None], torch.tensor([2.0, 4.0])[:, None, None]
+    item = LatentDataset(LatentShards(tmp_path), 2, mean, std, seed=0)[(0, 3)]
+    assert torch.equal(item["latents"], (numbered(3, 1)[0] - mean) / std)
+    assert item["labels"] == 8
+
+
+def test_only_the_images_that_are_kept_are_items(tmp_path):
+    write_shard(tmp_path, numbered(0, 4), torch.tensor([-1, 3, -1, 4]))
+    shards = LatentShards(tmp_path)
+    dataset = LatentDataset(shards, 2, ZERO, ONE, 0, keep=np.flatnonzero(shards.labels() >= 0))
+    assert [dataset[(0, place)]["labels"].item() for place in range(len(dataset))] == [3, 4]
+    assert dataset[(0, 1)]["latents"][0, 0, 0] == 3
+
+
+def test_draws_and_mirror_images_are_keyed_by_seed_epoch_and_index(tmp_path):
+    moments = torch.cat([numbered(0, 40), torch.zeros(40, 2, 3, 3)], dim=1)  # variance 1
+    write_shard(tmp_path, moments, latents_flip=-moments)
+    shards = LatentShards(tmp_path)
+    dataset = LatentDataset(shards, 2, ZERO, ONE, seed=0)
+    again = LatentDataset(LatentShards(tmp_path), 2, ZERO, ONE, seed=0)
+    other = LatentDataset(shards, 2, ZERO, ONE, seed=1)
+    backwards = {index: again[(0, index)]["latents"] for index in reversed(range(40))}
+    for index in range(40):
+        latent = dataset[(0, index)]["latents"]
+        assert torch.equal(latent, backwards[index])
+        assert not torch.equal(latent, dataset[(1, index)]["latents"])
+        assert not torch.equal(latent, other[(0, index)]["latents"])
+    mirrored = sum(dataset[(0, index)]["latents"].mean() < 0 for index in range(5, 40))
+    assert 8 < mirrored < 27  # about half of 35
+
+
+def test_a_draw_has_the_moments_that_are_stored():
+    stored = torch.cat([torch.full((2, 100, 100), 3.0), torch.full((2, 100, 100), -2.0)])
+    drawn = draw_latent(stored, 2, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 100, 100)
+    assert drawn.mean().item() == pytest.approx(3, abs=0.02)
+    assert drawn.std().item() == pytest.approx(np.exp(-1), rel=0.02)
+    assert draw_latent(stored, 4, torch.Generator()) is stored  # a mean of four channels
+
+
+def test_latents_or_statistics_of_other_channels_are_refused(tmp_path):
+    write_shard(tmp_path, numbered(0, 4, channels=4))
+    shards = LatentShards(tmp_path)
+    with pytest.raises(UserError, match=r"have 4 channels, the autoencoder has 3 \(or 6"):
+        LatentDataset(shards, 3, ZERO, ONE, 0)
+    with pytest.raises(UserError, match="statistics beside .* are of 2 channels, the autoencoder has 4"):
+        LatentDataset(shards, 4, ZERO, ONE, 0)

@@ -1,0 +1,189 @@
+"""Two processes that share a batch are one process that has it all, to the rounding of fp32."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+LOSS = 2e-6
+"""Relative difference of a loss or term. Measured: 4e-7, the rounding of sums in another order."""
+NORM = 1e-3
+"""Relative difference of a gradient's norm. Measured: 4e-7, and 1e-4 where rounding moves a value of the
+perceptual network over a ReLU's bend."""
+WEIGHT = 2e-5
+"""Difference of a weight. Measured: 1.2e-6 after rates of 2e-3. AdamW divides a gradient by its size and so
+makes the rounding of small gradients as large as that of others."""
+MODELS = {
+    "checkpoints/autoencoder.pretraining/model": WEIGHT,
+    "autoencoder": 10 * WEIGHT,  # the bends of the perceptual network again; measured: 1.2e-7
+    "diffusion": WEIGHT,
+}
+MICRO_BATCHES = [
+    "autoencoder.pretraining.training.micro_batch_size=3",
+    "autoencoder.tuning.training.micro_batch_size=3",
+    "diffusion.training.micro_batch_size=4",
+]
+
+
+def start_two(ldmae: Any, *arguments: str | Path) -> list[Any]:
+    """Starts two processes of one run, as a launcher does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    common["ACCELERATE_USE_CPU"] = "true"
+    return [
+        ldmae.start(*arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+
+
+def finish_two(started: list[Any]) -> None:
+    """Waits until both processes are done."""
+    for process in started:
+        assert process.wait() == 0, process.output
+
+
+@pytest.fixture(scope="module")
+def one(ldmae: Any, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    started = ldmae.start("run", preset, "--out", folder)
+    assert started.wait() == 0, started.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(ldmae: Any, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by two processes that split their shares of a batch further."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    finish_two(start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", folder))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Returns a model's weights, without the bias of attention keys.
+
+    That bias adds the same to all of a query's scores, which softmax takes out again: its gradient is zero but
+    for rounding, and AdamW makes steps of full size of that.
+    """
+    loaded = load_file(folder / "diffusion_pytorch_model.safetensors")
+    for name, bias in loaded.items():
+        if name.endswith("qkv.bias"):
+            bias.chunk(3)[1].zero_()
+    return loaded
+
+
+def latents(folder: Path) -> dict[str, Tensor]:
+    """Returns all shards of a run as one, in the order in which they are read."""
+    shards = [load_file(path) for path in sorted((folder / "latents").glob("*.safetensors"))]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def losses(folder: Path) -> dict[tuple[str, int, str], float]:
+    """Returns all losses, terms and norms of a run by stage, step and name."""
+    found = {}
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        for part, figures in (("", line), ("validation ", line.get("validation", {}))):
+            named = {**figures.get("terms", {}), **{k: figures.get(k) for k in ("loss", "gradient_norm")}}
+            found |= {(line["stage"], line["step"], part + k): v for k, v in named.items() if v is not None}
+    return found
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Checks that two runs have the same losses, weights and latents, to rounding."""
+    a, b = losses(run), losses(other)
+    assert a.keys() == b.keys()
+    relative = {key: abs(a[key] - b[key]) / abs(a[key]) for key in a}
+    too_far = [key for key in a if relative[key] > (NORM if key[2] == "gradient_norm" else LOSS)]
+    assert not too_far
+    for model, tolerance in MODELS.items():
+        ours, theirs = weights(run / model), weights(other / model)
+        assert ours.keys() == theirs.keys()
+        apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
+        print(f"{model}: weights differ by {max(apart.values()):.1e}")
+        assert max(apart.values()) < tolerance, max(apart, key=lambda name: apart[name])
+    ours, theirs = latents(run), latents(other)
+    assert ours["labels"].tolist() == theirs["labels"].tolist()
+    for name in ("latents", "latents_flip"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=WEIGHT)
+    print(f"losses differ by {max(relative.values()):.1e}")
+
+
+def world_sizes(folder: Path) -> set[int]:
+    """Returns how many processes the stages of a run say they had."""
+    return {record["processes"] for record in json.loads((folder / "stages.json").read_text())["stages"]}
+
+
+def test_accelerate_launch_of_two_processes_makes_the_losses_and_weights_of_one(
+    preset: Path, one: Path, tmp_path: Path
+) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "-m", "ldmae", "run", str(preset), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert world_sizes(tmp_path / "run") == {2}
+    assert world_sizes(one) == {1}
+    assert_same(one, tmp_path / "run")
+
+
+def test_two_processes_with_micro_batches_make_the_losses_and_weights_of_one(one: Path, two: Path) -> None:
+    assert world_sizes(two) == {2}
+    assert_same(one, two)
+
+
+def test_two_processes_write_the_latents_of_one_in_order(one: Path, two: Path) -> None:
+    names = sorted(path.name for path in (two / "latents").glob("*.safetensors"))
+    assert {name[:14] for name in names} == {"latents_rank00", "latents_rank01"}
+    assert latents(one)["labels"].tolist() == latents(two)["labels"].tolist()
+
+
+def test_two_killed_processes_go_on_bitwise(
+    ldmae: Any, preset: Path, two: Path, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    for artefact in (
+        "checkpoints/autoencoder.pretraining/step-00000004.pt",
+        "latents/latents_rank01_shard000.safetensors",
+        "checkpoints/diffusion/step-00000010.pt",
+    ):
+        started = start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", folder)
+        while not (folder / artefact).exists() and all(process.poll() is None for process in started):
+            time.sleep(0.001)
+        for process in started:
+            process.kill()
+        assert [process.wait() for process in started] == [-9, -9], started[0].output
+    finish_two(start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", folder))
+    assert_same_run(folder, two)
+
+
+def test_run_goes_on_with_another_number_of_processes(
+    ldmae: Any, preset: Path, one: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    started = ldmae.start("run", preset, "--out", folder)
+    while not (folder / "latents/latents_rank00_shard000.safetensors").exists() and started.poll() is None:
+        time.sleep(0.001)
+    started.kill()
+    assert started.wait() == -9, started.output
+    finish_two(start_two(ldmae, "run", preset, "--out", folder))
+    assert_same(one, folder)

@@ -1,0 +1,83 @@
+"""The smallest real training: a linear model that learns a linear map from noisy inputs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+from torch.utils.data import Dataset
+
+from ldmae.contracts import BatchKeys, ObjectiveOutput
+from ldmae.core.random import generator, normal
+from ldmae.training.engine import Trainer
+from ldmae.training.settings import CheckpointConfig, OptimizerConfig, TrainingConfig
+
+
+class Points(Dataset):
+    """Items (epoch, index), whose augmentation is keyed by both."""
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        x = torch.randn(4, generator=generator("point", index))
+        shift = 0.01 * torch.randn(4, generator=generator("augment", epoch, index))
+        return {"x": x + shift, "y": x[:2] * 2 - x[2:]}
+
+
+class Regression(nn.Module):
+    """Squared error from inputs with keyed noise, and a weak pull of the outputs to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.seen_dtype: torch.dtype | None = None
+        self.modes: set[bool] = set()
+
+    def forward(self, batch: dict[str, torch.Tensor], keys: BatchKeys) -> ObjectiveOutput:
+        """Returns shares of the whole batch's means."""
+        self.modes.add(self.training)
+        hidden = self.model[:2](batch["x"] + 0.1 * normal((4,), keys, "input", batch["x"].device))
+        self.seen_dtype = hidden.dtype
+        y = self.model[2](hidden).float()
+        error = (y - batch["y"]).square().mean(1).sum() / keys.batch_size
+        size = y.square().mean(1).sum() / keys.batch_size
+        return ObjectiveOutput(error + 0.01 * size, {"error": error.detach(), "size": size.detach()})
+
+
+def accelerator(mixed_precision: str = "no") -> Accelerator:
+    """Returns an accelerator on the CPU, whatever another test made before."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    GradientState._reset_state()
+    return Accelerator(cpu=True, mixed_precision=mixed_precision)
+
+
+def trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) -> Trainer:
+    """Returns a trainer of 10 steps; `changes` are settings of the training, or fields of the trainer."""
+    optimizer = {"learning_rate": 0.05, "weight_decay": 0.01} | changes.pop("optimizer", {})
+    checkpoint = {"every_steps": 4} | changes.pop("checkpoint", {})
+    fields = {name: changes.pop(name) for name in list(changes) if name in Trainer.__dataclass_fields__}
+    settings = {"steps": 10, "batch_size": 6, "num_workers": 0, "log_every": 5} | changes
+    config = TrainingConfig(
+        optimizer=OptimizerConfig(**optimizer), checkpoint=CheckpointConfig(**checkpoint), **settings
+    )
+    return Trainer(
+        **{
+            "objective": objective if objective is not None else Regression(),
+            "dataset": Points(),
+            "config": config,
+            "stage": "tiny",
+            "folder": folder / "states",
+            "metrics_path": folder / "metrics.jsonl",
+            "seed": 0,
+            "accelerator": accelerator(),
+            **fields,
+        }
+    )
