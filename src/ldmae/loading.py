@@ -24,7 +24,7 @@ def is_run_folder(source: str) -> bool:
 
 
 def load_autoencoder(source: str) -> Any:
-    """Loads any autoencoder on the CPU, in the number format it was saved in.
+    """Loads any autoencoder on the CPU, in fp32 whatever it was saved in, in evaluation mode.
 
     Args:
         source: a run folder, a diffusers folder (of a model or of a pipeline with a `vae`) or Hub name, or

@@ -179,11 +179,13 @@ class StageBook:
         began = time.monotonic()
         try:
             yield record
-            record.status, record.steps = "done", steps
-            record.finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        finally:
-            record.seconds = spent + time.monotonic() - began
-            self._write()
+        except BaseException:
+            with contextlib.suppress(UserError):  # a full disk, of which the first message tells more
+                self.tick(name, spent + time.monotonic() - began)
+            raise
+        record.status, record.steps = "done", steps
+        record.finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.tick(name, spent + time.monotonic() - began)
         if self.writes:
             console.print(f"[green]done[/green] {name} in {duration(record.seconds)}")
 

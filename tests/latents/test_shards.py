@@ -22,7 +22,12 @@ ZERO, ONE = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
 
 def numbered(first, count, channels=2):
     """Returns latents (count, channels, 3, 3) full of their own numbers."""
-    return torch.arange(first, first + count).float()[:, None, None, None].expand(-1, channels, 3, 3).contiguous()
+    return (
+        torch.arange(first, first + count)
+        .float()[:, None, None, None]
+        .expand(-1, channels, 3, 3)
+        .contiguous()
+    )
 
 
 # ---- reading
@@ -39,9 +44,16 @@ def test_an_index_goes_through_the_shards_in_their_order(tmp_path):
 
 
 def test_shards_go_by_number_where_names_run_out_of_digits(tmp_path):
-    names = ["latents_rank00_shard999", "latents_rank00_shard1000", "latents_rank11_shard000", "latents_rank100_shard000"]
+    names = [
+        "latents_rank00_shard999",
+        "latents_rank00_shard1000",
+        "latents_rank11_shard000",
+        "latents_rank100_shard000",
+    ]
     for value, name in enumerate(names):
-        save_file({"latents": numbered(value, 1), "labels": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
+        save_file(
+            {"latents": numbered(value, 1), "labels": torch.tensor([value])}, tmp_path / f"{name}.safetensors"
+        )
     assert LatentShards(tmp_path).labels().tolist() == [0, 1, 2, 3]
 
 
@@ -104,7 +116,7 @@ def test_a_shard_that_is_being_written_is_never_read(tmp_path):
 
 
 def test_a_folder_without_latents_says_how_to_make_them(tmp_path):
-    with pytest.raises(UserError, match="no latents in .*ldmae encode"):
+    with pytest.raises(UserError, match=r"no latents in .*ldmae encode"):
         LatentShards(tmp_path)
 
 
@@ -242,5 +254,5 @@ def test_latents_or_statistics_of_other_channels_are_refused(tmp_path):
     shards = LatentShards(tmp_path)
     with pytest.raises(UserError, match=r"have 4 channels, the autoencoder has 3 \(or 6"):
         LatentDataset(shards, 3, ZERO, ONE, 0)
-    with pytest.raises(UserError, match="statistics beside .* are of 2 channels, the autoencoder has 4"):
+    with pytest.raises(UserError, match=r"statistics beside .* are of 2 channels, the autoencoder has 4"):
         LatentDataset(shards, 4, ZERO, ONE, 0)

@@ -76,7 +76,7 @@ def test_missing_or_damaged_statistics_are_named(tmp_path):
         load_statistics(tmp_path)
     for damage in (b"", b"garbage"):
         (tmp_path / FILE_NAME).write_bytes(damage)
-        with pytest.raises(UserError, match="holds no mean and std .*encode again"):
+        with pytest.raises(UserError, match=r"holds no mean and std .*encode again"):
             load_statistics(tmp_path)
     torch.save({"mu": torch.zeros(2)}, tmp_path / FILE_NAME)
     with pytest.raises(UserError, match="holds no mean and std"):

@@ -204,16 +204,14 @@ def ldmae(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-CLOCK = ("seconds", "images_per_second", "data_share", "finished")
-"""What differs between two runs that are the same."""
+PASSING = ("seconds", "images_per_second", "data_share", "finished", "_name_or_path")
+"""What differs between two runs that are the same: times, and where diffusers read a model from."""
 
 
-def _without_clock(value: Any, folder: Path) -> Any:
+def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_clock(item, folder) for key, item in value.items() if key not in CLOCK}
-    if isinstance(value, list):
-        return [_without_clock(item, folder) for item in value]
-    return value.replace(str(folder), "RUN") if isinstance(value, str) else value
+        return {key: _lasting(item) for key, item in value.items() if key not in PASSING}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 
 def _bits(value: Any) -> Any:
@@ -227,8 +225,8 @@ def _bits(value: Any) -> Any:
     return [_bits(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read(path: Path, folder: Path) -> Any:
-    """Returns what a file holds, without what depends on the clock or on where it lies."""
+def _read(path: Path) -> Any:
+    """Returns what a file holds, without what may differ."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             return file.metadata(), {name: _bits(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
@@ -238,16 +236,16 @@ def _read(path: Path, folder: Path) -> Any:
         with np.load(path) as arrays:
             return _bits(dict(arrays))
     if path.suffix == ".json":
-        return _without_clock(json.loads(path.read_text()), folder)
+        return _lasting(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
-        return [_without_clock(json.loads(line), folder) for line in path.read_text().splitlines()]
+        return [_lasting(json.loads(line)) for line in path.read_text().splitlines()]
     return None if path.suffix == ".html" else path.read_bytes()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Returns all that a run folder holds, by file, so that two runs can be compared bit for bit."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): _read(path, folder) for path in files}
+    return {str(path.relative_to(folder)): _read(path) for path in files}
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ def two(ldmae: Any, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def weights(folder: Path) -> dict[str, Tensor]:
     """Returns a model's weights, without the bias of attention keys.
 
-    That bias adds the same to all of a query's scores, which softmax takes out again: its gradient is zero but
-    for rounding, and AdamW makes steps of full size of that.
+    That bias adds the same to all of a query's scores, which softmax takes out again: its gradient is zero
+    but for rounding, and AdamW makes steps of full size of that.
     """
     loaded = load_file(folder / "diffusion_pytorch_model.safetensors")
     for name, bias in loaded.items():

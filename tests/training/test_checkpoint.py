@@ -34,7 +34,14 @@ def test_a_state_comes_back_on_the_cpu_as_it_was(tmp_path):
 
 def test_states_are_listed_by_number_and_other_files_ignored(tmp_path):
     assert steps(tmp_path / "missing") == []
-    for name in ("step-00000009.pt", "step-123456789.pt", "step-00000010.pt", ".writing-x.pt", "model", "step-1.pt"):
+    for name in (
+        "step-00000009.pt",
+        "step-123456789.pt",
+        "step-00000010.pt",
+        ".writing-x.pt",
+        "model",
+        "step-1.pt",
+    ):
         (tmp_path / name).write_text("")
     assert steps(tmp_path) == [9, 10, 123456789]
 

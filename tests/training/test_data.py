@@ -73,7 +73,7 @@ def test_processes_and_micro_batches_see_the_rows_of_the_one_stream():
     halves = [stream(10, 4, steps=5, rank=rank, world=2) for rank in range(2)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
     single = stream(10, 4, steps=5, micro=1)
-    assert [sum(single[i : i + 4], []) for i in range(0, 20, 4)] == whole
+    assert [list(itertools.chain(*single[i : i + 4])) for i in range(0, 20, 4)] == whole
 
 
 def test_the_length_is_that_of_what_comes():

@@ -232,7 +232,9 @@ def test_keys_that_change_no_weight_may_change_on_resume(tmp_path):
 
 def test_fewer_steps_than_done_are_refused(tmp_path):
     trainer(tmp_path).run()
-    with pytest.raises(UserError, match=r"tiny has done 10 steps, steps=5 .* at least 10, or .* --restart tiny"):
+    with pytest.raises(
+        UserError, match=r"tiny has done 10 steps, steps=5 .* at least 10, or .* --restart tiny"
+    ):
         trainer(tmp_path, steps=5).run()
 
 
@@ -240,7 +242,9 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     trainer(tmp_path).run()
     wide = Regression()
     wide.model[2] = nn.Linear(8, 3)
-    with pytest.raises(UserError, match=r"step-00000010\.pt is of another model .*model\.2\.weight.*--restart"):
+    with pytest.raises(
+        UserError, match=r"step-00000010\.pt is of another model .*model\.2\.weight.*--restart"
+    ):
         trainer(tmp_path, wide).run()
     with pytest.raises(UserError, match="averaged weights"):
         trainer(tmp_path, ema_decay=0.9).run()
@@ -276,7 +280,7 @@ class Spoilt(Regression):
 
 @pytest.mark.parametrize("spoilt_at", [5, 7, 9])
 def test_a_loss_that_is_not_finite_stops_names_the_term_and_keeps_the_last_good_state(tmp_path, spoilt_at):
-    with pytest.raises(UserError, match="'size' became nan.*last checkpoint is untouched.*learning rate"):
+    with pytest.raises(UserError, match=r"'size' became nan.*last checkpoint is untouched.*learning rate"):
         trainer(tmp_path, Spoilt(spoilt_at), log_every=4).run()
     assert list_checkpoints(tmp_path / "states")[-1][0] in (4, 8)
     assert all(tensor.isfinite().all() for tensor in last_state(tmp_path)["objective"].values())
@@ -293,7 +297,12 @@ def test_validation_writes_the_mean_over_held_out_images_whatever_the_micro_batc
     for micro in (None, 2):
         folder, objective = tmp_path / str(micro), Regression()
         trainer(
-            folder, objective, validation=held_out, validate_every=5, validation_images=5, micro_batch_size=micro
+            folder,
+            objective,
+            validation=held_out,
+            validate_every=5,
+            validation_images=5,
+            micro_batch_size=micro,
         ).run()
         found = [line for line in lines(folder) if "validation" in line]
         assert [line["step"] for line in found] == [5, 10]

@@ -100,7 +100,10 @@ def test_the_optimizer_steps_as_plain_adamw():
     reference.load_state_dict(ours.state_dict())
     config = OptimizerConfig(learning_rate=0.1, betas=[0.8, 0.9], weight_decay=0.1)
     optimizer = build_optimizer(ours, config)
-    groups = [{"params": [reference.weight], "weight_decay": 0.1}, {"params": [reference.bias], "weight_decay": 0}]
+    groups = [
+        {"params": [reference.weight], "weight_decay": 0.1},
+        {"params": [reference.bias], "weight_decay": 0},
+    ]
     plain = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), foreach=False)
     for _ in range(3):
         x = torch.randn(4, 3)

@@ -1,7 +1,9 @@
 """The one error class that is meant for users."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -16,6 +18,31 @@ class UserError(ValueError):
         super().__init__(
             message.rpartition("UserError: ")[2].rstrip() if "\nOriginal " in message else message
         )
+
+
+@contextlib.contextmanager
+def loading_errors() -> Iterator[None]:
+    """Turns the death of a data loading process, which as a rule lacked memory, into a message.
+
+    Raises:
+        UserError: it died, or could not hand over a batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOADER_DIED.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
+        raise UserError(
+            f"a process that loads data has failed, as a rule for want of (shared) memory: {reason}. Give "
+            "more, as with docker's --shm-size, or load in the main process with num_workers=0, then type "
+            "the same command"
+        ) from error
+
+
+_LOADER_DIED = re.compile(
+    r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|</torch_|shm_open"
+)
 
 
 def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:

@@ -32,7 +32,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(path) from error
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from ldmae.core.autoencoding import encode_moments
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.files import atomic_path
 from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import read_header
@@ -30,6 +30,7 @@ def shard_ranges(length: int, rank: int, world: int, shard_size: int) -> list[ra
 
 
 @torch.no_grad()
+@loading_errors()
 def encode_images(
     autoencoder: Any,
     dataset: Dataset[Any],

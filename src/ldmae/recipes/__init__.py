@@ -11,7 +11,7 @@ from ldmae.core.progress import console
 from ldmae.loading import is_run_folder
 from ldmae.recipes.convert import convert_official, convert_to_official
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.evaluation import evaluate, report
+from ldmae.recipes.evaluation import check_measurable, evaluate, report
 from ldmae.recipes.foreign import encode_with, evaluate_with
 from ldmae.recipes.generation import sample, sample_from, save_pipeline
 from ldmae.recipes.latents import encode
@@ -60,6 +60,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
     """
     with locked(folder):
         run = open_run(config, folder, restart)
+        check_measurable(run)
         if run.main:
             console.print(describe_stages(config, folder), soft_wrap=True)
         run.on_step.append(RunEstimate(run))

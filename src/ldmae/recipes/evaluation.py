@@ -14,11 +14,12 @@ from torch import Tensor
 from ldmae.config import Config
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.autoencoding import reconstruct
+from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, read_json, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.evaluation.generation import fidelity_results
+from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results
 from ldmae.evaluation.recognition import recognition_result, train_recogniser
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.settings import EvaluationConfig
@@ -32,6 +33,28 @@ from ldmae.report.html import render_report
 
 PAIRS = 12
 """Held-out images shown beside their reconstructions."""
+
+
+def check_measurable(run: Run) -> None:
+    """Checks before a run what would otherwise fail after hours, when it comes to measure.
+
+    Raises:
+        UserError: a network is unknown or can't be had, the images are too small for it, or too few.
+    """
+    config, size = run.config.evaluation, run.config.image_size
+    with run.accelerator.main_process_first():  # which fetches weights that do not lie here yet
+        load_features(config.features)
+        perceptual = load_perceptual(config.perceptual)
+    image = torch.zeros(1, 3, size, size)
+    ReconstructionMetrics(perceptual).update(image, image)
+    bearing = int((np.asarray(run.train.labels) >= 0).sum())
+    fewest = min(config.samples, bearing, config.real_images or bearing)
+    if fewest < FEWEST_IMAGES:
+        raise UserError(
+            f"the kernel distance needs at least {FEWEST_IMAGES} images of each kind: evaluation.samples is "
+            f"{config.samples}, training images that bear a class are {bearing}, of which "
+            f"evaluation.real_images={config.real_images} are taken; give more"
+        )
 
 
 def evaluate(run: Run) -> None:

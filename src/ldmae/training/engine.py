@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ldmae.contracts import BatchKeys
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.progress import console, progress_bar
 from ldmae.training.checkpoint import (
     drop_old_checkpoints,
@@ -97,7 +97,8 @@ class Trainer:
         for step in range(self.step, config.steps):
             waited = time.monotonic()
             keys = [BatchKeys(self.seed, step, rows, config.batch_size) for rows in self._rows]
-            pieces = [(self._to_device(next(loaded)), key) for key in keys]
+            with loading_errors():
+                pieces = [(self._to_device(next(loaded)), key) for key in keys]
             self._data_seconds += time.monotonic() - waited
             yield pieces
 

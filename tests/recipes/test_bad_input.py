@@ -1,0 +1,329 @@
+"""What a user gets wrong, met by a whole run: one message with the next move, exit code 2, nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TRAINING = "autoencoder.pretraining.training"
+
+
+def refusal(started: Any) -> str:
+    """Checks that a program ended with exit code 2 and one message, and returns it."""
+    code, output = started.wait(), started.output
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert output.count("error:") == 1, output
+    return " ".join(output[output.index("error:") :].split())
+
+
+@pytest.fixture(scope="module")
+def finished(ldmae: Any, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests work on copies."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    started = ldmae.start("run", preset, "--out", folder)
+    assert started.wait() == 0, started.output
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# ---- images
+
+
+def test_missing_folder_is_named_with_the_nearest_one(
+    ldmae: Any, preset: Path, pictures: Path, tmp_path: Path
+) -> None:
+    wrong = pictures.with_name("picturse")
+    message = refusal(ldmae.start("run", preset, f"data={wrong}", "--out", tmp_path / "run"))
+    assert str(wrong) in message
+    assert "did you mean 'pictures'" in message
+
+
+def test_empty_folder_says_what_was_expected(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refusal(ldmae.start("run", preset, f"data={tmp_path / 'empty'}", "--out", tmp_path / "run"))
+    assert "no images in the folder" in message
+    assert ".png" in message
+
+
+def test_unreadable_images_are_named_and_refused_above_the_limit(
+    ldmae: Any, preset: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    broken = folder / "discs" / "07.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    arguments = ("train", "autoencoder", preset, f"data={folder}", "--out", tmp_path / "run")
+    message = refusal(ldmae.start(*arguments))
+    assert str(broken) in message
+    assert "data.max_unreadable=0.017" in message
+    assert ldmae.start(*arguments, "data.max_unreadable=0.017").wait() == 0  # the next move that it named
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_broke_during_training_is_named(
+    ldmae: Any, preset: Path, pictures: Path, tmp_path: Path, workers: int
+) -> None:
+    folder, run = Path(shutil.copytree(pictures, tmp_path / "pictures")), tmp_path / "run"
+    arguments = ("train", "autoencoder", preset, f"data={folder}", f"{TRAINING}.num_workers={workers}")
+    assert ldmae.start(*arguments, "--out", run, die_at_write=(25, run)).wait() == -9
+    for path in folder.rglob("*.png"):  # as large as before, so that the run knows its inputs again
+        path.write_bytes(bytes(path.stat().st_size))
+    message = refusal(ldmae.start(*arguments, "--out", run))
+    assert "cannot read" in message
+    assert ".png" in message
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("diffusion.training.stepz=3", "did you mean 'diffusion.training.steps'"),
+        ("diffusion.training.steps=many", "diffusion.training.steps"),
+        ("image_size=26", "multiple of autoencoder.model.patch_size=4"),
+        ("autoencoder.model.encoder_num_attention_heads=3", "encoder_num_attention_heads=3"),
+        ("diffusion.model.patch_size=4", "diffusion.model.patch_size=4"),
+        ("diffusion.model.attention_head_dim=6", "attention_head_dim"),
+        ("diffusion.model.class_dropout_prob=0", "class_dropout_prob"),
+        ("evaluation.perceptual=lpips-alex", "31"),
+        ("evaluation.perceptual=lpipz", "lpipz"),
+        ("evaluation.features=nothing", "nothing"),
+        ("evaluation.samples=5", "at least 10 images"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_trained(
+    ldmae: Any, preset: Path, tmp_path: Path, setting: str, words: str
+) -> None:
+    assert words in refusal(ldmae.start("run", preset, setting, "--out", tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_resuming_with_other_settings_names_them_and_changes_nothing(
+    ldmae: Any, preset: Path, copied: Path, contents: Callable[[Path], dict[str, Any]]
+) -> None:
+    before = contents(copied)
+    changes = ("diffusion.training.batch_size=6", "diffusion.model.num_layers=2", "latents.flip=false")
+    message = refusal(ldmae.start("run", preset, *changes, "--out", copied))
+    assert "training.batch_size: 12 -> 6" in message
+    assert "model.num_layers: 1 -> 2" in message
+    assert "--restart diffusion" in message
+    assert contents(copied) == before
+    assert ldmae.start("run", preset, *changes, "--restart", "latents", "--out", copied).wait() == 0
+
+
+def test_resuming_on_other_images_is_refused(
+    ldmae: Any, preset: Path, pictures: Path, copied: Path, tmp_path: Path
+) -> None:
+    fewer = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    (fewer / "waves" / "00.png").unlink()
+    message = refusal(ldmae.start("run", preset, f"data={fewer}", "--out", copied))
+    assert "autoencoder.pretraining was begun with other settings or inputs: images" in message
+    assert str(fewer) not in (copied / "config.yaml").read_text()
+
+
+def test_fewer_steps_than_done_are_refused(ldmae: Any, preset: Path, copied: Path) -> None:
+    message = refusal(ldmae.start("run", preset, "diffusion.training.steps=10", "--out", copied))
+    assert "has done 16 steps, 10 are asked for" in message
+
+
+def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
+    message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
+    assert "did you mean 'diffusion'" in message
+    assert (copied / "diffusion").exists()
+
+
+# ---- what lies in the run folder
+
+
+def test_another_autoencoder_in_the_run_folder_is_refused(
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", "autoencoder", preset, "seed=1", "--out", tmp_path / "other")
+    assert ldmae.start(*arguments).wait() == 0
+    shutil.rmtree(copied / "autoencoder")
+    shutil.copytree(tmp_path / "other" / "autoencoder", copied / "autoencoder")
+    shutil.rmtree(copied / "diffusion")
+    for command in (("run",), ("train", "diffusion")):
+        message = refusal(ldmae.start(*command, preset, "--out", copied))
+        assert "is not the autoencoder that this run trained" in message
+
+
+def test_latents_of_another_autoencoder_are_refused(
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    assert ldmae.start("train", "autoencoder", preset, "seed=1", "--out", other).wait() == 0
+    assert ldmae.start("encode", other).wait() == 0
+    shutil.rmtree(copied / "latents")
+    shutil.copytree(other / "latents", copied / "latents")
+    shutil.rmtree(copied / "diffusion")
+    message = refusal(ldmae.start("train", "diffusion", preset, "--out", copied))
+    assert "were made by another autoencoder or preprocessing" in message
+    assert "--restart latents" in message
+
+
+@pytest.mark.parametrize("setting", ["diffusion.model.num_attention_heads=1", "seed=1"])
+def test_training_state_of_another_run_is_refused(
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path, setting: str
+) -> None:
+    other = Path(shutil.copytree(copied, tmp_path / "other"))
+    arguments = ("run", preset, setting, "--out", other)
+    restart = "autoencoder.pretraining" if setting == "seed=1" else "diffusion"
+    assert ldmae.start(*arguments, "--restart", restart).wait() == 0
+    states = copied / "checkpoints" / "diffusion"
+    shutil.rmtree(states)
+    shutil.copytree(other / "checkpoints" / "diffusion", states)
+    shutil.rmtree(copied / "diffusion")
+    message = refusal(ldmae.start("run", preset, "--out", copied))
+    assert "step-00000016.pt is of" in message
+    assert "--restart diffusion" in message
+
+
+def test_damaged_training_state_is_named_and_the_one_before_serves(
+    ldmae: Any, preset: Path, copied: Path, contents: Callable[[Path], dict[str, Any]]
+) -> None:
+    weights = contents(copied / "diffusion")
+    last = copied / "checkpoints" / "diffusion" / "step-00000016.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    shutil.rmtree(copied / "diffusion")
+    message = refusal(ldmae.start("run", preset, "--out", copied))
+    assert str(last) in message
+    last.unlink()  # the next move that it named
+    assert ldmae.start("run", preset, "--out", copied).wait() == 0
+    assert contents(copied / "diffusion") == weights
+
+
+def test_damaged_list_of_stages_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
+    (copied / "stages.json").write_text('{"stages": [')
+    assert "stages.json is not JSON" in refusal(ldmae.start("run", preset, "--out", copied))
+
+
+def test_run_folder_that_is_a_file_is_refused(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    assert str(tmp_path / "run") in refusal(ldmae.start("run", preset, "--out", tmp_path / "run"))
+
+
+def test_second_program_on_a_run_folder_is_refused_and_disturbs_nothing(
+    ldmae: Any, preset: Path, finished: Path, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    first = ldmae.start("run", preset, "--out", folder)
+    while not (folder / "checkpoints").exists() and first.poll() is None:
+        time.sleep(0.001)
+    assert "another program is working on" in refusal(ldmae.start("run", preset, "--out", folder))
+    assert first.wait() == 0, first.output
+    assert_same_run(folder, finished)
+
+
+# ---- the training, the disk
+
+
+@pytest.mark.parametrize(
+    ("stage", "term"), [("autoencoder.pretraining", "visible"), ("diffusion", "velocity")]
+)
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    ldmae: Any, preset: Path, copied: Path, stage: str, term: str
+) -> None:
+    settings = (
+        f"{stage}.training.optimizer.learning_rate=1e30",
+        f"{stage}.training.checkpoint.every_steps=1",
+    )
+    message = refusal(ldmae.start("run", preset, *settings, "--restart", stage, "--out", copied))
+    assert f"{stage}: the term '{term}' became" in message
+    assert f"--restart {stage}" in message
+    states = list((copied / "checkpoints" / stage).glob("step-*.pt"))
+    assert [path.name for path in states] == ["step-00000001.pt"]
+    weights = torch.load(states[-1], weights_only=True)["objective"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert (
+        refusal(ldmae.start("run", preset, *settings, "--out", copied)) == message
+    )  # it goes on, and meets it again
+    assert ldmae.start("run", preset, "--restart", stage, "--out", copied).wait() == 0
+
+
+def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    settings = (f"{TRAINING}.batch_size=64",)  # a batch of 600 KB
+    message = refusal(ldmae.start("run", preset, *settings, "--out", tmp_path / "run", largest_file=100_000))
+    assert "num_workers=0" in message
+
+
+@pytest.mark.parametrize(
+    ("gone", "restart", "largest_file", "failed"),
+    [
+        (".", (), 1_500, "data/images-"),
+        (".", (), 100_000, "checkpoints/autoencoder.pretraining/step-"),
+        (
+            "checkpoints/autoencoder.pretraining/model",
+            (),
+            39_000,
+            "checkpoints/autoencoder.pretraining/model",
+        ),
+        ("latents", ("--restart", "latents"), 20_000, "latents/latents_rank00_shard000.safetensors"),
+        ("diffusion", (), 42_000, "diffusion"),
+        ("pipeline", (), 42_000, "pipeline"),
+        ("samples", (), 15_000, "samples"),
+        ("results", ("--restart", "evaluation"), 15_000, "results/reconstruction_pairs.npz"),
+        ("report.html", (), 200_000, "report.html"),
+    ],
+)
+def test_failed_write_names_the_file_and_loses_nothing(
+    ldmae: Any,
+    preset: Path,
+    finished: Path,
+    copied: Path,
+    assert_same_run: Callable[[Path, Path], None],
+    gone: str,
+    restart: tuple[str, ...],
+    largest_file: int,
+    failed: str,
+) -> None:
+    if (copied / gone).is_dir():
+        shutil.rmtree(copied / gone)
+    arguments = ("run", preset, "--out", copied)
+    message = refusal(ldmae.start(*arguments, *restart, largest_file=largest_file))
+    assert f"no space left to write {copied / failed}" in message
+    assert not any(copied.rglob(".writing-*"))
+    assert ldmae.start(*arguments).wait() == 0
+    assert_same_run(copied, finished)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 500 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_stops_the_run_and_it_goes_on_once_there_is_room(
+    ldmae: Any, preset: Path, finished: Path, small_disk: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
+    folder, refusals = small_disk / "run", 0
+    for size in range(800, 20_000, 300):
+        started = ldmae.start("run", preset, "--out", folder)
+        if started.wait() == 0:
+            break
+        assert "no space left" in refusal(started)
+        refusals += 1
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+    assert refusals >= 3
+    assert_same_run(folder, finished)

@@ -1,0 +1,249 @@
+"""Typed settings: presets, YAML files, dotted overrides."""
+
+import ast
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ldmae
+from ldmae.config import Config, as_dict, load_config, preset_names, preset_text, save_config
+from ldmae.core.errors import UserError
+
+SOURCE = Path(ldmae.__file__).parent
+
+
+# ---- the dataclasses
+
+
+def settings_classes():
+    """Yields (file, class) of every dataclass that holds settings."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and (node.name == "Config" or node.name.endswith("Config")):
+                yield path.relative_to(SOURCE), node
+
+
+def reachable(kind):
+    yield kind
+    for inner in typing.get_type_hints(kind).values():
+        if dataclasses.is_dataclass(inner):
+            yield from reachable(inner)
+
+
+def test_every_setting_has_a_line_of_documentation_under_it():
+    bare, seen = [], set()
+    for path, node in settings_classes():
+        seen.add(node.name)
+        for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and not documented:
+                bare.append(f"{path}: {node.name}.{ast.unparse(field.target)}")
+    assert not bare
+    assert seen >= {kind.__name__ for kind in reachable(Config)}
+
+
+def test_settings_are_frozen_and_named_by_keyword():
+    for kind in set(reachable(Config)):
+        settings = kind()
+        name = dataclasses.fields(kind)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(settings, name, None)
+        with pytest.raises(TypeError):
+            kind(None)
+
+
+# ---- presets and files
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_its_first_line_says_what_it_is(name):
+    assert isinstance(load_config(name), Config)
+    first = preset_text(name).splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+def write(path, **settings):
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_a_mapping_and_overrides_say_the_same(tmp_path):
+    settings = {"data": "digits", "image_size": 32, "autoencoder": {"model": {"patch_size": 4}}}
+    expected = load_config(write(tmp_path / "a.yaml", **settings))
+    assert load_config(settings) == expected
+    assert expected.data.source == "digits"
+    overrides = ["data=digits", "image_size=32", "autoencoder.model.patch_size=4"]
+    assert load_config(write(tmp_path / "empty.yaml"), overrides) == expected
+
+
+def test_a_file_builds_on_a_preset_or_on_a_file_beside_it(tmp_path):
+    write(tmp_path / "mine.yaml", base="smoke", seed=7)
+    file = write(tmp_path / "other.yaml", base="mine.yaml", diffusion={"training": {"steps": 3}})
+    config, smoke = load_config(file), load_config("smoke")
+    assert (config.seed, config.diffusion.training.steps) == (7, 3)
+    assert config.autoencoder == smoke.autoencoder
+    assert config.diffusion.model == smoke.diffusion.model
+    assert load_config(file, ["seed=8"]).seed == 8
+
+
+def test_presets_based_on_each_other_in_a_circle_are_refused(tmp_path):
+    file = write(tmp_path / "a.yaml", base="b.yaml")
+    write(tmp_path / "b.yaml", base=f"../{tmp_path.name}/a.yaml")
+    with pytest.raises(UserError, match=r"in a circle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.yaml", b"data: [1", r"a\.yaml is not YAML"),
+        ("a.yaml", b"- 1\n- 2", r"a\.yaml must hold a mapping of settings, got list"),
+        ("a.yaml", b"\xff\xfe\x00", r"a\.yaml is not YAML"),
+        ("a.yaml", b"base: [smoke]", "base must be a preset or a YAML file"),
+        ("a.yaml", b"base: smok", "no preset or YAML file 'smok'; did you mean 'smoke'"),
+        ("a.yaml", b"image_sise: 3", "unknown setting image_sise; did you mean 'image_size'"),
+        ("a.txt", b"seed: 1", "no preset or YAML file"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / name))
+
+
+def test_an_unknown_preset_names_the_nearest_and_all():
+    with pytest.raises(UserError, match=r"'smoek'; did you mean 'smoke'\?\. Presets: .*digits.*smoke"):
+        load_config("smoek")
+
+
+def test_saved_settings_load_as_they_were(tmp_path):
+    overrides = [
+        "data=odd ${path}=/{000..012}.tar",
+        "autoencoder.source=official:C: {x} ${y}",
+        "diffusion.training.ema_decay=null",
+        "diffusion.training.optimizer.learning_rate=1e-5",
+        "data.classes=[ä, '1', 'no']",
+        "sampling.guidance_interval=[0.1, 1]",
+    ]
+    config = load_config("smoke", overrides)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    assert as_dict(config)["data"]["source"] == "odd ${path}=/{000..012}.tar"
+
+
+# ---- overrides
+
+
+def test_overrides_set_values_of_every_type():
+    config = load_config(
+        "smoke",
+        [
+            "diffusion.training.steps=2000",
+            "diffusion.training.optimizer.learning_rate=2e-4",
+            "autoencoder.pretraining.augment.crop_scale=[0.5,1]",
+            "latents={flip: true, dtype: float16}",
+            "autoencoder.tuning.enabled=false",
+            "evaluation.real_images=null",
+            "data.val=0.1",
+            "seed=1",
+            "seed=2",
+        ],
+    )
+    assert config.diffusion.training.steps == 2000
+    assert config.diffusion.training.optimizer.learning_rate == 2e-4
+    assert config.autoencoder.pretraining.augment.crop_scale == [0.5, 1.0]
+    assert (config.latents.flip, config.latents.dtype, config.latents.shard_size) == (True, "float16", 2000)
+    assert config.autoencoder.tuning.enabled is False
+    assert config.evaluation.real_images is None
+    assert config.data.val == "0.1"
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a b", "k=v/x=y", "{000..012}.tar", "a,b[1]", "it's", "${HOME}/x", "#x", "null", "1e3", "~/x: y", ""],
+)
+def test_names_of_paths_are_taken_as_they_are(path):
+    config = load_config("smoke", [f"data={path}", f"data.val={path}"])
+    assert (config.data.source, config.data.val) == (path, path)
+    assert load_config("smoke", [f"data.source={path}"]) == load_config("smoke", [f"data={path}"])
+    if path != "null":
+        assert load_config("smoke", [f"autoencoder.init={path}"]).autoencoder.init == path
+
+
+def test_null_takes_a_source_back(tmp_path):
+    file = write(tmp_path / "a.yaml", base="smoke", autoencoder={"source": "x/y"})
+    assert load_config(file).autoencoder.source == "x/y"
+    assert load_config(file, ["autoencoder.source=null"]).autoencoder.source is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("diffusion.training.steps", "an override is key=value, got 'diffusion.training.steps'"),
+        ("=5", "unknown setting "),
+        ("a=[1", r"cannot read the overrides \['a=\[1'\]"),
+        ("diffusion.training.step=3", "did you mean 'diffusion.training.steps'"),
+        ("diffusion.optimizer.learning_rate=1", "did you mean 'diffusion.training.optimizer.learning_rate'"),
+        ("difusion.training.steps=1", "did you mean 'diffusion.training.steps'"),
+        ("latents.fingerpint=skip", "did you mean 'latents.fingerprint'"),
+        ("qqqqq=1", "unknown setting qqqqq; see --dry-run"),
+        ("diffusion=3", "diffusion is a group, got 3; set one of its keys: diffusion.model"),
+        ("autoencoder.tuning=null", "autoencoder.tuning is a group, got None"),
+        ("diffusion.training.steps=abc", "diffusion.training.steps: Value 'abc'"),
+        ("diffusion.training.steps=1.5", "diffusion.training.steps: Value '1.5'"),
+        ("diffusion.training.steps.x=1", "diffusion.training.steps: "),
+        ("seed=null", "setting seed: "),
+        ("sampling.guidance_interval=3", "setting sampling.guidance_interval: "),
+        ("sampling.guidance_interval=[0,b]", "sampling.guidance_interval.*'b'"),
+        ("sampling.guidance_interval=[]", "settings: "),
+        ("autoencoder.pretraining.augment.crop_scale=[1]", "settings: "),
+    ],
+)
+def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config("smoke", [override])
+
+
+# ---- what does not go together
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("image_size=33", r"image_size=33 must be a multiple of .*patch_size=4; take 32"),
+        ("image_size=0", "image_size=0 must be a multiple"),
+        ("autoencoder.pretraining.image_size=15", r"pretraining\.image_size=15 .* take 16"),
+        ("autoencoder.model.patch_size=0", r"autoencoder\.model\.patch_size must be above 0, got 0"),
+        ("autoencoder.model.latent_channels=-1", r"latent_channels must be above 0"),
+        (
+            "autoencoder.model.decoder_num_attention_heads=3",
+            r"decoder_hidden_size=64 .*decoder_num_attention_heads=3",
+        ),
+        ("autoencoder.model.encoder_hidden_size=66", r"encoder_hidden_size=66 must be a multiple of 4"),
+        (
+            "diffusion.model.patch_size=3",
+            r"8 cells a side, which diffusion\.model\.patch_size=3 does not divide",
+        ),
+        ("diffusion.model.num_layers=0", r"diffusion\.model\.num_layers must be above 0"),
+        ("diffusion.model.attention_head_dim=15", "multiple of 4 .* take 16"),
+        ("mixed_precision=fp8", "mixed_precision must be auto, no, bf16 or fp16, got 'fp8'"),
+        ("device=tpu", "device must be auto, cpu, cuda or mps, got 'tpu'"),
+        ("tracker=mlflow", "tracker must be tensorboard, wandb or none, got 'mlflow'"),
+        ("autoencoder.pretraining.objective.masking.ratio=1", "masking.ratio"),
+        ("diffusion.training.optimizer.schedule=linear", "optimizer.schedule must be constant or cosine"),
+        ("data.max_unreadable=2", "data.max_unreadable"),
+    ],
+)
+def test_an_impossible_setting_is_refused_before_anything_runs(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config("smoke", [override])
+
+
+def test_a_foreign_autoencoder_brings_its_own_patches():
+    config = load_config("smoke", ["autoencoder.source=x/y", "image_size=33"])
+    assert config.image_size == 33

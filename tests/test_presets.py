@@ -1,0 +1,226 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
+from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
+from ldmae.core.errors import UserError
+from ldmae.recipes.plan import plan_trainings
+
+IMAGENET, CELEBAHQ = 1_281_167, 30_000
+LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
+
+
+def test_the_presets_of_the_documentation_are_there():
+    assert set(preset_names()) >= {"emoji", "digits", "quick", "smoke", *LARGE}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_begins_with_what_it_is_how_to_run_it_and_what_it_costs(name):
+    header = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").strip())
+    assert 20 < len(header[0]) <= 110
+    assert not header[0].startswith(("Reproduces:", "Command:"))
+    for part in ("Reproduces: ", "Command: ", "Cost: "):
+        assert any(line.startswith(part) for line in header), f"{name} lacks {part}"
+    assert any("Expect: " in line for line in header)
+    command = next(line for line in header if line.startswith("Command: "))
+    assert re.search(rf"ldmae run {name}\b", command)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_builds_at_full_size(name):
+    config = load_config(name)
+    plans = {plan.stage: plan for plan in plan_trainings(config)}
+    assert set(plans) == {"diffusion"} | (
+        {"autoencoder.pretraining", "autoencoder.tuning"} if config.autoencoder.source is None else set()
+    )
+    for plan in plans.values():
+        assert plan.parameters >= plan.trainable > 0
+        assert plan.flops > 0
+
+
+def test_smallest_presets_have_every_stage_and_no_download():
+    for name in ("smoke", "emoji", "digits", "quick"):
+        config = load_config(name)
+        for objective in (config.autoencoder.pretraining.objective, config.autoencoder.tuning.objective):
+            assert objective.perceptual.startswith("st-lpips")
+        assert config.evaluation.features == "efficientnet_lite0"
+        assert config.evaluation.perceptual.startswith("st-lpips")
+
+
+def test_quick_has_the_cost_of_emoji_and_asks_for_images():
+    quick, emoji = load_config("quick"), load_config("emoji")
+    assert quick.image_size == 64
+    assert quick.image_size // quick.autoencoder.model.patch_size == (
+        emoji.image_size // emoji.autoencoder.model.patch_size
+    )
+    assert quick.diffusion == emoji.diffusion
+    assert load_config("quick", ["data=some/folder"]).data.source == "some/folder"
+
+
+# ---- the paper's settings, as METHOD states them
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_paper_presets_have_the_papers_models(name):
+    config = load_config(name)
+    with torch.device("meta"):
+        vmae = AutoencoderVMAE(sample_size=config.image_size, **as_dict(config.autoencoder.model))
+        dit = LightningDiTTransformer2DModel(
+            sample_size=32, in_channels=16, num_classes=1000, **as_dict(config.diffusion.model)
+        )
+    assert config.image_size == 256
+    assert config.pretraining_size == 128
+    assert sum(p.numel() for p in vmae.parameters() if p.requires_grad) / 1e6 == pytest.approx(
+        10.80, abs=5e-3
+    )
+    assert sum(t.numel() for t in vmae.state_dict().values()) / 1e6 == pytest.approx(11.19, abs=5e-3)
+    shape = (dit.config["num_layers"], dit.config["num_attention_heads"], dit.config["attention_head_dim"])
+    assert (dit.config["patch_size"], *shape) == (1, 12, 12, 64)  # B/1
+    assert config.diffusion.model.qk_norm is name.startswith("imagenet")
+    assert config.latents.moments
+    assert config.latents.flip
+    assert config.latents.statistics_samples == 10_000
+
+
+def test_steps_and_rates_follow_from_epochs_and_batches():
+    for name, images in (("imagenet-256", IMAGENET), ("celebahq-256", CELEBAHQ)):
+        auto = load_config(name).autoencoder
+        epoch = images / 2048
+        first, second = auto.pretraining.training, auto.tuning.training
+        assert (first.batch_size, second.batch_size) == (2048, 2048)
+        assert (first.steps, second.steps) == (round(400 * epoch), round(10 * epoch))
+        assert first.optimizer.warmup_steps == round(10 * epoch)
+        assert second.optimizer.warmup_steps == 0
+        assert first.optimizer.learning_rate == pytest.approx(1e-4 * 2048 / 256)
+        assert second.optimizer.learning_rate == pytest.approx(1e-5 * 2048 / 256)
+        for optimizer in (first.optimizer, second.optimizer):
+            assert (optimizer.betas, optimizer.weight_decay) == ([0.9, 0.95], 0.05)
+            assert (optimizer.schedule, optimizer.gradient_clip) == ("cosine", None)
+
+
+def test_official_imagenet_preset_differs_from_the_papers_as_stated():
+    paper, official = load_config("imagenet-256"), load_config("imagenet-256-official")
+
+    def terms(config: Config) -> tuple[float, ...]:
+        o = config.autoencoder.pretraining.objective
+        weights = (o.visible_weight, o.masked_weight, o.perceptual_weight, o.kl_weight)
+        return (o.masking.ratio, *weights, o.prior_std)
+
+    assert terms(paper) == (0.6, 1.0, 1.0, 1.0, 1e-6, 1.0)
+    assert terms(official) == (0.25, 0.5, 0.5, 0.5, 1e-6, 1e-3)
+    for config, frozen in ((paper, True), (official, False)):
+        tuning = config.autoencoder.tuning
+        assert tuning.freeze_encoder is frozen
+        assert (tuning.objective.masking.ratio, tuning.objective.sample_posterior) == (0.0, False)
+        assert (tuning.objective.perceptual, tuning.objective.perceptual_weight) == ("lpips-vgg", 10.0)
+    stopped = official.autoencoder.pretraining.training
+    assert stopped.steps == round(90 * IMAGENET / 2048)
+    assert stopped.optimizer.schedule_steps == paper.autoencoder.pretraining.training.steps
+    assert (paper.sampling.guidance_channels, official.sampling.guidance_channels) == (None, 3)
+    assert dataclasses.replace(official.sampling, guidance_channels=None) == paper.sampling
+    assert official.diffusion == paper.diffusion
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_paper_presets_train_and_sample_the_diffusion_model_as_stated(name):
+    config = load_config(name)
+    training, sampling = config.diffusion.training, config.sampling
+    faces = name.startswith("celebahq")
+    assert (training.batch_size, training.steps) == ((1024, 60_000) if faces else (256, 100_000))
+    assert (training.ema_decay, training.optimizer.learning_rate) == (0.9999, 2e-4)
+    assert (training.optimizer.schedule, training.optimizer.weight_decay) == ("constant", 0.0)
+    assert (sampling.num_inference_steps, sampling.timestep_shift, sampling.solver) == (249, 0.3, "euler")
+    assert sampling.guidance_scale == (1.0 if faces else 10.0)
+    assert faces or sampling.guidance_interval == [0.1, 1.0]
+    assert config.mixed_precision == "bf16"
+    assert config.evaluation.samples == 50_000
+
+
+# ---- one step of each
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noise")
+    pixels = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(pixels.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_process_each():
+    """Lets each run choose its precision, as a process of its own could."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def toy(name: str, images: object, source: object) -> Config:
+    """Returns a preset at toy size: all that costs is made small, all else stays."""
+    full = load_config(name)
+    patch = full.autoencoder.model.patch_size
+    cells = 8 if patch < 6 else 4  # the perceptual distance sees nothing under 21 px
+    trainings = ["diffusion.training"]
+    small = [
+        f"data={images}",
+        "data.val=0.3",
+        f"image_size={cells * patch}",
+        "diffusion.model.num_layers=1",
+        "diffusion.model.num_attention_heads=2",
+        "diffusion.model.attention_head_dim=8",
+    ]
+    if full.autoencoder.source is None:
+        trainings += ["autoencoder.pretraining.training", "autoencoder.tuning.training"]
+        if full.autoencoder.pretraining.image_size is not None:
+            small.append(f"autoencoder.pretraining.image_size={(cells - 1) * patch}")
+        for part in ("encoder", "decoder"):
+            small += [f"autoencoder.model.{part}_hidden_size=16"]
+            small += [f"autoencoder.model.{part}_num_hidden_layers=1"]
+            small += [f"autoencoder.model.{part}_num_attention_heads=2"]
+        for stage in ("pretraining", "tuning"):  # LPIPS' VGG would be a download
+            small.append(f"autoencoder.{stage}.objective.perceptual=st-lpips-alex")
+    else:
+        small.append(f"autoencoder.source={source}")
+    for training in trainings:
+        small += [f"{training}.steps=1", f"{training}.batch_size=4", f"{training}.num_workers=0"]
+        small += [f"{training}.micro_batch_size=2"]
+    if full.data.classes is not None:
+        small.append("data.classes=null")
+    return load_config(name, small)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_path):
+    AutoencoderVMAE(
+        sample_size=32,
+        encoder_hidden_size=16,
+        encoder_num_hidden_layers=1,
+        encoder_num_attention_heads=2,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+    ).save_pretrained(tmp_path / "vmae")
+    config = toy(name, images, tmp_path / "vmae")
+    arrows = (recipes.train_autoencoder, recipes.encode, recipes.train_diffusion, recipes.save_pipeline)
+    run = recipes.run_arrows(config, tmp_path / "run", *arrows)
+    trained = [stage for stage, record in run.book.records.items() if record.steps == 1]
+    own = config.autoencoder.source is None
+    assert trained == [*(["autoencoder.pretraining", "autoencoder.tuning"] if own else []), "diffusion"]
+    assert all(record.status == "done" for record in run.book.records.values())
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+
+
+def test_quick_without_data_says_what_to_give(tmp_path):
+    with pytest.raises(UserError, match="give data=PATH"):
+        recipes.run_all(load_config("quick"), tmp_path / "run")
