@@ -181,8 +181,8 @@ class Config:
                 )
             if size < SMALLEST[name]:
                 raise UserError(
-                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger images "
-                    "or another distance"
+                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
+                    "images or another distance"
                 )
 
     @property

@@ -60,6 +60,8 @@ class Record:
     """Of a training."""
     processes: int = 1
     """How many worked on it."""
+    device: str = ""
+    """What they worked on."""
 
 
 def stages_before(restart: str | None) -> tuple[str, ...]:
@@ -82,10 +84,11 @@ class StageBook:
         folder: the run folder.
         writes: whether this process writes (the main process does).
         processes: how many work on the run.
+        device: what they work on.
     """
 
-    def __init__(self, folder: Path, writes: bool = True, processes: int = 1) -> None:
-        self.folder, self.writes, self.processes = folder, writes, processes
+    def __init__(self, folder: Path, writes: bool = True, processes: int = 1, device: str = "") -> None:
+        self.folder, self.writes, self.processes, self.device = folder, writes, processes, device
         self.path = folder / "stages.json"
         stored = read_json(self.path) if self.path.exists() else {"stages": []}
         try:
@@ -173,7 +176,9 @@ class StageBook:
         before = self.records.get(name)
         same = before is not None and before.settings == settings and before.inputs == inputs
         spent = before.seconds if before is not None and same and (before.status != "done" or steps) else 0.0
-        record = Record(name, "running", spent, settings, inputs, processes=self.processes)
+        record = Record(
+            name, "running", spent, settings, inputs, processes=self.processes, device=self.device
+        )
         self.records[name] = record
         self._write()
         began = time.monotonic()

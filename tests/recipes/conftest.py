@@ -114,10 +114,14 @@ class Started:
             self.code = self.server.ask({"poll": self.process})
         return self.code
 
-    def kill(self) -> None:
-        """Ends it and its loaders by SIGKILL."""
-        if self.poll() is None:
-            os.killpg(self.process, signal.SIGKILL)
+    def kill(self, loaders: bool = True) -> None:
+        """Ends it by SIGKILL, and its loading processes too, or leaves these behind."""
+        if self.poll() is not None:
+            return
+        try:
+            (os.killpg if loaders else os.kill)(self.process, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(self.process, signal.SIGKILL)
 
     def wait(self, timeout: float = 240) -> int:
         """Returns the exit code; an error after `timeout` seconds."""

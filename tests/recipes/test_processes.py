@@ -187,3 +187,11 @@ def test_run_goes_on_with_another_number_of_processes(
     assert started.wait() == -9, started.output
     finish_two(start_two(ldmae, "run", preset, "--out", folder))
     assert_same(one, folder)
+
+
+def test_two_processes_train_a_flat_folder_which_is_one_class(
+    ldmae: Any, preset: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    finish_two(start_two(ldmae, "run", preset, f"data={pictures / 'bars'}", "--out", folder))
+    assert json.loads((folder / "samples" / "samples.json").read_text())["class_names"] == ["bars"]

@@ -87,10 +87,10 @@ def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(
             workers = moments.randrange(3)  # changes no weight
             settings = [f"{training}.training.num_workers={workers}" for training in TRAININGS]
             if moments.random() < 0.5:
-                wait = moments.uniform(0, 0.6 * seconds)
+                wait, loaders = moments.uniform(0, 0.6 * seconds), moments.random() < 0.5
                 started, moment = run.start(*settings), f"after {wait:.3f} s"
                 time.sleep(wait)
-                started.kill()
+                started.kill(loaders)
             else:
                 write = moments.randrange(1, 90)
                 started, moment = run.start(*settings, die_at_write=write), f"before write {write}"

@@ -97,9 +97,10 @@ def run_folder(tmp_path: Path) -> Path:
     sizes = {"autoencoder": {"total": 4_812_304, "trainable": 4_700_000}, "diffusion": {"total": 15_100_000}}
     _json(folder / "parameters.json", sizes)
     (folder / "config.yaml").write_text(
-        "preset: emoji\ncommand: ldmae run emoji seed=3\nseed: 3\ndata:\n  name: emoji\n  size: 48\n"
+        "preset: emoji\nseed: 3\ndata:\n  name: emoji\n  size: 48\n"
         "autoencoder:\n  model:\n    patch_size: 6\n    note: '</pre><script>alert(1)</script>'\n"
     )
+    _json(folder / "run.json", {"command": "ldmae run emoji seed=3"})
     (folder / "metrics.jsonl").write_text("\n".join(metrics_lines()) + '\n{"stage": "diffusion", "st')
     images = draw_images(40)
     labels = [i % 5 for i in range(40)]

@@ -115,7 +115,8 @@ def test_names_from_data_are_escaped_everywhere(run_folder: Path):
     edit(run_folder / "results.json", results=[result | {"measurement": evil}])
     stage = {"name": evil, "status": evil, "seconds": 3, "device": evil, "finished": evil}
     edit(run_folder / "stages.json", stages=[stage])
-    (run_folder / "config.yaml").write_text(json.dumps({"command": ["ldmae", "run", evil], "note": evil}))
+    (run_folder / "config.yaml").write_text(json.dumps({"note": evil}))
+    edit(run_folder / "run.json", command=["ldmae", "run", evil])
     (run_folder / "metrics.jsonl").write_text(
         json.dumps({"stage": evil, "step": 1, "loss": 1, "terms": {evil: 3}})
     )

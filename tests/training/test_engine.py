@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -336,7 +337,7 @@ from tiny import Points, trainer
 folder, accelerator = Path(sys.argv[1]), Accelerator()
 assert accelerator.num_processes == 2
 settings = dict(batch_size=7, micro_batch_size=3, ema_decay=0.8, validate_every=4, validation=Points(1),
-                accelerator=accelerator)
+                optimizer={"gradient_clip": 0.5}, accelerator=accelerator)
 trainer(folder, steps=5, **settings).run()
 model = trainer(folder, **settings).run()  # goes on from a state
 torch.save(model.state_dict(), folder / f"{accelerator.process_index}.pt")
@@ -350,13 +351,15 @@ accelerator.end_training()
 
 def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(20_000 + os.getpid() % 20_000), "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment |= {"MASTER_PORT": str(server.getsockname()[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TWO, str(tmp_path), str(Path(__file__).parent)]
     processes = [
         subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     settings = {"batch_size": 7, "ema_decay": 0.8, "validate_every": 4, "validation": Points(1)}
+    settings["optimizer"] = {"gradient_clip": 0.5}
     trainer(tmp_path / "one", steps=5, **settings).run()
     one = trainer(tmp_path / "one", **settings).run().state_dict()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -368,6 +371,7 @@ def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
     for mine, other in zip(ours, expected, strict=True):
         loss = [line["loss"] if "loss" in line else line["validation"]["loss"] for line in (mine, other)]
         assert loss[0] == pytest.approx(loss[1], rel=1e-4)
+        assert mine.get("gradient_norm", 0) == pytest.approx(other.get("gradient_norm", 0), rel=1e-4)
     for rank in range(2):
         message = (tmp_path / f"{rank}.txt").read_text()
         assert "batch_size=1 is less than 2 processes" in message

@@ -3,10 +3,12 @@
 Stages hand each other artefacts on disk, in the run folder; only here are they joined.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ldmae.config import Config
+from ldmae.core.files import write_json
 from ldmae.core.progress import console
 from ldmae.loading import is_run_folder
 from ldmae.recipes.convert import convert_official, convert_to_official
@@ -62,6 +64,8 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
         run = open_run(config, folder, restart)
         check_measurable(run)
         if run.main:
+            if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
+                write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
             console.print(describe_stages(config, folder), soft_wrap=True)
         run.on_step.append(RunEstimate(run))
         return _finish(run, ARROWS)

@@ -27,6 +27,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generation import generate
+from ldmae.recipes.plan import plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
 from ldmae.report.html import render_report
@@ -77,6 +78,11 @@ def evaluate(run: Run) -> None:
 
 def report(run: Run) -> Path:
     """Writes `report.html` of what the run folder holds."""
+    if run.main:
+        plans = plan_trainings(run.config, num_classes=len(run.train.classes))
+        counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
+        own = {"autoencoder": counts.get("autoencoder.pretraining"), "diffusion": counts["diffusion"]}
+        write_json(run.folder / "parameters.json", {name: count for name, count in own.items() if count})
     with run.book.running("report", {}, {}):
         if run.main:
             render_report(run.folder)

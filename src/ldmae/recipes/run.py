@@ -18,7 +18,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, save_config
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments
-from ldmae.core.device import resolve_precision
+from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import console
@@ -84,7 +84,8 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
     """
     kept = stages_before(restart)
     accelerator = open_accelerator(config, folder)
-    book = StageBook(folder, accelerator.is_main_process, accelerator.num_processes)
+    world, device = accelerator.num_processes, device_name(accelerator.device)
+    book = StageBook(folder, accelerator.is_main_process, world, device)
     with accelerator.main_process_first():
         if is_stream(config.data):
             stream, train, held_out = open_streamed(config.data, folder / "data")

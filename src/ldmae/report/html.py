@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, overload
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldmae.core.files import write_text
@@ -86,7 +85,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         "stages": stages,
         "data": _data(data),
         "settings": _cut(config_text, MAX_SETTINGS),
-        "command": _command(config_text),
+        "command": _command(_mapping(_read_json(folder / "run.json", problems))),
         "versions": _versions(),
     }
 
@@ -254,13 +253,8 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _command(config_text: str | None) -> str:
-    if config_text is None or len(config_text) > MAX_SETTINGS:  # YAML of that size takes half a minute
-        return ""
-    try:
-        command = _mapping(yaml.safe_load(config_text)).get("command")
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return ""  # settings that don't parse are still shown as they are
+def _command(record: dict[str, Any]) -> str:
+    command = record.get("command")
     if isinstance(command, list):
         command = shlex.join(str(word) for word in command)
     return _cut(command.strip(), 5000) if isinstance(command, str) else ""
