@@ -62,12 +62,20 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def alone(ldmae: Any, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The folder of a run that nobody disturbed, and its seconds."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
+def alone(
+    ldmae: Any,
+    preset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    assert_same_run: Callable[[Path, Path], None],
+) -> tuple[Path, float]:
+    """The folder of a run that nobody disturbed, and its seconds: those of the second of two that are the same."""
+    folder = tmp_path_factory.mktemp("alone")
+    Interrupted(ldmae, preset, folder / "first").finish()
     began = time.monotonic()
-    Interrupted(ldmae, preset, folder).finish()
-    return folder, time.monotonic() - began
+    Interrupted(ldmae, preset, folder / "second").finish()
+    seconds = time.monotonic() - began
+    assert_same_run(folder / "first", folder / "second")
+    return folder / "second", seconds
 
 
 def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(
@@ -87,7 +95,7 @@ def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(
             workers = moments.randrange(3)  # changes no weight
             settings = [f"{training}.training.num_workers={workers}" for training in TRAININGS]
             if moments.random() < 0.5:
-                wait, loaders = moments.uniform(0, 0.6 * seconds), moments.random() < 0.5
+                wait, loaders = moments.uniform(0.1, 0.7) * seconds, moments.random() < 0.5
                 started, moment = run.start(*settings), f"after {wait:.3f} s"
                 time.sleep(wait)
                 started.kill(loaders)

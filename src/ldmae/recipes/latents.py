@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ldmae.config import Config
+from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import console, progress_bar
 from ldmae.images.dataset import ImageDataset, StreamDataset
@@ -22,6 +23,9 @@ from ldmae.recipes.settings import plain
 def encode(run: Run) -> None:
     """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
     config, folder = run.config, run.folder / "latents"
+    foreign = config.latents.fingerprint == "skip" and "latents" not in run.book.records
+    if foreign and any(folder.glob("*.safetensors")):
+        return  # shards that others made are used as they are
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
     settings, inputs = _settings(config), {**run.images, "encoder": maker}
@@ -124,9 +128,18 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:
-    """Deletes shards that other images, settings or numbers of processes made, and says what follows."""
-    path = folder / "made_of.json"
+    """Deletes shards that other images, settings or numbers of processes made, and says what follows.
+
+    Raises:
+        UserError: the folder holds shards that were not made here.
+    """
+    path, shards = folder / "made_of.json", sorted(folder.glob("*.safetensors"))
+    if shards and not path.exists():
+        raise UserError(
+            f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others with "
+            "latents.fingerprint=skip, or move them away to encode into this folder"
+        )
     if not path.exists() or read_json(path) != mark:
-        for stale in [*folder.glob("*.safetensors"), folder / FILE_NAME]:
+        for stale in [*shards, folder / FILE_NAME]:
             stale.unlink(missing_ok=True)
         write_json(path, mark)
