@@ -247,8 +247,11 @@ def _read(path: Path) -> Any:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Returns all that a run folder holds, by file, so that two runs can be compared bit for bit."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Returns all that a run folder holds, by file, so that two runs can be compared bit for bit.
+
+    All but `run.json`, which tells how it was started.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
     return {str(path.relative_to(folder)): _read(path) for path in files}
 
 

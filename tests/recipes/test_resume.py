@@ -15,7 +15,7 @@ import pytest
 
 SETTINGS = ("mixed_precision=bf16",)
 TRAININGS = ("autoencoder.pretraining", "autoencoder.tuning", "diffusion")
-KILLS = 16
+KILLS = 12
 
 
 class Interrupted:
@@ -68,7 +68,7 @@ def alone(
     tmp_path_factory: pytest.TempPathFactory,
     assert_same_run: Callable[[Path, Path], None],
 ) -> tuple[Path, float]:
-    """The folder of a run that nobody disturbed, and its seconds: those of the second of two that are the same."""
+    """The folder of a run that nobody disturbed, and its seconds (of the second of two that are the same)."""
     folder = tmp_path_factory.mktemp("alone")
     Interrupted(ldmae, preset, folder / "first").finish()
     began = time.monotonic()

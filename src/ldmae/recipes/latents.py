@@ -136,8 +136,8 @@ def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:
     path, shards = folder / "made_of.json", sorted(folder.glob("*.safetensors"))
     if shards and not path.exists():
         raise UserError(
-            f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others with "
-            "latents.fingerprint=skip, or move them away to encode into this folder"
+            f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others "
+            "with latents.fingerprint=skip, or move them away to encode into this folder"
         )
     if not path.exists() or read_json(path) != mark:
         for stale in [*shards, folder / FILE_NAME]:
