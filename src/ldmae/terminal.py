@@ -18,8 +18,8 @@ def run_app(application: Callable[..., Any]) -> int:
     2, with one message and no traceback, for a user's mistake; 130 where the user interrupted. Any other
     exception is a bug and keeps its traceback.
     """
-    # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s a step).
-    # Not at all is a fifth slower when idle; 20,000 turns (some 50 µs) cost neither. Read when torch is loaded.
+    # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s).
+    # Not spinning is a fifth slower when idle; 20,000 turns (some 50 µs) cost neither. torch reads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ldmae.config import Config
@@ -26,7 +27,7 @@ from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes.generation import generate
+from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.plan import plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
@@ -72,7 +73,10 @@ def evaluate(run: Run) -> None:
             size = run.config.image_size
             results = measure_reconstruction(autoencoder, run.held_out, size, config, folder, trained_on)
             write_results(run.folder, "reconstruction", results)
-            write_results(run.folder, "generation", measure_generation(run, config))
+        run.accelerator.wait_for_everyone()
+        generation = measure_generation(run, config)
+        if run.main:
+            write_results(run.folder, "generation", generation)
         run.accelerator.wait_for_everyone()
 
 
@@ -134,31 +138,56 @@ def measure_reconstruction(
 
 
 def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
-    """Measures generated images, in the training set's proportion of classes, against training images."""
+    """Measures generated images, in the training set's proportion of classes, against training images.
+
+    The processes share the work; the main process returns the figures, the others an empty list.
+    """
     labels = np.asarray(run.train.labels)
     bearing = np.flatnonzero(labels >= 0)  # images without a class train the autoencoder only
     order = torch.randperm(len(bearing), generator=generator(config.seed, "evaluation labels")).numpy()
-    wanted = np.resize(labels[bearing[order]], config.samples).tolist()
+    wanted = np.resize(labels[bearing[order]], config.samples)
+    real_images = bearing[order][: config.real_images]
+    extractor = load_features(config.features, run.accelerator.device)
+    mine, theirs = _share(len(wanted), run), _share(len(real_images), run)
     pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
-    guided = config.guidance_scale is None
     sampling = dataclasses.replace(
         run.config.sampling,
         seed=config.seed + 1,  # not the noise of the grid
-        guidance_scale=run.config.sampling.guidance_scale if guided else config.guidance_scale,
+        guidance_scale=(
+            run.config.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        ),
     )
-    images = generate(pipeline, wanted, sampling, "generating for the evaluation")
-    generated = torch.from_numpy(images).permute(0, 3, 1, 2)  # (n, 3, H, W) uint8
-    extractor = load_features(config.features, run.accelerator.device)
-    size, real_images = run.config.image_size, bearing[order]
-    if config.real_images is not None:
-        real_images = real_images[: config.real_images]
-    with progress_bar("features of real images", len(real_images), "images") as advance:
-        real = _features(extractor, _batches(run.train, size, config.batch_size, real_images), advance)
-    fake = extractor.extract(generated.split(config.batch_size))
-    results = fidelity_results(fake, real, extractor, seed=config.seed)
+    chosen, kept = wanted[mine].tolist(), []
+    features = []
+    for images in generated_batches(
+        pipeline, chosen, sampling, "generating to measure", mine.start, run.main
+    ):
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (b, 3, H, W) uint8
+        features.append(extractor(batch).cpu())
+        if config.recogniser:
+            kept.append(batch)
+    with progress_bar(
+        "features of real images", theirs.stop - theirs.start, "images", show=run.main
+    ) as advance:
+        batches = _batches(run.train, run.config.image_size, config.batch_size, real_images[theirs])
+        real = _features(extractor, batches, advance)
+    gathered = gather_object([{"fake": features, "real": real, "images": kept}])
+    if not run.main:
+        return []
+    fake = torch.cat([piece for share in gathered for piece in share["fake"]])
+    results = fidelity_results(
+        fake, torch.cat([share["real"] for share in gathered]), extractor, seed=config.seed
+    )
     if config.recogniser:
-        results += _recognition(run, generated, np.asarray(wanted), bearing)
+        generated = torch.cat([piece for share in gathered for piece in share["images"]])
+        results += _recognition(run, generated, wanted, bearing)
     return results
+
+
+def _share(count: int, run: Run) -> slice:
+    """Returns this process's contiguous share of `count` things."""
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
+    return slice(rank * count // world, (rank + 1) * count // world)
 
 
 def write_results(folder: Path, measurement: str, results: list[Result]) -> None:
@@ -182,9 +211,9 @@ def _recognition(run: Run, generated: Tensor, wanted: np.ndarray, bearing: np.nd
 
 
 def _features(extractor: FeatureExtractor, batches: Iterator[Tensor], advance: Any) -> Tensor:
-    pieces = []
+    pieces = [torch.empty(0, extractor.dimensions)]
     for images in batches:
-        pieces.append(extractor(to_uint8(images)))
+        pieces.append(extractor(to_uint8(images)).cpu())
         advance(len(images), "")
     return torch.cat(pieces)
 

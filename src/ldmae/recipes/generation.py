@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,9 +112,21 @@ def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
 
 
 def generate(
-    pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, description: str, first: int = 0
+    pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, description: str
 ) -> np.ndarray:
-    """Generates an image for each label.
+    """Generates an image for each label, as `generated_batches` does, and returns all: (n, H, W, 3) uint8."""
+    return np.concatenate(list(generated_batches(pipeline, labels, config, description)))
+
+
+def generated_batches(
+    pipeline: LDMAEPipeline,
+    labels: list[int],
+    config: SamplingConfig,
+    description: str,
+    first: int = 0,
+    show: bool = True,
+) -> Iterator[np.ndarray]:
+    """Generates an image for each label, a batch at a time.
 
     Args:
         pipeline: on its device.
@@ -121,9 +134,10 @@ def generate(
         config: solver, steps, guidance, seed.
         description: for the progress bar.
         first: number of the first image; an image's noise depends on the seed and its number alone.
+        show: whether this process shows the bar.
 
-    Returns:
-        (n, H, W, 3) uint8.
+    Yields:
+        (b, H, W, 3) uint8.
     """
     pipeline.set_progress_bar_config(disable=True)
     if config.solver == "heun":
@@ -131,8 +145,7 @@ def generate(
     start, end = config.guidance_interval
     classes = cast(Any, pipeline.transformer.config).num_classes
     scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
-    pieces = []
-    with progress_bar(description, len(labels), "images") as advance:
+    with progress_bar(description, len(labels), "images", show=show) as advance:
         for i in range(0, len(labels), config.batch_size):
             chosen = labels[i : i + config.batch_size]
             noise = [generator(config.seed, "sample", first + i + j) for j in range(len(chosen))]
@@ -145,9 +158,8 @@ def generate(
                 timestep_shift=config.timestep_shift,
                 generator=noise,
             )
-            pieces.append(np.stack([np.asarray(image) for image in output.images]))
+            yield np.stack([np.asarray(image) for image in output.images])
             advance(len(chosen), "")
-    return np.concatenate(pieces)
 
 
 def sample_from(
