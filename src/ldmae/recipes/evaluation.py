@@ -31,6 +31,7 @@ from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.plan import plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
+from ldmae.report.figures import overview, save_png
 from ldmae.report.html import render_report
 
 PAIRS = 12
@@ -81,12 +82,13 @@ def evaluate(run: Run) -> None:
 
 
 def report(run: Run) -> Path:
-    """Writes `report.html` of what the run folder holds."""
+    """Writes `report.html` and `overview.png` of what the run folder holds."""
     if run.main:
         plans = plan_trainings(run.config, num_classes=len(run.train.classes))
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts.get("autoencoder.pretraining"), "diffusion": counts["diffusion"]}
         write_json(run.folder / "parameters.json", {name: count for name, count in own.items() if count})
+        save_png(overview(run.folder), run.folder / "overview.png")
     with run.book.running("report", {}, {}):
         if run.main:
             render_report(run.folder)

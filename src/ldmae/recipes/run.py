@@ -135,7 +135,7 @@ def stage_paths(folder: Path) -> dict[str, list[Path]]:
         "pipeline": [folder / "pipeline"],
         "samples": [folder / "samples"],
         "evaluation": [folder / "results", folder / "results.json"],
-        "report": [folder / "report.html"],
+        "report": [folder / "report.html", folder / "overview.png"],
     }
 
 

@@ -318,3 +318,15 @@ def _draw_labels(
     write(
         caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", CAPTION_WIDTH
     )
+
+
+def overview(run_folder: Path) -> Image.Image:
+    """Returns one picture of a run: its sample grid, and below it held-out images, reconstructed."""
+    with Image.open(run_folder / "samples" / "grid.png") as file:
+        grid = file.convert("RGB")
+    with np.load(run_folder / "results" / "reconstruction_pairs.npz") as arrays:
+        pairs = reconstruction_pairs(arrays["originals"], arrays["reconstructions"], difference=False)
+    picture = Image.new("RGB", (max(grid.width, pairs.width), grid.height + pairs.height + 24), "white")
+    picture.paste(grid, (picture.width - grid.width, 0))
+    picture.paste(pairs, (picture.width - pairs.width, grid.height + 24))
+    return picture
