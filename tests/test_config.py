@@ -247,3 +247,13 @@ def test_an_impossible_setting_is_refused_before_anything_runs(override, message
 def test_a_foreign_autoencoder_brings_its_own_patches():
     config = load_config("smoke", ["autoencoder.source=x/y", "image_size=33"])
     assert config.image_size == 33
+
+
+def test_a_bare_no_turns_mixed_precision_off(tmp_path):
+    assert load_config("smoke", ["mixed_precision=no"]).mixed_precision == "no"
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: smoke\nmixed_precision: no\n")
+    config = load_config(str(file))
+    assert config.mixed_precision == "no"
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config

@@ -230,6 +230,8 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
     """
     layers = [*_layers(preset, ()), _override_layer(overrides or [])]
     for layer in layers:
+        if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
+            layer["mixed_precision"] = "no"
         _check_keys(layer, Config, "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)

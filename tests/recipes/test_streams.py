@@ -9,7 +9,9 @@ from PIL import Image
 
 from ldmae.config import load_config
 from ldmae.core.files import read_json
+from ldmae.latents.shards import LatentShards
 from ldmae.recipes import run_all
+from ldmae.recipes.run import open_accelerator
 
 TINY = """
 image_size: 24
@@ -77,7 +79,13 @@ def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
     assert {"PSNR", "KID-efficientnet_lite0"} <= names
 
 
-def run_latent_labels(folder):
-    from ldmae.latents.shards import LatentShards
+def test_runs_of_one_program_may_differ_in_precision(tmp_path):
+    precisions = []
+    for precision in ("no", "bf16", "no"):
+        config = load_config("smoke", [f"mixed_precision={precision}"])
+        precisions.append(open_accelerator(config, tmp_path).mixed_precision)
+    assert precisions == ["no", "bf16", "no"]
 
+
+def run_latent_labels(folder):
     return LatentShards(folder).labels()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
@@ -114,6 +115,8 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    # accelerate keeps the precision of a process's first run; a second run may ask for another
+    AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=resolve_precision(config.mixed_precision, config.device),
