@@ -88,6 +88,7 @@ def test_unreadable_images_are_named_skipped_and_counted(make, tmp_path, caplog)
     assert len(train) + len(held_out) == 19
     assert "0007.png" not in names(train) | names(held_out)
     assert "skipped 1 unreadable of 20 images" in caplog.text
+    assert train.unreadable == 1
     assert "0007.png" in caplog.text
 
 

@@ -92,6 +92,7 @@ class Subset:
         self.indices = np.asarray(indices, dtype=np.int64)
         self.name, self.licence = source.name, source.licence
         self.classes = source.classes if classes is None else classes
+        self.unreadable = 0
         self.labels = source.labels[self.indices] if labels is None else labels
         assert len(self.labels) == len(self.indices)
 

@@ -345,10 +345,13 @@ def open_images(
     if share is not None:
         own = getattr(source, "held_out", None)
         held_out = split_by_group(index.group[usable], share) if own is None else own[usable]
-        return Subset(source, usable[~held_out]), Subset(source, usable[held_out])
-    other = _open_val(config, source, cache_dir)
-    val_usable = _usable(other, build_index(other, cache_dir, progress), config)
-    return Subset(source, usable), Subset(other, val_usable)
+        train, unseen = Subset(source, usable[~held_out]), Subset(source, usable[held_out])
+    else:
+        other = _open_val(config, source, cache_dir)
+        val_usable = _usable(other, build_index(other, cache_dir, progress), config)
+        train, unseen = Subset(source, usable), Subset(other, val_usable)
+    train.unreadable = len(source) - len(usable)
+    return train, unseen
 
 
 def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) -> ImageSource:
@@ -390,8 +393,7 @@ def _usable(source: ImageSource, index: Index, config: DataConfig) -> np.ndarray
     if unreadable > config.max_unreadable * len(source) or not len(usable):
         raise UserError(
             f"{unreadable} of the {len(source)} images of {source.name} are unreadable, more than "
-            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or go "
-            f"on without them with "
+            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or set "
             f"data.max_unreadable={min(1.0, np.ceil(1000 * unreadable / len(source)) / 1000):g}"
         )
     logger.warning("skipped %d unreadable of %d images: %s", unreadable, len(source), listed)
