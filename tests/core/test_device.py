@@ -8,22 +8,27 @@ from ldmae.core.device import PLAIN_ATTENTION_TOKENS, attention, pick_device, re
 from ldmae.core.errors import UserError
 
 
-@pytest.mark.parametrize("tokens", [5, PLAIN_ATTENTION_TOKENS, PLAIN_ATTENTION_TOKENS + 1])
+@pytest.mark.parametrize(
+    "tokens", [5, *(limit + i for limit in PLAIN_ATTENTION_TOKENS.values() for i in (0, 1))]
+)
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("grad", [True, False])
-def test_attention_is_that_of_torch_with_every_kernel(tokens, grad):
+def test_attention_is_that_of_torch_with_every_kernel(tokens, dtype, near, grad):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=grad) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, tokens, 8, dtype=dtype, requires_grad=grad) for _ in range(3))
+    exact = [x.detach().float().requires_grad_(grad) for x in (q, k, v)]
     with torch.set_grad_enabled(grad):
-        ours, reference = attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(ours, reference)
+        ours, reference = attention(q, k, v), F.scaled_dot_product_attention(*exact)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.float(), reference, rtol=near, atol=near)
     if grad:
-        weight = torch.randn_like(ours)
+        weight = torch.randn_like(reference)
         for mine, theirs in zip(
-            torch.autograd.grad((ours * weight).sum(), (q, k, v)),
-            torch.autograd.grad((reference * weight).sum(), (q, k, v)),
+            torch.autograd.grad((ours * weight.to(dtype)).sum(), (q, k, v)),
+            torch.autograd.grad((reference * weight).sum(), exact),
             strict=True,
         ):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(mine.float(), theirs, rtol=5 * near, atol=5 * near)
 
 
 def test_attention_under_autocast_gives_the_values_number_format():
