@@ -19,7 +19,7 @@ def run_app(application: Callable[..., Any]) -> int:
     exception is a bug and keeps its traceback.
     """
     # Two busy programs on one machine collapse while OpenMP's idle threads spin (150 ms became 4 s).
-    # Not spinning is a fifth slower when idle; 20,000 turns (some 50 µs) cost neither. torch reads it.
+    # Not spinning is a fifth slower when idle; 20,000 turns are not. torch reads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
