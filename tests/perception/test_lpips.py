@@ -151,8 +151,9 @@ def test_place_where_every_channel_is_off_has_zero_gradient():
     assert torch.equal(before_relu.grad, torch.zeros_like(before_relu))
 
 
-def test_autocast_gives_nearly_the_same_distance_in_float32(alex):
-    x, y = pattern_pairs(48, 48)
+@pytest.mark.parametrize("size", [(48, 48), (32, 32), (33, 30), (21, 64)])
+def test_autocast_gives_nearly_the_same_distance_in_float32(alex, size):
+    x, y = pattern_pairs(*size)
     with torch.autocast("cpu", torch.bfloat16):
         fast = alex(x, y)
     assert fast.dtype == torch.float32

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
+from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
 
 LAYER_NORM_EPSILON = 1e-6
@@ -64,18 +65,6 @@ class PosteriorDistribution(DiagonalGaussianDistribution):
     def nll(self, sample: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:  # type: ignore[override]
         """Returns the negative log likelihood of `sample`, summed over `dims` (None: all but the batch)."""
         return super().nll(sample, tuple(range(1, sample.ndim)) if dims is None else dims)
-
-
-class PatchEmbedding(nn.Module):
-    """A linear layer on each patch, kept as the convolution of the official layout."""
-
-    def __init__(self, channels: int, patch_size: int, width: int):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) → (B, N, D)."""
-        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -218,7 +207,7 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         def blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(VMAEBlock(width, heads, mlp_ratio, hidden_act) for _ in range(depth))
 
-        self.patch_embed = PatchEmbedding(in_channels, patch_size, encoder_hidden_size)
+        self.patch_embed = PatchEmbedding(in_channels, encoder_hidden_size, patch_size)
         self.register_buffer("pos_embed", sincos_2d(encoder_hidden_size, side, side)[None])
         self.blocks = blocks(encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads)
         self.norm = nn.LayerNorm(encoder_hidden_size, eps=LAYER_NORM_EPSILON)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
+from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
 
 TIME_FREQUENCIES = 256
@@ -218,18 +219,6 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm_final(x, shift, scale))
 
 
-class PatchEmbed(nn.Module):
-    """A linear map of p x p patches, written as a convolution."""
-
-    def __init__(self, in_channels: int, width: int, patch_size: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps latents (B, C, H, W) to tokens (B, N, D)."""
-        return rearrange(self.proj(x), "b d h w -> b (h w) d")
-
-
 class TimestepEmbedder(nn.Module):
     """Times in [0, 1] to conditions."""
 
@@ -318,7 +307,7 @@ class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
             width, grid, grid, device=torch.get_default_device()
         )  # meta, where that is asked for
         self.register_buffer("pos_embed", table[None])  # (1, N, D)
-        self.x_embedder = PatchEmbed(in_channels, width, patch_size)
+        self.x_embedder = PatchEmbedding(in_channels, width, patch_size)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(num_classes + (self.null_class is not None), width)
         self.blocks = nn.ModuleList(

@@ -258,7 +258,11 @@ class _BlurredConv(nn.Module):
         return F.pad(out, (1, int(not last_columns), 1, int(not last_rows)), mode="replicate")
 
     def _convolve(self, x: Tensor, kernel: str) -> Tensor:
-        return F.conv2d(x, self.get_buffer(kernel), self.bias, stride=2)
+        weight = self.get_buffer(kernel)
+        # A single column needs no stride, and oneDNN's bf16 kernel for AMX is wrong where there is one:
+        # https://github.com/pytorch/pytorch/pull/188426
+        across = 1 if x.shape[-1] == weight.shape[-1] else 2
+        return F.conv2d(x, weight, self.bias, stride=(2, across))
 
 
 def _merge(weight: Tensor, taps: tuple[float, ...], dim: int) -> Tensor:

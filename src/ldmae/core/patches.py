@@ -1,0 +1,23 @@
+"""Square patches of a picture or a latent grid as tokens."""
+
+# B batch, C channels, H W picture, p patch edge, D width, N tokens (H/p * W/p)
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class PatchEmbedding(nn.Module):
+    """A linear layer on each patch, its weights kept as the convolution of the official layouts."""
+
+    def __init__(self, channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W), both edges multiples of the patch size, to (B, N, D), row by row."""
+        # Not as a convolution: oneDNN's bf16 kernel for AMX is wrong where a grid is one token wide
+        # (https://github.com/pytorch/pytorch/pull/188426).
+        (p, q) = self.proj.kernel_size
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
