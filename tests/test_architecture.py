@@ -25,12 +25,14 @@ MAY_IMPORT = {
     "perception": {"contracts", "core"},
     **dict.fromkeys(STAGES, LEAVES),
     "conversion": LEAVES | MODELS,
-    "config": LEAVES | STAGES,  # their settings
+    "settings": LEAVES | STAGES,  # theirs
+    "config": {"autoencoders", "core", "settings"},
     "loading": LEAVES | MODELS | {"conversion"},
     "stages": {"core"},
     "recipes": ANY - {"app", "cli", "terminal"},
     "terminal": {"core"},
-    "cli": {"config", "core", "recipes", "terminal"},
+    "arguments": set(),
+    "cli": {"arguments", "config", "core", "recipes", "terminal"},
     "app": {"config", "core", "recipes", "terminal"},
     "__main__": {"app", "cli", "terminal"},
     "__init__": ANY,

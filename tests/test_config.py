@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 import ldmae
-from ldmae.config import Config, as_dict, load_config, preset_names, preset_text, save_config
+from ldmae.config import load_config, preset_names, preset_text, save_config
 from ldmae.core.errors import UserError
+from ldmae.settings import Config, as_dict
 
 SOURCE = Path(ldmae.__file__).parent
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from huggingface_hub import constants
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.conversion.vmae import to_official_vmae
+from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline
 
@@ -125,7 +128,7 @@ def damaged(saved, folder, config=None, size=None):
         (
             '{"_class_name": "UNet2DModel"}',
             None,
-            "holds UNet2DModel, which is no autoencoder that diffusers knows",
+            r"holds UNet2DModel, which is no autoencoder that diffusers \d.* knows",
         ),
         ('{"_class_name": "Nothing"}', None, "holds Nothing, which is no autoencoder"),
         (None, 100, "cannot load the AutoencoderVMAE .*Make or fetch it again"),
@@ -154,6 +157,135 @@ def test_a_hub_name_that_cannot_be_had_is_named(monkeypatch):
         load_autoencoder("nobody/nothing")
     with pytest.raises(UserError, match="cannot load the pipeline nobody/nothing"):
         load_pipeline("nobody/nothing")
+
+
+def test_an_rae_without_transformers_says_what_to_install(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("diffusers.AutoencoderRAE", AutoencoderKL, raising=False)
+    source = damaged(saved, tmp_path / "x", '{"_class_name": "AutoencoderRAE"}')
+    with pytest.raises(UserError, match=r"the AutoencoderRAE in .* needs transformers; type: pip install tr"):
+        load_autoencoder(source)
+
+
+# ---- a user's own
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Half(nn.Module):
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), scale, dtype=torch.float16))
+
+    def encode(self, x):
+        return x / self.scale
+
+    def decode(self, z):
+        return z * self.scale
+
+    class Nested:
+        @staticmethod
+        def build():
+            return Half(3.0)
+
+
+class NeedsArguments(Half):
+    def __init__(self, path):
+        raise AssertionError
+
+
+class Encoder(nn.Module):
+    def encode(self, x):
+        return x
+
+
+class Plain:
+    encode = decode = None
+
+
+class Methods:
+    def encode(self, x):
+        return x
+
+    decode = encode
+
+
+def broken():
+    raise FileNotFoundError("weights.pt")
+
+
+built = Half(4.0)
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A current directory with a user's module in it; returns how to name things there."""
+    package = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "models.py").write_text(OWN)
+    (tmp_path / package / "lacks.py").write_text("import nothing_of_that_name")
+    (tmp_path / package / "wrong.py").write_text("x = (")
+    (tmp_path / package / "script.py").write_text("import sys; sys.exit('usage: script.py FILE')")
+    monkeypatch.chdir(tmp_path)
+    # as of the command line's script: the current directory is not there, and what is added goes again
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    return package
+
+
+@pytest.mark.parametrize(("name", "scale"), [("Half", 2.0), ("Half.Nested.build", 3.0), ("built", 4.0)])
+def test_a_class_function_or_module_of_the_users_own_is_loaded_in_fp32_for_use(own, name, scale):
+    model = load_autoencoder(f"{own}.models:{name}")
+    assert type(model).__name__ == "Half"
+    assert not model.training
+    assert model.scale.dtype == torch.float32
+    assert model.scale.item() == scale
+    images = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(reconstruct(model, images), images)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("none_such:Half", r"there is no module none_such in .* or among the installed packages; expected p"),
+        ("OWN.none:Half", r"there is no module own_\w+\.none in "),
+        (
+            "OWN.lacks:Half",
+            r"importing \w+\.lacks failed \(ModuleNotFoundError: No module named 'nothing_of_",
+        ),
+        (
+            "OWN.wrong:Half",
+            r"importing \w+\.wrong failed \(SyntaxError: .*python -c \"import own_\w+\.wrong\"",
+        ),
+        ("OWN.script:Half", r"importing \w+\.script failed \(SystemExit: usage"),
+        ("OWN.models:Hafl", r"the module \w+\.models \(.*models\.py\) has no Hafl; did you mean 'Half'\?"),
+        ("OWN.models:number", "is of type int; expected a class, or a function that builds the autoencoder"),
+        (
+            "OWN.models:NeedsArguments",
+            r"calling NeedsArguments\(\) of .*missing 1 req.*without arguments: na",
+        ),
+        ("OWN.models:broken", r"calling broken\(\) of .* failed \(FileNotFoundError: weights\.pt\)"),
+        ("OWN.models:Encoder", "gave Encoder, without decode; expected a torch.nn.Module with encode"),
+        ("OWN.models:Plain", "gave Plain, without encode and decode"),
+        ("OWN.models:Methods", r"gave Methods, which is no torch\.nn\.Module; expected"),
+        ("OWN.models:", "there is no .*; expected a run folder, .*package.module:Name"),
+        ("pretrained:Half", "there is no pretrained:Half; expected a run folder"),
+        ("OWN/models.py:Half", "there is no .*; expected a run folder, .*package.module:Name"),
+    ],
+)
+def test_what_is_wrong_with_an_import_path_is_said(own, source, message):
+    with pytest.raises(UserError, match=message):
+        load_autoencoder(source.replace("OWN", own))
+
+
+def test_the_current_directory_is_importable_as_by_python_m_and_is_added_once(own):
+    for _ in range(2):
+        load_autoencoder(f"{own}.models:Half")
+    assert sys.path.count(str(Path.cwd())) == 1
+    assert sys.path[0] == str(Path.cwd())
 
 
 # ---- pipelines

@@ -8,9 +8,10 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
-from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
+from ldmae.config import load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
 from ldmae.recipes.plan import plan_trainings
+from ldmae.settings import Config, as_dict
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
 LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]

@@ -5,25 +5,31 @@ What takes long to import is imported when a verb runs, so that `--help` answers
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ldmae import __version__
+from ldmae.arguments import (
+    AutoencoderSource,
+    DataOverrides,
+    DryRun,
+    Overrides,
+    Preset,
+    Restart,
+    RunOut,
+    examples,
+    name_of,
+    next_folder,
+)
 from ldmae.core.errors import UserError
 from ldmae.terminal import main_process, say, table
-
-
-def _examples(*lines: str) -> str:
-    return "\n\n".join(("Examples:", *lines))
-
 
 app = typer.Typer(
     name="ldmae",
     help="Latent diffusion models with masked autoencoders: train, use and measure VMAE.",
-    epilog=_examples("ldmae run emoji", "ldmae run quick data=PATH", "ldmae run --help"),
+    epilog=examples("ldmae run emoji", "ldmae run quick data=PATH", "ldmae run --help"),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -31,29 +37,6 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train one of the two models in a run folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
-
-Preset = Annotated[str, typer.Argument(help="A preset (`ldmae presets` lists them) or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as key=value, such as data=PATH or diffusion.training.steps=2000."),
-]
-RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
-Restart = Annotated[
-    str | None, typer.Option("--restart", metavar="STAGE", help="Begin this stage anew, with all after it.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory, then stop.")
-]
-AutoencoderSource = Annotated[
-    str,
-    typer.Argument(
-        help="A run folder, an autoencoder's diffusers folder or Hub name, or official:FILE (a VMAE's)."
-    ),
-]
-DataOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as key=value: data=PATH (needed but for a run folder), image_size=256, …"),
-]
 
 
 def _recipes() -> Any:
@@ -96,7 +79,7 @@ def main(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "ldmae run emoji",
         "ldmae run quick data=PATH",
         "ldmae run imagenet-256 data=TRAIN data.val=VAL --dry-run",
@@ -123,7 +106,7 @@ def run(
     say(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")
 
 
-@train_app.command("autoencoder", epilog=_examples("ldmae train autoencoder emoji"))
+@train_app.command("autoencoder", epilog=examples("ldmae train autoencoder emoji"))
 def train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
@@ -134,7 +117,7 @@ def train_autoencoder(
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
-@train_app.command("diffusion", epilog=_examples("ldmae train diffusion emoji diffusion.training.steps=5000"))
+@train_app.command("diffusion", epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000"))
 def train_diffusion(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
@@ -146,7 +129,7 @@ def train_diffusion(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "ldmae encode runs/emoji",
         "ldmae encode official:vmaef8d16.pth data=PATH --out latents",
         "ldmae encode OWNER/NAME data=PATH image_size=256 latents.flip=false --out latents",
@@ -179,7 +162,7 @@ def encode(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "ldmae sample runs/emoji",
         "ldmae sample runs/emoji --class clock --class flag --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
@@ -234,47 +217,98 @@ def sample(
             return
         if not (folder / "pipeline").exists():
             recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline)
-        out = out or _next_folder(folder)
+        out = out or next_folder(folder)
     if main_process():  # generating is not shared among processes
         say(f"samples: {recipes.sample_from(source, classes or [], changes, out or Path('samples'), device)}")
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "ldmae evaluate runs/emoji",
         "ldmae evaluate official:vmaef8d16.pth data=PATH",
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
+        "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
     )
 )
 def evaluate(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, compression, "
+            "probe, components, efficiency; for a run also generation. By default all.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
     ] = None,
 ) -> None:
     """Measure, print a table, and write results.json.
 
-    A run folder alone: reconstructions of its held-out images, and its generated images.
+    A run folder alone: its autoencoder on its held-out images, and its generated images.
 
-    With data=PATH: the reconstructions of all images there, by any autoencoder.
+    With data=PATH: any autoencoder on all images there.
     """
     recipes = _recipes()
     if recipes.is_run_folder(source) and not overrides:
         _refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
         folder = Path(source)
-        recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline, recipes.evaluate)
+        recipes.evaluate_run(_run_config(folder), folder, only)
     else:
-        folder = out or Path("results") / _name_of(source)
+        folder = out or Path("results") / name_of(source)
         if main_process():  # measuring is not shared among processes
-            recipes.evaluate_with(source, overrides or [], folder)
+            recipes.evaluate_with(source, overrides or [], folder, only)
     if main_process():
         from ldmae.core.files import read_json
 
         say(f"{table(read_json(folder / 'results.json')['results'])}\nresults: {folder / 'results.json'}")
 
 
-@app.command(epilog=_examples("ldmae report runs/emoji"))
+@app.command(
+    name="evaluate-samples",
+    epilog=examples(
+        "ldmae evaluate-samples runs/emoji evaluation.samples=5000",
+        "ldmae evaluate-samples FOLDER data=PATH image_size=256 evaluation.features=inception",
+        "ldmae evaluate-samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz",
+        "ldmae evaluate-samples runs/emoji --npz samples.npz",
+    ),
+)
+def evaluate_samples(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a pipeline's diffusers folder or Hub name; or images: a folder, or an .npz."
+        ),
+    ],
+    overrides: DataOverrides = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images, taken as they are: a folder, or an .npz of ADM's. In place of data."),
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="Also write the generated images there, for ADM's evaluator.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME-samples.")
+    ] = None,
+) -> None:
+    """Measure generated images: FID, sFID, IS, KID, precision and recall, as ADM's evaluator does.
+
+    On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
+    evaluation.features=inception.
+    """
+    from ldmae.core.files import read_json
+
+    folder = out or Path("results") / f"{name_of(source)}-samples"
+    _recipes().evaluate_samples(source, overrides or [], folder, reference, npz)
+    if main_process():
+        say(f"{table(read_json(folder / 'results.json')['results'])}\nresults: {folder / 'results.json'}")
+
+
+@app.command(epilog=examples("ldmae report runs/emoji"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or still at work.")]) -> None:
     """Write report.html anew from what a run folder holds."""
     recipes = _recipes()
@@ -285,7 +319,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or s
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "ldmae convert vmaef8d16.pth vmae --latents-stats latents_stats.pt",
         "ldmae convert lightningdit.pt transformer --num-classes 1000",
         "ldmae convert runs/emoji/autoencoder vmae.pth --to-official",
@@ -360,17 +394,3 @@ def presets() -> None:
 def _refuse(value: object, option: str, reason: str) -> None:
     if value is not None:
         raise UserError(f"{option} does not go with this: {reason}; leave it out")
-
-
-def _next_folder(run: Path) -> Path:
-    """Returns the first of RUN/samples-1, RUN/samples-2, … that does not exist."""
-    number = 1
-    while (run / f"samples-{number}").exists():
-        number += 1
-    return run / f"samples-{number}"
-
-
-def _name_of(source: str) -> str:
-    """Returns what to call an autoencoder's results: the last part of its path or name."""
-    last = Path(source.removeprefix("official:")).resolve().name
-    return re.sub(r"\.(pth|pt)$", "", last)

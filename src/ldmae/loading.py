@@ -1,20 +1,27 @@
-"""Opens what a user names: a run folder, a diffusers folder or Hub name, or an official checkpoint."""
+"""Opens what a user names: a run folder, a diffusers folder or Hub name, a checkpoint, a class of theirs."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
-FORMS = "a run folder, a diffusers folder or Hub name, or official:FILE"
+FORMS = (
+    "a run folder, a diffusers folder or Hub name, official:FILE, or package.module:Name (a class or "
+    "function of your own)"
+)
 _PIPELINE_FORMS = "a run folder, or the folder or Hub name of a saved LDMAEPipeline"
 
 
@@ -28,7 +35,10 @@ def load_autoencoder(source: str) -> Any:
 
     Args:
         source: a run folder, a diffusers folder (of a model or of a pipeline with a `vae`) or Hub name, or
-            `official:FILE` for an official VMAE checkpoint.
+            `official:FILE` for an official VMAE checkpoint, or `package.module:Name` for a user's own: a
+            class or function that is called without arguments and gives an `nn.Module` with `encode` and
+            `decode` (images in [-1, 1]; see `core.autoencoding` for what they may return). Its module is
+            looked for in the current directory first, as by `python -m`; importing it runs its code.
 
     Raises:
         UserError: there is no such thing, or it holds no autoencoder.
@@ -51,6 +61,8 @@ def load_autoencoder(source: str) -> Any:
         raise UserError(
             f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {FORMS}"
         )
+    if _is_import_path(source):
+        return _import(source)
     if not _may_be_hub_name(source):
         raise UserError(f"there is no {source}; expected {FORMS}")
     return _from_hub(source)
@@ -79,6 +91,67 @@ def _may_be_hub_name(source: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 
+def _is_import_path(source: str) -> bool:
+    module, colon, name = source.partition(":")
+    reserved = module == "pretrained"  # a form of this package's own, like official:FILE
+    return bool(colon) and not reserved and all(part.isidentifier() for part in f"{module}.{name}".split("."))
+
+
+def _import(source: str) -> Any:
+    """Builds a user's own autoencoder from `package.module:Name`."""
+    module_name, _, name = source.partition(":")
+    made = found = _import_module(module_name)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UserError(
+                f"the module {module_name} ({getattr(found, '__file__', None) or found}) has no {part}"
+                f"{nearest(part, dir(found))}; expected package.module:Name, a class or function in it"
+            )
+        made = found = getattr(found, part)
+    if not isinstance(found, nn.Module):  # one that is built already is taken as it is
+        if not callable(found):
+            raise UserError(
+                f"{source} is of type {type(found).__name__}; expected a class, or a function that builds "
+                "the autoencoder"
+            )
+        try:
+            made = found()
+        except Exception as error:
+            raise UserError(
+                f"calling {name}() of {module_name} failed ({type(error).__name__}: {error}). It is called "
+                "without arguments: name a function that builds your autoencoder and loads its weights; see "
+                f'it fail by itself: python -c "import {module_name}; {module_name}.{name}()"'
+            ) from error
+    lacks = [method for method in ("encode", "decode") if not callable(getattr(made, method, None))]
+    if not isinstance(made, nn.Module) or lacks:
+        what = f"without {' and '.join(lacks)}" if lacks else "which is no torch.nn.Module"
+        raise UserError(
+            f"{source} gave {type(made).__name__}, {what}; expected a torch.nn.Module with encode (images to "
+            "latents) and decode (latents to images)"
+        )
+    return made.cpu().float().eval()
+
+
+def _import_module(name: str) -> Any:
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.insert(0, folder)  # as `python -m` would have it; its own imports may come later still
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a script without a main guard may end the program
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            raise UserError(
+                f"there is no module {missing} in {folder} or among the installed packages; expected "
+                "package.module:Name: go to the folder that holds it, or install it"
+            ) from error
+        raise UserError(
+            f"importing {name} failed ({type(error).__name__}: {error}). See it fail by itself: "
+            f'python -c "import {name}"'
+        ) from error
+
+
 def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
     if name == "AutoencoderVMAE":
         kind: Any = AutoencoderVMAE
@@ -87,11 +160,14 @@ def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
         if kind is None or not hasattr(kind, "encode"):
             raise UserError(
                 f"{source} holds {name or 'a model without a class'}, which is no autoencoder that diffusers "
-                "knows; name one of those, such as an AutoencoderVMAE or an AutoencoderKL"
+                f"{diffusers.__version__} knows; name one of those, such as an AutoencoderVMAE or an "
+                "AutoencoderKL, or install a newer diffusers"
             )
+    if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
+        raise UserError(f"the {name} in {source} needs transformers; type: pip install transformers")
     try:
         return kind.from_pretrained(source, **arguments).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError) as error:
         raise UserError(
             f"cannot load the {name} in {source}: {error} Make or fetch it again: a file is missing, "
             "damaged, or does not belong to its config.json"

@@ -20,6 +20,7 @@ from ldmae.core.progress import console, duration
 STAGES = (
     "autoencoder.pretraining",
     "autoencoder.tuning",
+    "autoencoder.baseline",
     "latents",
     "diffusion",
     "pipeline",
@@ -27,7 +28,7 @@ STAGES = (
     "evaluation",
     "report",
 )
-TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "diffusion")
+TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "autoencoder.baseline", "diffusion")
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

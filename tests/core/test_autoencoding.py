@@ -1,15 +1,27 @@
 """One way to call any autoencoder."""
 
+from collections import namedtuple
 from types import SimpleNamespace
+from typing import ClassVar
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+from einops import rearrange
 from torch import nn
 
 from ldmae import AutoencoderVMAE
 from ldmae.contracts import Autoencoder
-from ldmae.core.autoencoding import decode, encode_moments, reconstruct
+from ldmae.core.autoencoding import (
+    decode,
+    encode_moments,
+    normalised,
+    placement,
+    reconstruct,
+    size_multiple,
+)
+from ldmae.core.errors import UserError
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -21,9 +33,75 @@ def tiny_vmae() -> AutoencoderVMAE:
     return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **arguments).eval()
 
 
-def tiny_kl() -> AutoencoderKL:
+def tiny_kl(**arguments) -> AutoencoderKL:
     torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4).eval()
+    return AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, **arguments).eval()
+
+
+TWO_STAGES = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+    "latent_channels": 4,
+}
+
+DIFFUSERS = {
+    "AutoencoderKL": dict(TWO_STAGES, block_out_channels=(4, 4), scaling_factor=1.5, shift_factor=0.1),
+    "AutoencoderKLFlux2": dict(TWO_STAGES, block_out_channels=(4, 4)),
+    "AsymmetricAutoencoderKL": dict(
+        TWO_STAGES, down_block_out_channels=(4, 4), up_block_out_channels=(8, 8), layers_per_up_block=1
+    ),
+    "VQModel": dict(TWO_STAGES, block_out_channels=(4, 4), num_vq_embeddings=8),
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (4, 4),
+        "decoder_block_out_channels": (4, 4),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "latent_channels": 2,
+    },
+    "AutoencoderDC": {
+        "latent_channels": 4,
+        "attention_head_dim": 2,
+        "encoder_block_out_channels": (4, 4),
+        "decoder_block_out_channels": (4, 4),
+        "encoder_layers_per_block": (1, 1),
+        "decoder_layers_per_block": (1, 1),
+        "encoder_qkv_multiscales": ((), ()),
+        "decoder_qkv_multiscales": ((), ()),
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+    },
+    "AutoencoderKLHunyuanImage": {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+        "spatial_compression_ratio": 2,
+        "sample_size": 16,
+        "scaling_factor": 0.75,
+    },
+    "AutoencoderKLKVAE": {
+        "channels": 32,
+        "num_enc_blocks": 1,
+        "num_dec_blocks": 1,
+        "z_channels": 4,
+        "ch_mult": (1, 1),
+    },
+}
+"""Tiny models of every 2-D autoencoder class, of two stages; those that this diffusers lacks are left out."""
+
+THERE = [name for name in DIFFUSERS if hasattr(diffusers, name)]
+
+
+def tiny(name):
+    torch.manual_seed(0)
+    return getattr(diffusers, name)(**DIFFUSERS[name]).eval()
+
+
+# ---- the classes of diffusers, and ours
 
 
 @pytest.mark.parametrize("make", [tiny_vmae, tiny_kl])
@@ -34,49 +112,288 @@ def test_a_probabilistic_autoencoder_gives_mean_and_log_variance(make):
     mean, logvar = encode_moments(model, IMAGES)
     assert torch.equal(mean, posterior.mean)
     assert torch.equal(logvar, posterior.logvar)
-    with torch.no_grad():
-        expected = model.decode(posterior.mean).sample.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("name", THERE)
+@torch.no_grad()
+def test_every_two_dimensional_autoencoder_of_diffusers_reconstructs_as_it_does_itself(name):
+    model = tiny(name)
+    mean, logvar = encode_moments(model, IMAGES)
+    assert mean.shape == (2, model.config.get("latent_channels", 4), 8, 8)
+    assert (logvar is not None) == ("KL" in name)
+    # what its own forward makes; AutoencoderTiny's rounds the latents to bytes on the way
+    own = model.decode(mean) if name == "AutoencoderTiny" else model(IMAGES)
+    torch.testing.assert_close(reconstruct(model, IMAGES), own.sample.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_the_needed_multiple_is_found_and_another_size_is_refused(name):
+    model = tiny(name)
+    assert size_multiple(model) == 2
+    with pytest.raises(
+        UserError,
+        match=rf"^{name} takes images whose height .* multiples of 2, got 16x15; give .*image_size=",
+    ):
+        encode_moments(model, torch.zeros(1, 3, 16, 15))
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_other_channels_are_refused(name):
+    with pytest.raises(UserError, match=rf"^{name} takes images of 3 channels, got 1; name an autoencoder"):
+        encode_moments(tiny(name), torch.zeros(1, 1, 16, 16))
+
+
+def test_our_patches_are_the_multiple():
+    assert size_multiple(tiny_vmae()) == 4
+    with pytest.raises(UserError, match=r"multiples of 4, got 18x18; .*such as image_size=16"):
+        encode_moments(tiny_vmae(), torch.zeros(1, 3, 18, 18))
+
+
+def test_an_autoencoder_of_videos_is_named_with_its_own_complaint():
+    class Video(nn.Module):
+        def encode(self, x):
+            _b, _c, _t, _h, _w = x.shape
+
+        decode = encode
+
+    expected = r"^Video.encode failed on images of shape \(2, 3, 16, 16\) \(ValueError: not enough values .*"
+    with pytest.raises(UserError, match=expected + r"images \(B, 3, H, W\), not of videos"):
+        encode_moments(Video(), IMAGES)
+    with pytest.raises(UserError, match=r"^Video.decode failed on latents of shape \(2, 3, 16, 16\)"):
+        decode(Video(), IMAGES)
+
+
+def test_latents_of_another_shape_are_a_failure_that_is_explained():
+    with pytest.raises(
+        UserError, match=r"^AutoencoderKL.decode failed on latents of shape \(1, 5, 4, 4\) \(R"
+    ):
+        decode(tiny_kl(), torch.zeros(1, 5, 4, 4))
+
+
+def test_lack_of_memory_is_not_blamed_on_the_autoencoder():
+    def encode(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = Plain()
+    model.encode = encode
+    with pytest.raises(torch.OutOfMemoryError):
+        encode_moments(model, IMAGES)
+
+
+def test_an_autoencoder_that_changes_the_image_is_refused():
+    model = Plain(unwrap=lambda z: z[..., :8, :8])
+    with pytest.raises(UserError, match=r"made 3-channel images of 8x8 of 3-channel .*16x16.*image_size=8"):
+        reconstruct(model, IMAGES)
+    with pytest.raises(UserError, match=r"made 1-channel images of 16x16.*decodes to 3 channels"):
+        reconstruct(Plain(unwrap=lambda z: z[:, :1]), IMAGES)
+
+
+# ---- RAE, which sees [0, 1] and normalises inside itself
+
+
+def tiny_rae():
+    kind = getattr(diffusers, "AutoencoderRAE", None)
+    if kind is None:
+        pytest.skip("this diffusers has no AutoencoderRAE")
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"encoder_num_hidden_layers": 1, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
+    small |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
+    sizes = {"encoder_hidden_size": 64, "encoder_patch_size": 16, "encoder_input_size": 64, "patch_size": 4}
+    statistics = {"latents_mean": [0.5], "latents_std": [2.0], "scaling_factor": 3.0}
+    return kind(encoder_type="mae", **sizes, **small, **statistics).eval()
+
+
+@torch.no_grad()
+def test_an_rae_gets_images_in_zero_to_one_and_normalises_once():
+    model = tiny_rae()
+    mean, logvar = encode_moments(model, IMAGES)
+    latent = model.encode((IMAGES + 1) / 2).latent
+    torch.testing.assert_close(mean, latent)
+    assert logvar is None
+    assert normalised(model, mean) is mean
+    expected = (model.decode(latent).sample * 2 - 1).clamp(-1, 1)
     torch.testing.assert_close(reconstruct(model, IMAGES), expected)
 
 
-def test_a_deterministic_autoencoder_gives_no_log_variance():
-    torch.manual_seed(0)
-    channels = {"encoder_block_out_channels": (4,), "decoder_block_out_channels": (4,)}
-    blocks = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
-    model = AutoencoderTiny(**channels, **blocks, latent_channels=2).eval()
-    mean, logvar = encode_moments(model, IMAGES)
-    assert torch.equal(mean, model.encode(IMAGES).latents)
-    assert logvar is None
+def test_an_rae_takes_its_own_size_only():
+    with pytest.raises(UserError, match=r"AutoencoderRAE takes images of 16x16 only, got 32x32; .*=16$"):
+        encode_moments(tiny_rae(), torch.zeros(1, 3, 32, 32))
+
+
+def test_what_is_called_rae_gets_and_gives_zero_to_one_also_where_transformers_lacks():
+    class AutoencoderRAE(nn.Module):
+        config: ClassVar = {"encoder_input_size": 28, "encoder_patch_size": 14, "patch_size": 8}
+
+        def encode(self, x):
+            assert x.min() >= 0
+            return x - 0.5
+
+        def decode(self, z):
+            return z + 0.5
+
+    torch.testing.assert_close(encode_moments(AutoencoderRAE(), IMAGES)[0], IMAGES / 2)
+    torch.testing.assert_close(reconstruct(AutoencoderRAE(), IMAGES), IMAGES)
+    assert torch.equal(normalised(AutoencoderRAE(), LATENTS), LATENTS)
+
+
+# ---- a user's own
 
 
 class Plain(nn.Module):
-    """Encodes to whatever `wrap` makes of the latents, decodes to a bare tensor."""
+    """Encodes to whatever `wrap` makes of the latents, decodes to whatever `unwrap` makes of them."""
 
-    def __init__(self, wrap):
+    def __init__(self, wrap=lambda z: z, unwrap=lambda z: z):
         super().__init__()
-        self.weight, self.wrap = nn.Parameter(torch.full((1,), 3.0)), wrap
+        self.weight, self.wrap, self.unwrap = nn.Parameter(torch.full((1,), 3.0)), wrap, unwrap
 
     def encode(self, x):
         return self.wrap(x * self.weight)
 
     def decode(self, z):
-        return z
+        return self.unwrap(z / self.weight)
 
 
-@pytest.mark.parametrize("wrap", [lambda z: z, lambda z: SimpleNamespace(latent=z)])
-def test_other_forms_of_output_are_understood_and_images_stay_in_range(wrap):
-    mean, logvar = encode_moments(Plain(wrap), IMAGES)
+Codes = namedtuple("Codes", "loss latents")
+
+FORMS = {
+    "tensor": lambda z: z,
+    "tuple": lambda z: (z, z.sum()),
+    "list": lambda z: [z],
+    "tuple with a loss before": lambda z: Codes(z.sum(), z),
+    "tuple in a tuple": lambda z: ((z,), None),
+    "object": lambda z: SimpleNamespace(latent=z, other=-z),
+    "object of another name": lambda z: SimpleNamespace(code=z, loss=z.sum()),
+    "dictionary": lambda z: {"z": z, "noise": -z},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_latents_are_understood(form):
+    mean, logvar = encode_moments(Plain(FORMS[form]), IMAGES)
     assert torch.equal(mean, IMAGES * 3)
     assert logvar is None
-    assert decode(Plain(wrap), IMAGES * 3).abs().max() <= 1
 
 
-def test_an_output_without_latents_is_a_type_error():
-    with pytest.raises(TypeError, match=r"Plain.encode returned SimpleNamespace, which holds no latents"):
-        encode_moments(Plain(lambda z: SimpleNamespace(logits=z)), IMAGES)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda z: torch.distributions.Normal(z, (0.5 * z).exp()),
+        lambda z: (torch.distributions.Normal(z, (0.5 * z).exp()), z.sum()),
+        lambda z: SimpleNamespace(latent_dist=SimpleNamespace(mean=z, logvar=z)),
+        lambda z: {"mean": z, "logvar": z, "z": -z},
+    ],
+)
+def test_other_forms_of_posteriors_are_understood(wrap):
+    mean, logvar = encode_moments(Plain(wrap), IMAGES)
+    assert torch.equal(mean, IMAGES * 3)
+    torch.testing.assert_close(logvar, IMAGES * 3)
+
+
+@pytest.mark.parametrize(
+    "unwrap",
+    [lambda x: x, lambda x: (x, 0), lambda x: {"sample": x, "z": -x}, lambda x: SimpleNamespace(pixels=x)],
+)
+def test_other_forms_of_images_are_understood(unwrap):
+    torch.testing.assert_close(reconstruct(Plain(unwrap=unwrap), IMAGES), IMAGES)
+
+
+def test_images_stay_in_range():
+    assert decode(Plain(), IMAGES * 30).abs().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("wrap", "described"),
+    [
+        (lambda z: SimpleNamespace(a=z, b=z), "SimpleNamespace with a, b"),
+        (lambda z: z.flatten(2), r"a tensor of shape \(2, 3, 256\)"),
+        (lambda z: z.round().int(), r"a tensor of shape \(2, 3, 16, 16\)"),
+        (lambda z: None, "NoneType"),
+    ],
+)
+def test_an_output_without_latents_or_images_is_named(wrap, described):
+    with pytest.raises(UserError, match=rf"Plain.encode returned {described}, which holds no latents; expec"):
+        encode_moments(Plain(wrap), IMAGES)
+    with pytest.raises(UserError, match=rf"Plain.decode returned {described}, which holds no images; expect"):
+        decode(Plain(unwrap=wrap), IMAGES)
+
+
+def test_a_users_own_class_may_tell_its_multiple_and_what_it_does_not_tell_is_not_guessed():
+    model = Plain()
+    model.config = SimpleNamespace(block_out_channels=(1, 1, 1, 1, 1, 1), in_channels=1, patch_size=5)
+    assert size_multiple(model) is None
+    encode_moments(model, IMAGES)
+    model.spatial_compression_ratio = 5
+    with pytest.raises(UserError, match=r"Plain takes images .*multiples of 5, got 16x16.*image_size=15$"):
+        encode_moments(model, IMAGES)
+
+
+def test_an_autoencoder_without_weights_runs_on_the_cpu_in_fp32():
+    class Identity(nn.Module):
+        encode = decode = staticmethod(lambda x: x)
+
+    assert placement(Identity()) == (torch.device("cpu"), torch.float32)
+    assert torch.equal(reconstruct(Identity(), IMAGES), IMAGES)
 
 
 def test_a_half_precision_autoencoder_takes_and_gives_fp32():
     model = tiny_vmae().bfloat16()
+    assert placement(model)[1] == torch.bfloat16
     mean, logvar = encode_moments(model, IMAGES)
     assert mean.dtype == logvar.dtype == decode(model, mean).dtype == torch.float32
+
+
+# ---- what a diffusion model sees
+
+LATENTS = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"scaling_factor": 1.0}, LATENTS),
+        ({"scaling_factor": 2.0}, LATENTS * 2),
+        ({"scaling_factor": 2.0, "shift_factor": 0.5}, (LATENTS - 0.5) * 2),
+        (
+            {
+                "scaling_factor": 2.0,
+                "latents_mean": [0.0, 1.0, 2.0, 3.0],
+                "latents_std": [1.0, 2.0, 4.0, 8.0],
+            },
+            (LATENTS - torch.arange(4.0).view(4, 1, 1)) / 2 ** torch.arange(4.0).view(4, 1, 1) * 2,
+        ),
+    ],
+)
+def test_shift_scale_and_statistics_are_applied_once(settings, expected):
+    torch.testing.assert_close(normalised(tiny_kl(**settings), LATENTS), expected)
+
+
+def test_our_pipeline_undoes_the_normalised_form():
+    from ldmae import LDMAEPipeline
+
+    statistics = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    for settings in (statistics | {"scaling_factor": 0.7}, {"scaling_factor": 0.7, "shift_factor": 0.2}):
+        vae = tiny_kl(**settings)
+        pipeline = SimpleNamespace(vae=vae, config={"latents_mean": None, "latents_std": None})
+        undone = LDMAEPipeline._denormalise(pipeline, normalised(vae, LATENTS))  # type: ignore[arg-type]
+        torch.testing.assert_close(undone, LATENTS)
+
+
+def test_without_a_config_latents_are_taken_as_they_are():
+    assert torch.equal(normalised(Plain(), LATENTS), LATENTS)
+    for model in (tiny("AutoencoderTiny"), tiny_vmae()):  # whose factors are 1 and 0
+        assert torch.equal(normalised(model, LATENTS), LATENTS)
+
+
+@pytest.mark.skipif("AutoencoderKLFlux2" not in THERE, reason="this diffusers has no AutoencoderKLFlux2")
+def test_the_statistics_of_flux_2_are_those_of_patches_of_cells():
+    model = tiny("AutoencoderKLFlux2")
+    model.bn.running_mean.normal_()
+    model.bn.running_var.uniform_(0.5, 2)
+    patches = rearrange(LATENTS, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)  # as its pipeline does it
+    expected = rearrange(model.bn(patches), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+    torch.testing.assert_close(normalised(model, LATENTS), expected)
+
+
+def test_classes_that_are_named_in_tests_are_there():
+    assert {AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel} <= {type(tiny(name)) for name in THERE}

@@ -5,12 +5,16 @@ import skimage.data
 import torch
 
 from ldmae.core.errors import UserError
-from ldmae.perception.features import LABELS, load_features
+from ldmae.perception.features import LABELS, Features, load_features
 
 
 @pytest.fixture(scope="module")
 def lite0():
     return load_features("efficientnet_lite0")
+
+
+def random_images(count, size=(48, 32)):
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
 def photo(name):
@@ -62,9 +66,63 @@ def test_no_batches_give_no_features(lite0):
     assert lite0.extract([]).shape == (0, 1280)
 
 
+def test_one_pass_gives_pooled_and_spatial_features_and_logits(lite0):
+    images = random_images(2)
+    middle = []
+    hook = lite0._network.blocks[8].register_forward_hook(lambda *call: middle.append(call[-1]))
+    features = lite0.measure(images)
+    hook.remove()
+    assert len(middle) == 1
+    assert torch.equal(features.pooled, lite0(images))
+    assert torch.equal(features.logits, lite0.features_and_logits(images)[1])
+    assert features.spatial.shape == (2, lite0.spatial_dimensions) == (2, 14 * 14 * 7)
+    torch.testing.assert_close(features.spatial.view(2, 14, 14, 7)[1, 3, 5], middle[0][1, :7, 3, 5])
+
+
+def test_all_features_of_batches_are_joined_in_order(lite0):
+    images = random_images(3)
+    joined = lite0.extract_all(images.split(2))
+    assert len(joined) == 3
+    for kind in ("pooled", "spatial", "logits"):
+        whole = getattr(lite0.measure(images), kind)
+        torch.testing.assert_close(getattr(joined, kind), whole, rtol=1e-4, atol=1e-4)
+        assert torch.equal(getattr(joined.select(torch.tensor([2, 0])), kind), getattr(joined, kind)[[2, 0]])
+    empty = lite0.extract_all([])
+    assert (empty.pooled.shape, empty.spatial.shape, empty.logits.shape) == ((0, 1280), (0, 1372), (0, 1000))
+
+
+def test_features_of_different_networks_are_not_joined(lite0):
+    other = Features("inception", *(torch.empty(0, size) for size in (1280, 1372, 1000)))
+    with pytest.raises(AssertionError, match="one network"):
+        Features.join([lite0.none(), other])
+
+
+def test_the_callers_matmul_precision_is_neither_used_nor_lost(lite0):
+    used = []
+    watch = lite0._network.blocks[0].register_forward_hook(
+        lambda *call: used.append(torch.get_float32_matmul_precision())
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        lite0(random_images(1))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        watch.remove()
+    assert used == ["highest"]
+
+
+def test_a_fingerprint_follows_the_weights(lite0):
+    other = load_features("efficientnet_lite0")
+    assert other.fingerprint() == lite0.fingerprint()
+    next(other._network.buffers()).add_(1e-3)
+    assert other.fingerprint() != lite0.fingerprint()
+
+
 def test_only_inception_bears_the_literatures_names(lite0):
     assert (lite0.kid_label, lite0.fd_label) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
-    assert LABELS["inception"] == ("KID", "FID")
+    assert all(name.endswith("-efficientnet_lite0") for name in lite0.labels)
+    assert LABELS["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall")
 
 
 def test_unknown_features_propose_the_nearest():
@@ -84,24 +142,47 @@ def test_missing_inception_names_file_and_offline_features(monkeypatch, tmp_path
     assert "efficientnet_lite0" in str(error.value)
 
 
-def test_inception_gives_torch_fidelitys_features(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def inception_pair(tmp_path_factory):
+    """Inception of random weights in the place of the real file, by ours and by torch-fidelity."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-    # Random weights in the place of the real file: what is tested is the way there
-    path = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    hub = tmp_path_factory.mktemp("hub")
+    path = hub / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     path.parent.mkdir()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: {})
         patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         for name in ("kaiming_normal_", "kaiming_uniform_"):
             patch.setattr(torch.nn.init, name, lambda t, **k: t.data.normal_(std=0.05))
         reference = inception.FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"])
     torch.save(reference.state_dict(), path)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    extractor = load_features("inception")
-    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.manual_seed(0))
-    features, logits = extractor.features_and_logits(images)
-    expected = reference(images)
-    torch.testing.assert_close(features, expected[0])
-    torch.testing.assert_close(logits, expected[1])
-    assert extractor.dimensions == features.shape[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(hub))
+        return load_features("inception"), reference
+
+
+def test_inception_gives_torch_fidelitys_features_and_adms_spatial_ones(inception_pair):
+    extractor, reference = inception_pair
+    # ADM reads `mixed_6/conv`: the 1 x 1 branch, after its ReLU, of what torch-fidelity calls Mixed_6d
+    branch = []
+    reference.Mixed_6d.branch1x1.register_forward_hook(lambda *call: branch.append(call[-1].clone()))
+    images = random_images(2)
+    features = extractor.measure(images)
+    pooled, logits = reference(images)
+    torch.testing.assert_close(features.pooled, pooled)
+    torch.testing.assert_close(features.logits, logits)
+    assert (extractor.dimensions, extractor.classes) == (pooled.shape[1], logits.shape[1]) == (2048, 1008)
+    # TensorFlow flattens (17, 17, channels), which ADM's statistics are ordered by
+    expected = branch[0][:, :7].permute(0, 2, 3, 1).flatten(1)
+    assert expected.shape == (2, 2023) == (2, extractor.spatial_dimensions)
+    assert expected.std() > 0
+    torch.testing.assert_close(features.spatial, expected)
+    torch.testing.assert_close(extractor.features_and_logits(images), (features.pooled, features.logits))
+
+
+def test_inceptions_softmax_leaves_the_classifiers_bias_out_as_adms_does(inception_pair):
+    extractor, reference = inception_pair
+    features = extractor.measure(random_images(2))
+    assert reference.fc.bias.abs().max() > 0
+    torch.testing.assert_close(features.logits, features.pooled @ reference.fc.weight.T)

@@ -90,6 +90,27 @@ def test_frozen_parameters_are_in_no_group():
     assert all(p.requires_grad for p in grouped)
 
 
+class Adversarial(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model, self.adversary = nn.Linear(3, 2), nn.Linear(2, 1)
+
+
+def test_an_adversary_is_a_group_of_its_own_with_its_rate_and_betas_without_decay():
+    module = Adversarial()
+    config = OptimizerConfig(
+        learning_rate=0.1, weight_decay=0.2, adversary_learning_rate=0.4, adversary_betas=[0.1, 0.2]
+    )
+    *ours, theirs = build_optimizer(module, config).param_groups
+    assert [id(p) for p in theirs["params"]] == [id(p) for p in module.adversary.parameters()]
+    assert {id(p) for group in ours for p in group["params"]} == {id(p) for p in module.model.parameters()}
+    assert (theirs["lr"], theirs["betas"], theirs["weight_decay"]) == (0.4, (0.1, 0.2), 0.0)
+    assert theirs["relative_rate"] == pytest.approx(4.0)
+    assert [group["weight_decay"] for group in ours] == [0.2, 0.0]
+    same = build_optimizer(module, OptimizerConfig(learning_rate=0.1)).param_groups[-1]
+    assert (same["lr"], same["relative_rate"]) == (0.1, 1.0)
+
+
 def test_an_empty_group_is_left_out():
     assert [group["weight_decay"] for group in parameter_groups(nn.LayerNorm(3), 0.1)] == [0.0]
 

@@ -15,6 +15,8 @@ from ldmae.training.settings import CHANGES_NO_WEIGHT, CheckpointConfig, Optimiz
         (OptimizerConfig, {"learning_rate": math.nan}, "optimizer.learning_rate"),
         (OptimizerConfig, {"betas": [0.9]}, "optimizer.betas"),
         (OptimizerConfig, {"betas": [0.9, 1.0]}, "optimizer.betas"),
+        (OptimizerConfig, {"adversary_betas": [0.9, -0.1]}, "optimizer.adversary_betas"),
+        (OptimizerConfig, {"adversary_learning_rate": 0.0}, "optimizer.adversary_learning_rate"),
         (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule must be constant or cosine"),
         (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay"),
         (OptimizerConfig, {"warmup_steps": -1}, "optimizer.warmup_steps"),

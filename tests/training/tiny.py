@@ -1,4 +1,4 @@
-"""The smallest real training: a linear model that learns a linear map from noisy inputs."""
+"""The smallest real trainings: a linear model that learns a linear map, and an SD-VAE with its adversary."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.data import Dataset
 
+from ldmae.autoencoders.baselines import BaselineConfig, build_baseline
+from ldmae.autoencoders.discriminator import PatchDiscriminator
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.random import generator, normal
 from ldmae.training.engine import Trainer
@@ -81,3 +84,32 @@ def trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) ->
             **fields,
         }
     )
+
+
+class Pictures(Dataset):
+    """Small pictures, as items (epoch, index)."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        coarse = torch.rand(3, 3, 3, generator=generator("picture", index)) * 2 - 1
+        fine = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return {"images": fine + 0.01 * torch.randn(3, 12, 12, generator=generator("augment", epoch, index))}
+
+
+def adversarial(start: int = 2, **changes: Any) -> ReconstructionObjective:
+    """Returns a small SD-VAE with its adversary, which joins in at step `start`."""
+    torch.manual_seed(0)
+    model = build_baseline(BaselineConfig(factor=2, latent_channels=2, width=1 / 32), 12)
+    settings = {"perceptual_weight": 0.0, "kl_weight": 1e-3, "adversarial_weight": 0.5} | changes
+    config = ReconstructionObjectiveConfig(adversarial_start_step=start, **settings)
+    return ReconstructionObjective(model, config, None, PatchDiscriminator(1, 8))
+
+
+def adversarial_trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) -> Trainer:
+    """Returns a trainer of 6 steps of 8 pictures, with an adversary."""
+    optimizer = {"learning_rate": 1e-3, "adversary_learning_rate": 5e-4} | changes.pop("optimizer", {})
+    settings = {"dataset": Pictures(), "steps": 6, "batch_size": 8, "log_every": 2, "optimizer": optimizer}
+    return trainer(folder, adversarial() if objective is None else objective, **(settings | changes))

@@ -1,50 +1,280 @@
-"""One way to call any autoencoder, whatever its output is called: ours and diffusers'."""
+"""One way to call any autoencoder, whatever its output is called: ours, diffusers' and a user's own.
 
-# B batch, C latent channels, h w latent grid
+An autoencoder here is a module with `encode`, which takes images (B, 3, H, W) in [-1, 1], and `decode`, which
+takes what `encode` gave. Latents that are handed around are RAW: as `encode` gives and `decode` takes them.
+`normalised` makes of them what a diffusion model sees.
+"""
 
-from typing import Any
+# B batch, C latent channels, h w latent grid, H W image, p patch of latent cells, side p
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ldmae.core.errors import UserError
+
+
+def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
+    """Returns where an autoencoder computes, and in which number format; without weights CPU, fp32."""
+    for tensor in (*autoencoder.parameters(), *autoencoder.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
 
 
 def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Encodes images to the posterior's mean and log variance.
 
     Args:
-        autoencoder: a model with `encode`, whose output has `latent_dist`, `latent` or `latents`.
+        autoencoder: a module with `encode`. It may return a tensor; an object or a dictionary with
+            `latent_dist`, `latent`, `latents` or `z`, or whose only tensor of four dimensions the latents
+            are; a distribution (with `mean`, and `logvar` or `variance`); or a tuple, whose first such
+            counts.
         images: (B, 3, H, W) in [-1, 1].
 
     Returns:
-        The mean (B, C, h, w), and the log variance (B, C, h, w) or None where the latent is deterministic.
+        The mean (B, C, h, w), and the log variance (B, C, h, w) or None where the latent is deterministic;
+        both fp32.
 
     Raises:
-        TypeError: the output is of none of these forms.
+        UserError: the images are of a size or of channels that it does not take, it failed, or its output
+            holds no latents.
     """
-    parameter = next(autoencoder.parameters())
-    output = autoencoder.encode(images.to(parameter.device, parameter.dtype))
-    if hasattr(output, "latent_dist"):
-        posterior = output.latent_dist
-        return posterior.mean.float(), posterior.logvar.float()
-    for name in ("latent", "latents"):
-        if hasattr(output, name):
-            return getattr(output, name).float(), None
-    if isinstance(output, Tensor):
-        return output.float(), None
-    raise TypeError(
-        f"{type(autoencoder).__name__}.encode returned {type(output).__name__}, which holds no latents"
-    )
+    _check_images(autoencoder, images)
+    device, dtype = placement(autoencoder)
+    seen = (images + 1) / 2 if _sees_zero_to_one(autoencoder) else images
+    with _explained(autoencoder, "encode", images):
+        output = autoencoder.encode(seen.to(device, dtype))
+    moments = _moments(output)
+    if moments is None:
+        raise UserError(
+            f"{_name(autoencoder)}.encode returned {_described(output)}, which holds no latents; expected a "
+            "tensor (B, C, h, w), a tuple that begins with one, or an object with latent_dist, latent or "
+            "latents"
+        )
+    mean, logvar = moments
+    return mean.float(), None if logvar is None else logvar.float()
 
 
 def decode(autoencoder: Any, latents: Tensor) -> Tensor:
-    """Decodes raw latents (B, C, h, w), as `encode_moments` gives them, to images (B, 3, H, W) in [-1, 1]."""
-    parameter = next(autoencoder.parameters())
-    output = autoencoder.decode(latents.to(parameter.device, parameter.dtype))
-    images = output if isinstance(output, Tensor) else output.sample
-    return images.float().clamp(-1, 1)
+    """Decodes raw latents (B, C, h, w), as `encode_moments` gives them, to images (B, 3, H, W) in [-1, 1].
+
+    `decode` of the autoencoder may return a tensor; an object or a dictionary with `sample`, or whose only
+    tensor of four dimensions the images are; or a tuple, whose first such counts. Values outside [-1, 1] are
+    clipped. A VQModel's `decode` quantises what it gets.
+
+    Raises:
+        UserError: it failed, or its output holds no images.
+    """
+    device, dtype = placement(autoencoder)
+    with _explained(autoencoder, "decode", latents):
+        output = autoencoder.decode(latents.to(device, dtype))
+    images = _find(output, ("sample", "images"))
+    if images is None:
+        raise UserError(
+            f"{_name(autoencoder)}.decode returned {_described(output)}, which holds no images; expected a "
+            "tensor (B, 3, H, W), a tuple that begins with one, or an object with sample"
+        )
+    images = images.float()
+    return (images * 2 - 1 if _sees_zero_to_one(autoencoder) else images).clamp(-1, 1)
 
 
 @torch.no_grad()
 def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
-    """Encodes to the posterior mean and decodes it: (B, 3, H, W) to (B, 3, H, W), in [-1, 1]."""
-    return decode(autoencoder, encode_moments(autoencoder, images)[0])
+    """Encodes to the posterior mean and decodes it: (B, 3, H, W) to (B, 3, H, W), in [-1, 1].
+
+    Raises:
+        UserError: as `encode_moments` and `decode`; or what comes back is of another shape.
+    """
+    restored = decode(autoencoder, encode_moments(autoencoder, images)[0])
+    if restored.shape != images.shape:
+        move = (
+            f"give image_size a multiple of its patches, such as image_size={restored.shape[-1]}"
+            if restored.shape[-2:] != images.shape[-2:]
+            else f"name one that decodes to {images.shape[1]} channels"
+        )
+        raise UserError(
+            f"{_name(autoencoder)} made {_pictures(restored)} of {_pictures(images)}; expected the same "
+            f"shape again: {move}"
+        )
+    return restored
+
+
+def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
+    """Returns raw latents in the form that a diffusion model sees, as the autoencoder's config has it.
+
+    With `latents_mean` and `latents_std` in the config it is (z − mean) / std · scaling_factor per channel,
+    as diffusers' SDXL pipelines have it; else (z − shift_factor) · scaling_factor. What is absent is 0 or 1.
+    An AutoencoderRAE normalises in its own `encode`, so that nothing is left to do. An AutoencoderKLFlux2 has
+    its statistics in a batch normalisation of 2 x 2 patches of cells; the cells stay where they are.
+
+    Args:
+        autoencoder: any; without a config its latents are taken as they are.
+        latents: (B, C, h, w), as `encode_moments` gives them.
+    """
+    if _is_kind(autoencoder, "AutoencoderRAE"):
+        return latents
+    if _is_kind(autoencoder, "AutoencoderKLFlux2"):
+        p, bn = _setting(autoencoder, "patch_size")[0], autoencoder.bn
+        patches = F.pixel_unshuffle(latents, p)  # (B, C·p·p, h/p, w/p)
+        mean, variance = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
+        return F.pixel_shuffle((patches - mean) / (variance + bn.eps).sqrt(), p)
+    scale = _setting(autoencoder, "scaling_factor") or 1.0
+    mean, std = (_setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return (latents - (_setting(autoencoder, "shift_factor") or 0.0)) * scale
+    mean, std = (
+        torch.as_tensor(t, dtype=latents.dtype, device=latents.device).reshape(1, -1, 1, 1)
+        for t in (mean, std)
+    )
+    return (latents - mean) / std * scale
+
+
+def size_multiple(autoencoder: Any) -> int | None:
+    """Returns what height and width must be multiples of; None where the autoencoder does not say.
+
+    Known of ours and diffusers' classes; a user's own may have an attribute `spatial_compression_ratio`.
+    """
+    told = _setting(autoencoder, "spatial_compression_ratio")
+    if told is None:
+        told = getattr(autoencoder, "spatial_compression_ratio", None)
+    if isinstance(told, int) or not _is_known(autoencoder):
+        return told if isinstance(told, int) else None
+    for name in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels", "ch_mult"):
+        if (stages := _setting(autoencoder, name)) is not None:
+            return 2 ** (len(stages) - 1)  # each stage but one halves the grid
+    patch = _setting(autoencoder, "patch_size")
+    return patch if isinstance(patch, int) else None
+
+
+# ---------------------------------------------------------------------------------------- what it takes
+
+
+def _check_images(autoencoder: Any, images: Tensor) -> None:
+    """Raises a UserError for images that a known autoencoder would not take, or not give back as large."""
+    assert images.ndim == 4, f"images are (B, 3, H, W), got {tuple(images.shape)}"
+    size, name = f"{images.shape[-2]}x{images.shape[-1]}", _name(autoencoder)
+    if _is_known(autoencoder):
+        channels = _setting(autoencoder, "in_channels") or _setting(autoencoder, "num_channels")
+        if channels is not None and channels != images.shape[1]:
+            raise UserError(
+                f"{name} takes images of {channels} channels, got {images.shape[1]}; "
+                f"name an autoencoder of images of {images.shape[1]} channels"
+            )
+    if _is_kind(autoencoder, "AutoencoderRAE"):  # it would resize whatever it gets
+        patches = _setting(autoencoder, "encoder_input_size") // _setting(autoencoder, "encoder_patch_size")
+        fixed = patches * _setting(autoencoder, "patch_size")
+        if tuple(images.shape[-2:]) != (fixed, fixed):
+            raise UserError(
+                f"{name} takes images of {fixed}x{fixed} only, got {size}; give image_size={fixed}"
+            )
+        return
+    multiple = size_multiple(autoencoder)
+    if multiple is not None and any(side % multiple or not side for side in images.shape[-2:]):
+        near = max(multiple, round(images.shape[-1] / multiple) * multiple)
+        raise UserError(
+            f"{name} takes images whose height and width are multiples of {multiple}, got {size}; "
+            f"give image_size a multiple of {multiple}, such as image_size={near}"
+        )
+
+
+@contextlib.contextmanager
+def _explained(autoencoder: Any, method: str, tensor: Tensor) -> Iterator[None]:
+    """Turns whatever an autoencoder raises into a message that names it and what it got."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        kind = "images" if method == "encode" else "latents"
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        raise UserError(
+            f"{_name(autoencoder)}.{method} failed on {kind} of shape {tuple(tensor.shape)} ({reason}). "
+            "Expected an autoencoder of images (B, 3, H, W), not of videos or sound; if it is one, it "
+            "may need another image_size, such as a multiple of 32"
+        ) from error
+
+
+def _is_kind(autoencoder: Any, name: str) -> bool:
+    # by name: not every diffusers that is supported has every class
+    return any(kind.__name__ == name for kind in type(autoencoder).__mro__)
+
+
+def _is_known(autoencoder: Any) -> bool:
+    """Says whether the names in its config mean what they mean in diffusers."""
+    homes = ("diffusers.models.autoencoders.", "ldmae.autoencoders.")
+    return any(kind.__module__.startswith(homes) for kind in type(autoencoder).__mro__)
+
+
+def _sees_zero_to_one(autoencoder: Any) -> bool:
+    # it subtracts ImageNet's mean of images in [0, 1], where all others of diffusers take [-1, 1]
+    return _is_kind(autoencoder, "AutoencoderRAE")
+
+
+def _setting(autoencoder: Any, name: str) -> Any:
+    config = getattr(autoencoder, "config", None)
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+# --------------------------------------------------------------------------------------- what it returns
+
+
+def _moments(output: Any) -> tuple[Tensor, Tensor | None] | None:
+    if isinstance(output, (tuple, list)):
+        return next((found for part in output if (found := _moments(part)) is not None), None)
+    if (posterior := _field(output, "latent_dist")) is not None:
+        return _moments(posterior)
+    mean = None if isinstance(output, Tensor) else _field(output, "mean")
+    if not _is_grid(mean):
+        latents = _find(output, ("latent", "latents", "z"))
+        return None if latents is None else (latents, None)
+    logvar, variance = _field(output, "logvar"), _field(output, "variance")
+    if _is_grid(logvar):
+        return mean, logvar
+    return mean, variance.log() if _is_grid(variance) else None
+
+
+def _find(output: Any, names: tuple[str, ...]) -> Tensor | None:
+    """Returns the (B, C, h, w) in an output: a tensor, what bears one of the names, or the only one."""
+    if isinstance(output, Tensor):
+        return output if _is_grid(output) else None
+    if isinstance(output, (tuple, list)):
+        return next((found for part in output if (found := _find(part, names)) is not None), None)
+    for name in names:
+        if _is_grid(value := _field(output, name)):
+            return value
+    grids = [value for value in _fields(output).values() if _is_grid(value)]
+    return grids[0] if len(grids) == 1 else None
+
+
+def _is_grid(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+
+
+def _field(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _fields(output: Any) -> dict[str, Any]:
+    return dict(output) if isinstance(output, Mapping) else dict(getattr(output, "__dict__", {}))
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    names = ", ".join(map(str, _fields(output)))
+    return type(output).__name__ + (f" with {names}" if names else "")
+
+
+def _name(autoencoder: Any) -> str:
+    return type(autoencoder).__name__
+
+
+def _pictures(images: Tensor) -> str:
+    return f"{images.shape[1]}-channel images of {images.shape[2]}x{images.shape[3]}"

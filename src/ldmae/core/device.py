@@ -73,8 +73,8 @@ def resolve_precision(wanted: str, device: str = "auto") -> str:
 def reuse_freed_memory() -> None:
     """Lets glibc keep freed memory for the next tensor instead of giving each large one back to the system.
 
-    On a CPU every activation is otherwise mapped, cleared and unmapped anew, which took up to 60 % of a
-    step's time (`benchmarks/memory_reuse.py`). A no-op where the C library is not glibc.
+    On a CPU every large activation is otherwise mapped, cleared and unmapped anew;
+    `benchmarks/memory_reuse.py` times networks with and without. A no-op where the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+
+from ldmae.core.errors import UserError
+from ldmae.evaluation.interpolation import FRACTIONS
+from ldmae.evaluation.smoothness import EPSILONS
+
+SPEED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +30,48 @@ class EvaluationConfig:
     """Guidance of the generated images; None takes the sampling settings'."""
     recogniser: bool = False
     """Also measure the share of generated images that a classifier of real ones takes for what was asked."""
+    sample_labels: str = "balanced"
+    """Classes of the images that `evaluate-samples` generates: `balanced`, each as often, or `random`."""
+    shrink_covariance: bool = False
+    """Fréchet distances by shrunk covariances where images are fewer than features; the note says so."""
+    images: int | None = None
+    """Images to measure an autoencoder on (at most, drawn by key); None: all that are held out."""
+    latent_images: int = 2000
+    """Training images (at most, drawn by key) for the latents' deviation and the linear probe."""
+    epsilons: list[float] = field(default_factory=lambda: list(EPSILONS))
+    """Smoothness: sizes of the noise added to latents, in deviations of their channels."""
+    fractions: list[float] = field(default_factory=lambda: list(FRACTIONS))
+    """Interpolation: places on the line from one image's latents (0) to another's (1)."""
+    pairs: int = 64
+    """Interpolation: pairs of images (at most)."""
+    masks: str | None = None
+    """Compression: a folder of label images, named as the images in their folder; None: groups are found by
+    segmentation (and, for `emoji`, by opacity and flat colours)."""
+    mask_level: str = "object"
+    """Compression: the level that the masks stand for: `object`, `part` or `pattern`."""
+    ignored_labels: list[int] = field(default_factory=list)
+    """Compression: values of the masks that mean no group, such as 255."""
+    speed_batch_size: int = 16
+    """Efficiency: images at once while encode and decode are timed."""
+    speed_dtype: str = "float32"
+    """Efficiency: number format while encode and decode are timed: float32, bfloat16 or float16."""
     seed: int = 0
-    """Seed of the noise that images are generated from and of the kernel distance's subsets."""
+    """Seed of the noise that images are generated from, of latent noise, and of what is drawn."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "latent_images", "pairs", "speed_batch_size", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, got {value}")
+        if not self.epsilons or not all(e >= 0 and math.isfinite(e) for e in self.epsilons):
+            raise UserError(f"evaluation.epsilons must be finite and 0 or more, got {self.epsilons}")
+        if self.sample_labels not in ("balanced", "random"):
+            raise UserError(
+                f"evaluation.sample_labels must be balanced or random, got {self.sample_labels!r}"
+            )
+        if self.mask_level not in ("object", "part", "pattern"):
+            raise UserError(f"evaluation.mask_level must be object, part or pattern, got {self.mask_level!r}")
+        if self.speed_dtype not in SPEED_DTYPES:
+            raise UserError(
+                f"evaluation.speed_dtype must be one of {', '.join(SPEED_DTYPES)}, got {self.speed_dtype!r}"
+            )

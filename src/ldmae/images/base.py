@@ -107,6 +107,11 @@ class Subset:
         """Returns what the underlying source calls the image."""
         return self.source.describe(int(self.indices[index]))
 
+    def origin(self, index: int) -> tuple[ImageSource, int]:
+        """Returns the source that an image was taken from, whatever lies between, and its index there."""
+        source, index = self.source, int(self.indices[index])
+        return source.origin(index) if isinstance(source, Subset) else (source, index)
+
     def fingerprint(self) -> str:
         """Returns a hash of the underlying source's fingerprint, the indices, labels and classes."""
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)

@@ -169,6 +169,10 @@ class EmojiSource(FileSource):
         """Returns the emoji on white, 72 × 72, RGB."""
         return Image.fromarray(self._pictures[index])
 
+    def read_alpha(self, index: int) -> Image.Image:
+        """Returns the emoji with its opacity, 72 × 72, RGBA."""
+        return Image.open(io.BytesIO(self.read_bytes(index))).convert("RGBA")
+
     def describe(self, index: int) -> str:
         """Returns the file's path."""
         return str(self._folder / self._files[index])

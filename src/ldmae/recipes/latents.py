@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import console, progress_bar
@@ -18,6 +17,7 @@ from ldmae.latents.shards import LatentShards
 from ldmae.latents.statistics import FILE_NAME, latent_statistics, save_statistics
 from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_fingerprint, run_autoencoder
 from ldmae.recipes.settings import plain
+from ldmae.settings import Config
 
 
 def encode(run: Run) -> None:

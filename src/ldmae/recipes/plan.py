@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
+from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, as_dict
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.recipes.settings import training_steps
+from ldmae.recipes.training import baseline_training
+from ldmae.settings import Config, as_dict
 from ldmae.stages import STAGES
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.settings import TrainingConfig
@@ -49,22 +51,24 @@ def plan_trainings(config: Config, processes: int = 1, num_classes: int | None =
     """
     auto = config.autoencoder
     plans = []
-    if auto.source is None:
-        for stage, size, part in (
-            ("autoencoder.pretraining", config.pretraining_size, auto.pretraining),
-            ("autoencoder.tuning", config.image_size, auto.tuning),
-        ):
-            if stage == "autoencoder.tuning" and not auto.tuning.enabled:
-                continue
-            with torch.device("meta"):
+    for part in auto.stages:
+        stage: Any = getattr(auto, part)
+        if part == "tuning" and not auto.tuning.enabled:
+            continue
+        size = config.pretraining_size if part == "pretraining" else config.image_size
+        without = replace(stage.objective, perceptual_weight=0.0)
+        with torch.device("meta"):
+            if part == "baseline":
+                objective: nn.Module = baseline_training(replace(stage, objective=without), size, None)
+            else:
                 model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
-            if stage == "autoencoder.tuning" and auto.tuning.freeze_encoder:
-                model.freeze_encoder()
-            objective = MaskedObjective(model, _without_perceptual(part.objective))
-            row = {"images": torch.zeros(1, 3, size, size, device="meta")}
-            plans.append(_count(stage, objective, row, part.training, processes))
-    grid = config.image_size // auto.model.patch_size if auto.source is None else config.image_size // 8
-    channels = auto.model.latent_channels if auto.source is None else 16
+                if part == "tuning" and auto.tuning.freeze_encoder:
+                    model.freeze_encoder()
+                objective = MaskedObjective(model, without)
+        row = {"images": torch.zeros(1, 3, size, size, device="meta")}
+        plans.append(_count(f"autoencoder.{part}", objective, row, stage.training, processes))
+    grid = config.image_size // (auto.patch_size if auto.stages else 8)
+    channels = auto.latent_channels if auto.stages else 16
     with torch.device("meta"):
         classes = num_classes or 1000
         transformer = LightningDiTTransformer2DModel(
@@ -75,10 +79,6 @@ def plan_trainings(config: Config, processes: int = 1, num_classes: int | None =
     objective = FlowMatchingObjective(transformer, config.diffusion.flow)
     plans.append(_count("diffusion", objective, row, config.diffusion.training, processes))
     return plans
-
-
-def _without_perceptual(config: MaskedObjectiveConfig) -> MaskedObjectiveConfig:
-    return MaskedObjectiveConfig(**{**vars(config), "perceptual_weight": 0.0})
 
 
 def _count(
@@ -98,11 +98,15 @@ def _count(
     keys = BatchKeys(0, 0, range(1), 1)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output: Any = objective(row, keys)
-    total = sum(p.numel() for p in objective.parameters())
-    trainable = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    model: Any = objective.model  # beside which an objective may hold an adversary
+    trainable, trained = (
+        sum(p.numel() for p in part.parameters() if p.requires_grad) for part in (model, objective)
+    )
+    everything = sum(p.numel() for p in objective.parameters())
+    total = sum(p.numel() for p in model.parameters())
     local = -(-training.batch_size // processes)
     micro = min(local, training.micro_batch_size or local)
-    states = 4 * total + 12 * trainable + (4 * total if training.ema_decay is not None else 0)
+    states = 4 * everything + 12 * trained + (4 * total if training.ema_decay is not None else 0)
     del output
     return TrainingPlan(
         stage=stage,
@@ -120,20 +124,15 @@ def _count(
 
 def describe_stages(config: Config, folder: Path) -> str:
     """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
-    auto = config.autoencoder
-    trainings = {"autoencoder.pretraining": auto.pretraining.training, "diffusion": config.diffusion.training}
-    if auto.tuning.enabled:
-        trainings["autoencoder.tuning"] = auto.tuning.training
+    steps = training_steps(config)
     parts = []
     for stage in STAGES:
-        if auto.source is not None and stage.startswith("autoencoder."):
-            continue
-        if stage not in trainings:
+        if steps.get(stage):
+            checkpoints = list_checkpoints(folder / "checkpoints" / stage)
+            done = f"{checkpoints[-1][0]:,} of " if checkpoints else ""
+            parts.append(f"{stage} ({done}{steps[stage]:,} steps)")
+        elif stage in steps or not stage.startswith("autoencoder."):
             parts.append(stage)
-            continue
-        steps, checkpoints = trainings[stage].steps, list_checkpoints(folder / "checkpoints" / stage)
-        done = f"{checkpoints[-1][0]:,} of " if checkpoints else ""
-        parts.append(f"{stage} ({done}{steps:,} steps)")
     return " → ".join(parts)
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, save_config
+from ldmae.config import save_config
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import device_name, resolve_precision
@@ -29,9 +29,10 @@ from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
-from ldmae.recipes.settings import training_settings, training_steps
+from ldmae.recipes.settings import autoencoder_output, training_settings, training_steps
 from ldmae.recipes.streams import open_streamed
-from ldmae.stages import STAGES, StageBook, stages_before
+from ldmae.settings import Config
+from ldmae.stages import StageBook, stages_before
 from ldmae.training.engine import Trainer
 
 
@@ -95,9 +96,11 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
             stream = None
     run = Run(config, folder, accelerator, book, train, held_out, stream)
     steps = training_steps(config)
+    first = next(iter(steps))
     for name, settings in training_settings(config, accelerator.mixed_precision).items():
         if name in kept:
-            book.refuse_changes(name, settings, run.images if name == STAGES[0] else None, steps[name])
+            images = run.images if name == first and name != "diffusion" else None
+            book.refuse_changes(name, settings, images, steps[name])
     accelerator.wait_for_everyone()  # all have read the book before anybody writes it
     if restart is not None:
         book.restart(restart, stage_paths(folder))
@@ -133,6 +136,7 @@ def stage_paths(folder: Path) -> dict[str, list[Path]]:
     return {
         "autoencoder.pretraining": [states / "autoencoder.pretraining"],
         "autoencoder.tuning": [folder / "autoencoder", states / "autoencoder.tuning"],
+        "autoencoder.baseline": [folder / "autoencoder", states / "autoencoder.baseline"],
         "latents": [folder / "latents"],
         "diffusion": [folder / "diffusion", states / "diffusion"],
         "pipeline": [folder / "pipeline"],
@@ -151,13 +155,14 @@ def run_autoencoder(run: Run) -> nn.Module:
     source = run.config.autoencoder.source
     if source is not None:
         return load_autoencoder(source).eval()
-    folder, trained = run.folder / "autoencoder", run.book.output("autoencoder.tuning")
+    stage = autoencoder_output(run.config)
+    folder, trained = run.folder / "autoencoder", run.book.output(stage)
     autoencoder = load_autoencoder(str(folder)).eval()
     if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
         raise UserError(
             f"{folder} is not the autoencoder that this run trained; put that one back, give another run "
             "folder with --out and autoencoder.source=… to use this one, or train it anew with --restart "
-            "autoencoder.tuning"
+            f"{stage}"
         )
     return autoencoder
 

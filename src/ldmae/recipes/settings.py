@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ldmae.config import Config, as_dict
+from ldmae.settings import Config, as_dict
 from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
 
 
@@ -23,27 +23,8 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
     """
     common = {"seed": config.seed, "mixed_precision": precision}
     parts = {}
-    if config.autoencoder.source is None:
-        pretraining, tuning = config.autoencoder.pretraining, config.autoencoder.tuning
-        parts["autoencoder.pretraining"] = {
-            **common,
-            "training": _weighty(pretraining.training),
-            "model": plain(config.autoencoder.model),
-            "objective": plain(pretraining.objective),
-            "image_size": config.pretraining_size,
-            "initial_logvar": pretraining.initial_logvar,
-            "augment": plain(pretraining.augment),
-            "init": config.autoencoder.init,
-        }
-        parts["autoencoder.tuning"] = {"enabled": tuning.enabled, "image_size": config.image_size}
-        if tuning.enabled:
-            parts["autoencoder.tuning"] |= {
-                **common,
-                "training": _weighty(tuning.training),
-                "objective": plain(tuning.objective),
-                "freeze_encoder": tuning.freeze_encoder,
-                "augment": plain(tuning.augment),
-            }
+    for part in config.autoencoder.stages:
+        parts[f"autoencoder.{part}"] = _autoencoder_settings(config, part, common)
     parts["diffusion"] = {
         **common,
         "training": _weighty(config.diffusion.training),
@@ -53,15 +34,57 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
     return parts
 
 
-def training_steps(config: Config) -> dict[str, int]:
-    """Returns the steps that the settings ask for, by stage."""
-    tuning = config.autoencoder.tuning
-    return {
-        "autoencoder.pretraining": config.autoencoder.pretraining.training.steps,
-        "autoencoder.tuning": tuning.training.steps if tuning.enabled else 0,
-        "diffusion": config.diffusion.training.steps,
+def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> dict[str, Any]:
+    auto, stage = config.autoencoder, getattr(config.autoencoder, part)
+    if part == "tuning" and not auto.tuning.enabled:
+        return {"enabled": False, "image_size": config.image_size}
+    adversary = part == "baseline" and stage.objective.adversarial_weight > 0
+    shared = {
+        **common,
+        "training": _weighty(stage.training, adversary),
+        "objective": plain(stage.objective),
+        "augment": plain(stage.augment),
+    }
+    if part == "pretraining":
+        return shared | {
+            "model": plain(auto.model),
+            "image_size": config.pretraining_size,
+            "initial_logvar": stage.initial_logvar,
+            "init": auto.init,
+        }
+    if part == "tuning":
+        return shared | {
+            "enabled": True,
+            "image_size": config.image_size,
+            "freeze_encoder": stage.freeze_encoder,
+        }
+    return shared | {
+        "kind": auto.kind,
+        "model": plain(stage.model),
+        "image_size": config.image_size,
+        "initial_logvar": stage.initial_logvar,
+        "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
     }
 
 
-def _weighty(training: TrainingConfig) -> dict[str, Any]:
-    return {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
+def training_steps(config: Config) -> dict[str, int]:
+    """Returns the steps that the settings ask for, by stage."""
+    auto = config.autoencoder
+    steps = {f"autoencoder.{part}": getattr(auto, part).training.steps for part in auto.stages}
+    if not auto.tuning.enabled and "autoencoder.tuning" in steps:
+        steps["autoencoder.tuning"] = 0
+    return {**steps, "diffusion": config.diffusion.training.steps}
+
+
+def autoencoder_output(config: Config) -> str:
+    """Returns the stage whose product is the run's autoencoder; empty where it trains none."""
+    stages = config.autoencoder.stages
+    return f"autoencoder.{stages[-1]}" if stages else ""
+
+
+def _weighty(training: TrainingConfig, adversary: bool = False) -> dict[str, Any]:
+    settings = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
+    if not adversary:  # whose rates then change nothing
+        optimizer = settings["optimizer"]
+        settings["optimizer"] = {k: v for k, v in optimizer.items() if not k.startswith("adversary_")}
+    return settings

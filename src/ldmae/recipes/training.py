@@ -10,9 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.discriminator import PatchDiscriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig, set_initial_logvar
+from ldmae.autoencoders.reconstruction_objective import (
+    ReconstructionObjective,
+    ReconstructionObjectiveConfig,
+)
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import as_dict
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint
 from ldmae.diffusion.flow import FlowMatchingObjective
@@ -21,7 +26,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_autoencoder
-from ldmae.perception.lpips import load_perceptual
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.run import (
     Run,
     image_dataset,
@@ -32,16 +37,16 @@ from ldmae.recipes.run import (
     save_model,
 )
 from ldmae.recipes.settings import training_settings, training_steps
+from ldmae.settings import BaselineTrainingConfig, as_dict
 from ldmae.training.engine import Trainer
 from ldmae.training.settings import TrainingConfig
 
 
 def train_autoencoder(run: Run) -> None:
-    """Masked pre-training, then decoder tuning; the result is `autoencoder/`, a diffusers folder."""
-    if run.config.autoencoder.source is not None:
-        return
-    _pretrain(run)
-    _tune(run)
+    """Masked pre-training, then decoder tuning, or a baseline's one training; makes `autoencoder/`."""
+    arrows = {"pretraining": _pretrain, "tuning": _tune, "baseline": _train_baseline}
+    for part in run.config.autoencoder.stages:
+        arrows[part](run)
 
 
 def _pretrain(run: Run) -> None:
@@ -80,6 +85,37 @@ def _tune(run: Run) -> None:
             images = image_dataset(run, size, stage.augment)
             model = _train(run, name, objective, stage.training, images, size)
         record.output = save_model(run, model, run.folder / "autoencoder")
+
+
+def _train_baseline(run: Run) -> None:
+    config, name, size = run.config.autoencoder, "autoencoder.baseline", run.config.image_size
+    stage, made = config.baseline, run.folder / "autoencoder"
+    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
+    if not run.needed(name, settings, run.images, made, stage.training.steps):
+        return
+    with run.book.running(name, settings, run.images, stage.training.steps) as record:
+        torch.manual_seed(run.config.seed)
+        objective = baseline_training(stage, size, _perceptual(run, stage.objective))
+        images = image_dataset(run, size, stage.augment)
+        record.output = save_model(run, _train(run, name, objective, stage.training, images, size), made)
+
+
+def baseline_training(
+    stage: BaselineTrainingConfig, size: int, perceptual: PerceptualDistance | None
+) -> ReconstructionObjective:
+    """Builds a baseline with its objective, and its adversary where it has one.
+
+    Args:
+        stage: shape and objective; one that decodes the posterior's mean (AE, DAE) is deterministic.
+        size: pixels along a side of the images.
+        perceptual: the objective's perceptual distance, where it has one.
+    """
+    deterministic = not stage.objective.sample_posterior
+    model = build_baseline(stage.model, size, deterministic, stage.initial_logvar)
+    adversary = None
+    if stage.objective.adversarial_weight > 0:
+        adversary = PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
+    return ReconstructionObjective(model, stage.objective, perceptual, adversary)
 
 
 def train_diffusion(run: Run) -> None:
@@ -145,11 +181,16 @@ def _train(
 
 
 def _masked_objective(run: Run, model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> MaskedObjective:
-    perceptual = None
-    if config.perceptual_weight > 0:
-        with run.accelerator.main_process_first():
-            perceptual = load_perceptual(config.perceptual, run.accelerator.device)
-    return MaskedObjective(model, config, perceptual)
+    return MaskedObjective(model, config, _perceptual(run, config))
+
+
+def _perceptual(
+    run: Run, config: MaskedObjectiveConfig | ReconstructionObjectiveConfig
+) -> PerceptualDistance | None:
+    if config.perceptual_weight == 0:
+        return None
+    with run.accelerator.main_process_first():
+        return load_perceptual(config.perceptual, run.accelerator.device)
 
 
 def _resized(model: Any, size: int) -> AutoencoderVMAE:

@@ -44,6 +44,7 @@ DARK: dict[str, str] = dict(
 STAGE_TITLES = {
     "autoencoder.pretraining": "Autoencoder: masked pre-training",
     "autoencoder.tuning": "Autoencoder: decoder tuning",
+    "autoencoder.baseline": "Autoencoder: baseline",
     "latents": "Latents",
     "diffusion": "Diffusion model",
     "pipeline": "Pipeline",

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
@@ -36,6 +37,7 @@ from ldmae.training.settings import TrainingConfig
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Not strict, for a parameter that never got a gradient has no moments; names and shapes are checked before.
 _RESTORED = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _RESTORED_FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
@@ -46,13 +48,20 @@ class Trainer:
     Everything random is keyed by seed, step and row, so that a run that was killed and started again ends
     with the weights of one that was left alone.
 
+    An objective may hold a second network, `adversary`, which learns from the same backward pass: each is
+    clipped by a norm of its own, one optimizer steps both, training states hold both, and only the model is
+    averaged and returned. Where terms are weighed by something of the whole batch, and a step's batch comes
+    in pieces, the objective's `look_ahead(batch, keys)` gives a piece's share of it, a tensor (or None, if
+    this step needs none); the sum over all pieces and processes then stands in every batch as `whole_batch`.
+
     Raises:
-        UserError: fewer steps are asked for than done, a loss is not finite, or the batch is too small
-            for the number of processes.
+        UserError: fewer steps are asked for than done, a loss is not finite, the batch is too small for the
+            number of processes, the model names no blocks to compile, or parameters are sharded beside an
+            adversary.
     """
 
     objective: nn.Module
-    """Holds the trainable `model`; what accelerate prepares and steps."""
+    """Holds the trainable `model` (and an `adversary`); what accelerate prepares and steps."""
     dataset: Dataset[Any]
     """Map-style: `dataset[(epoch, index)]` is a dict of tensors."""
     config: TrainingConfig
@@ -115,9 +124,9 @@ class Trainer:
         accelerator, optimizer = self.accelerator, self._optimizer
         rate = learning_rate_at(self.step, self.config.steps, self.config.optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("relative_rate", 1.0)
         optimizer.zero_grad()
-        for i, (batch, keys) in enumerate(pieces):
+        for i, (batch, keys) in enumerate(self._looked_ahead(pieces)):
             last = i == len(pieces) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
                 output = self._wrapped(batch, keys)
@@ -125,15 +134,43 @@ class Trainer:
                 # factor.
                 accelerator.backward(output.loss * accelerator.num_processes)
             self._add({"loss": output.loss.detach(), **output.terms})
-        limit = self.config.optimizer.gradient_clip
-        norm = accelerator.clip_grad_norm_(self._wrapped.parameters(), math.inf if limit is None else limit)
-        # a scaled fp16 step may be infinite and is then skipped
-        if accelerator.scaler is None and norm is not None:
-            self._add({"gradient_norm": norm.detach() / accelerator.num_processes})
+        self._clip()
         optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self._model)
         self.step += 1
+
+    def _looked_ahead(
+        self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]
+    ) -> list[tuple[dict[str, Tensor], BatchKeys]]:
+        """Adds to the pieces of a batch what the objective must know of the whole of it."""
+        look_ahead = getattr(self.objective, "look_ahead", None)
+        whole = len(pieces[0][1].rows) == self.config.batch_size
+        if look_ahead is None or whole:
+            return pieces
+        with self.accelerator.autocast():
+            shares = [look_ahead(batch, keys) for batch, keys in pieces]
+        if shares[0] is None:
+            return pieces
+        total = self.accelerator.reduce(torch.stack(shares).sum(0), "sum")
+        return [({**batch, "whole_batch": cast(Tensor, total)}, keys) for batch, keys in pieces]
+
+    def _clip(self) -> None:
+        """Clips the gradients of the model and of its adversary by their norms, and notes these."""
+        limit = self.config.optimizer.gradient_clip
+        limit = math.inf if limit is None else limit
+        if self._adversary is None:
+            norms = {"gradient_norm": self.accelerator.clip_grad_norm_(self._wrapped.parameters(), limit)}
+        else:
+            self.accelerator.unscale_gradients()
+            norms = {
+                "gradient_norm": clip_grad_norm_(self._model.parameters(), limit),
+                "adversary_gradient_norm": clip_grad_norm_(self._adversary.parameters(), limit),
+            }
+        # a scaled fp16 step may be infinite and is then skipped
+        if self.accelerator.scaler is None:
+            processes = self.accelerator.num_processes
+            self._add({name: norm.detach() / processes for name, norm in norms.items() if norm is not None})
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -145,10 +182,21 @@ class Trainer:
         rank, world = accelerator.process_index, accelerator.num_processes
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
+        self._adversary: Any = getattr(self.objective, "adversary", None)
+        if self._adversary is not None and accelerator.distributed_type in _SHARDED:
+            raise UserError(
+                f"{self.stage}: an adversary is trained with whole copies of the parameters in each process, "
+                f"got {accelerator.distributed_type.value}; launch without it"
+            )
         self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()
         self.objective.to(accelerator.device)
         if config.compile:
+            if not getattr(self._model, "_repeated_blocks", None):
+                raise UserError(
+                    f"{self.stage}: compile=true, but {type(self._model).__name__} names no blocks to "
+                    "compile; set compile=false"
+                )
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
@@ -185,8 +233,9 @@ class Trainer:
             )
         shapes = {name: tensor.shape for name, tensor in state["objective"].items()}
         if shapes != self._shapes or ("average" in state) != (self._average is not None):
+            names = {**shapes, **self._shapes}
             other = next(
-                (name for name in shapes if self._shapes.get(name) != shapes[name]), "averaged weights"
+                (name for name in names if self._shapes.get(name) != shapes.get(name)), "averaged weights"
             )
             raise UserError(
                 f"{path} is of another model or of other settings (see {other}); go back to those, or begin "
@@ -209,8 +258,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._gather_sums()
-        for name, parameter in self._model.named_parameters():
-            self._require_finite(f"weight {name}", parameter.detach())
+        for name, parameter in self.objective.named_parameters():
+            self._require_finite(f"weight {name.removeprefix('model.')}", parameter.detach())
         objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "maker": self.maker}
@@ -239,7 +288,7 @@ class Trainer:
             self._totals[name] = self._totals[name] + value if name in self._totals else value
         self._sums = {}
         # a term is a better clue than the sum of all
-        for name in sorted(self._totals, key=lambda name: name in ("loss", "gradient_norm")):
+        for name in sorted(self._totals, key=lambda name: name == "loss" or name.endswith("gradient_norm")):
             self._require_finite(f"term {name!r}", self._totals[name])
 
     def _require_finite(self, what: str, values: Tensor) -> None:
@@ -260,8 +309,9 @@ class Trainer:
             "stage": self.stage,
             "step": self.step,
             "loss": means.pop("loss"),
-            "terms": {name: value for name, value in means.items() if name != "gradient_norm"},
+            "terms": {name: value for name, value in means.items() if not name.endswith("gradient_norm")},
             "gradient_norm": means.get("gradient_norm"),
+            **{name: value for name, value in means.items() if name == "adversary_gradient_norm"},
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "images_per_second": (self.step - self._timed) * self.config.batch_size / seconds,
             "data_share": self._data_seconds / seconds,

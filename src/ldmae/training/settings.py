@@ -23,7 +23,11 @@ class OptimizerConfig:
     schedule_steps: int | None = None
     """Step at which the half cosine reaches 0, where the training stops before it; null: its last step."""
     gradient_clip: float | None = None
-    """Largest norm of the whole gradient; null: none."""
+    """Largest norm of the whole gradient, and of an adversary's; null: none."""
+    adversary_learning_rate: float | None = None
+    """Peak rate of the adversary, where there is one, on the same schedule; null: the model's."""
+    adversary_betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
+    """The adversary's decay rates of the first and second moment; its weights do not decay."""
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
@@ -33,8 +37,15 @@ class OptimizerConfig:
         for name in ("weight_decay", "warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
+        for name in ("betas", "adversary_betas"):
+            betas = getattr(self, name)
+            if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+                raise UserError(f"optimizer.{name} must be two numbers in [0, 1), got {betas}")
+        if self.adversary_learning_rate is not None and not 0 < self.adversary_learning_rate < math.inf:
+            raise UserError(
+                "optimizer.adversary_learning_rate must be above 0 or null, "
+                f"got {self.adversary_learning_rate}"
+            )
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(f"optimizer.gradient_clip must be above 0 or null, got {self.gradient_clip}")
 

@@ -1,0 +1,53 @@
+"""The command line's arguments that several verbs share, and the folders they mean by default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def examples(*lines: str) -> str:
+    """Returns the lines that a verb's help ends with."""
+    return "\n\n".join(("Examples:", *lines))
+
+
+Preset = Annotated[str, typer.Argument(help="A preset (`ldmae presets` lists them) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, such as data=PATH or diffusion.training.steps=2000."),
+]
+RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
+Restart = Annotated[
+    str | None, typer.Option("--restart", metavar="STAGE", help="Begin this stage anew, with all after it.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory, then stop.")
+]
+AutoencoderSource = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, an autoencoder's diffusers folder or Hub name, official:FILE (a VMAE's), or "
+        "package.module:Class."
+    ),
+]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value: data=PATH (needed but for a run folder), image_size=256, …"),
+]
+
+
+def next_folder(run: Path) -> Path:
+    """Returns the first of RUN/samples-1, RUN/samples-2, … that does not exist."""
+    number = 1
+    while (run / f"samples-{number}").exists():
+        number += 1
+    return run / f"samples-{number}"
+
+
+def name_of(source: str) -> str:
+    """Returns what to call an autoencoder's results: the last part of its path or name."""
+    last = Path(source.removeprefix("official:")).resolve().name
+    return re.sub(r"\.(pth|pt)$", "", last)

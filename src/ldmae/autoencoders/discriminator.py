@@ -1,0 +1,94 @@
+"""PatchGAN, the adversary of SD-VAE (Isola et al., CVPR 2017; Esser et al., VQGAN, CVPR 2021).
+
+Its norms are GroupNorms, not BatchNorms: what it says of an image does not depend on the others in the batch,
+and so neither on micro-batches nor on the number of processes.
+"""
+
+# b rows of a piece of a batch, H W image, h w grid of patches
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmae.core.errors import UserError
+
+
+class PatchDiscriminator(nn.Module):
+    """Says of every patch whether it is real: convolutions, without a look at the whole image.
+
+    Args:
+        num_layers: halvings. A patch is 16, 34, 70 or 142 pixels wide at 1, 2, 3 or 4; 3 is the usual for
+            256 px, 2 does for 32 to 64 px.
+        base_channels: channels after the first halving; they double with each further one, up to eightfold.
+        in_channels: channels of the images.
+
+    Raises:
+        UserError: a size below 1.
+    """
+
+    def __init__(self, num_layers: int = 3, base_channels: int = 64, in_channels: int = 3) -> None:
+        super().__init__()
+        for name, value in (("num_layers", num_layers), ("base_channels", base_channels)):
+            if value < 1:
+                raise UserError(f"{name} of the discriminator must be at least 1, got {value}")
+        self.smallest_image = 3 * 2**num_layers
+        """Pixels that an image needs along a side, so that there is at least one patch."""
+        widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
+            stride = 1 if i == num_layers - 1 else 2
+            layers += [
+                nn.Conv2d(before, after, 4, stride, 1, bias=False),
+                nn.GroupNorm(math.gcd(32, after, after // 4), after),  # 4 channels a group or more
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits of patches, (b, 1, h, w), of images (b, 3, H, W) in [-1, 1]; real is positive."""
+        return self.layers(images)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Computes ½ · (mean max(0, 1 - real) + mean max(0, 1 + fake)) of each image's logits.
+
+    Args:
+        real: (b, 1, h, w) logits of images.
+        fake: (b, 1, h, w) logits of reconstructions.
+
+    Returns:
+        (b,).
+    """
+    return 0.5 * (F.relu(1 - real).flatten(1).mean(1) + F.relu(1 + fake).flatten(1).mean(1))
+
+
+def hinge_generator_loss(fake: Tensor) -> Tensor:
+    """Computes the negative mean of each reconstruction's logits: (b, 1, h, w) to (b,)."""
+    return -fake.flatten(1).mean(1)
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, limit: float = 1e4) -> Tensor:
+    """Computes the weight at which the adversary pulls the last layer as hard as the reconstruction does.
+
+    λ = ‖∇ L_reconstruction‖ / (‖∇ L_adversarial‖ + 1e-4), at most `limit` (VQGAN, equation 7).
+
+    Args:
+        reconstruction: gradient of the whole batch's reconstruction loss by the decoder's last weight.
+        adversarial: that of the adversarial loss.
+        limit: largest weight.
+
+    Returns:
+        (), without a gradient.
+    """
+    ratio = torch.linalg.vector_norm(reconstruction) / (torch.linalg.vector_norm(adversarial) + 1e-4)
+    return ratio.clamp(max=limit).detach()

@@ -1,0 +1,151 @@
+"""What an autoencoder costs: parameters, bytes, operations, images a second, memory."""
+
+# B batch, C latent channels, h w latent grid
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ldmae.contracts import Result
+from ldmae.core.autoencoding import decode, encode_moments
+from ldmae.core.device import device_name
+from ldmae.core.errors import UserError
+from ldmae.core.flops import count_autoencoder_flops
+
+PAPER_COST = {
+    "AE, DAE, VAE, SD-VAE": {"weights in MB": 319.7, "GFLOPs": 17331.0},
+    "VMAE": {"weights in MB": 42.7, "GFLOPs": 704.0},
+}
+"""What the paper prints (arXiv 2507.09984), to stand beside our counts; its GFLOPs could not be remade."""
+
+
+def count_parameters(autoencoder: Any) -> tuple[int, int, int]:
+    """Returns the trainable parameters, all with buffers (such as position tables), and all their bytes.
+
+    A model that was frozen whole, as one is to be measured, counts as trainable.
+    """
+    parameters = list(autoencoder.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad] or parameters
+    everything = [*parameters, *autoencoder.buffers()]
+    return (
+        sum(tensor.numel() for tensor in trained),
+        sum(tensor.numel() for tensor in everything),
+        sum(tensor.numel() * tensor.element_size() for tensor in everything),
+    )
+
+
+def measure_size(autoencoder: Any, size: int) -> list[Result]:
+    """Counts parameters, bytes and operations for one image of `size` × `size` pixels; times nothing."""
+    trainable, everything, weight = count_parameters(autoencoder)
+    flops = count_autoencoder_flops(autoencoder, size)
+    note = f"one image of {size} px; a multiply-add counts 2; products, convolutions and attention only"
+    return [
+        Result(name="parameters", value=trainable, better="lower", note="trainable ones"),
+        Result(name="parameters with buffers", value=everything, better="lower"),
+        Result(name="weights", value=weight, unit="B", better="lower", note="with buffers, as loaded"),
+        Result(name="FLOPs", value=flops.total, better="lower", note=f"encode + decode, {note}"),
+        Result(name="FLOPs encode", value=flops.encode, better="lower", note=note),
+        Result(name="FLOPs decode", value=flops.decode, better="lower", note=note),
+    ]
+
+
+@torch.no_grad()
+def measure_speed(
+    autoencoder: Any, size: int, batch_size: int = 16, dtype: torch.dtype = torch.float32, turns: int = 7
+) -> list[Result]:
+    """Times encode and decode on the device where the autoencoder lies, and measures their peak memory.
+
+    Args:
+        autoencoder: any with `encode` and `decode`; a copy is taken where it has another dtype.
+        size: pixels along a side of the images.
+        batch_size: images at once.
+        dtype: of weights and activations.
+        turns: timed turns, after 2 that are not; the rate is that of the median turn.
+
+    Returns:
+        Images a second, and the peak memory beyond what was held before (weights and the batch): on CUDA what
+        torch allocated; on a CPU how far the process's resident memory grew, which misses what reuses memory
+        that the process still held from before (on glibc it is given back first), and without Linux's /proc
+        what stays below an earlier peak: a fresh process measures it best.
+
+    Raises:
+        UserError: the batch does not fit the device.
+    """
+    if next(autoencoder.parameters()).dtype != dtype:
+        autoencoder = copy.deepcopy(autoencoder).to(dtype)
+    device = next(autoencoder.parameters()).device
+    source = torch.Generator().manual_seed(0)  # speed does not depend on the picture
+    images = (torch.rand(batch_size, 3, size, size, generator=source) * 2 - 1).to(device, dtype)
+    try:
+        latents = encode_moments(autoencoder, images)[0]
+        works = {
+            "encode": lambda: encode_moments(autoencoder, images),
+            "decode": lambda: decode(autoencoder, latents),
+        }
+        note = f"{batch_size} at once, {size} px, {str(dtype).removeprefix('torch.')}, {device_name(device)}"
+        results = []
+        for name, work in works.items():
+            memory, how = _peak_memory(work, device)
+            rate = batch_size / _seconds(work, device, turns)
+            results += [
+                Result(name=f"{name} rate", value=rate, unit="images/s", better="higher", note=note),
+                Result(name=f"{name} memory", value=memory, unit="B", better="lower", note=f"{note}; {how}"),
+            ]
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{batch_size} images of {size} px do not fit the memory of {device_name(device)}; "
+            "measure speed on fewer at once"
+        ) from error
+    return results
+
+
+def _seconds(work: Callable[[], object], device: torch.device, turns: int) -> float:
+    seconds = []
+    for _ in range(turns + 2):
+        began = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[2:])
+
+
+def _peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, str]:
+    """Returns the bytes that a piece of work takes at its peak, and how they were measured."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(
+            device
+        ) - before, "beyond weights and batch, as torch allocated"
+    if device.type != "cpu":
+        return 0, "not measured on this kind of device"
+    with contextlib.suppress(OSError, AttributeError):  # what was freed goes back to the system (glibc)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):  # the high-water mark starts anew (Linux)
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _high_water()
+    work()
+    return _high_water() - before, "growth of the process's resident memory; a fresh process measures best"
+
+
+def _high_water() -> int:
+    """Returns the highest resident memory of this process in bytes."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest << 10

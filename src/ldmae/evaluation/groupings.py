@@ -1,0 +1,370 @@
+"""Which thing every pixel, and so every latent cell, belongs to: the object, part or pattern it shows.
+
+A label map holds an integer for each pixel; equal integers of ONE image are one group, -1 is no group. What
+an integer means in another image plays no part. Every grouping is deterministic and looks at one image alone.
+"""
+
+# H W image, h w latent grid, K groups of an image
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldmae.core.errors import UserError
+
+NO_GROUP = -1
+"""The label of pixels and cells that belong to no group."""
+
+MASK_EXTENSIONS = (".png", ".gif", ".tif", ".tiff", ".bmp")
+"""What label images may be stored as: formats that keep every value as it was."""
+
+FLAT_TOLERANCE = 12
+"""How far neighbouring pixels of one flat part may differ in a channel, of 255."""
+
+SMALLEST_PART = 0.002
+"""Flat parts that cover a smaller share of the picture are no group; antialiased outlines fall under it."""
+
+
+# ---- from a picture to a label map
+
+
+def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
+    """Separates an object from its transparent background.
+
+    Args:
+        picture: (H, W, 4) uint8, red, green, blue and opacity.
+
+    Returns:
+        (H, W) int64: 0 background, 1 object, which begins at half opacity.
+    """
+    _check_picture(picture, channels=(4,))
+    return (picture[..., 3] >= 128).astype(np.int64)
+
+
+def parts_from_flat_colours(
+    picture: np.ndarray, tolerance: int = FLAT_TOLERANCE, smallest: float = SMALLEST_PART
+) -> np.ndarray:
+    """Finds the connected regions of near-flat colour that drawings such as emoji are made of.
+
+    Neighbouring pixels (left, right, above, below) belong together where no channel differs by more than
+    `tolerance`; so a region may be shaded smoothly, and an antialiased outline, which goes from one colour to
+    the other in a few steep steps, belongs to neither side. All that is transparent is one background, even
+    where the object cuts it apart.
+
+    Args:
+        picture: (H, W, 3) or (H, W, 4) uint8; of transparent pixels the colour does not count.
+        tolerance: largest difference of neighbours, of 255.
+        smallest: regions of a smaller share of the picture are no group.
+
+    Returns:
+        (H, W) int64, the regions numbered from 0 by their first pixel; -1 for small ones.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    _check_picture(picture, channels=(3, 4))
+    values = picture.astype(np.float64)
+    if values.shape[-1] == 4:
+        values[..., :3] *= values[..., 3:] / 255
+    pixels = np.arange(values.shape[0] * values.shape[1]).reshape(values.shape[:2])
+    across = np.abs(values[:, 1:] - values[:, :-1]).max(axis=-1) <= tolerance
+    down = np.abs(values[1:] - values[:-1]).max(axis=-1) <= tolerance
+    starts = np.concatenate([pixels[:, :-1][across], pixels[:-1][down]])
+    ends = np.concatenate([pixels[:, 1:][across], pixels[1:][down]])
+    edges = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(pixels.size, pixels.size))
+    _, regions = connected_components(edges, directed=False)
+    if values.shape[-1] == 4:
+        background = np.unique(regions[(values[..., 3] == 0).ravel()])
+        regions[np.isin(regions, background)] = regions.max() + 1
+    sizes = np.bincount(regions)
+    kept = np.where(sizes[regions] >= smallest * pixels.size, regions, NO_GROUP)
+    return _numbered(kept.reshape(pixels.shape))
+
+
+def parts_by_felzenszwalb(picture: np.ndarray, scale: float = 150.0, smallest: float = 0.015) -> np.ndarray:
+    """Segments any picture by its colours (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image).
+
+    The settings were chosen by eye on photographs of 64 to 256 pixels, which fall into some ten to twenty
+    parts.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        scale: how large parts tend to be, in a picture of 64 x 64 pixels; in others it grows with the root of
+            the side, which gives about as many parts.
+        smallest: share of the picture that a part covers at least.
+
+    Returns:
+        (H, W) int64, parts numbered from 0 by their first pixel.
+    """
+    from skimage.segmentation import felzenszwalb
+
+    _check_picture(picture, channels=(3,))
+    area = picture.shape[0] * picture.shape[1]
+    scale *= (area / 64**2) ** 0.25
+    return _numbered(felzenszwalb(picture, scale, sigma=0.8, min_size=max(1, round(smallest * area))))
+
+
+def patterns_by_slic(
+    picture: np.ndarray, regions: int = 32, alike: float = 10.0, compactness: float = 15.0
+) -> np.ndarray:
+    """Divides any picture into small patches and joins like ones (SLIC; Achanta et al., PAMI 2012).
+
+    SLIC (scikit-image's) also divides an even surface, by place; that latents of its pieces are the same, as
+    they ought to be, would then count against the autoencoder. So patches whose mean colours lie within
+    `alike` are one pattern, wherever in the picture they are: stripes of a kind, or both eyes.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        regions: how many patches, give or take some; it does not grow with the picture.
+        alike: largest distance in CIELAB of two patches of a pattern; 0 keeps every patch apart. Just visible
+            is 2.3; the default was chosen by eye on photographs and emoji.
+        compactness: how much nearness counts for a patch beside colour (in CIELAB).
+
+    Returns:
+        (H, W) int64, patterns numbered from 0 by their first pixel.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from skimage.color import rgb2lab
+    from skimage.segmentation import slic
+
+    _check_picture(picture, channels=(3,))
+    patches = slic(
+        picture,
+        n_segments=regions,
+        compactness=compactness,
+        sigma=0.5,
+        min_size_factor=0.2,  # its default, 0.5, joins small patches with neighbours of any colour
+        start_label=0,
+    )
+    patches = _numbered(patches)
+    if alike > 0 and patches.any():
+        sizes = np.bincount(patches.ravel())
+        lab = rgb2lab(picture).reshape(-1, 3)
+        colours = np.stack([np.bincount(patches.ravel(), channel) / sizes for channel in lab.T], axis=1)
+        # complete linkage: no two patches of a pattern lie further apart, so that gradients don't chain
+        patterns = fcluster(linkage(colours, "complete"), alike, "distance")
+        patches = _numbered(patterns[patches])
+    return patches
+
+
+def _check_picture(picture: np.ndarray, channels: tuple[int, ...]) -> None:
+    assert picture.dtype == np.uint8, f"expected uint8, got {picture.dtype}"
+    assert picture.ndim == 3, f"expected (H, W, C), got {picture.shape}"
+    assert picture.shape[2] in channels, f"expected C in {channels}, got {picture.shape}"
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Numbers the groups from 0 in the order of their first pixels; -1 stays."""
+    present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    groups = present != NO_GROUP
+    order = np.argsort(np.where(groups, first, labels.size), kind="stable")
+    numbers = np.empty(len(present), np.int64)
+    numbers[order] = np.arange(len(present))
+    return np.where(groups, numbers, NO_GROUP)[inverse].reshape(labels.shape)
+
+
+# ---- label images on disk
+
+
+class MaskFolder:
+    """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
+
+    A label is a grey value, a palette's index, or a colour; every value is a group.
+
+    Args:
+        folder: holds the label images (`MASK_EXTENSIONS`), in the same subfolders as the images.
+        names: the images' paths relative to their own folder, with any extension.
+        ignore: values that mean "no group", such as 255 in PASCAL VOC's. A colour's value is 65536 · red +
+            256 · green + blue.
+
+    Raises:
+        UserError: the folder is not there, or an image has no mask or several.
+    """
+
+    def __init__(self, folder: Path | str, names: Sequence[str], ignore: Collection[int] = ()) -> None:
+        self.folder = Path(folder)
+        self.names = list(names)
+        self._ignore = sorted(ignore)
+        if not self.folder.is_dir():
+            raise UserError(
+                f"there is no folder of masks {self.folder}; expected one with a label image for each image"
+            )
+        found: dict[str, list[Path]] = {}
+        for parent in {self.folder / Path(name).parent for name in self.names}:
+            for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+                if path.suffix.lower() in MASK_EXTENSIONS:
+                    found.setdefault(_stem(path.relative_to(self.folder)), []).append(path)
+        stems = [_stem(name) for name in self.names]
+        missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: {_some(missing)}; "
+                f"expected files of the same name, such as {_stem(missing[0])}.png (one of "
+                f"{', '.join(MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
+                "that have masks"
+            )
+        several = [stem for stem in stems if len(found[stem]) > 1]
+        if several:
+            both = " and ".join(path.name for path in found[several[0]])
+            raise UserError(
+                f"{len(several)} images have more than one mask in {self.folder}, such as {several[0]}: "
+                f"{both}; remove all but one"
+            )
+        self.paths = [found[stem][0] for stem in stems]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Checks that masks are as large as their images; reads only the files' headers.
+
+        Args:
+            sizes: each image's height and width as a viewer shows it, before any preprocessing.
+
+        Raises:
+            UserError: some are not, or a mask can't be read.
+        """
+        assert len(sizes) == len(self), f"{len(sizes)} sizes, {len(self)} masks"
+        wrong = []
+        for path, name, (height, width) in zip(self.paths, self.names, sizes, strict=True):
+            with _opened(path) as mask:
+                if mask.size != (width, height):
+                    wrong.append(f"{path.name} is {mask.height}x{mask.width}, {name} {height}x{width}")
+        if wrong:
+            raise UserError(
+                f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
+                f"{_some(wrong)}; expected masks of the images as they are before any cropping. Make them "
+                "anew"
+            )
+
+    def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Returns a mask as a label map.
+
+        Args:
+            index: into the names.
+            size: the image's height and width before any preprocessing.
+
+        Returns:
+            (H, W) int64; give it to `crop_labels` for what the autoencoder sees.
+
+        Raises:
+            UserError: it can't be read, holds no labels, or differs in size from the image.
+        """
+        path = self.paths[index]
+        with _opened(path) as mask:
+            try:
+                values = np.asarray(mask)
+            except Exception as error:  # decoders raise whatever they like
+                raise _unreadable(path, error) from error
+        if values.shape[:2] != tuple(size):
+            raise UserError(
+                f"the mask {path} is {values.shape[0]}x{values.shape[1]} pixels, its image "
+                f"{self.names[index]} {size[0]}x{size[1]}; expected a mask of the image as it is before any "
+                "cropping. Make it anew"
+            )
+        labels = _as_labels(values, path)
+        return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels
+
+
+def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
+    """Returns (H, W) int64 of grey values or palette indices (H, W), or of colours (H, W, C)."""
+    if values.ndim == 2:
+        with np.errstate(invalid="ignore"):
+            labels = values.astype(np.int64)
+        if not np.array_equal(labels, values):
+            raise UserError(
+                f"the mask {path} holds fractions, not labels; save whole numbers, as an 8 or 16-bit PNG"
+            )
+        return labels
+    if values.shape[2] < 3:  # grey and opacity
+        return values[..., 0].astype(np.int64)
+    return values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read the mask {path} ({error}); save it again, as a PNG")
+
+
+def _stem(name: Path | str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+# ---- the way to the latent grid
+
+
+def crop_labels(labels: np.ndarray, size: int) -> np.ndarray:
+    """Crops a label map as images are cropped: ADM's centre crop (METHOD: Latents, preparation).
+
+    Every label of the result is that of the pixel under its centre, so that no new labels come into being.
+
+    Args:
+        labels: (H, W) of the whole image.
+        size: pixels of the result's side.
+
+    Returns:
+        (size, size) of the same type.
+    """
+    height, width = halved = labels.shape
+    while min(halved) >= 2 * size:
+        halved = halved[0] // 2, halved[1] // 2
+    scale = size / min(halved)
+    rows, columns = round(halved[0] * scale), round(halved[1] * scale)  # of the resized, uncropped map
+    top, left = (rows - size) // 2, (columns - size) // 2
+    chosen_rows = _under_centres(rows, height)[top : top + size]
+    chosen_columns = _under_centres(columns, width)[left : left + size]
+    return labels[chosen_rows[:, None], chosen_columns]
+
+
+def enlarged(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarges (N, h, w, ...) to (N, H, W, ...) by taking the nearest cell."""
+    rows = _under_centres(size[0], pictures.shape[1])
+    return pictures[:, rows[:, None], _under_centres(size[1], pictures.shape[2])]
+
+
+def cell_groups(labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Gives every latent cell the group that covers most of its pixels.
+
+    Args:
+        labels: (H, W) integers, -1 for no group.
+        grid: height and width (h, w) of the latents, at most the map's. A pixel belongs to the cell that its
+            centre lies in.
+
+    Returns:
+        (h, w) int64: of groups that cover equally much the smallest, and -1 where more pixels have no group
+        than belong to any one group.
+    """
+    assert labels.ndim == 2, f"expected (H, W), got {labels.shape}"
+    assert all(n <= m for n, m in zip(grid, labels.shape, strict=True)), (
+        f"{grid} cells, {labels.shape} pixels"
+    )
+    rows, columns = (_under_centres(m, n) for m, n in zip(labels.shape, grid, strict=True))
+    cells = rows[:, None] * grid[1] + columns  # (H, W)
+    present, inverse = np.unique(labels, return_inverse=True)  # (K,), ascending
+    order = np.argsort(present == NO_GROUP, kind="stable")  # -1 last: argmax takes the first of equals
+    column_of = np.empty(len(present), np.int64)
+    column_of[order] = np.arange(len(present))
+    votes = np.bincount(
+        (cells * len(present) + column_of[inverse].reshape(cells.shape)).ravel(),
+        minlength=grid[0] * grid[1] * len(present),
+    ).reshape(*grid, len(present))
+    return present[order][votes.argmax(axis=-1)].astype(np.int64)
+
+
+def _under_centres(fine: int, coarse: int) -> np.ndarray:
+    """Returns, for each of `fine` equal intervals of a line, which of `coarse` ones its centre lies in."""
+    return (2 * np.arange(fine) + 1) * coarse // (2 * fine)

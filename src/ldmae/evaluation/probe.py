@@ -1,0 +1,103 @@
+"""Linear probe: how well a class can be read off an image's mean latent by a linear classifier."""
+
+# N M images, C latent channels, h w latent grid, K classes
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from ldmae.contracts import Result
+from ldmae.core.errors import UserError
+
+FEWEST_IMAGES = 10
+"""Images with a class, for training and held out each, below which an accuracy says nothing."""
+
+Labels = Tensor | np.ndarray | list[int]
+
+
+def mean_pooled(latents: Tensor) -> Tensor:
+    """Averages latents (B, C, h, w) over the grid: (B, C) float32 on the CPU, what the probe looks at."""
+    assert latents.ndim == 4, f"expected latents (B, C, h, w), got {tuple(latents.shape)}"
+    # float64, so that the rounded mean does not depend on how a device sums
+    return latents.detach().cpu().double().mean(dim=(2, 3)).float()
+
+
+def linear_probe(
+    train_features: Tensor, train_labels: Labels, held_out_features: Tensor, held_out_labels: Labels
+) -> list[Result]:
+    """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
+
+    Features are standardised by the training ones; scikit-learn's `LogisticRegression` with its penalty
+    (L2, C = 1). Images without a class (label -1) are left out.
+
+    Args:
+        train_features: (N, C) `mean_pooled` latents.
+        train_labels: (N,) classes.
+        held_out_features: (M, C) those of other images.
+        held_out_labels: (M,) their classes.
+
+    Returns:
+        The share of held-out images that are given their class, and the mean of that share over the classes
+        that are held out (balanced accuracy).
+
+    Raises:
+        UserError: there is only one class, or there are too few images, or features are not finite.
+    """
+    x, y = _labelled(train_features, train_labels)
+    unseen, truth = _labelled(held_out_features, held_out_labels)
+    classes = np.unique(y)
+    if min(len(y), len(truth)) < FEWEST_IMAGES:
+        raise UserError(
+            f"a linear probe needs at least {FEWEST_IMAGES} training and {FEWEST_IMAGES} held-out images "
+            f"that bear a class, got {len(y)} and {len(truth)}; give more images, or hold out more "
+            "with data.val"
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"a linear probe needs training images of at least two classes, got the class {classes[0]} "
+            "alone; sort the images into one subfolder per class, or measure without the probe"
+        )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-6))
+    order = np.lexsort((*x.T, y))  # sums are rounded by their order: the images' must not matter
+    named = probe.fit(x[order], y[order]).predict(unseen)
+    held = np.unique(truth)
+    counts = {"training": len(y), "held-out": len(truth), "classes": len(classes)}
+    values, frequency = np.unique(y, return_counts=True)
+    commonest = float(np.mean(truth == values[frequency.argmax()]))
+    strange = int((~np.isin(truth, classes)).sum())
+    extra = (
+        f"; {strange} held-out images are of classes that are not in the training images" if strange else ""
+    )
+    return [
+        Result(
+            name="linear-probe-accuracy",
+            value=float(np.mean(named == truth)),
+            better="higher",
+            counts=counts,
+            note=f"share in [0, 1]; always naming the most frequent class gives {commonest:.3f}{extra}",
+        ),
+        Result(
+            name="linear-probe-balanced-accuracy",
+            value=float(recall_score(truth, named, labels=held, average="macro")),
+            better="higher",
+            counts=counts,
+            note=f"mean over {len(held)} classes; chance gives {1 / len(classes):.3f}{extra}",
+        ),
+    ]
+
+
+def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features and labels of the images that bear a class."""
+    x = features.detach().cpu().double().numpy()
+    y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
+    assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents with mean_pooled first"
+    assert y.shape == (len(x),), f"{len(x)} features, labels {y.shape}"
+    if not np.isfinite(x).all():
+        raise UserError("latents hold NaN or infinity; was the autoencoder's training stopped by one?")
+    return x[y >= 0], y[y >= 0]

@@ -1,0 +1,199 @@
+"""Generated images against real ones: of a pipeline, or of a folder or .npz that anybody made."""
+
+# N images, b of a batch, H W image
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from ldmae.config import load_config
+from ldmae.contracts import ImageSource, Result
+from ldmae.core.errors import UserError
+from ldmae.core.files import write_json
+from ldmae.core.progress import console, progress_bar
+from ldmae.core.random import generator
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.evaluation.generation import generation_results
+from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
+from ldmae.evaluation.samples import read_samples, write_samples_npz
+from ldmae.images.index import open_all_images, open_images
+from ldmae.images.transforms import preprocessing_fingerprint
+from ldmae.loading import is_run_folder, load_pipeline
+from ldmae.perception.features import FeatureExtractor, Features, load_features
+from ldmae.recipes.generation import generated_batches
+from ldmae.recipes.measurements import draw, read_batches, write_results
+from ldmae.recipes.run import open_accelerator
+from ldmae.settings import Config
+from ldmae.stages import locked
+
+Batches = Callable[[int, int], Iterator[Tensor]]
+"""From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generated:
+    batches: Batches
+    count: int
+    size: int
+    labels: np.ndarray | None
+    how: str
+    """Which labels they bear, in words."""
+
+
+def evaluate_samples(
+    source: str,
+    overrides: list[str],
+    folder: Path,
+    reference: Path | None = None,
+    npz: Path | None = None,
+) -> list[Result]:
+    """Measures generated images as ADM's evaluator does; writes `results.json`.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name; or images: a folder, or an .npz with `arr_0`.
+        overrides: settings as key=value: `evaluation.samples=50000`, `sampling.guidance_scale=4`, `data=PATH`
+            (the real images, preprocessed as in training; for a run its own by default).
+        folder: where the results and the cached reference go.
+        reference: real images as they are, in place of `data`: a folder, or an .npz of ADM's (images,
+            statistics or both).
+        npz: also write the generated images there, for ADM's own evaluator.
+
+    Returns:
+        The figures, on the main process; an empty list on others.
+
+    Raises:
+        UserError: there are no such images, or too few.
+    """
+    images = Path(source).suffix.lower() == ".npz" or (
+        Path(source).is_dir()
+        and not is_run_folder(source)
+        and not (Path(source) / "model_index.json").is_file()
+    )
+    base: Any = {}
+    if is_run_folder(source):
+        base = str(Path(source) / "config.yaml")
+    config = load_config(base, overrides)
+    if reference is None and not config.data.source:
+        raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
+    with locked(folder):
+        accelerator = open_accelerator(config, folder)
+        extractor = load_features(config.evaluation.features, accelerator.device)
+        made = _read(source) if images else _generator(source, base != {}, config, accelerator)
+        known: Reference | None = None
+        if accelerator.is_main_process:
+            known = _reference(config, reference, extractor, folder, made.size, source)
+        features = _features(made, extractor, config, accelerator)
+        if npz is not None and accelerator.is_main_process:
+            write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
+        if known is None or features is None:
+            return []
+        config_of = config.evaluation
+        results = generation_results(
+            features,
+            known,
+            shrink=config_of.shrink_covariance,
+            seed=config_of.seed,
+            device=_exact(accelerator),
+        )
+        note = "; ".join(filter(None, [results[0].note, made.how]))
+        results[0] = dataclasses.replace(results[0], note=note)
+        write_results(folder, "samples", results)
+        sampling = {} if images else dataclasses.asdict(config.sampling)
+        write_json(
+            folder / "measured.json",
+            {"source": source, "reference": str(reference or config.data.source), "sampling": sampling},
+        )
+        return results
+
+
+def _read(source: str) -> _Generated:
+    samples = read_samples(source)
+    return _Generated(
+        batches=lambda start, stop: samples.batches(64, start, stop),
+        count=len(samples),
+        size=samples.size[0],
+        labels=samples.labels,
+        how="images as they were given",
+    )
+
+
+def _generator(source: str, own: bool, config: Config, accelerator: Accelerator) -> _Generated:
+    """Returns the images of a pipeline, by number: each one's noise and label hang on its number alone."""
+    pipeline = load_pipeline(source).to(accelerator.device)
+    classes = pipeline.transformer.config.num_classes
+    evaluation, sampling = config.evaluation, config.sampling
+    if not own and sampling.timestep_shift == SamplingConfig().timestep_shift:
+        sampling = dataclasses.replace(sampling, timestep_shift=1 / pipeline.scheduler.config["shift"])
+    scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
+    sampling = dataclasses.replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
+    labels = np.arange(evaluation.samples) % classes
+    if evaluation.sample_labels == "random":
+        random = generator(evaluation.seed, "sample labels")
+        labels = torch.randint(classes, (evaluation.samples,), generator=random).numpy()
+
+    def batches(start: int, stop: int) -> Iterator[Tensor]:
+        chosen = labels[start:stop].tolist()
+        main = accelerator.is_main_process
+        for pictures in generated_batches(pipeline, chosen, sampling, "generating", start, main):
+            yield torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+    size = next(batches(0, 1)).shape[-1]
+    return _Generated(batches, len(labels), size, labels, f"{evaluation.sample_labels} labels")
+
+
+def _reference(
+    config: Config, path: Path | None, extractor: FeatureExtractor, folder: Path, size: int, source: str
+) -> Reference:
+    keep = config.evaluation.real_images or 10_000
+    if path is not None:
+        console.print(f"reading the reference {path}", markup=False, soft_wrap=True)
+        return read_reference(path, extractor, keep=keep)
+    real: ImageSource
+    own = is_run_folder(source)
+    cache = Path(source) if own else folder
+    real = (
+        open_images(config.data, cache / "data")[0] if own else open_all_images(config.data, cache / "data")
+    )
+
+    def batches() -> Iterator[Tensor]:
+        batch = config.evaluation.batch_size
+        everything = draw(len(real), None, 0)
+        for _, images in read_batches(real, everything, size, batch, torch.device("cpu")):
+            yield to_uint8(images)
+
+    def compute() -> Reference:
+        with progress_bar("reference", len(real), "images") as advance:
+            return reference_from_images(batches(), extractor, keep=keep, advance=advance)
+
+    made_of = {
+        "data": real.fingerprint(),
+        "preprocessing": preprocessing_fingerprint(size),
+        "keep": str(keep),
+    }
+    return cached_reference(folder / "reference", made_of, extractor, compute)
+
+
+def _features(
+    made: _Generated, extractor: FeatureExtractor, config: Config, accelerator: Accelerator
+) -> Features | None:
+    """Returns the features of all generated images, on the main process: each makes a share of them."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    start, stop = rank * made.count // world, (rank + 1) * made.count // world
+    mine = [extractor.none(), *(extractor.measure(images).cpu() for images in made.batches(start, stop))]
+    gathered = gather_object([Features.join(mine)])
+    return Features.join(gathered) if accelerator.is_main_process else None
+
+
+def _exact(accelerator: Accelerator) -> torch.device:
+    """Returns where distances are computed: MPS knows no float64."""
+    return torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device

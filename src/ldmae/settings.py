@@ -1,0 +1,254 @@
+"""The settings of a run, gathered from the stages, and the checks that join stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldmae.autoencoders.baselines import KINDS, BaselineConfig
+from ldmae.autoencoders.masked_objective import MaskedObjectiveConfig
+from ldmae.autoencoders.masking import MaskingConfig
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjectiveConfig
+from ldmae.autoencoders.settings import VMAEConfig
+from ldmae.core.errors import UserError, nearest
+from ldmae.diffusion.flow import FlowConfig
+from ldmae.diffusion.settings import LightningDiTConfig, SamplingConfig
+from ldmae.evaluation.settings import EvaluationConfig
+from ldmae.images.sources import DataConfig
+from ldmae.images.transforms import AugmentConfig
+from ldmae.latents.settings import LatentsConfig
+from ldmae.perception.lpips import SMALLEST
+from ldmae.training.settings import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """Masked pre-training of the whole autoencoder."""
+
+    image_size: int | None = None
+    """Pixels along an image's side; null: the run's."""
+    initial_logvar: float | None = None
+    """Log variance of the posterior at the start (its bias); null: 0, as the official code."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops and mirror images."""
+    objective: MaskedObjectiveConfig = field(default_factory=MaskedObjectiveConfig)
+    """Weights of the loss's terms, and the share of masked patches."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, batch, optimizer."""
+
+
+def _unmasked() -> MaskedObjectiveConfig:
+    return MaskedObjectiveConfig(masking=MaskingConfig(ratio=0.0), sample_posterior=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Decoder tuning at the run's image size: no mask, posterior mean."""
+
+    enabled: bool = True
+    """False: the pre-trained autoencoder is the final one."""
+    freeze_encoder: bool = True
+    """Train the decoder alone, so that the latents stay what they are."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops and mirror images."""
+    objective: MaskedObjectiveConfig = field(default_factory=_unmasked)
+    """Weights of the loss's terms."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, batch, optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineTrainingConfig:
+    """Training of one of the paper's baselines, at the run's image size; `autoencoder.kind` says which."""
+
+    model: BaselineConfig = field(default_factory=BaselineConfig)
+    """Its shape."""
+    initial_logvar: float | None = None
+    """Log variance of the posterior at the start (its bias); null: torch's, near 0. AE and DAE have none."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops and mirror images."""
+    objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
+    """Weights of the loss's terms; what is not set is as the kind has it."""
+    discriminator_layers: int = 2
+    """Halvings of the adversary, where the objective has one: 2 for 32 to 64 px, 3 for 256 px."""
+    discriminator_channels: int = 64
+    """Its channels after the first halving."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, batch, optimizer."""
+
+
+AUTOENCODER_KINDS = ("vmae", *KINDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The autoencoder: its shape and its trainings, or where to take it from."""
+
+    kind: str = "vmae"
+    """What is trained: `vmae`, or a baseline: `ae`, `dae`, `vae`, `sd-vae`."""
+    source: str | None = None
+    """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`."""
+    init: str | None = None
+    """Start training from this autoencoder (same forms as `source`)."""
+    model: VMAEConfig = field(default_factory=VMAEConfig)
+    """Its shape."""
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """First stage."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Second stage."""
+    baseline: BaselineTrainingConfig = field(default_factory=BaselineTrainingConfig)
+    """The one stage of a baseline, in place of both."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The trainings that make it, by the names of their settings; none where it is taken as it is."""
+        if self.source is not None:
+            return ()
+        return ("pretraining", "tuning") if self.kind == "vmae" else ("baseline",)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of the image along one side of a latent cell; that of the kind which is trained."""
+        return self.model.patch_size if self.kind == "vmae" else self.baseline.model.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; those of the kind which is trained."""
+        return self.model.latent_channels if self.kind == "vmae" else self.baseline.model.latent_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The diffusion model: its shape, its objective, its training."""
+
+    model: LightningDiTConfig = field(default_factory=LightningDiTConfig)
+    """Its shape."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Flow matching: the density of the times."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, batch, optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    image_size: int = 256
+    """Pixels along an image's side, from decoder tuning on."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """First model."""
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """What lies between the models."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Second model."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """What is generated."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured."""
+    seed: int = 0
+    """Key of all randomness in training."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
+    mixed_precision: str = "auto"
+    """`no`, `bf16`, `fp16`, or `auto`: bf16 where the device computes in it, else no."""
+    deterministic: bool = False
+    """Only deterministic kernels: on CUDA a resumed run is bitwise the same with this only (and slower)."""
+    tracker: str = "none"
+    """`tensorboard`, `wandb` (an extra), or `none`; metrics.jsonl is always written."""
+
+    def __post_init__(self):
+        _check_positive(self)
+        self._check_autoencoder()
+        self._check_perceptual()
+        transformer = self.diffusion.model
+        if transformer.attention_head_dim % 4:
+            raise UserError(
+                "diffusion.model.attention_head_dim must be a multiple of 4 (positions), got "
+                f"{transformer.attention_head_dim}; take {transformer.attention_head_dim // 4 * 4 + 4}"
+            )
+        scales = (self.sampling.guidance_scale, self.evaluation.guidance_scale)
+        if transformer.class_dropout_prob == 0 and any(scale not in (None, 1) for scale in scales):
+            raise UserError(
+                "guidance needs diffusion.model.class_dropout_prob above 0 in training; set that, or "
+                "sampling.guidance_scale=1 and evaluation.guidance_scale=1"
+            )
+        if self.device not in ("auto", "cpu", "cuda", "mps"):
+            raise UserError(f"device must be auto, cpu, cuda or mps, got {self.device!r}")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise UserError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")
+        if self.tracker not in ("none", "tensorboard", "wandb"):
+            raise UserError(f"tracker must be tensorboard, wandb or none, got {self.tracker!r}")
+
+    def _check_autoencoder(self) -> None:
+        """Raises for an autoencoder whose sizes do not fit each other, the images or the diffusion model."""
+        autoencoder, model = self.autoencoder, self.autoencoder.model
+        if autoencoder.kind not in AUTOENCODER_KINDS:
+            raise UserError(
+                f"autoencoder.kind must be one of {', '.join(AUTOENCODER_KINDS)}, got {autoencoder.kind!r}"
+                f"{nearest(autoencoder.kind, AUTOENCODER_KINDS)}"
+            )
+        vmae = autoencoder.kind == "vmae"
+        name, patch = "model.patch_size" if vmae else "baseline.model.factor", autoencoder.patch_size
+        sizes = {"image_size": self.image_size, "autoencoder.pretraining.image_size": self.pretraining_size}
+        for key, pixels in sizes.items():
+            if pixels < 1 or (autoencoder.source is None and pixels % patch):
+                raise UserError(
+                    f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
+                    f"take {max(1, round(pixels / patch)) * patch}"
+                )
+        for part in ("encoder", "decoder") if vmae else ():
+            width = getattr(model, f"{part}_hidden_size")
+            heads = getattr(model, f"{part}_num_attention_heads")
+            if width % heads or width % 4:
+                raise UserError(
+                    f"autoencoder.model.{part}_hidden_size={width} must be a multiple of 4 and of "
+                    f"{part}_num_attention_heads={heads}; change one of them"
+                )
+        if autoencoder.source is None and (self.image_size // patch) % self.diffusion.model.patch_size:
+            raise UserError(
+                f"the latent grid has {self.image_size // patch} cells a side, which "
+                f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
+            )
+
+    def _check_perceptual(self) -> None:
+        """Raises for a perceptual distance that is unknown, or that cannot see images so small."""
+        judges = {"evaluation.perceptual": (self.evaluation.perceptual, self.image_size)}
+        sizes = {"pretraining": self.pretraining_size, "tuning": self.image_size, "baseline": self.image_size}
+        for stage in self.autoencoder.stages:
+            objective = getattr(self.autoencoder, stage).objective
+            if objective.perceptual_weight > 0:
+                judges[f"autoencoder.{stage}.objective.perceptual"] = (objective.perceptual, sizes[stage])
+        for key, (name, size) in judges.items():
+            if name not in SMALLEST:
+                raise UserError(
+                    f"{key}={name!r} is unknown{nearest(name, SMALLEST)}; known: {', '.join(SMALLEST)}"
+                )
+            if size < SMALLEST[name]:
+                raise UserError(
+                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
+                    "images or another distance"
+                )
+
+    @property
+    def pretraining_size(self) -> int:
+        """Pixels along an image's side in pre-training."""
+        return self.autoencoder.pretraining.image_size or self.image_size
+
+
+def _check_positive(config: Config) -> None:
+    """Refuses a model of no layers, heads, channels …, before hours of training come to build it."""
+    for name, model in (
+        ("autoencoder.model", config.autoencoder.model),
+        ("diffusion.model", config.diffusion.model),
+    ):
+        for key, value in vars(model).items():
+            if type(value) in (int, float) and value <= 0 and key != "class_dropout_prob":
+                raise UserError(f"{name}.{key} must be above 0, got {value}")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Returns settings as plain nested types."""
+    return dataclasses.asdict(config)

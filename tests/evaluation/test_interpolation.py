@@ -1,0 +1,162 @@
+"""Interpolation between the latents of two images."""
+
+import math
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch import nn
+
+from ldmae.core.errors import UserError
+from ldmae.evaluation.interpolation import (
+    FRACTIONS,
+    InterpolationMetrics,
+    choose_pairs,
+    interpolated_decodings,
+    interpolation_strip,
+)
+from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.perception.lpips import load_perceptual
+
+PAIRS = 3
+
+
+class Identity(nn.Module):
+    """Latents are the pixels: what lies between two images is their cross-fade."""
+
+    encode = decode = staticmethod(lambda x: x)
+
+
+@pytest.fixture(scope="module")
+def ends():
+    """Three pairs of 32 x 40 crops of a photograph, as images in [-1, 1]."""
+    photo = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)
+    crops = [photo[:, 40 * i : 40 * i + 32, 50 * i : 50 * i + 40] for i in range(2 * PAIRS)]
+    return (torch.stack(crops) / 127.5 - 1).split(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return load_perceptual("st-lpips-alex")
+
+
+def measure(first, second, keys=range(PAIRS), **arguments):
+    metrics = InterpolationMetrics(**arguments)
+    metrics.update(keys, first, second, interpolated_decodings(Identity(), first, second, metrics.fractions))
+    return metrics
+
+
+def values(metrics):
+    return {result.name: result.value for result in metrics.compute()}
+
+
+def mean_psnr(x, y):
+    pairs = zip(to_uint8(x).numpy(), to_uint8(y).numpy(), strict=True)
+    return np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in pairs])
+
+
+def test_between_two_latents_lies_the_straight_line(ends):
+    decoded = dict(interpolated_decodings(Identity(), *ends))
+    assert list(decoded) == list(FRACTIONS)
+    assert torch.equal(decoded[0.0], ends[0])
+    assert torch.equal(decoded[1.0], ends[1])
+    torch.testing.assert_close(decoded[0.25], 0.75 * ends[0] + 0.25 * ends[1])
+
+
+def test_figures_match_their_references_and_lie_at_the_right_end(ends, perceptual):
+    first, second = ends
+    found = values(measure(first, second, perceptual=perceptual))
+    quarter = 0.75 * first + 0.25 * second
+    assert found["PSNR-first(t=0.25)"] == pytest.approx(mean_psnr(first, quarter), rel=1e-6)
+    assert found["PSNR-second(t=0.25)"] == pytest.approx(mean_psnr(second, quarter), rel=1e-6)
+    saved = [to_uint8(images) / 127.5 - 1 for images in (second, quarter)]
+    distance = perceptual(*saved).mean().item()
+    assert found["ST-LPIPS-alex-second(t=0.25)"] == pytest.approx(distance, rel=1e-5)
+    assert found["PSNR-first(t=0)"] == found["PSNR-second(t=1)"] == math.inf
+    assert len(found) == 2 * 2 * len(FRACTIONS)
+
+
+def test_only_each_lines_own_end_has_a_better_direction(ends, perceptual):
+    better = {result.name: result.better for result in measure(*ends, perceptual=perceptual).compute()}
+    assert {name: direction for name, direction in better.items() if direction} == {
+        "PSNR-first(t=0)": "higher",
+        "ST-LPIPS-alex-first(t=0)": "lower",
+        "PSNR-second(t=1)": "higher",
+        "ST-LPIPS-alex-second(t=1)": "lower",
+    }
+
+
+def test_the_other_way_round_is_the_same_line(ends):
+    there, back = values(measure(*ends)), values(measure(ends[1], ends[0]))
+    for t in FRACTIONS:
+        assert there[f"PSNR-first(t={t:g})"] == pytest.approx(back[f"PSNR-second(t={1 - t:g})"])
+
+
+def test_counts_are_pairs_and_training_on_the_metric_is_said(ends, perceptual):
+    found = measure(*ends, fractions=(0.5,), perceptual=perceptual, trained_on="st-lpips-alex").compute()
+    assert [result.counts for result in found] == [{"pairs": PAIRS}] * 4
+    assert [result.note for result in found] == ["", ""] + ["the autoencoder was trained on this metric"] * 2
+    assert [result.unit for result in found] == ["dB", "dB", "", ""]
+
+
+def test_figures_depend_neither_on_batches_nor_on_processes(ends, perceptual):
+    alone = measure(*ends, perceptual=perceptual)
+    parts = [measure(ends[0][rows], ends[1][rows], rows, perceptual=perceptual) for rows in ([2], [1, 0])]
+    parts[0].merge(parts[1].per_image())
+    assert values(parts[0]) == pytest.approx(values(alone), rel=1e-5, abs=1e-6)
+    with pytest.raises(AssertionError, match="keys are not unique"):
+        parts[0].merge(parts[1].per_image())
+
+
+# ---- pairs
+
+
+def test_pairs_hold_no_image_twice_and_do_not_depend_on_the_files_order():
+    keys = [f"{i}.png" for i in range(11)]
+    chosen = choose_pairs(keys, 99, seed=1)
+    assert len({i for pair in chosen for i in pair}) == 10
+    turned = keys[::-1]
+    named = [[(names[a], names[b]) for a, b in choose_pairs(names, 3, seed=1)] for names in (keys, turned)]
+    assert named[0] == named[1] == [(keys[a], keys[b]) for a, b in chosen[:3]]
+    assert choose_pairs(keys, 3, seed=2) != chosen[:3]
+
+
+def test_one_image_makes_no_pair():
+    with pytest.raises(UserError, match="interpolation needs at least 2 images, got 1"):
+        choose_pairs(["a"], 1)
+
+
+# ---- pictures
+
+
+def test_the_strip_shows_the_originals_around_what_lies_between(ends):
+    first, second = ends
+    decoded = list(interpolated_decodings(Identity(), first, second, (0.0, 0.5, 1.0)))
+    strip = interpolation_strip(first, second, reversed(decoded), gap=3)
+    assert strip.shape == (PAIRS * 35 - 3, 5 * 43 - 3, 3)
+    assert strip.dtype == np.uint8
+    expected = [first, decoded[0][1], decoded[1][1], decoded[2][1], second]
+    for row in range(PAIRS):
+        for column, images in enumerate(expected):
+            tile = strip[row * 35 : row * 35 + 32, column * 43 : column * 43 + 40]
+            assert np.array_equal(tile, to_uint8(images)[row].permute(1, 2, 0).numpy())
+    assert (strip[32:35] == 255).all()
+    assert (strip[:, 40:43] == 255).all()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("fractions", [(), (0.5, 0.5), (-0.1,), (1.5,), (math.nan,)])
+def test_fractions_outside_the_line_are_refused(fractions):
+    with pytest.raises(UserError, match=r"fractions must be distinct numbers in \[0, 1\], got"):
+        InterpolationMetrics(fractions)
+
+
+def test_no_pairs_and_nan_are_refused(ends):
+    with pytest.raises(UserError, match="no pairs to interpolate between"):
+        InterpolationMetrics().compute()
+    with pytest.raises(UserError, match=r"an image decoded at t=0\.5 holds NaN"):
+        InterpolationMetrics((0.5,)).update([0, 1, 2], *ends, [(0.5, torch.full_like(ends[0], math.nan))])
