@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint format bench clean
+.DELETE_ON_ERROR: # a .venv that could not be finished, as where Python lacks its venv module, is begun anew
 
 demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a package
 	$(BIN)/ldmae run $(PRESET)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ VERBS = [
     "sample",
     "evaluate",
     "evaluate-samples",
+    "compare",
     "report",
     "convert",
 ]
@@ -306,6 +308,14 @@ def test_evaluate_of_a_run_prints_its_figures(made, ldmae):
     assert re.search(r"^PSNR +\S+ +dB ↑ +\d+ images$", shown.out, re.M)
 
 
+def test_evaluate_of_a_run_with_other_settings_keeps_to_its_own_images(made, ldmae, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "run")
+    shown = ldmae("evaluate", folder, "evaluation.images=3", "--only", "reconstruction")
+    assert shown.code == 0, shown.err
+    assert re.search(r"^PSNR +\S+ +dB ↑ +3 images$", shown.out, re.M)
+    assert "PSNR" in (folder / "report.html").read_text()
+
+
 def test_evaluate_of_a_run_on_other_images_says_what_it_was_trained_on(made, images, ldmae):
     shown = ldmae("evaluate", made.folder, f"data={images}")
     assert shown.code == 0
@@ -318,18 +328,18 @@ def test_evaluate_of_a_run_on_other_images_says_what_it_was_trained_on(made, ima
     }  # fmt: skip
 
 
-def test_evaluate_takes_an_autoencoder_of_diffusers(images, ldmae, tmp_path):
+def test_evaluate_takes_an_autoencoder_of_diffusers(images, ldmae):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2).save_pretrained("kl")
-    (tmp_path / "kl").is_dir()
     alone = ("--only", "reconstruction", "--out", "figures")
     shown = ldmae("evaluate", "kl", f"data={images}", "image_size=32", *alone)
     assert shown.code == 0, shown.err
     assert [line.split()[0] for line in shown.out.splitlines()] == [
-        "L1", "PSNR", "SSIM", "ST-LPIPS-alex", "results:",
+        "L1", "PSNR", "SSIM", "ST-LPIPS-alex", "rKID-efficientnet_lite0", "results:", "report:",
     ]  # fmt: skip
     assert json.loads(Path("figures/measured.json").read_text())["autoencoder"] == "kl"
+    assert "PSNR" in Path("figures/report.html").read_text()
 
 
 # ---- report, convert

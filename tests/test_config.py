@@ -117,7 +117,7 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path, name, content, message
 
 
 def test_an_unknown_preset_names_the_nearest_and_all():
-    with pytest.raises(UserError, match=r"'smoek'; did you mean 'smoke'\?\. Presets: .*digits.*smoke"):
+    with pytest.raises(UserError, match=r"'smoek'; did you mean 'smoke'\?; presets: .*digits.*smoke"):
         load_config("smoek")
 
 
@@ -201,8 +201,10 @@ def test_null_takes_a_source_back(tmp_path):
         ("seed=null", "setting seed: "),
         ("sampling.guidance_interval=3", "setting sampling.guidance_interval: "),
         ("sampling.guidance_interval=[0,b]", "sampling.guidance_interval.*'b'"),
-        ("sampling.guidance_interval=[]", "settings: "),
-        ("autoencoder.pretraining.augment.crop_scale=[1]", "settings: "),
+        (
+            "autoencoder.pretraining.augment.crop_scale=[1]",
+            r"crop_scale must be \[smallest, largest\].*got \[1",
+        ),
     ],
 )
 def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
@@ -238,6 +240,12 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ("autoencoder.pretraining.objective.masking.ratio=1", "masking.ratio"),
         ("diffusion.training.optimizer.schedule=linear", "optimizer.schedule must be constant or cosine"),
         ("data.max_unreadable=2", "data.max_unreadable"),
+        ("sampling.guidance_interval=[]", r"guidance_interval must be two times in \[0, 1\], got \[\]"),
+        ("sampling.guidance_scale=.nan", "guidance_scale must be a number, got nan"),
+        ("sampling.timestep_shift=-1", "timestep_shift must be 0 or more, got -1"),
+        ("diffusion.flow.logit_std=.nan", "logit_std must be above 0, got nan"),
+        ("diffusion.flow.logit_mean=.inf", "logit_mean must be a number, got inf"),
+        ("autoencoder.pretraining.initial_logvar=.nan", "initial_logvar must be a number or null, got nan"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(override, message):

@@ -34,7 +34,7 @@ def test_preset_begins_with_what_it_is_how_to_run_it_and_what_it_costs(name):
         assert any(line.startswith(part) for line in header), f"{name} lacks {part}"
     assert any("Expect: " in line for line in header)
     command = next(line for line in header if line.startswith("Command: "))
-    assert re.search(rf"ldmae run {name}\b", command)
+    assert re.search(rf"ldmae (run|compare) {name}\b", command)
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -1,5 +1,6 @@
 """Which stages of a run are done, and the run folder's lock."""
 
+import errno
 import json
 import os
 import signal
@@ -166,7 +167,7 @@ def test_restart_forgets_a_stage_and_all_after_it_and_what_they_made(tmp_path):
 
 
 def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
-    with pytest.raises(UserError, match=r"no stage 'latent'; did you mean 'latents'\?\. Stages: autoencoder"):
+    with pytest.raises(UserError, match=r"no stage 'latent'; did you mean 'latents'\?; stages: autoencoder"):
         StageBook(tmp_path).restart("latent", {})
 
 
@@ -237,6 +238,22 @@ def test_of_several_processes_of_one_run_the_first_holds_the_lock(tmp_path, monk
     monkeypatch.setenv("RANK", "1")
     with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".writing-x.pt"]
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*\.lock.*permissions"), locked(tmp_path):
+        pass
+
+
+def test_a_disk_that_cannot_lock_files_is_used_with_a_word_of_warning(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ldmae.stages.fcntl.lockf", refuse)
+    with locked(tmp_path):
+        pass
+    assert "cannot lock files (No locks available)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

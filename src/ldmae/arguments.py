@@ -1,12 +1,14 @@
-"""The command line's arguments that several verbs share, and the folders they mean by default."""
+"""What the verbs of the command line share: arguments, default folders, imports that wait."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ldmae.core.errors import UserError
 
 
 def examples(*lines: str) -> str:
@@ -51,3 +53,35 @@ def name_of(source: str) -> str:
     """Returns what to call an autoencoder's results: the last part of its path or name."""
     last = Path(source.removeprefix("official:")).resolve().name
     return re.sub(r"\.(pth|pt)$", "", last)
+
+
+def open_recipes() -> Any:
+    """Imports the recipes, and prepares the process for long work."""
+    from diffusers.utils.logging import disable_progress_bar
+
+    from ldmae import recipes
+    from ldmae.core.device import reuse_freed_memory
+
+    reuse_freed_memory()
+    disable_progress_bar()  # one for each loaded part of a pipeline says nothing
+    return recipes
+
+
+def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
+    """Returns the settings of a preset, and the run folder."""
+    from ldmae.config import load_config
+
+    return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+
+
+def run_config(folder: Path, overrides: list[str] | None = None) -> Any:
+    """Returns the settings of a run, with changes."""
+    from ldmae.config import load_config
+
+    return load_config(str(folder / "config.yaml"), overrides)
+
+
+def refuse(value: object, option: str, reason: str) -> None:
+    """Raises a UserError for an option that was given where it means nothing."""
+    if value is not None:
+        raise UserError(f"{option} does not go with this: {reason}; leave it out")

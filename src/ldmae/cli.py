@@ -6,11 +6,11 @@ What takes long to import is imported when a verb runs, so that `--help` answers
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ldmae import __version__
+from ldmae import __version__, measuring
 from ldmae.arguments import (
     AutoencoderSource,
     DataOverrides,
@@ -20,11 +20,14 @@ from ldmae.arguments import (
     Restart,
     RunOut,
     examples,
-    name_of,
     next_folder,
+    open_recipes,
+    refuse,
+    resolve,
+    run_config,
 )
 from ldmae.core.errors import UserError
-from ldmae.terminal import main_process, say, table
+from ldmae.terminal import main_process, say
 
 app = typer.Typer(
     name="ldmae",
@@ -37,30 +40,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train one of the two models in a run folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
-
-
-def _recipes() -> Any:
-    """Imports the recipes, and prepares the process for long work."""
-    from diffusers.utils.logging import disable_progress_bar
-
-    from ldmae import recipes
-    from ldmae.core.device import reuse_freed_memory
-
-    reuse_freed_memory()
-    disable_progress_bar()  # one for each loaded part of a pipeline says nothing
-    return recipes
-
-
-def _resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
-    from ldmae.config import load_config
-
-    return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
-
-
-def _run_config(folder: Path) -> Any:
-    from ldmae.config import load_config
-
-    return load_config(str(folder / "config.yaml"))
+app.add_typer(measuring.app)  # without a name: its verbs stand beside the others
 
 
 def _show_version(wanted: bool) -> None:
@@ -97,8 +77,8 @@ def run(
 
     The same command goes on where it was interrupted; what is done and unchanged is not redone.
     """
-    config, folder = _resolve(preset, overrides, out)
-    recipes = _recipes()
+    config, folder = resolve(preset, overrides, out)
+    recipes = open_recipes()
     if dry_run:
         say(recipes.describe_plan(config, folder))
         return
@@ -111,8 +91,8 @@ def train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Masked pre-training, then decoder tuning."""
-    config, folder = _resolve(preset, overrides, out)
-    recipes = _recipes()
+    config, folder = resolve(preset, overrides, out)
+    recipes = open_recipes()
     recipes.run_arrows(config, folder, recipes.train_autoencoder, restart=restart)
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
@@ -122,8 +102,8 @@ def train_diffusion(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
-    config, folder = _resolve(preset, overrides, out)
-    recipes = _recipes()
+    config, folder = resolve(preset, overrides, out)
+    recipes = open_recipes()
     recipes.run_arrows(config, folder, recipes.train_diffusion, restart=restart)
     say(f"diffusion model: {folder / 'diffusion'}")
 
@@ -148,11 +128,11 @@ def encode(
 
     With data=PATH: all images there, by any autoencoder, into --out.
     """
-    recipes = _recipes()
+    recipes = open_recipes()
     if recipes.is_run_folder(source) and not overrides:
-        _refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
+        refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
         folder = Path(source)
-        recipes.run_arrows(_run_config(folder), folder, recipes.encode)
+        recipes.run_arrows(run_config(folder), folder, recipes.encode)
         say(f"latents: {folder / 'latents'}")
         return
     if out is None:
@@ -199,7 +179,7 @@ def sample(
 
     A run folder alone: the run's own samples/. What is not given is as in the run's settings.
     """
-    recipes = _recipes()
+    recipes = open_recipes()
     named = {
         "per_class": count,
         "seed": seed,
@@ -212,106 +192,20 @@ def sample(
     if recipes.is_run_folder(source):
         folder = Path(source)
         if not (changes or classes or out):
-            recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline, recipes.sample)
+            recipes.run_arrows(run_config(folder), folder, recipes.save_pipeline, recipes.sample)
             say(f"samples: {folder / 'samples' / 'grid.png'}")
             return
         if not (folder / "pipeline").exists():
-            recipes.run_arrows(_run_config(folder), folder, recipes.save_pipeline)
+            recipes.run_arrows(run_config(folder), folder, recipes.save_pipeline)
         out = out or next_folder(folder)
     if main_process():  # generating is not shared among processes
         say(f"samples: {recipes.sample_from(source, classes or [], changes, out or Path('samples'), device)}")
 
 
-@app.command(
-    epilog=examples(
-        "ldmae evaluate runs/emoji",
-        "ldmae evaluate official:vmaef8d16.pth data=PATH",
-        "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
-        "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
-    )
-)
-def evaluate(
-    source: AutoencoderSource,
-    overrides: DataOverrides = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="NAME",
-            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, compression, "
-            "probe, components, efficiency; for a run also generation. By default all.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
-    ] = None,
-) -> None:
-    """Measure, print a table, and write results.json.
-
-    A run folder alone: its autoencoder on its held-out images, and its generated images.
-
-    With data=PATH: any autoencoder on all images there.
-    """
-    recipes = _recipes()
-    if recipes.is_run_folder(source) and not overrides:
-        _refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
-        folder = Path(source)
-        recipes.evaluate_run(_run_config(folder), folder, only)
-    else:
-        folder = out or Path("results") / name_of(source)
-        if main_process():  # measuring is not shared among processes
-            recipes.evaluate_with(source, overrides or [], folder, only)
-    if main_process():
-        from ldmae.core.files import read_json
-
-        say(f"{table(read_json(folder / 'results.json')['results'])}\nresults: {folder / 'results.json'}")
-
-
-@app.command(
-    name="evaluate-samples",
-    epilog=examples(
-        "ldmae evaluate-samples runs/emoji evaluation.samples=5000",
-        "ldmae evaluate-samples FOLDER data=PATH image_size=256 evaluation.features=inception",
-        "ldmae evaluate-samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz",
-        "ldmae evaluate-samples runs/emoji --npz samples.npz",
-    ),
-)
-def evaluate_samples(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A run folder, a pipeline's diffusers folder or Hub name; or images: a folder, or an .npz."
-        ),
-    ],
-    overrides: DataOverrides = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Real images, taken as they are: a folder, or an .npz of ADM's. In place of data."),
-    ] = None,
-    npz: Annotated[
-        Path | None, typer.Option(help="Also write the generated images there, for ADM's evaluator.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME-samples.")
-    ] = None,
-) -> None:
-    """Measure generated images: FID, sFID, IS, KID, precision and recall, as ADM's evaluator does.
-
-    On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
-    evaluation.features=inception.
-    """
-    from ldmae.core.files import read_json
-
-    folder = out or Path("results") / f"{name_of(source)}-samples"
-    _recipes().evaluate_samples(source, overrides or [], folder, reference, npz)
-    if main_process():
-        say(f"{table(read_json(folder / 'results.json')['results'])}\nresults: {folder / 'results.json'}")
-
-
 @app.command(epilog=examples("ldmae report runs/emoji"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or still at work.")]) -> None:
     """Write report.html anew from what a run folder holds."""
-    recipes = _recipes()
+    recipes = open_recipes()
     if not recipes.is_run_folder(str(run)):
         raise UserError(f"{run} is no run folder (it has no config.yaml); name one that `ldmae run` made")
     if main_process():
@@ -353,7 +247,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an official VMAE or LightningDiT checkpoint to a diffusers folder, or back."""
-    recipes = _recipes()
+    recipes = open_recipes()
     if to_official:
         given = {
             "--kind": kind,
@@ -364,7 +258,7 @@ def convert(
             "--num-classes": num_classes,
         }
         for option, value in given.items():
-            _refuse(value, option, "with --to-official the folder tells it")
+            refuse(value, option, "with --to-official the folder tells it")
         model = recipes.convert_to_official(source, out)
     else:
         model = recipes.convert_official(
@@ -389,8 +283,3 @@ def presets() -> None:
     names = preset_names()
     for name in names:
         typer.echo(f"{name:<{max(map(len, names))}}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
-
-
-def _refuse(value: object, option: str, reason: str) -> None:
-    if value is not None:
-        raise UserError(f"{option} does not go with this: {reason}; leave it out")

@@ -110,7 +110,7 @@ def _read_layer(preset: str) -> dict[str, Any]:
             text = Path(preset).read_text(encoding="utf-8")
         else:
             raise UserError(
-                f"no preset or YAML file {preset!r}{nearest(preset, names)}. Presets: {', '.join(names)}"
+                f"no preset or YAML file {preset!r}{nearest(preset, names)}; presets: {', '.join(names)}"
             )
         layer = yaml.safe_load(text) or {}
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,8 @@ class BaselineTrainingConfig:
 
 
 AUTOENCODER_KINDS = ("vmae", *KINDS)
+ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg")
+"""VMAE with the squared error alone; with masked patches, L_M; and with the variance's KL, L_reg, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,43 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """What `ldmae compare` sets side by side; a single run takes no notice of it."""
+
+    autoencoders: list[str] = field(default_factory=lambda: [*KINDS, "vmae"])
+    """Autoencoders, each with a diffusion model of its own: `ae`, `dae`, `vae`, `sd-vae`, `vmae`."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each autoencoder is trained and measured once with each."""
+    ablation: list[str] = field(default_factory=list)
+    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`; the last is `vmae` itself."""
+    ablation_seeds: list[int] = field(default_factory=lambda: [0])
+    """The seeds of the ablation."""
+    match_flops: bool = True
+    """Shrink the baselines until encode and decode cost as many operations as the VMAE's; false: as wide as
+    `autoencoder.baseline.model.width` says."""
+    settings: dict[str, list[str]] = field(default_factory=dict)
+    """Settings of single ones, as key=value, by name, such as
+    `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("autoencoders", AUTOENCODER_KINDS), ("ablation", ABLATION)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise UserError(
+                        f"comparison.{name} holds {value!r}{nearest(value, known)}; known: {', '.join(known)}"
+                    )
+        for value in self.settings:
+            if value not in (*AUTOENCODER_KINDS, *ABLATION):
+                raise UserError(
+                    f"comparison.settings are of {value!r}, which is compared nowhere"
+                    f"{nearest(value, (*AUTOENCODER_KINDS, *ABLATION))}"
+                )
+        for name in ("seeds", "ablation_seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise UserError(f"comparison.{name} holds a seed twice: {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run."""
 
@@ -148,6 +188,8 @@ class Config:
     """What is generated."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured."""
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    """What `ldmae compare` sets side by side."""
     seed: int = 0
     """Key of all randomness in training."""
     device: str = "auto"
@@ -163,6 +205,7 @@ class Config:
         _check_positive(self)
         self._check_autoencoder()
         self._check_perceptual()
+        self._check_starts()
         transformer = self.diffusion.model
         if transformer.attention_head_dim % 4:
             raise UserError(
@@ -230,6 +273,18 @@ class Config:
                 raise UserError(
                     f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
                     "images or another distance"
+                )
+
+    def _check_starts(self) -> None:
+        """Raises for a log variance to start from that is no number."""
+        auto = self.autoencoder
+        for name, value in (
+            ("pretraining", auto.pretraining.initial_logvar),
+            ("baseline", auto.baseline.initial_logvar),
+        ):
+            if value is not None and not math.isfinite(value):
+                raise UserError(
+                    f"autoencoder.{name}.initial_logvar must be a number or null, got {value}; -4 starts soon"
                 )
 
     @property

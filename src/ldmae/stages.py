@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import shutil
@@ -74,7 +75,7 @@ def stages_before(restart: str | None) -> tuple[str, ...]:
     if restart is None:
         return STAGES
     if restart not in STAGES:
-        raise UserError(f"no stage {restart!r}{nearest(restart, STAGES)}. Stages: {', '.join(STAGES)}")
+        raise UserError(f"no stage {restart!r}{nearest(restart, STAGES)}; stages: {', '.join(STAGES)}")
     return STAGES[: STAGES.index(restart)]
 
 
@@ -218,13 +219,20 @@ def locked(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":  # of several processes of one run, the main one holds it
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    with disk_errors(folder / ".lock"):
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             # not flock, which a killed program's loading processes would go on holding for some seconds
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"another program is working on {folder}; wait for it, or name another folder with --out"
-            ) from error
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"another program is working on {folder}; wait for it, or name another folder with --out"
+                ) from error
+            console.print(  # as on some network disks
+                f"{folder} lies on a disk that cannot lock files ({error.strerror}): let no second program "
+                "work on it at the same time"
+            )
         remove_leftovers(folder)
         yield

@@ -118,6 +118,9 @@ def test_heads_are_asked_for_only_where_no_shape_tells_them(tmp_path):
     with pytest.raises(UserError, match="give num_attention_heads"):
         load_official_lightningdit(path)
     assert load_official_lightningdit(path, num_attention_heads=2).config.attention_head_dim == 8
+    for wrong in (3, 0, -2):
+        with pytest.raises(UserError, match=f"num_attention_heads={wrong} does not divide the width 16"):
+            load_official_lightningdit(path, num_attention_heads=wrong)
     rotary = written(tmp_path / "rotary.pt", to_official_lightningdit(tiny()))
     with pytest.raises(UserError, match="has 2 attention heads, got num_attention_heads=4"):
         load_official_lightningdit(rotary, num_attention_heads=4)

@@ -93,6 +93,9 @@ def test_heads_come_from_the_caller_or_the_width(tmp_path):
     assert told.blocks[0].attn.heads == 4
     with pytest.raises(UserError, match="encoder_num_attention_heads=5"):
         load_official_vmae(path, encoder_num_attention_heads=5)
+    for side in ("encoder", "decoder"):
+        with pytest.raises(UserError, match=f"{side}_num_attention_heads .* got 0"):
+            load_official_vmae(path, **{f"{side}_num_attention_heads": 0})
 
 
 @pytest.mark.parametrize(("width", "heads"), [(96, 8), (192, 12), (384, 16)])

@@ -62,3 +62,15 @@ class Looks(nn.Module):
 def test_a_model_that_looks_at_values_is_counted_where_it_lies():
     found = count_autoencoder_flops(Looks(), 8)
     assert (found.encode, found.decode) == (2 * 64 * 9, 2 * 64 * 9)
+
+
+def test_what_has_no_weights_is_counted_all_the_same():
+    class Halves(nn.Module):
+        def encode(self, images):
+            return F.conv2d(images, torch.ones(1, 3, 2, 2, device=images.device), stride=2)
+
+        def decode(self, latents):
+            return F.interpolate(latents.expand(-1, 3, -1, -1), scale_factor=2.0)
+
+    counted = count_autoencoder_flops(Halves(), 8)
+    assert (counted.encode, counted.decode) == (2 * 16 * 3 * 4, 0)

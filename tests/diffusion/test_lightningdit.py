@@ -107,6 +107,19 @@ def test_fresh_model_predicts_zero():
     assert run(model, *inputs()).abs().max() == 0
 
 
+def test_label_std_changes_the_start_of_the_class_embeddings_and_nothing_else():
+    models = []
+    for changes in ({}, {"label_std": 0.5}):
+        torch.manual_seed(0)
+        models.append(LightningDiTTransformer2DModel(**{**TINY, "num_classes": 400, **changes}))
+    assert models[0].config == models[1].config  # a start value is not stored
+    usual, wide = (model.state_dict() for model in models)
+    name = "y_embedder.embedding_table.weight"
+    assert usual[name].std().item() == pytest.approx(0.02, rel=0.05)
+    torch.testing.assert_close(wide[name], usual[name] * 25)
+    assert all(torch.equal(wide[key], usual[key]) for key in usual if key != name)
+
+
 def test_return_dict_false_gives_a_tuple():
     model = tiny()
     assert torch.equal(model(*inputs(), return_dict=False)[0], model(*inputs()).sample)

@@ -33,6 +33,10 @@ def test_the_papers_sizes_have_the_parameters_that_were_counted_for_them():
     assert found["FLOPs"].value / 2e9 == pytest.approx(20.66, abs=0.01)
     assert found["FLOPs"].value == found["FLOPs encode"].value + found["FLOPs decode"].value
     assert "multiply-add counts 2" in found["FLOPs"].note
+    assert "the paper prints 704 GFLOPs" in found["FLOPs"].note
+    assert "the paper prints 42.7 MB" in found["weights"].note
+    assert "17331 GFLOPs" in by_name(measure_size(sd3, 64))["FLOPs"].note
+    assert "paper" not in by_name(measure_size(small(), 32))["FLOPs"].note
 
 
 def test_frozen_parts_are_not_trainable_unless_all_is_frozen():
@@ -85,3 +89,15 @@ def test_a_batch_that_does_not_fit_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setattr(efficiency, "encode_moments", too_much)
     with pytest.raises(UserError, match=r"4096 images of 8 px do not fit .* on fewer at once"):
         measure_speed(small(), 8, batch_size=4096)
+
+
+def test_speed_of_what_has_no_weights_is_measured():
+    class Means(torch.nn.Module):
+        def encode(self, images):
+            return torch.nn.functional.avg_pool2d(images, 4)
+
+        def decode(self, latents):
+            return latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    found = by_name(measure_speed(Means(), 16, batch_size=2, turns=1))
+    assert found["encode rate"].value > 0

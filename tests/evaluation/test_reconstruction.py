@@ -7,6 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldmae.core.errors import UserError
+from ldmae.evaluation.generation import frechet_distance, kernel_distance
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, psnr, ssim, to_uint8
 from ldmae.perception.lpips import load_perceptual
 
@@ -124,3 +125,47 @@ def test_no_images_small_images_and_nan_are_refused():
         ReconstructionMetrics().update(torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 8, 16))
     with pytest.raises(UserError, match="NaN"):
         ReconstructionMetrics().update(torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), math.nan))
+
+
+class Corners:
+    """Three features of an image: the means of a corner's red, green and blue."""
+
+    dimensions, kid_label, fd_label = 3, "KID", "FID"
+
+    def __call__(self, images):
+        assert images.dtype == torch.uint8
+        return images.float()[..., :8, :8].mean(dim=(2, 3)) / 255
+
+
+def test_features_of_all_pairs_are_compared_as_two_sets_whatever_the_batches():
+    x = torch.rand(12, 3, 16, 16) * 2 - 1
+    y = x * 0.8
+    whole, split = (ReconstructionMetrics(extractor=Corners()) for _ in range(2))
+    whole.update(x, y)
+    for rows in torch.randperm(12).split([5, 7]):
+        split.update(x[rows], y[rows])
+    features = Corners()(to_uint8(y)), Corners()(to_uint8(x))
+    assert values(whole)["rKID"] == pytest.approx(kernel_distance(*features)[0], rel=1e-9)
+    assert values(whole)["rFID"] == pytest.approx(frechet_distance(*features), rel=1e-6)
+    assert values(split) == pytest.approx(values(whole), rel=1e-12)
+
+
+def test_a_frechet_distance_of_too_few_images_is_made_only_when_asked():
+    class Many(Corners):
+        dimensions = 27
+
+        def __call__(self, images):
+            return images.float()[..., :3, :3].flatten(1) / 255
+
+    x = torch.rand(12, 3, 16, 16) * 2 - 1
+    plain, shrunk = (ReconstructionMetrics(extractor=Many(), shrink=asked) for asked in (False, True))
+    for metrics in (plain, shrunk):
+        metrics.update(x, x * 0.8)
+    found = {result.name: result for result in plain.compute()}
+    assert "rFID" not in found
+    assert "rFID needs 28 images, or evaluation.shrink_covariance=true" in found["rKID"].note
+    asked = {result.name: result for result in shrunk.compute()}["rFID"]
+    assert asked.value == pytest.approx(
+        frechet_distance(Many()(to_uint8(x * 0.8)), Many()(to_uint8(x)), True)
+    )
+    assert "shrunk covariances" in asked.note

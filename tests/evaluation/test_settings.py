@@ -1,9 +1,11 @@
 import dataclasses
+import math
 
 import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from ldmae.core.errors import UserError
 from ldmae.evaluation.settings import EvaluationConfig
 
 
@@ -15,3 +17,20 @@ def test_settings_go_through_omegaconf_and_unknown_keys_fail():
         OmegaConf.merge(schema, {"sample": 50})
     with pytest.raises(dataclasses.FrozenInstanceError):
         merged.samples = 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"features": "inceptoin"}, "'inceptoin' is unknown; did you mean 'inception'"),
+        ({"epsilons": [0.1, 0.1]}, "epsilons must be distinct numbers of 0 or more"),
+        ({"epsilons": [-0.1]}, "epsilons must be distinct numbers of 0 or more"),
+        ({"epsilons": [math.nan]}, "epsilons must be distinct numbers of 0 or more"),
+        ({"fractions": [0.5, 2.0]}, r"fractions must be distinct numbers in \[0, 1\]"),
+        ({"fractions": []}, r"fractions must be distinct numbers in \[0, 1\]"),
+        ({"samples": 0}, "samples must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_the_door(wrong, message):
+    with pytest.raises(UserError, match=message):
+        EvaluationConfig(**wrong)

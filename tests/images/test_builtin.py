@@ -57,13 +57,13 @@ def test_digits_are_white_on_black_and_padded():
 def test_photo_crops_for_testing_overlap_no_training_crop():
     source = PhotoSource()
     assert len(source.classes) == 10
-    assert source.read(0).size == (96, 96)
+    assert source.read(0).size == (64, 64)
     for photo in range(len(source.classes)):
         places = source._places[source.labels == photo]
         train, test = places[places[:, 3] == 0], places[places[:, 3] == 1]
         assert len(train)
         assert len(test)
-        assert train[:, 2].max() + 96 <= test[:, 2].min()
+        assert train[:, 2].max() + 64 <= test[:, 2].min()
 
 
 def test_photos_keep_their_own_split(tmp_path):

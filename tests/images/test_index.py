@@ -92,6 +92,20 @@ def test_unreadable_images_are_named_skipped_and_counted(make, tmp_path, caplog)
     assert "0007.png" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "an empty file"), (b"<html>gone</html>", "no picture of a known format")],
+)
+def test_reason_of_an_unreadable_image_can_be_read(make, tmp_path, content, reason):
+    make.folder(tmp_path, {"": [1]})
+    (tmp_path / "bad.png").write_bytes(content)
+    (broken,) = build_index(FolderSource(tmp_path), None, progress=False).broken
+    assert f"bad.png ({reason}" in broken
+    assert "0x" not in broken  # no address in the memory of a program that has ended
+    with pytest.raises(OSError, match=reason):
+        FolderSource(tmp_path).read(1)
+
+
 @pytest.mark.parametrize("quality", [30, 95])
 def test_truncated_jpeg_is_unreadable(tmp_path, quality):
     image = Image.effect_noise((300, 300), 60)
@@ -116,6 +130,23 @@ def test_second_start_reads_the_cache_and_looks_at_nothing(make, tmp_path, monke
     assert [source.fingerprint() for source in first] == [source.fingerprint() for source in second]
     with pytest.raises(UserError, match=r"bad\.png"):
         opened(tmp_path / "set", tmp_path / "cache")
+
+
+def test_images_mended_after_a_refusal_are_read_though_as_large_as_before(make, tmp_path):
+    make.folder(tmp_path / "set", {"": list(range(20))})
+    path, cache = tmp_path / "set" / "0007.png", tmp_path / "cache"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    for _ in range(2):  # the second reads the kept index
+        with pytest.raises(UserError, match=r"0007\.png"):
+            opened(tmp_path / "set", cache)
+    path.write_bytes(whole)
+    train, held_out = opened(tmp_path / "set", cache)
+    assert len(train) + len(held_out) == 20
+    path.write_bytes(bytes(len(whole)))  # what was read once stays in a run's training set
+    assert [source.fingerprint() for source in opened(tmp_path / "set", cache)] == [
+        source.fingerprint() for source in (train, held_out)
+    ]
 
 
 def test_at_least_one_image_on_either_side(make, tmp_path):
@@ -152,6 +183,13 @@ def test_held_out_folder_is_matched_by_class_names(make, tmp_path):
     make.folder(tmp_path / "val", {"bb": [6]})
     with pytest.raises(UserError, match=r"'bb', which the training images lack"):
         opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+
+
+def test_training_images_cannot_be_the_held_out_ones(make, tmp_path):
+    make.folder(tmp_path / "train", {"": [1, 2]})
+    for val in (tmp_path / "train", tmp_path / "train" / ".." / "train"):
+        with pytest.raises(UserError, match=r"are the training images themselves; .*data\.val=0\.05"):
+            opened(tmp_path / "train", tmp_path / "cache", val=str(val))
 
 
 def test_two_flat_folders_are_the_same_class(make, tmp_path):

@@ -99,6 +99,12 @@ def test_chosen_classes_are_kept_in_order_and_others_lose_their_label(make, tmp_
         open_source(DataConfig(source=str(tmp_path), classes=["d"]))
 
 
+@pytest.mark.parametrize("classes", [[], ["a", "b", "a"]])
+def test_classes_that_are_none_or_named_twice_are_refused(classes):
+    with pytest.raises(UserError, match=r"data\.classes must name each class once, at least one"):
+        DataConfig(source="emoji", classes=classes)
+
+
 def test_unlabelled_images_stay_unlabelled_when_classes_are_matched(make, tmp_path):
     source = FolderSource(make.folder(tmp_path, {"a": [1], "b": [2]}))
     partly = Subset(source, np.arange(2), labels=np.array([-1, 1]))

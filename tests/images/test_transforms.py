@@ -233,10 +233,17 @@ def test_tensor_spans_minus_one_to_one():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop_scale": [0.0, 1.0]}, {"crop_scale": [0.5, 1.5]}, {"crop_ratio": [2, 1]}]
+    "wrong",
+    [
+        {"crop_scale": [0.0, 1.0]},
+        {"crop_scale": [0.5, 1.5]},
+        {"crop_ratio": [2, 1]},
+        {"crop_scale": [0.5]},
+        {"crop_ratio": []},
+    ],
 )
 def test_impossible_augmentation_is_refused(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be \[smallest, largest\]"):
         AugmentConfig(**wrong)
 
 

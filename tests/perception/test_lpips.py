@@ -209,3 +209,27 @@ def test_weights_are_found_without_importing_their_package():
     )
     source = Path(lpips.__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)}, timeout=60)
+
+
+def test_deterministic_mode_gives_the_same_by_operations_that_have_a_deterministic_gradient(monkeypatch):
+    torch.manual_seed(0)
+    distance = load_perceptual("st-lpips-alex")
+    images = torch.rand(2, 3, 36, 29) * 2 - 1
+    decoded = (images + 0.2 * torch.randn_like(images)).requires_grad_()
+    expected = distance(decoded, images)
+    (slope,) = torch.autograd.grad(expected.sum(), decoded)
+    pad = torch.nn.functional.pad
+
+    def refuse_reflection(*arguments, **options):  # what torch does on CUDA
+        assert options.get("mode") != "reflect"
+        return pad(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", refuse_reflection)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = distance(decoded, images)
+        (same_slope,) = torch.autograd.grad(found.sum(), decoded)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(same_slope, slope)

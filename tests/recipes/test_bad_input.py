@@ -98,6 +98,9 @@ def test_image_that_broke_during_training_is_named(
         ("diffusion.model.patch_size=4", "diffusion.model.patch_size=4"),
         ("diffusion.model.attention_head_dim=6", "attention_head_dim"),
         ("diffusion.model.class_dropout_prob=0", "class_dropout_prob"),
+        ("diffusion.model.class_dropout_prob=1.5", "class_dropout_prob must be in [0, 1), got 1.5"),
+        ("autoencoder.model.hidden_act=gellu", "hidden_act"),
+        ("autoencoder.tuning.augment.crop_scale=[0.5]", "crop_scale"),
         ("evaluation.perceptual=lpips-alex", "31"),
         ("evaluation.perceptual=lpipz", "lpipz"),
         ("evaluation.features=nothing", "nothing"),
@@ -122,6 +125,15 @@ def test_resuming_with_other_settings_names_them_and_changes_nothing(
     assert "--restart diffusion" in message
     assert contents(copied) == before
     assert ldmae.start("run", preset, *changes, "--restart", "latents", "--out", copied).wait() == 0
+
+
+@pytest.mark.parametrize("setting", ["evaluation.samples=5", "diffusion.model.class_dropout_prob=1.5"])
+def test_refused_restart_begins_nothing_anew_and_changes_nothing(
+    ldmae: Any, preset: Path, copied: Path, contents: Callable[[Path], dict[str, Any]], setting: str
+) -> None:
+    before = contents(copied)
+    refusal(ldmae.start("run", preset, setting, "--restart", "diffusion", "--out", copied))
+    assert contents(copied) == before
 
 
 def test_resuming_on_other_images_is_refused(
@@ -172,6 +184,16 @@ def test_latents_of_another_autoencoder_are_refused(
     shutil.rmtree(copied / "diffusion")
     message = refusal(ldmae.start("train", "diffusion", preset, "--out", copied))
     assert "were made by another autoencoder or preprocessing" in message
+    assert "--restart latents" in message
+
+
+def test_missing_shard_of_latents_is_noticed(ldmae: Any, preset: Path, copied: Path) -> None:
+    shutil.rmtree(copied / "diffusion")
+    shards = sorted((copied / "latents").glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    message = refusal(ldmae.start("run", preset, "--out", copied))
+    assert "a shard is missing" in message
     assert "--restart latents" in message
 
 

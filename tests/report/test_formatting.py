@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
+from ldmae.report.formatting import format_count, format_seconds, format_spread, format_value, join_words
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,19 @@ def test_parameter_counts_are_short(number: float, text: str):
 
 def test_words_join_as_in_a_sentence():
     assert [join_words(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (31.5234, 0.1449, "31.52 ± 0.14"),
+        (0.0123456, 0.000996, "0.0123 ± 0.0010"),
+        (1234.5, 123.4, "1,234 ± 123"),
+        (-0.0042, 0.00031, "−0.00420 ± 0.00031"),
+        (20.0, 9.96, "20 ± 10"),
+        (31.52, math.nan, "31.52"),
+        (3.0, 0.0, "3 ± 0"),
+    ],
+)
+def test_a_spread_ends_where_its_deviations_second_digit_does(mean: float, deviation: float, text: str):
+    assert format_spread(mean, deviation) == text

@@ -1,6 +1,6 @@
-import html.parser
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +11,9 @@ from PIL import Image
 
 from ldmae.report import pictures
 from ldmae.report.html import render_report
+
+from .drawn_units import results_of
+from .page import Page, section
 
 SECTIONS = ["samples", "reconstructions", "figures", "losses", "stages", "data", "making"]
 PARTS = [
@@ -24,43 +27,6 @@ PARTS = [
     "samples/samples.json",
     "samples/grid.png",
 ]
-
-
-class Page(html.parser.HTMLParser):
-    """What a page is made of: its tags, the addresses that it names, its text, whether its tags close."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "link", "img", "source", "br"):
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "srcset", "href", "action", "data", "poster"):
-                self.addresses.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += " " + " ".join(data.split())
-
-
-def section(page: Page, name: str) -> str:
-    return page.source.split(f'id="{name}"')[1].split("</section>")[0]
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -282,3 +248,75 @@ def test_a_browser_loads_the_page_without_requests_or_complaints(run_folder: Pat
     assert 'id="samples"' in done.stdout
     events = log.read_text(errors="replace")
     assert '"initiator":"null"' not in events  # what a page from a file asks for bears this mark
+
+
+def measure_all(folder: Path) -> None:
+    """Adds to a run what `ldmae evaluate` measures."""
+    record = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(
+        json.dumps(record | {"results": results_of("vmae", 0) + record["results"]})
+    )
+    images = np.stack([np.asarray(Image.new("RGB", (48, 48), (40 * i, 90, 120))) for i in range(6)])
+    np.savez(folder / "results" / "components.npz", originals=images, components=images[::-1])
+    np.savez(folder / "results" / "interpolation.npz", strip=np.concatenate(list(images), axis=1))
+
+
+def test_report_shows_what_evaluate_measures_in_its_order(run_folder: Path):
+    measure_all(run_folder)
+    page = Page(render_report(run_folder))
+    assert page.ids.index("latents") < page.ids.index("figures")
+    assert section(page, "latents").count("<img") == 3  # curves over noise, interpolation, components
+    titles = ["Reconstruction", "Latent smoothness", "Perceptual compression", "Linear probe", "Generation"]
+    titles += ["Generated images, as ADM's evaluator measures them", "Cost"]
+    shown = [
+        part.split("</h3>")[0].replace("&#39;", "'") for part in section(page, "figures").split("<h3>")[1:]
+    ]
+    assert shown == titles
+    assert '<summary><h3>Latent smoothness</h3> <span class="soft">19 figures</span>' in page.source
+    assert [int(mark) for mark in re.findall(r"#footnote-(\d)", page.source)][:1] == [1]
+
+
+def test_a_run_that_measured_no_latents_has_no_section_for_them(run_folder: Path):
+    assert "latents" not in Page(render_report(run_folder)).ids
+
+
+def test_damaged_pictures_of_latents_are_named(run_folder: Path):
+    measure_all(run_folder)
+    for name in ("components", "interpolation"):
+        (run_folder / "results" / f"{name}.npz").write_bytes(b"no arrays")
+    text = Page(render_report(run_folder)).text
+    assert "components.npz could not be read" in text
+    assert "interpolation.npz could not be read" in text
+
+
+def test_a_foreign_autoencoders_report_misses_no_stage_that_will_never_come(run_folder: Path, tmp_path: Path):
+    measure_all(run_folder)
+    foreign = tmp_path / "results" / "sd3"
+    foreign.mkdir(parents=True)
+    shutil.copytree(run_folder / "results", foreign / "results")
+    shutil.copy(run_folder / "results.json", foreign)
+    measured = {"autoencoder": "stabilityai/sd3-vae", "data": "photos/", "image_size": 256}
+    (foreign / "measured.json").write_text(json.dumps(measured))
+    page = Page(render_report(foreign))
+    assert "Measured: stabilityai/sd3-vae" in page.text
+    assert "An autoencoder, measured on the images of photos/, at 256 px." in page.text
+    assert "Not there yet" not in page.text
+    assert [name for name in page.ids if "footnote" not in name] == [
+        "reconstructions",
+        "latents",
+        "figures",
+        "making",
+    ]
+
+
+def test_a_report_of_measured_samples_says_what_was_compared(run_folder: Path, tmp_path: Path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"schema": 1, "results": results_of("vmae", 0)[-6:]}))
+    (folder / "measured.json").write_text(
+        json.dumps({"source": "images/", "reference": "real.npz", "sampling": {}})
+    )
+    page = Page(render_report(folder))
+    assert "Generated images, compared with the real ones of real.npz." in page.text
+    assert "Not there yet" not in page.text
+    assert [name for name in page.ids if "footnote" not in name] == ["figures", "making"]

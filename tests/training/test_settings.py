@@ -20,6 +20,7 @@ from ldmae.training.settings import CHANGES_NO_WEIGHT, CheckpointConfig, Optimiz
         (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule must be constant or cosine"),
         (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay"),
         (OptimizerConfig, {"warmup_steps": -1}, "optimizer.warmup_steps"),
+        (OptimizerConfig, {"schedule_steps": -5}, "optimizer.schedule_steps"),
         (OptimizerConfig, {"gradient_clip": 0.0}, "optimizer.gradient_clip"),
         (CheckpointConfig, {"every_steps": 0}, "checkpoint.every_steps"),
         (CheckpointConfig, {"keep_every": 0}, "checkpoint.keep_every"),

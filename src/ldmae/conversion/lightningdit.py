@@ -135,9 +135,9 @@ def _heads(
         raise UserError(
             f"{path} has {found} attention heads, got num_attention_heads={given}; leave the argument out"
         )
-    heads = given or found
+    heads = given if found is None else found
     assert heads is not None
-    if width % heads:
+    if heads < 1 or width % heads:
         raise UserError(
             f"num_attention_heads={heads} does not divide the width {width} of {path}; give another number"
         )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmae.core.autoencoding import decode, encode_moments
+from ldmae.core.autoencoding import decode, encode_moments, placement
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -61,7 +61,7 @@ def count_autoencoder_flops(autoencoder: Any, size: int) -> AutoencoderFlops:
 
 
 def _count(autoencoder: Any, size: int) -> AutoencoderFlops:
-    device = next(autoencoder.parameters()).device
+    device, _ = placement(autoencoder)
     images = torch.zeros(1, 3, size, size, device=device)
     latents: list[torch.Tensor] = []
     encoding = count_flops(lambda: latents.append(encode_moments(autoencoder, images)[0]))

@@ -12,12 +12,19 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, width: int, patch_size: int):
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.proj = _PatchConv(channels, width, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W), both edges multiples of the patch size, to (B, N, D), row by row."""
+        return self.proj(x)
+
+
+class _PatchConv(nn.Conv2d):
+    """The convolution as a linear layer; a module, as what offloads or casts weights layer by layer needs."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         # Not as a convolution: oneDNN's bf16 kernel for AMX is wrong where a grid is one token wide
         # (https://github.com/pytorch/pytorch/pull/188426).
-        (p, q) = self.proj.kernel_size
+        (p, q) = self.kernel_size
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return F.linear(patches, self.weight.flatten(1), self.bias)

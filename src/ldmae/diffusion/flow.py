@@ -14,6 +14,7 @@ The convention of time, stated here once for the whole package:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,10 @@ class FlowConfig:
                 f"time_density must be one of {', '.join(TIME_DENSITIES)}, got {self.time_density!r}"
                 f"{nearest(str(self.time_density), TIME_DENSITIES)}"
             )
-        if self.logit_std <= 0:
+        if not 0 < self.logit_std < math.inf:
             raise UserError(f"logit_std must be above 0, got {self.logit_std}; 1.0 is usual")
+        if not math.isfinite(self.logit_mean):
+            raise UserError(f"logit_mean must be a number, got {self.logit_mean}; 0.0 is usual")
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from ldmae.contracts import Result
 from ldmae.core.errors import UserError
+from ldmae.evaluation.generation import SUBSET_SIZE, SUBSETS, frechet_distance, kernel_distance
+from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
 
 SSIM_WINDOW = 11
@@ -52,17 +54,76 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 
+def feature_distances(
+    restored: Tensor, originals: Tensor, extractor: FeatureExtractor, seed: int = 0, shrink: bool = False
+) -> list[Result]:
+    """Measures restored images against their originals as two sets: `rKID`, and `rFID` where it can be.
+
+    On EfficientNet-Lite0's features they are called `rKID-efficientnet_lite0` and `rFD-efficientnet_lite0`.
+
+    A restored image resembles its own original. The kernel distance takes the two sets for independent, so it
+    lies below 0 where reconstructions are good, the more so the fewer the images are: for perfect ones by
+    2 / n · (mean k(x, x) − mean k(x, x')), with its kernel k, its subsets' n = min(N, 1000) images, and x'
+    other than x. Compare it between autoencoders at equal N only.
+
+    Args:
+        restored: (N, D) features.
+        originals: (N, D) features.
+        extractor: what made them.
+        seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
+        shrink: take shrunk covariances for the Fréchet distance where there are no more images than features.
+
+    Raises:
+        UserError: there are too few images for a kernel distance.
+    """
+    count, needed = len(originals), extractor.dimensions + 1
+    # fewer images than a subset holds: every subset would be all of them
+    subsets = SUBSETS if count > SUBSET_SIZE else 1
+    kernel, _ = kernel_distance(restored, originals, None, subsets, seed)
+    kernel_note = "compare at equal numbers of images: it lies below 0 where reconstructions are good"
+    frechet = []
+    if count >= needed or shrink:
+        note = (
+            ""
+            if count >= needed
+            else "shrunk covariances (Ledoit and Wolf): compare only with such of as many"
+        )
+        value = frechet_distance(restored, originals, shrink)
+        frechet = [_distance(f"r{extractor.fd_label}", value, count, note)]
+    else:
+        kernel_note += f"; r{extractor.fd_label} needs {needed} images, or evaluation.shrink_covariance=true"
+    return [_distance(f"r{extractor.kid_label}", kernel, count, kernel_note), *frechet]
+
+
+def _distance(name: str, value: float, count: int, note: str) -> Result:
+    return Result(name=name, value=value, better="lower", counts={"images": count}, note=note)
+
+
 class ReconstructionMetrics:
     """Collects the figures image by image, so that the result depends neither on batches nor on their order.
+
+    Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
 
     Args:
         perceptual: the perceptual distance to measure beside the others, or None.
         trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with: a
             table must say when a model was trained on the metric that judges it.
+        extractor: what makes the features for `feature_distances`, or None for none.
+        seed: see there.
+        shrink: see there.
     """
 
-    def __init__(self, perceptual: PerceptualDistance | None = None, trained_on: str | None = None) -> None:
-        self._perceptual = perceptual
+    def __init__(
+        self,
+        perceptual: PerceptualDistance | None = None,
+        trained_on: str | None = None,
+        extractor: FeatureExtractor | None = None,
+        seed: int = 0,
+        shrink: bool = False,
+    ) -> None:
+        self._perceptual, self._extractor = perceptual, extractor
+        self._seed, self._shrink = seed, shrink
+        self._features: dict[str, list[Tensor]] = {"originals": [], "restored": []}
         self._trained_on_it = perceptual is not None and perceptual.name == trained_on
         self._values: dict[str, list[float]] = {name: [] for name in NAMES}
         if perceptual is not None:
@@ -97,6 +158,9 @@ class ReconstructionMetrics:
                 measured[self._perceptual.label] = self._perceptual(
                     x.float() / 127.5 - 1, y.float() / 127.5 - 1
                 )
+        if self._extractor is not None:
+            self._features["originals"].append(self._extractor(x).cpu())
+            self._features["restored"].append(self._extractor(y).cpu())
         for name, values in measured.items():
             self._values[name].extend(values.tolist())
 
@@ -107,11 +171,12 @@ class ReconstructionMetrics:
     def merge(self, values: dict[str, list[float]]) -> None:
         """Adds the figures that another process collected (its `per_image()`)."""
         assert values.keys() == self._values.keys(), f"{list(values)} is not {list(self._values)}"
+        assert self._extractor is None, "features are not gathered over processes"
         for name, collected in values.items():
             self._values[name].extend(collected)
 
     def compute(self) -> list[Result]:
-        """Returns the mean over images of every figure.
+        """Returns the mean over images of every figure, and the distances between features if any are made.
 
         PSNR is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out and
         counted.
@@ -122,7 +187,11 @@ class ReconstructionMetrics:
         count = len(self._values["L1"])
         if count == 0:
             raise UserError("there are no images to measure reconstruction on; hold some out with data.val")
-        return [self._result(name, values) for name, values in self._values.items()]
+        results = [self._result(name, values) for name, values in self._values.items()]
+        if self._extractor is None:
+            return results
+        restored, originals = (torch.cat(self._features[kind]) for kind in ("restored", "originals"))
+        return results + feature_distances(restored, originals, self._extractor, self._seed, self._shrink)
 
     def _result(self, name: str, values: list[float]) -> Result:
         finite = [value for value in values if math.isfinite(value) or name != "PSNR"]

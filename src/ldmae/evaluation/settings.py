@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, nearest
 from ldmae.evaluation.interpolation import FRACTIONS
 from ldmae.evaluation.smoothness import EPSILONS
+from ldmae.perception.features import LABELS
 
 SPEED_DTYPES = ("float32", "bfloat16", "float16")
+_COUNTS = ("samples", "real_images", "images", "latent_images", "pairs", "speed_batch_size", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,10 @@ class EvaluationConfig:
     features: str = "efficientnet_lite0"
     """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID, FID)."""
     samples: int = 1000
-    """Images to generate for the distances; labels are balanced over the classes."""
+    """Images to generate for the distances; in a run, with labels in the training images' proportion."""
     real_images: int | None = None
-    """Training images (at most, drawn at random) that the generated ones are compared with; None: all."""
+    """Training images (at most, drawn at random) that the generated ones are compared with; None: all. In
+    `evaluate-samples`: real images whose own features are kept, None: 10,000; FID and sFID take all."""
     batch_size: int = 64
     """Images at a time; no figure depends on it."""
     guidance_scale: float | None = None
@@ -59,12 +62,21 @@ class EvaluationConfig:
     """Seed of the noise that images are generated from, of latent noise, and of what is drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "latent_images", "pairs", "speed_batch_size", "batch_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"evaluation.{name} must be at least 1, got {value}")
-        if not self.epsilons or not all(e >= 0 and math.isfinite(e) for e in self.epsilons):
-            raise UserError(f"evaluation.epsilons must be finite and 0 or more, got {self.epsilons}")
+        if self.features not in LABELS:
+            raise UserError(
+                f"evaluation.features={self.features!r} is unknown{nearest(self.features, LABELS)}; "
+                f"known: {', '.join(LABELS)}"
+            )
+        for name, highest in (("epsilons", math.inf), ("fractions", 1.0)):
+            values = getattr(self, name)
+            distinct = len({f"{value:g}" for value in values}) == len(values) > 0
+            if not distinct or not all(0 <= value <= highest and math.isfinite(value) for value in values):
+                wanted = "in [0, 1]" if highest == 1 else "of 0 or more"
+                raise UserError(f"evaluation.{name} must be distinct numbers {wanted}, got {values}")
         if self.sample_labels not in ("balanced", "random"):
             raise UserError(
                 f"evaluation.sample_labels must be balanced or random, got {self.sample_labels!r}"

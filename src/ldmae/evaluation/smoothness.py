@@ -10,6 +10,7 @@ the draw, and no figure depends on batches, processes or their order.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,8 +22,7 @@ from ldmae.contracts import Result
 from ldmae.core.autoencoding import decode
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
-from ldmae.evaluation.generation import SUBSET_SIZE, SUBSETS, frechet_distance, kernel_distance
-from ldmae.evaluation.reconstruction import psnr, to_uint8
+from ldmae.evaluation.reconstruction import feature_distances, psnr, to_uint8
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
 
@@ -79,18 +79,13 @@ class SmoothnessMetrics:
 
     `PSNR(eps=…)`, the perceptual distance such as `ST-LPIPS-alex(eps=…)`, and the distance between the
     features of decoded images and of originals: the kernel distance `rKID(eps=…)` always, the Fréchet
-    distance `rFID(eps=…)` where there are more images than features; on EfficientNet-Lite0's features they
-    are called `rKID-efficientnet_lite0` and `rFD-efficientnet_lite0`.
+    distance `rFID(eps=…)` where there are more images than features or shrunk covariances are asked for (see
+    `feature_distances`).
 
     And one number, such as `ST-LPIPS-alex-AUC`: the area under the perceptual distance as a function of ε
     (trapezoids between the means over images at neighbouring ε) divided by the width of ε's range. It is a
     mean distance over that range, on the scale of the distance itself, and contains what reconstruction
     alone costs. Lower is smoother. It depends on which ε were measured.
-
-    A decoded image resembles its own original. The kernel distance takes the two sets for independent, so it
-    lies below 0 where reconstructions are good, the more so the fewer the images are: for perfect ones by
-    2 / n · (mean k(x, x) − mean k(x, x')), with its kernel k, its subsets' n = min(N, 1000) images, and x'
-    other than x. Compare it between autoencoders at equal N only.
 
     Memory, with features: N · (E + 1) · D · 4 bytes, 36 kB an image at six ε on EfficientNet-Lite0.
 
@@ -100,6 +95,7 @@ class SmoothnessMetrics:
         extractor: what makes the features, or None.
         trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with.
         seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
+        shrink: take shrunk covariances where there are no more images than features.
 
     Raises:
         UserError: the epsilons are not distinct finite numbers of 0 or more.
@@ -112,6 +108,7 @@ class SmoothnessMetrics:
         extractor: FeatureExtractor | None = None,
         trained_on: str | None = None,
         seed: int = 0,
+        shrink: bool = False,
     ) -> None:
         valid = all(math.isfinite(epsilon) and epsilon >= 0 for epsilon in epsilons)
         if not valid or not epsilons or len({f"{epsilon:g}" for epsilon in epsilons}) < len(epsilons):
@@ -122,7 +119,7 @@ class SmoothnessMetrics:
         self.epsilons = sorted(float(epsilon) for epsilon in epsilons)
         self._perceptual, self._extractor = perceptual, extractor
         self._trained_on_it = perceptual is not None and perceptual.name == trained_on
-        self._seed = seed
+        self._seed, self._shrink = seed, shrink
         self._values: dict[Key, dict[str, float]] = {}
         self._features: dict[Key, Tensor] = {}
 
@@ -209,25 +206,8 @@ class SmoothnessMetrics:
 
     def _distances(self, i: int, epsilon: float, extractor: FeatureExtractor) -> list[Result]:
         stacked = torch.stack(list(self._features.values()))  # (N, 1 + E, D)
-        originals, decoded = stacked[:, 0], stacked[:, 1 + i]
-        counts = {"images": len(stacked)}
-        # fewer images than a subset holds: every subset would be all of them
-        subsets = SUBSETS if len(stacked) > SUBSET_SIZE else 1
-        kernel, _ = kernel_distance(decoded, originals, None, subsets, self._seed)
-        results = [
-            Result(
-                name=_at(f"r{extractor.kid_label}", epsilon),
-                value=kernel,
-                better="lower",
-                counts=counts,
-                note="compare at equal numbers of images: it lies below 0 where reconstructions are good",
-            )
-        ]
-        if len(stacked) > extractor.dimensions:
-            value = frechet_distance(decoded, originals)
-            name = _at(f"r{extractor.fd_label}", epsilon)
-            results.append(Result(name=name, value=value, better="lower", counts=counts))
-        return results
+        distances = feature_distances(stacked[:, 1 + i], stacked[:, 0], extractor, self._seed, self._shrink)
+        return [dataclasses.replace(result, name=_at(result.name, epsilon)) for result in distances]
 
     def _area(self, label: str) -> Result:
         heights = [self._mean(label, epsilon).value for epsilon in self.epsilons]

@@ -2,7 +2,6 @@
 
 # N images of a source
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import fingerprint
-from ldmae.images.transforms import to_rgb
+from ldmae.images.transforms import open_picture, to_rgb
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What counts as a picture in a folder or a tar shard."""
@@ -74,7 +73,7 @@ class FileSource:
 
     def read(self, index: int) -> Image.Image:
         """Returns the image as a viewer shows it (`to_rgb`)."""
-        return to_rgb(Image.open(io.BytesIO(self.read_bytes(index))))
+        return to_rgb(open_picture(self.read_bytes(index)))
 
 
 class Subset:
@@ -93,6 +92,8 @@ class Subset:
         self.name, self.licence = source.name, source.licence
         self.classes = source.classes if classes is None else classes
         self.unreadable = 0
+        self.content: np.ndarray | None = None
+        """(N,) uint64, a hash of each image's file, where all were looked at."""
         self.labels = source.labels[self.indices] if labels is None else labels
         assert len(self.labels) == len(self.indices)
 

@@ -1,28 +1,25 @@
 """One look at every image before training: what is unreadable, what is held out, what looks alike."""
 
-# N images, S signatures (each image's and its mirror image's)
+# N images
 
 import hashlib
-import io
 import logging
 import os
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
+from ldmae.core.progress import progress_bar
 from ldmae.images.base import Subset, with_classes
+from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.sources import DataConfig, held_out_share, open_source
-from ldmae.images.transforms import to_rgb
+from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +28,6 @@ HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
 THUMB_SIDE = 8
 """Side of the colour thumbnail that a match of hashes is verified on."""
-MAX_HAMMING = 20
-"""Bits of 256 in which near-duplicates may differ: most pictures saved again as JPEG of quality 60, or made
-smaller by a third, stay below; pictures that are not alike differ in a hundred."""
-MAX_THUMB_MEAN = 3.5
-MAX_THUMB_PEAK = 20.0
-"""Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
-NEIGHBOURS = 6
-"""How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
 NAMED = 5
 """How many unreadable images a message names."""
 CHUNK = 32
@@ -79,7 +68,7 @@ def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray,
         content = image.tobytes()
     else:
         content = read_bytes(index)
-        image = Image.open(io.BytesIO(content))
+        image = open_picture(content)
         # JPEG decodes to an eighth several times as fast, and still reads to the file's end, so that a
         # truncated one is found
         image.draft("RGB", (4 * HASH_SIDE, 4 * HASH_SIDE))
@@ -129,7 +118,8 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
     # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing
     # is copied or forked
     workers = min(16, _cores())
-    with ThreadPoolExecutor(workers) as pool, _Bar("checking images", count, progress) as bar:
+    bar = progress_bar("checking images", count, "images", show=progress)
+    with ThreadPoolExecutor(workers) as pool, bar as advance:
         pending = []
         for start in range(0, count, CHUNK):
             stop = min(start + CHUNK, count)
@@ -137,10 +127,10 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
             if len(pending) > 2 * workers:
                 done, future = pending.pop(0)
                 broken = (broken + future.result())[:NAMED]
-                bar.advance(done)
+                advance(done, "")
         for done, future in pending:
             broken = (broken + future.result())[:NAMED]
-            bar.advance(done)
+            advance(done, "")
     return out, broken
 
 
@@ -148,133 +138,31 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Bar:
-    """A progress bar with rate and remaining time, shown once the work takes over a second."""
-
-    def __init__(self, title: str, total: int, enabled: bool):
-        self._title, self._total, self._enabled = title, total, enabled
-        self._done, self._start, self._bar = 0, time.monotonic(), None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def advance(self, count: int) -> None:
-        """Counts `count` more images as done."""
-        self._done += count
-        if self._enabled and self._bar is None and time.monotonic() - self._start > 1:
-            self._bar = self._open()
-        if self._bar is not None:
-            elapsed = max(time.monotonic() - self._start, 1e-9)
-            self._bar.update(self._task, completed=self._done, rate=f"{self._done / elapsed:,.0f} images/s")
-
-    def _open(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = bar.add_task(self._title, total=self._total, rate="")
-        bar.start()
-        return bar
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-# ---- near-duplicates
-
-
-def _near_pairs(
-    hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pairs of images that look alike, mirrored or not, by bands of their sorted difference hashes.
-
-    Locality-sensitive hashing with eight bands of 32 bits; images that share a band lie side by side once
-    the signatures are sorted by it, so each is compared with its next few followers only.
-    """
-    count = len(hashes)
-    signatures = np.concatenate([hashes, mirrors])  # (S, 32); row k and row k + N are image k
-    for band in range(8):
-        rotated = np.ascontiguousarray(np.roll(signatures, -4 * band, axis=1))
-        order = np.argsort(rotated.view(f"S{rotated.shape[1]}").ravel(), kind="stable")
-        # one side mirrored at the most: two mirrored images are no other pair than the two as they lie
-        for step in range(1, NEIGHBOURS + 1):
-            left, right = order[:-step], order[step:]
-            keep = (rotated[left, :4] == rotated[right, :4]).all(axis=1) & ((left < count) | (right < count))
-            left, right = left[keep], right[keep]
-            keep = _hamming(signatures[left], signatures[right]) <= MAX_HAMMING
-            left, right = left[keep], right[keep]
-            keep = _thumbs_agree(thumbs, left, right, count)
-            yield left[keep] % count, right[keep] % count
-
-
-_BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
-
-
-def _hamming(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return _BITS[left ^ right].sum(axis=1, dtype=np.int64)
-
-
-def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    def as_seen(rows: np.ndarray) -> np.ndarray:
-        seen = thumbs[rows % count].astype(np.int16)  # (pairs, 8, 8, 3)
-        return np.where((rows >= count)[:, None, None, None], seen[:, :, ::-1], seen)
-
-    agree = np.zeros(len(left), bool)
-    for start in range(0, len(left), 65536):
-        part = slice(start, start + 65536)
-        difference = np.abs(as_seen(left[part]) - as_seen(right[part])).reshape(len(left[part]), -1)
-        agree[part] = (difference.mean(axis=1) <= MAX_THUMB_MEAN) & (difference.max(axis=1) <= MAX_THUMB_PEAK)
-    return agree
-
-
-def _group(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns for every image the smallest content hash among its near-duplicates (and theirs)."""
-    readable = np.flatnonzero(found["readable"])
-    group = found["content"].copy()
-    if len(readable) < 2:
-        return group
-    content = found["content"][readable]
-    pairs = list(_near_pairs(found["hash"][readable], found["mirror"][readable], found["thumb"][readable]))
-    order = np.argsort(content, kind="stable")
-    same = content[order[:-1]] == content[order[1:]]  # exact duplicates, whatever the hashes' neighbours were
-    pairs.append((order[:-1][same], order[1:][same]))
-    left = np.concatenate([pair[0] for pair in pairs])
-    right = np.concatenate([pair[1] for pair in pairs])
-    edges = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(len(readable), len(readable)))
-    parts, member = connected_components(edges, directed=False)
-    smallest = np.full(parts, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, member, content)
-    group[readable] = smallest[member]
-    return group
-
-
 # ---- the index and the split
 
 
-def build_index(source: ImageSource, cache_dir: Path | None, progress: bool = True) -> Index:
+def build_index(
+    source: ImageSource, cache_dir: Path | None, progress: bool = True, max_unreadable: float = 1.0
+) -> Index:
     """Looks at every image once; the result is kept in `cache_dir`, keyed by the source's fingerprint.
 
     Args:
         source: any source with random access.
         cache_dir: where the index is kept, or None.
         progress: show a bar where it takes over a second.
+        max_unreadable: share of unreadable images that is borne. With more, no training can have begun: a
+            kept index is made anew then, where images have been mended that are as large as before.
     """
     cache = None
     if cache_dir is not None:
         key = fingerprint(("index", INDEX_VERSION, source.fingerprint()))
         cache = Path(cache_dir) / f"images-{key}.npz"
         if cache.exists():
-            with np.load(cache) as stored:
-                return Index(
-                    stored["readable"],
-                    stored["content"],
-                    stored["group"],
-                    [str(line) for line in stored["broken"]],
-                )
+            index = _load(cache)
+            if not (_is_refused(index, max_unreadable) and _is_mended(source, index)):
+                return index
     found, broken = _look_at_all(source, progress)
-    index = Index(found["readable"], found["content"], _group(found), broken)
+    index = Index(found["readable"], found["content"], group_near_duplicates(found, progress), broken)
     if cache is not None:
         with atomic_path(cache) as temporary:
             np.savez(
@@ -286,6 +174,28 @@ def build_index(source: ImageSource, cache_dir: Path | None, progress: bool = Tr
                 broken=np.array(index.broken, dtype=str),
             )
     return index
+
+
+def _load(cache: Path) -> Index:
+    with np.load(cache) as stored:
+        broken = [str(line) for line in stored["broken"]]
+        return Index(stored["readable"], stored["content"], stored["group"], broken)
+
+
+def _is_refused(index: Index, max_unreadable: float) -> bool:
+    unreadable = int(np.count_nonzero(~index.readable))
+    return unreadable > max_unreadable * len(index.readable) or unreadable == len(index.readable)
+
+
+def _is_mended(source: ImageSource, index: Index) -> bool:
+    """Says whether any of the images that the refusal named can be read by now."""
+    for k in np.flatnonzero(~index.readable)[:NAMED]:
+        try:
+            _look(source, int(k))
+        except Exception:  # decoders raise whatever they like on broken files
+            continue
+        return True
+    return False
 
 
 def split_by_group(group: np.ndarray, share: float) -> np.ndarray:
@@ -340,16 +250,15 @@ def open_images(
     """
     share = held_out_share(config.val)
     source = open_source(config, cache_dir)
-    index = build_index(source, cache_dir, progress)
-    usable = _usable(source, index, config)
+    usable, index = _usable(source, config, cache_dir, progress)
     if share is not None:
         own = getattr(source, "held_out", None)
         held_out = split_by_group(index.group[usable], share) if own is None else own[usable]
-        train, unseen = Subset(source, usable[~held_out]), Subset(source, usable[held_out])
+        train, unseen = _subset(source, usable[~held_out], index), _subset(source, usable[held_out], index)
     else:
         other = _open_val(config, source, cache_dir)
-        val_usable = _usable(other, build_index(other, cache_dir, progress), config)
-        train, unseen = Subset(source, usable), Subset(other, val_usable)
+        train = _subset(source, usable, index)
+        unseen = _subset(other, *_usable(other, config, cache_dir, progress))
     train.unreadable = len(source) - len(usable)
     return train, unseen
 
@@ -366,7 +275,13 @@ def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) 
         UserError: nothing there, or too many unreadable images.
     """
     source = open_source(config, cache_dir)
-    return Subset(source, _usable(source, build_index(source, cache_dir, progress), config))
+    return _subset(source, *_usable(source, config, cache_dir, progress))
+
+
+def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
+    subset = Subset(source, indices)
+    subset.content = index.content[indices]
+    return subset
 
 
 def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> ImageSource:
@@ -375,6 +290,11 @@ def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> Image
         if named.split == config.split:
             raise UserError(f"data.val={config.val} is the split that training uses; name another one")
     else:
+        if _same_place(config.val, config.source):
+            raise UserError(
+                f"data.val={config.val} are the training images themselves; name others, or hold a share of "
+                "these out, such as data.val=0.05"
+            )
         named = replace(config, source=config.val, val="0.5", classes=None)
     other = open_source(named, cache_dir)
     if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
@@ -382,19 +302,27 @@ def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> Image
     return with_classes(other, source.classes, strict=config.classes is None)
 
 
-def _usable(source: ImageSource, index: Index, config: DataConfig) -> np.ndarray:
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _usable(
+    source: ImageSource, config: DataConfig, cache_dir: Path, progress: bool
+) -> tuple[np.ndarray, Index]:
+    """Returns the indices of the images that can be read, and what was found in all."""
+    index = build_index(source, cache_dir, progress, config.max_unreadable)
     usable = np.flatnonzero(index.readable)
     unreadable = len(source) - len(usable)
     if not unreadable:
-        return usable
+        return usable, index
     listed = "; ".join(index.broken) + (
         f"; and {unreadable - len(index.broken)} more" if unreadable > NAMED else ""
     )
-    if unreadable > config.max_unreadable * len(source) or not len(usable):
+    if _is_refused(index, config.max_unreadable):
         raise UserError(
             f"{unreadable} of the {len(source)} images of {source.name} are unreadable, more than "
             f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or set "
             f"data.max_unreadable={min(1.0, np.ceil(1000 * unreadable / len(source)) / 1000):g}"
         )
     logger.warning("skipped %d unreadable of %d images: %s", unreadable, len(source), listed)
-    return usable
+    return usable, index

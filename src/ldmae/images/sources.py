@@ -57,6 +57,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unreadable <= 1:
             raise UserError(f"data.max_unreadable must be a share in [0, 1], got {self.max_unreadable}")
+        if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
+            raise UserError(
+                f"data.classes must name each class once, at least one, got {self.classes}; leave it out to "
+                "take all"
+            )
 
 
 class FolderSource(FileSource):

@@ -1,7 +1,6 @@
 """Images that can only be read front to back: remote tar shards, streamed datasets."""
 
 import http.client
-import io
 import itertools
 import logging
 import tarfile
@@ -21,7 +20,7 @@ from ldmae.core.random import key_seed
 from ldmae.images.index import content_hash, is_held_out
 from ldmae.images.shards import expand_braces, find_shards, group_members, image_part, parse_label
 from ldmae.images.sources import DataConfig, held_out_share
-from ldmae.images.transforms import to_rgb
+from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class StreamSource:
                 continue
             read += 1
             try:
-                image = to_rgb(Image.open(io.BytesIO(item.content)))
+                image = to_rgb(open_picture(item.content))
             except Exception as error:  # decoders raise whatever they like on broken files
                 unreadable += 1
                 logger.warning("skipped the unreadable image %s: %s", item.name, error)

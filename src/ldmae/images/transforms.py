@@ -2,12 +2,13 @@
 
 # H W image height and width in pixels
 
+import io
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ldmae.core.errors import UserError
@@ -29,14 +30,12 @@ class AugmentConfig:
     """Whether every other image is mirrored; wrong for digits and writing."""
 
     def __post_init__(self) -> None:
-        for name, (low, high), limit in (
-            ("crop_scale", self.crop_scale, 1.0),
-            ("crop_ratio", self.crop_ratio, math.inf),
-        ):
-            if not 0 < low <= high <= limit:
+        for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit:
                 raise UserError(
-                    f"{name} must be [smallest, largest] with 0 < smallest <= largest"
-                    f"{' <= 1' if limit == 1 else ''}, got [{low}, {high}]"
+                    f"augment.{name} must be [smallest, largest] with 0 < smallest <= largest"
+                    f"{' <= 1' if limit == 1 else ''}, got {bounds}"
                 )
 
 
@@ -56,6 +55,19 @@ _UPRIGHT = {  # EXIF 0x0112: what undoes how the camera was held
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """Returns a picture file's image, undecoded as yet.
+
+    Raises:
+        OSError: the bytes are of no format that Pillow knows.
+    """
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:  # Pillow's message gives the address of the buffer
+        what = "an empty file" if not content else "no picture of a known format, or its head is broken"
+        raise OSError(what) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

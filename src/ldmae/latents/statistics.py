@@ -3,6 +3,7 @@
 # C latent channels, h w latent grid
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,13 @@ from ldmae.latents.shards import LatentShards, draw_latent
 FILE_NAME = "latents_stats.pt"
 
 
-def latent_statistics(shards: LatentShards, channels: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def latent_statistics(
+    shards: LatentShards,
+    channels: int,
+    samples: int,
+    seed: int,
+    advance: Callable[[int, str], None] = lambda n, note: None,
+) -> tuple[Tensor, Tensor]:
     """Computes the per-channel mean and standard deviation over random latents, drawn from their posteriors.
 
     Args:
@@ -24,6 +31,7 @@ def latent_statistics(shards: LatentShards, channels: int, samples: int, seed: i
         channels: C.
         samples: how many latents to take, at most.
         seed: of the choice and the draws.
+        advance: called with the number of latents done.
 
     Returns:
         Mean and standard deviation, (C,) each, float32; a channel that is constant gets deviation 1.
@@ -38,6 +46,7 @@ def latent_statistics(shards: LatentShards, channels: int, samples: int, seed: i
         count += latent[0].numel()
         total += latent.sum(dim=(1, 2))
         square += latent.square().sum(dim=(1, 2))
+        advance(1, "")
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     return mean.float(), torch.where(std > 1e-6, std, 1.0).float()

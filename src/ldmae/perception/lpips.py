@@ -210,9 +210,19 @@ class _Blur(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+        x = _mirrored_edges(x)
         # [1, 2, 1]/4 is [1, 1]/2 twice: average pooling beats a grouped convolution in bf16
         return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2)
+
+
+def _mirrored_edges(x: Tensor) -> Tensor:
+    """Returns x (B, C, H, W) with two rows and columns more on each side, mirrored at the edge."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.pad(x, (2, 2, 2, 2), mode="reflect")
+    for dim in (-1, -2):  # on CUDA the above has no gradient that is deterministic: it would raise
+        before, after = (x.narrow(dim, start, 2).flip(dim) for start in (1, x.shape[dim] - 3))
+        x = torch.cat([before, x, after], dim=dim)
+    return x
 
 
 class _BlurredConv(nn.Module):

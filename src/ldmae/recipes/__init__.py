@@ -10,6 +10,7 @@ from pathlib import Path
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
 from ldmae.loading import is_run_folder
+from ldmae.recipes.compare import compare, describe_comparison, plan_comparison
 from ldmae.recipes.convert import convert_official, convert_to_official
 from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import check_measurable, evaluate, measure_autoencoder, report
@@ -27,8 +28,10 @@ from ldmae.stages import locked
 
 __all__ = [
     "Run",
+    "compare",
     "convert_official",
     "convert_to_official",
+    "describe_comparison",
     "describe_plan",
     "encode",
     "encode_with",
@@ -38,6 +41,7 @@ __all__ = [
     "evaluate_with",
     "is_run_folder",
     "open_run",
+    "plan_comparison",
     "render_report",
     "report",
     "run_all",
@@ -65,8 +69,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
         UserError: a mistake that the user can mend.
     """
     with locked(folder):
-        run = open_run(config, folder, restart)
-        check_measurable(run)
+        run = open_run(config, folder, restart, check_measurable)
         if run.main:
             if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
                 write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
@@ -99,7 +102,10 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     arrows: list[Callable[[Run], object]] = []
     if only is None or "generation" in only:
         arrows += [save_pipeline, evaluate]
-    return run_arrows(config, folder, *arrows, measure_autoencoder(autoencoder))
+    run = run_arrows(config, folder, *arrows, measure_autoencoder(autoencoder))
+    if run.main:
+        render_report(folder)
+    return run
 
 
 def _finish(run: Run, arrows: tuple[Callable[[Run], object], ...]) -> Run:

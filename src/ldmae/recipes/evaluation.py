@@ -25,10 +25,11 @@ from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generation import generated_batches
-from ldmae.recipes.measurements import Subject, measure, read_batches, write_results
+from ldmae.recipes.measurements import measure, write_results
 from ldmae.recipes.plan import plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
+from ldmae.recipes.subject import Subject, read_batches
 from ldmae.report.figures import overview, save_png
 from ldmae.report.html import render_report
 from ldmae.settings import Config

@@ -12,14 +12,16 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
-from ldmae.core.files import write_json
+from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_run_folder, load_autoencoder
 from ldmae.recipes.evaluation import perceptual_teacher
 from ldmae.recipes.latents import encode_into
-from ldmae.recipes.measurements import Subject, check_names, measure
+from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
+from ldmae.recipes.subject import Subject
+from ldmae.report.html import render_report
 from ldmae.settings import Config
 from ldmae.stages import locked
 
@@ -54,7 +56,7 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
 
 
 def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[str] | None = None) -> None:
-    """Measures any autoencoder on all images of `data`; writes `results.json`.
+    """Measures any autoencoder on all images of `data`; writes `results.json` and `report.html`.
 
     The latents' deviation is taken over the same images, and the linear probe learns from one half of them
     and is measured on the other. Where `data.val` is given, the images held out are measured on, and both are
@@ -65,16 +67,22 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
         overrides: settings as key=value; `data=PATH` is needed.
         folder: where the results go.
         only: the measurements to make; None: all.
+
+    Raises:
+        UserError: something is wrong with the autoencoder, the images or the settings, or the folder holds
+            measurements of another autoencoder or other images.
     """
     check_names(only)
     autoencoder, config, trained_on = _open(source, overrides)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
+        measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
+        _refuse_others(folder, measured)
+        _check_size(autoencoder, config.image_size)
         if any(item.startswith("data.val=") for item in overrides):
             train, held_out = open_images(config.data, folder / "data")
         else:
             train = held_out = open_all_images(config.data, folder / "data")
-        _check_size(autoencoder, config.image_size)
         subject = Subject(
             autoencoder=autoencoder.to(accelerator.device),
             held_out=held_out,
@@ -84,9 +92,25 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
             folder=folder,
             trained_on=trained_on,
         )
-        measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         write_json(folder / "measured.json", measured)
         measure(subject, only)
+        render_report(folder)
+
+
+def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
+    """Raises a UserError where something else was measured into a folder: figures of two must not mix."""
+    path = folder / "measured.json"
+    before = read_json(path) if path.is_file() else measured
+    changed = [
+        f"{key} is {before.get(key)} there, got {value}"
+        for key, value in measured.items()
+        if before.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds measurements of something else: {'; '.join(changed)}. Name another folder with "
+            "--out, or remove that one"
+        )
 
 
 def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
@@ -97,7 +121,8 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
     """
     settings: dict[str, Any] = {"autoencoder": {"source": source}}
     trained_on = None
-    if is_run_folder(source):
+    run = is_run_folder(source)
+    if run:
         path = Path(source) / "config.yaml"
         own = load_config(str(path))
         trained_on = perceptual_teacher(own)
@@ -106,7 +131,14 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
         settings["autoencoder"]["source"] = source = own.autoencoder.source or source
     config = load_config(settings, overrides)
     if not config.data.source:
-        raise UserError("data is not set; give data=PATH, a folder of images or any other source of them")
+        alone = (
+            "; with settings a run folder is measured like any autoencoder, without them on its own images"
+            if run
+            else ""
+        )
+        raise UserError(
+            f"data is not set; give data=PATH, a folder of images or any other source of them{alone}"
+        )
     autoencoder = load_autoencoder(source).eval().requires_grad_(False)
     sized = "image_size" in settings or any(item.startswith("image_size=") for item in overrides)
     if not sized and isinstance(autoencoder, AutoencoderVMAE):
@@ -117,9 +149,4 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
 @torch.no_grad()
 def _check_size(autoencoder: Any, size: int) -> None:
     """Raises a UserError where the autoencoder does not give back an image of the size it got."""
-    restored = reconstruct(autoencoder, torch.zeros(1, 3, size, size)).shape[-1]
-    if restored != size:
-        raise UserError(
-            f"the autoencoder makes {restored} px of images of {size} px; give image_size a multiple of its "
-            f"patches, such as image_size={restored}"
-        )
+    reconstruct(autoencoder, torch.zeros(1, 3, size, size))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint
 from ldmae.evaluation.groupings import (
     MaskFolder,
     crop_labels,
@@ -29,7 +30,9 @@ LabelMap = Callable[[int, np.ndarray], np.ndarray]
 """From an image's index and its pixels as the autoencoder sees them (H, W, 3) to its groups (H, W)."""
 
 
-def level_maps(source: ImageSource, size: int, config: EvaluationConfig) -> dict[str, LabelMap]:
+def level_maps(
+    source: ImageSource, indices: Sequence[int], size: int, config: EvaluationConfig
+) -> dict[str, LabelMap]:
     """Returns for each level at which groups are known what finds them.
 
     Parts of any picture are found by felzenszwalb, patterns by SLIC; an emoji's object by its opacity and its
@@ -37,6 +40,7 @@ def level_maps(source: ImageSource, size: int, config: EvaluationConfig) -> dict
 
     Args:
         source: the images.
+        indices: those that will be asked about; masks are looked for, and compared in size, for them alone.
         size: pixels along a side of what the autoencoder sees.
         config: where masks lie, if anywhere.
 
@@ -51,11 +55,21 @@ def level_maps(source: ImageSource, size: int, config: EvaluationConfig) -> dict
         maps["object"] = lambda index, pixels: crop_labels(objects_from_alpha(_alpha(source, index)), size)
         maps["part"] = lambda index, pixels: crop_labels(parts_from_flat_colours(_alpha(source, index)), size)
     if config.masks is not None:
-        masks = _masks(source, config)
+        masks = _masks(source, indices, config)
+        place = {index: k for k, index in enumerate(indices)}
         maps[config.mask_level] = lambda index, pixels: crop_labels(
-            masks.read(index, _shape(source, index)), size
+            masks.read(place[index], _shape(source, index)), size
         )
     return {level: maps[level] for level in ("object", "part", "pattern") if level in maps}
+
+
+def masks_fingerprint(config: EvaluationConfig) -> str:
+    """Returns a hash of the masks' names, sizes and times of change; empty where there are none."""
+    if config.masks is None:
+        return ""
+    files = sorted(path for path in Path(config.masks).rglob("*") if path.is_file())
+    states = [(path.as_posix(), path.stat()) for path in files]
+    return fingerprint([f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states])
 
 
 def _origin(source: ImageSource, index: int) -> tuple[Any, int]:
@@ -72,9 +86,9 @@ def _alpha(source: ImageSource, index: int) -> np.ndarray:
     return np.asarray(emoji.read_alpha(place))
 
 
-def _masks(source: ImageSource, config: EvaluationConfig) -> MaskFolder:
+def _masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:
     names = []
-    for index in range(len(source)):
+    for index in indices:
         folder, place = _origin(source, index)
         if not isinstance(folder, FolderSource):
             raise UserError(
@@ -87,5 +101,5 @@ def _masks(source: ImageSource, config: EvaluationConfig) -> MaskFolder:
             )
         names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
     masks = MaskFolder(str(config.masks), names, config.ignored_labels)
-    masks.check_sizes([_shape(source, index) for index in range(len(source))])
+    masks.check_sizes([_shape(source, index) for index in indices])
     return masks

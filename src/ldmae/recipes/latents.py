@@ -66,8 +66,11 @@ def encode_into(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         channels = latent_channels(autoencoder, config.image_size)[0]
-        samples = config.latents.statistics_samples
-        save_statistics(folder, *latent_statistics(LatentShards(folder), channels, samples, config.seed))
+        shards = LatentShards(folder)
+        samples = min(config.latents.statistics_samples, len(shards))
+        with progress_bar("statistics", samples, "latents") as advance:
+            statistics = latent_statistics(shards, channels, samples, config.seed, advance)
+        save_statistics(folder, *statistics)
     accelerator.wait_for_everyone()
 
 

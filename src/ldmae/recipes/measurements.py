@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.contracts import ImageSource, Result
+from ldmae.contracts import Result
 from ldmae.core.autoencoding import encode_moments, reconstruct
+from ldmae.core.device import device_name
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import atomic_path, fingerprint, fingerprint_tensors, read_json, write_json
 from ldmae.core.progress import console, progress_bar
@@ -24,6 +23,7 @@ from ldmae.core.random import key_seed
 from ldmae.evaluation.components import fit_components
 from ldmae.evaluation.compression import CompressionMetrics
 from ldmae.evaluation.efficiency import measure_size, measure_speed
+from ldmae.evaluation.generation import FEWEST_IMAGES
 from ldmae.evaluation.groupings import cell_groups
 from ldmae.evaluation.interpolation import (
     InterpolationMetrics,
@@ -33,84 +33,13 @@ from ldmae.evaluation.interpolation import (
 )
 from ldmae.evaluation.probe import linear_probe, mean_pooled
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.evaluation.smoothness import SmoothnessMetrics, noisy_decodings
-from ldmae.images.dataset import ImageDataset
-from ldmae.perception.features import FeatureExtractor, load_features
-from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes.groups import level_maps
+from ldmae.recipes.groups import masks_fingerprint
 from ldmae.recipes.settings import plain
-
-SHOWN = 12
-"""Images that are kept as pictures: originals, reconstructions, principal components."""
+from ldmae.recipes.subject import Subject, read_batches
 
 STRIPS = 4
 """Pairs that are kept as pictures of an interpolation."""
-
-
-@dataclass
-class Subject:
-    """An autoencoder to measure, and the images to do it with."""
-
-    autoencoder: Any
-    """On its device, frozen, in evaluation mode."""
-    held_out: ImageSource
-    """What is measured on."""
-    train: ImageSource
-    """What the latents' deviation and the linear probe are fitted on."""
-    size: int
-    """Pixels along a side."""
-    config: EvaluationConfig
-    folder: Path
-    """Where `results/` lies."""
-    trained_on: str | None = None
-    """Name of the perceptual distance that the autoencoder was trained with."""
-    _drawn: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the autoencoder lies."""
-        return next(self.autoencoder.parameters()).device
-
-    @cached_property
-    def chosen(self) -> np.ndarray:
-        """Indices of the held-out images that are measured on."""
-        return draw(len(self.held_out), self.config.images, self.config.seed)
-
-    @cached_property
-    def features(self) -> FeatureExtractor:
-        """The network whose features are compared."""
-        return load_features(self.config.features, self.device)
-
-    def batches(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields indices and images (B, 3, H, W) in [-1, 1] of what is measured on."""
-        return read_batches(self.held_out, self.chosen, self.size, self.config.batch_size, self.device)
-
-    @cached_property
-    def train_latents(self) -> tuple[Tensor, np.ndarray]:
-        """Posterior means (N, C, h, w) of training images, on the CPU, and their labels (N,)."""
-        indices = draw(len(self.train), self.config.latent_images, self.config.seed)
-        latents = self._encoded(self.train, indices, "encoding training images")
-        return latents, np.asarray(self.train.labels)[indices]
-
-    @cached_property
-    def held_out_latents(self) -> Tensor:
-        """Posterior means (N, C, h, w) of the images that are measured on, on the CPU."""
-        return self._encoded(self.held_out, self.chosen, "encoding")
-
-    @property
-    def deviation(self) -> Tensor:
-        """The latents' deviation in each channel (C, 1, 1), over training images."""
-        return self.train_latents[0].double().std(dim=(0, 2, 3)).float().view(-1, 1, 1)
-
-    @torch.no_grad()
-    def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> Tensor:
-        pieces = []
-        with progress_bar(title, len(indices), "images") as advance:
-            for rows, images in read_batches(source, indices, self.size, self.config.batch_size, self.device):
-                pieces.append(encode_moments(self.autoencoder, images)[0].cpu())
-                advance(len(rows), "")
-        return torch.cat(pieces)
 
 
 def check_names(only: list[str] | None, others: tuple[str, ...] = ()) -> None:
@@ -118,17 +47,27 @@ def check_names(only: list[str] | None, others: tuple[str, ...] = ()) -> None:
     known = (*MEASUREMENTS, *others)
     for name in only or []:
         if name not in known:
-            raise UserError(f"no measurement {name!r}{nearest(name, known)}. There are: {', '.join(known)}")
+            raise UserError(f"no measurement {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
 
 
 def measure(subject: Subject, only: list[str] | None = None) -> None:
     """Measures an autoencoder; what was measured before with the same weights and settings is not redone.
 
-    Writes `results/NAME.json` for each measurement and merges them into `results.json`.
+    Writes `results/NAME.json` for each measurement and merges them into `results.json`. Figures of other
+    weights, images or sizes that lie there are removed, so that none stands beside these.
+
+    Guaranteed: with the same weights, images, settings, device and number of threads the figures are the same
+    to the bit, but for the times and memory of `efficiency`; whatever the images' files are called and in
+    whatever order they lie. At another `evaluation.batch_size` they are the same up to the rounding of the
+    networks' float32 arithmetic.
 
     Args:
         subject: the autoencoder and the images.
         only: names in `MEASUREMENTS`; None: all.
+
+    Raises:
+        UserError: a network or the masks that were asked for are not there, before anything is measured; or
+            one of `only` can't be measured. With None it is said, and the others are measured.
     """
     maker = fingerprint(
         [
@@ -138,69 +77,93 @@ def measure(subject: Subject, only: list[str] | None = None) -> None:
             str(subject.size),
         ]
     )
-    for name in MEASUREMENTS if only is None else only:
-        settings = {key: value for key, value in plain(subject.config).items() if key in _READS[name]}
-        made_of = fingerprint([maker, json.dumps(settings, sort_keys=True)])
-        path = subject.folder / "results" / f"{name}.json"
-        if path.exists() and read_json(path).get("made_of") == made_of:
-            continue
+    made_of = {name: _made_of(subject, maker, name) for name in (MEASUREMENTS if only is None else only)}
+    paths = {name: subject.folder / "results" / f"{name}.json" for name in MEASUREMENTS}
+    wanted = [name for name in made_of if _kept(paths[name]).get("made_of") != made_of[name]]
+    _open_networks_and_masks(subject, wanted)
+    _remove_strangers(paths, maker)
+    for name in wanted:
+        paths[name].unlink(missing_ok=True)
         try:
             results = MEASUREMENTS[name](subject)
         except UserError as error:
+            merge_results(subject.folder)
             if only is not None:
                 raise
             console.print(f"not measured: {name}: {error}", markup=False, soft_wrap=True)
             continue
-        write_results(subject.folder, name, results, made_of)
+        write_results(subject.folder, name, results, made_of=made_of[name], maker=maker)
 
 
-def write_results(folder: Path, measurement: str, results: list[Result], made_of: str = "") -> None:
-    """Writes one measurement's file and merges all of them into `results.json`."""
+def _made_of(subject: Subject, maker: str, name: str) -> str:
+    settings = {key: value for key, value in plain(subject.config).items() if key in _READS[name]}
+    more = {"compression": masks_fingerprint(subject.config), "efficiency": device_name(subject.device)}
+    return fingerprint([maker, json.dumps(settings, sort_keys=True), more.get(name, "")])
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _open_networks_and_masks(subject: Subject, names: list[str]) -> None:
+    """Opens what measurements need beside images: what is missing is said before hours of work."""
+    if {"reconstruction", "smoothness", "interpolation"} & set(names):
+        _ = subject.perceptual
+    if {"reconstruction", "smoothness"} & set(names) and subject.features is None:
+        console.print(
+            f"not measured: distances between features, which need at least {FEWEST_IMAGES} images, got "
+            f"{len(subject.chosen)}",
+            soft_wrap=True,
+        )
+    if "compression" in names:
+        _ = subject.groups
+
+
+def _remove_strangers(paths: dict[str, Path], maker: str) -> None:
+    strangers = [name for name, path in paths.items() if path.exists() and _kept(path).get("maker") != maker]
+    for name in strangers:
+        paths[name].unlink()
+    if strangers:
+        console.print(
+            f"removed, being of other weights, images or another size: {', '.join(strangers)}", soft_wrap=True
+        )
+
+
+def write_results(folder: Path, measurement: str, results: list[Result], **made: str) -> None:
+    """Writes one measurement's file, with what it was made of, and merges all into `results.json`."""
     entries = [{**result.to_dict(), "measurement": measurement} for result in results]
-    document: dict[str, Any] = {"schema": 1, "results": entries}
-    if made_of:
-        document["made_of"] = made_of
+    document: dict[str, Any] = {"schema": 1, "results": entries, **made}
     write_json(folder / "results" / f"{measurement}.json", document)
+    merge_results(folder)
+
+
+def merge_results(folder: Path) -> None:
+    """Writes `results.json` of what lies in `results/`."""
     merged = []
     for path in sorted((folder / "results").glob("*.json")):
         merged += read_json(path)["results"]
     write_json(folder / "results.json", {"schema": 1, "results": merged})
 
 
-def draw(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Returns indices of all of `count` images, or of `limit` of them, drawn by the seed, in order."""
-    if limit is None or count <= limit:
-        return np.arange(count)
-    source = np.random.Generator(np.random.PCG64(key_seed(seed, "drawn images")))
-    return np.sort(source.choice(count, limit, replace=False))
-
-
-def read_batches(
-    source: ImageSource, indices: np.ndarray, size: int, batch: int, device: torch.device
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields indices and centre-cropped images (B, 3, H, W) in [-1, 1]."""
-    dataset = ImageDataset(source, size, 0, None)
-    for i in range(0, len(indices), batch):
-        rows = [int(index) for index in indices[i : i + batch]]
-        yield rows, torch.stack([dataset[(0, index)]["images"] for index in rows]).to(device)
-
-
 def _reconstruction(subject: Subject) -> list[Result]:
     config, folder = subject.config, subject.folder / "results"
-    metrics = ReconstructionMetrics(load_perceptual(config.perceptual, subject.device), subject.trained_on)
-    chosen = set(subject.chosen[_spread(len(subject.chosen), SHOWN)].tolist())
-    shown: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
+    metrics = ReconstructionMetrics(
+        subject.perceptual, subject.trained_on, subject.features, config.seed, config.shrink_covariance
+    )
+    chosen = set(subject.chosen[subject.shown].tolist())
+    pictures: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     with progress_bar("reconstructing", len(subject.chosen), "images") as advance:
         for rows, images in subject.batches():
             decoded = reconstruct(subject.autoencoder, images)
             metrics.update(images, decoded)
             for row, original, restored in zip(rows, images, decoded, strict=True):
                 if row in chosen:
-                    shown["originals"].append(hwc(original))
-                    shown["reconstructions"].append(hwc(restored))
+                    pictures[row] = hwc(original), hwc(restored)
             advance(len(rows), "")
+    shown = [pictures[row] for row in subject.chosen[subject.shown].tolist()]
+    originals, reconstructions = (np.stack(column) for column in zip(*shown, strict=True))
     _save_pictures(
-        folder / "reconstruction_pairs.npz", {name: np.stack(rows) for name, rows in shown.items()}
+        folder / "reconstruction_pairs.npz", {"originals": originals, "reconstructions": reconstructions}
     )
     return metrics.compute()
 
@@ -210,18 +173,20 @@ def _smoothness(subject: Subject) -> list[Result]:
     config, deviation = subject.config, subject.deviation
     metrics = SmoothnessMetrics(
         config.epsilons,
-        load_perceptual(config.perceptual, subject.device),
+        subject.perceptual,
         subject.features,
         subject.trained_on,
         config.seed,
+        config.shrink_covariance,
     )
     with progress_bar("smoothness", len(subject.chosen), "images") as advance:
         for rows, images in subject.batches():
+            keys = [subject.keys[row] for row in rows]
             latents = encode_moments(subject.autoencoder, images)[0]
             decoded = noisy_decodings(
-                subject.autoencoder, rows, latents, deviation, metrics.epsilons, config.seed
+                subject.autoencoder, keys, latents, deviation, metrics.epsilons, config.seed
             )
-            metrics.update(rows, images, decoded)
+            metrics.update(keys, images, decoded)
             advance(len(rows), "")
     return metrics.compute()
 
@@ -229,10 +194,8 @@ def _smoothness(subject: Subject) -> list[Result]:
 @torch.no_grad()
 def _interpolation(subject: Subject) -> list[Result]:
     config, device = subject.config, subject.device
-    metrics = InterpolationMetrics(
-        config.fractions, load_perceptual(config.perceptual, device), subject.trained_on
-    )
-    pairs = choose_pairs(subject.chosen.tolist(), config.pairs, config.seed)
+    metrics = InterpolationMetrics(config.fractions, subject.perceptual, subject.trained_on)
+    pairs = choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
     strips = []
     for i in range(0, len(pairs), config.batch_size):
         numbers = list(range(i, min(i + config.batch_size, len(pairs))))
@@ -262,7 +225,7 @@ def _interpolation(subject: Subject) -> list[Result]:
 
 
 def _compression(subject: Subject) -> list[Result]:
-    maps = level_maps(subject.held_out, subject.size, subject.config)
+    maps = subject.groups
     metrics = CompressionMetrics(list(maps), seed=subject.config.seed)
     latents = subject.held_out_latents
     grid = latents.shape[2], latents.shape[3]
@@ -276,7 +239,7 @@ def _compression(subject: Subject) -> list[Result]:
                 )
                 for level, find in maps.items()
             }
-            metrics.update(rows, latents[done : done + len(rows)], groups)
+            metrics.update([subject.keys[row] for row in rows], latents[done : done + len(rows)], groups)
             done += len(rows)
             advance(len(rows), "")
     results = metrics.compute()
@@ -289,17 +252,23 @@ def _probe(subject: Subject) -> list[Result]:
     unseen = mean_pooled(subject.held_out_latents)
     truth = np.asarray(subject.held_out.labels)[subject.chosen]
     if subject.train is subject.held_out:  # one half teaches, the other is asked
-        halves = np.array(
-            [key_seed(subject.config.seed, "probe", int(index)) % 2 for index in subject.chosen]
-        )
+        halves = _halves(truth, [subject.keys[row] for row in subject.chosen], subject.config.seed)
         return linear_probe(unseen[halves == 0], truth[halves == 0], unseen[halves == 1], truth[halves == 1])
     latents, labels = subject.train_latents
     return linear_probe(mean_pooled(latents), labels, unseen, truth)
 
 
+def _halves(labels: np.ndarray, keys: list[str], seed: int) -> np.ndarray:
+    """Returns 0 or 1 for each image, drawn by its key: halves of every class."""
+    order = sorted(range(len(keys)), key=lambda k: (labels[k], key_seed(seed, "probe", keys[k])))
+    halves = np.empty(len(keys), np.int64)
+    halves[order] = np.arange(len(keys)) % 2
+    return halves
+
+
 def _components(subject: Subject) -> list[Result]:
     components = fit_components(subject.train_latents[0])
-    shown = _spread(len(subject.chosen), SHOWN)
+    shown = subject.shown
     pictures = components.pictures(subject.held_out_latents[shown], (subject.size, subject.size))
     originals = [
         hwc(image)
@@ -344,8 +313,16 @@ MEASUREMENTS: dict[str, Callable[[Subject], list[Result]]] = {
 }
 
 _READS = {
-    "reconstruction": {"perceptual", "images", "seed"},
-    "smoothness": {"perceptual", "features", "epsilons", "images", "latent_images", "seed"},
+    "reconstruction": {"perceptual", "features", "shrink_covariance", "images", "seed"},
+    "smoothness": {
+        "perceptual",
+        "features",
+        "shrink_covariance",
+        "epsilons",
+        "images",
+        "latent_images",
+        "seed",
+    },
     "interpolation": {"perceptual", "fractions", "pairs", "images", "seed"},
     "compression": {"masks", "mask_level", "ignored_labels", "images", "seed"},
     "probe": {"images", "latent_images", "seed"},
@@ -353,11 +330,6 @@ _READS = {
     "efficiency": {"speed_batch_size", "speed_dtype"},
 }
 """The settings that each measurement depends on."""
-
-
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """Returns at most `wanted` places, evenly spread over `count`."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
 
 
 def hwc(image: Tensor) -> np.ndarray:

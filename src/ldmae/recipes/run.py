@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import save_config
 from ldmae.contracts import ImageSource
@@ -23,6 +25,7 @@ from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import console
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
@@ -31,7 +34,7 @@ from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
 from ldmae.recipes.settings import autoencoder_output, training_settings, training_steps
 from ldmae.recipes.streams import open_streamed
-from ldmae.settings import Config
+from ldmae.settings import Config, as_dict
 from ldmae.stages import StageBook, stages_before
 from ldmae.training.engine import Trainer
 
@@ -73,18 +76,23 @@ class Run:
         return wanted
 
 
-def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
+def open_run(
+    config: Config, folder: Path, restart: str | None = None, check: Callable[[Run], object] | None = None
+) -> Run:
     """Opens a run folder: device, seeds, images, the record of what is done.
 
     Args:
         config: the settings.
         folder: the run folder; made where it is not there.
         restart: a stage to forget, with all after it.
+        check: raises where the run would fail later on.
 
     Raises:
-        UserError: what was trained was begun with other settings or images; nothing is changed then.
+        UserError: a model cannot be built, or what was trained was begun with other settings or images;
+            nothing is changed then.
     """
     kept = stages_before(restart)
+    _check_models(config)
     accelerator = open_accelerator(config, folder)
     world, device = accelerator.num_processes, device_name(accelerator.device)
     book = StageBook(folder, accelerator.is_main_process, world, device)
@@ -101,6 +109,8 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
         if name in kept:
             images = run.images if name == first and name != "diffusion" else None
             book.refuse_changes(name, settings, images, steps[name])
+    if check is not None:
+        check(run)
     accelerator.wait_for_everyone()  # all have read the book before anybody writes it
     if restart is not None:
         book.restart(restart, stage_paths(folder))
@@ -113,9 +123,24 @@ def open_run(config: Config, folder: Path, restart: str | None = None) -> Run:
     return run
 
 
+def _check_models(config: Config) -> None:
+    """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
+    auto, transformer = config.autoencoder, config.diffusion.model
+    with torch.device("meta"):
+        if "pretraining" in auto.stages:
+            AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
+        elif "baseline" in auto.stages:
+            build_baseline(auto.baseline.model, config.image_size)
+        # the grid of a foreign autoencoder is not known yet
+        grid = config.image_size // auto.patch_size if auto.stages else transformer.patch_size
+        LightningDiTTransformer2DModel(sample_size=grid, **as_dict(transformer))
+
+
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
     """Opens the device, or this process's among several, in the precision that the settings ask for."""
     if config.deterministic:
+        # without it cuBLAS refuses to multiply; it is read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     # accelerate keeps the precision of a process's first run; a second run may ask for another
@@ -157,6 +182,10 @@ def run_autoencoder(run: Run) -> nn.Module:
         return load_autoencoder(source).eval()
     stage = autoencoder_output(run.config)
     folder, trained = run.folder / "autoencoder", run.book.output(stage)
+    if not folder.exists():  # RUN/autoencoder might else be taken for a name on the Hub
+        raise UserError(
+            f"the run {run.folder} has no autoencoder yet; train it with `ldmae train autoencoder`"
+        )
     autoencoder = load_autoencoder(str(folder)).eval()
     if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
         raise UserError(

@@ -31,8 +31,10 @@ from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, load_pipeline
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.generation import generated_batches
-from ldmae.recipes.measurements import draw, read_batches, write_results
+from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
+from ldmae.recipes.subject import draw, image_keys, read_batches
+from ldmae.report.html import render_report
 from ldmae.settings import Config
 from ldmae.stages import locked
 
@@ -56,17 +58,19 @@ def evaluate_samples(
     folder: Path,
     reference: Path | None = None,
     npz: Path | None = None,
+    references: Path | None = None,
 ) -> list[Result]:
-    """Measures generated images as ADM's evaluator does; writes `results.json`.
+    """Measures generated images as ADM's evaluator does; writes `results.json` and `report.html`.
 
     Args:
         source: a run folder, a pipeline's folder or Hub name; or images: a folder, or an .npz with `arr_0`.
         overrides: settings as key=value: `evaluation.samples=50000`, `sampling.guidance_scale=4`, `data=PATH`
             (the real images, preprocessed as in training; for a run its own by default).
-        folder: where the results and the cached reference go.
+        folder: where the results go.
         reference: real images as they are, in place of `data`: a folder, or an .npz of ADM's (images,
             statistics or both).
         npz: also write the generated images there, for ADM's own evaluator.
+        references: where references are cached, by fingerprint; `folder/reference` where None.
 
     Returns:
         The figures, on the main process; an empty list on others.
@@ -83,18 +87,25 @@ def evaluate_samples(
     if is_run_folder(source):
         base = str(Path(source) / "config.yaml")
     config = load_config(base, overrides)
-    if reference is None and not config.data.source:
-        raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
+    _check(source, images, config, reference, npz)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
         extractor = load_features(config.evaluation.features, accelerator.device)
-        made = _read(source) if images else _generator(source, base != {}, config, accelerator)
+        made = (
+            _read(source, reference is None)
+            if images
+            else _generator(source, base != {}, config, accelerator)
+        )
         known: Reference | None = None
         if accelerator.is_main_process:
-            known = _reference(config, reference, extractor, folder, made.size, source)
+            cache = references or folder / "reference"
+            known = _reference(config, reference, extractor, folder, cache, made.size, source)
+        if npz is not None:  # first, so that nothing is generated twice
+            if accelerator.is_main_process:
+                write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
+            accelerator.wait_for_everyone()
+            made = dataclasses.replace(made, batches=_read(str(npz)).batches)
         features = _features(made, extractor, config, accelerator)
-        if npz is not None and accelerator.is_main_process:
-            write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
         if known is None or features is None:
             return []
         config_of = config.evaluation
@@ -113,11 +124,32 @@ def evaluate_samples(
             folder / "measured.json",
             {"source": source, "reference": str(reference or config.data.source), "sampling": sampling},
         )
+        render_report(folder)
         return results
 
 
-def _read(source: str) -> _Generated:
+def _check(source: str, images: bool, config: Config, reference: Path | None, npz: Path | None) -> None:
+    """Raises a UserError for what would otherwise fail when all is generated."""
+    if npz is not None and npz.suffix != ".npz":
+        raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator want it; name it so")
+    if reference is not None and not reference.exists():
+        raise UserError(f"there is no reference {reference}; expected a folder of pictures or an .npz file")
+    if not images and not Path(source).exists() and "/" not in source:
+        raise UserError(
+            f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, a folder of "
+            "pictures, or an .npz file"
+        )
+    if reference is None and not config.data.source:
+        raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
+
+
+def _read(source: str, real_are_cropped: bool = False) -> _Generated:
     samples = read_samples(source)
+    if real_are_cropped and samples.size[0] != samples.size[1]:
+        raise UserError(
+            f"the images of {source} are {samples.size[0]}x{samples.size[1]}, which data=… is not prepared "
+            "for: real images are cropped to squares. Give prepared ones of that shape with --reference"
+        )
     return _Generated(
         batches=lambda start, stop: samples.batches(64, start, stop),
         count=len(samples),
@@ -152,7 +184,13 @@ def _generator(source: str, own: bool, config: Config, accelerator: Accelerator)
 
 
 def _reference(
-    config: Config, path: Path | None, extractor: FeatureExtractor, folder: Path, size: int, source: str
+    config: Config,
+    path: Path | None,
+    extractor: FeatureExtractor,
+    folder: Path,
+    cache: Path,
+    size: int,
+    source: str,
 ) -> Reference:
     keep = config.evaluation.real_images or 10_000
     if path is not None:
@@ -160,14 +198,12 @@ def _reference(
         return read_reference(path, extractor, keep=keep)
     real: ImageSource
     own = is_run_folder(source)
-    cache = Path(source) if own else folder
-    real = (
-        open_images(config.data, cache / "data")[0] if own else open_all_images(config.data, cache / "data")
-    )
+    index = (Path(source) if own else folder) / "data"
+    real = open_images(config.data, index)[0] if own else open_all_images(config.data, index)
 
     def batches() -> Iterator[Tensor]:
         batch = config.evaluation.batch_size
-        everything = draw(len(real), None, 0)
+        everything = draw(image_keys(real), None, 0)
         for _, images in read_batches(real, everything, size, batch, torch.device("cpu")):
             yield to_uint8(images)
 
@@ -180,7 +216,7 @@ def _reference(
         "preprocessing": preprocessing_fingerprint(size),
         "keep": str(keep),
     }
-    return cached_reference(folder / "reference", made_of, extractor, compute)
+    return cached_reference(cache, made_of, extractor, compute)
 
 
 def _features(

@@ -18,10 +18,12 @@ from ldmae.autoencoders.reconstruction_objective import (
     ReconstructionObjectiveConfig,
 )
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.images.base import Subset
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
@@ -127,7 +129,7 @@ def train_diffusion(run: Run) -> None:
         return
     shards = LatentShards(run.folder / "latents")
     autoencoder = run_autoencoder(run)
-    _check_maker(run, shards, autoencoder)
+    _check_shards(run, shards, autoencoder)
     channels, grid = latent_channels(autoencoder, run.config.image_size)
     mean, std = load_statistics(run.folder / "latents")
     keep = np.flatnonzero(shards.labels() >= 0)
@@ -162,9 +164,10 @@ def _train(
         if trainer.step % training.checkpoint.every_steps == 0:
             run.book.tick(name, spent + time.monotonic() - began)
 
-    validation = (
-        None if held_out_size is None else ImageDataset(run.held_out, held_out_size, run.config.seed, None)
-    )
+    validation = None
+    if held_out_size is not None:
+        seen = spread(run.held_out, training.validation_images)
+        validation = ImageDataset(seen, held_out_size, run.config.seed, None)
     return Trainer(
         objective=objective,
         dataset=dataset,
@@ -178,6 +181,12 @@ def _train(
         validation=validation,
         on_step=[keep_time, *run.on_step],
     ).run()
+
+
+def spread(source: ImageSource, at_most: int) -> ImageSource:
+    """Returns evenly spread images of a source, which as a rule is sorted by class."""
+    count = min(at_most, len(source))
+    return Subset(source, np.arange(count) * len(source) // max(1, count))
 
 
 def _masked_objective(run: Run, model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> MaskedObjective:
@@ -221,9 +230,15 @@ def _foreign_latents(run: Run) -> str:
     )
 
 
-def _check_maker(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:
+def _check_shards(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:
+    """Raises for latents of another autoencoder, or of fewer images than the run has."""
     if run.config.latents.fingerprint == "skip":
         return
+    if run.stream is None and len(shards) != len(run.train):
+        raise UserError(
+            f"{shards.folder} holds latents of {len(shards)} images, the run has {len(run.train)}: a shard "
+            "is missing, or one is not of this run; put it back or take it away, or add --restart latents"
+        )
     expected = latents_fingerprint(autoencoder, run.config.image_size)
     if shards.fingerprints != {expected}:
         raise UserError(

@@ -170,7 +170,7 @@ def draw_curves(stages: dict[str, StageCurves], titles: bool = True) -> Figure:
     for panel, (name, curves) in zip(panels, stages.items(), strict=True):
         if titles:
             title = STAGE_TITLES.get(name, name)
-            panel.suptitle(_plain(title, 60), fontsize=10, color=INK, x=0.02, ha="left")
+            panel.suptitle(plain_label(title, 60), fontsize=10, color=INK, x=0.02, ha="left")
         _draw_stage(panel, curves, groups[name])
     return figure
 
@@ -220,7 +220,7 @@ def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]]) -> Non
     axes = panel.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     terms = [name for name in names if name != "loss"]
     for ax, group in zip(axes, groups, strict=True):
-        _style(ax)
+        style_axes(ax)
         handles, values = [], [np.empty(0)]
         for name in group:
             place = terms.index(name) if name in terms else 0
@@ -228,12 +228,12 @@ def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]]) -> Non
             dashes = "-" if place < len(COLOURS) else "--"
             values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
             values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
-            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_plain(name)))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain_label(name)))
         if ax is axes[0] and curves.validation:
             dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
             handles.append(Line2D([], [], linestyle="", label="validation", **dot))
         logarithmic = _set_scale(ax, np.concatenate(values))
-        subject = "loss and terms" if len(group) > 1 else _plain(group[0])
+        subject = "loss and terms" if len(group) > 1 else plain_label(group[0])
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
         _add_legend(ax, handles)
     left_out = (
@@ -298,7 +298,8 @@ def _set_scale(ax: Axes, values: np.ndarray) -> bool:
     return logarithmic
 
 
-def _style(ax: Axes) -> None:
+def style_axes(ax: Axes) -> None:
+    """Gives a plot the look of all others."""
     ax.set_facecolor("none")
     ax.grid(color=INK, alpha=0.15, linewidth=0.6)
     ax.tick_params(colors=INK, labelsize=9, which="both", length=2)
@@ -322,7 +323,7 @@ def _add_legend(ax: Axes, handles: list[Line2D]) -> None:
         text.set_color(INK)
 
 
-def _plain(name: str, longest: int = 28) -> str:
+def plain_label(name: str, longest: int = 28) -> str:
     """Returns a name as a label: on one line, short, without what matplotlib takes as mathematics."""
     name = " ".join(name.split()).lstrip("_") or "unnamed"
     name = name if len(name) <= longest else name[: longest - 1] + "…"

@@ -22,11 +22,13 @@ from ldmae.report.curves import loss_curves
 __all__ = [
     "GridLayout",
     "auto_scale",
+    "beside",
     "class_grid",
     "grid_layout",
     "image_grid",
     "loss_curves",
     "reconstruction_pairs",
+    "resized",
     "save_png",
 ]
 
@@ -103,7 +105,7 @@ def image_grid(
     for index, tile in enumerate(tiles):
         if tile is None:
             continue
-        tile = _resized(tile, factor)
+        tile = resized(tile, factor)
         x, y = layout.origin(index)
         picture.paste(tile, (x + (layout.tile[0] - tile.width) // 2, y + (layout.tile[1] - tile.height) // 2))
     _draw_labels(picture, layout, row_labels or (), column_labels or (), caption)
@@ -234,6 +236,29 @@ def reconstruction_pairs(
     return image_grid(tiles, columns, row_labels=list(rows), scale=scale)
 
 
+def beside(pictures: Sequence[Image.Image], titles: Sequence[str], gap: int = 16) -> Image.Image:
+    """Puts pictures beside each other, their bottoms level, each below its title.
+
+    Titles are centred over as much of each, from the right, as the narrowest is wide: labels at the left of
+    one don't count.
+    """
+    size = 16
+    line = round(2 * size)
+    widths = [picture.width for picture in pictures]
+    height = max(picture.height for picture in pictures)
+    whole = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), height + line), PAPER)
+    draw = ImageDraw.Draw(whole)
+    x = 0
+    for picture, title in zip(pictures, titles, strict=True):
+        whole.paste(picture, (x, whole.height - picture.height))
+        text, _ = _fit(title, min(widths), size)
+        if text:
+            place = (x + picture.width - min(widths) / 2, whole.height - picture.height - line / 2)
+            draw.text(place, text, fill=INK, font=_font(frozenset(text + "…"), size), anchor="mm")
+        x += picture.width + gap
+    return whole
+
+
 def save_png(image: Image.Image, path: Path | str) -> None:
     """Writes a PNG atomically, as small as Pillow makes it."""
     with atomic_path(path) as temporary:
@@ -254,9 +279,10 @@ def _as_tiles(images: np.ndarray | Sequence[Image.Image | None]) -> list[Image.I
     return [None if image is None else _as_image(image).convert("RGB") for image in images]
 
 
-def _resized(image: Image.Image, factor: float) -> Image.Image:
+def resized(image: Image.Image, factor: float) -> Image.Image:
+    """Resizes an image as grids do: whole factors repeat pixels, others resample."""
     if factor == 1:
-        return image
+        return image.copy()
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     whole = factor > 1 and float(factor).is_integer()
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)

@@ -52,3 +52,19 @@ def format_count(number: float | None) -> str:
 def join_words(words: list[str]) -> str:
     """Joins words as a sentence does: `a, b and c`."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def format_spread(mean: float, deviation: float) -> str:
+    """Formats a mean and its standard deviation: the deviation's two first digits say where both end.
+
+    A deviation that is no number (one seed) or 0 leaves the mean as `format_value` has it; 0 is said.
+    """
+    if math.isnan(deviation):
+        return format_value(mean)
+    if not deviation or not math.isfinite(mean) or not 1e-7 < deviation < 1e6:
+        return f"{format_value(mean)} ± {format_value(deviation)}"
+    digits = 1 - math.floor(math.log10(deviation))
+    if float(f"{deviation:.1e}") >= 10 ** (2 - digits):  # 0.0996 is 0.10
+        digits -= 1
+    digits = max(0, digits)
+    return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}".replace("-", "−")

@@ -2,90 +2,94 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 import shlex
 from importlib import metadata
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ldmae.core.files import write_text
-from ldmae.report import curves
+from ldmae.report import charts, curves
 from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
-from ldmae.report.pictures import data_uri, reconstructions_picture, samples_picture
+from ldmae.report.pages import chart, write_page
+from ldmae.report.pictures import (
+    components_picture,
+    interpolation_picture,
+    reconstructions_picture,
+    samples_picture,
+)
+from ldmae.report.reading import cut, mapping, number, read_json, read_text, records
+from ldmae.report.tables import FOOTNOTES
+from ldmae.report.units import Unit, Variant, read_figures
 
-MAX_BYTES = 5_000_000
-PICTURE_BYTES = (1_200_000, 400_000, 100_000)
-"""What one picture may take before base64; the next is tried where the page came out too large."""
 MAX_RESULTS, MAX_CLASSES, MAX_PANELS = 300, 1000, 4
 """Figures, classes and stages' loss curves that are shown at most."""
-MAX_TEXT, MAX_SETTINGS = 400, 150_000
-"""Characters of a name or note, and of the settings, that are shown."""
+MAX_SETTINGS = 150_000
+"""Characters of the settings that are shown."""
 PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
-MEASUREMENTS = {"reconstruction": "Reconstruction", "generation": "Generation"}
-FOOTNOTES = {
-    "ST-LPIPS": "ST-LPIPS is the shift-tolerant perceptual metric with its own weights (ECCV 2022). "
-    "It is not LPIPS: its figures can't be compared with the LPIPS of papers.",
-    "efficientnet": "Measured on features of EfficientNet-Lite0, not of Inception. "
-    "It is neither the FID nor the KID of papers: its figures compare only with others on the same features.",
+MEASUREMENTS = {
+    "reconstruction": "Reconstruction",
+    "smoothness": "Latent smoothness",
+    "interpolation": "Between two images",
+    "compression": "Perceptual compression",
+    "probe": "Linear probe",
+    "components": "Principal components",
+    "generation": "Generation",
+    "samples": "Generated images, as ADM's evaluator measures them",
+    "efficiency": "Cost",
 }
-"""What a reader must be told of a metric, by a part of its name."""
+"""Titles, in the order in which they are shown; others follow."""
+FOLDED = 12
+"""Figures of a measurement from which on they are folded away."""
 
 
 def render_report(run_folder: Path, title: str | None = None) -> Path:
     """Writes `report.html` into a run folder, atomically: one file that needs no other, under 5 MB.
 
     It shows what there is, says what is missing and names what can't be read. The same folder gives the same
-    bytes.
+    bytes. Of a folder in which something foreign was measured (it has `measured.json` and no `config.yaml`),
+    it shows the measurements and misses nothing else.
 
     Args:
-        run_folder: a run's folder.
-        title: heading; the folder's name where it is None.
+        run_folder: a run's folder, or one that `ldmae evaluate` or `evaluate-samples` filled.
+        title: heading; the folder's name, or what was measured, where it is None.
 
     Returns:
         The path of the page.
     """
     run_folder = Path(run_folder)
     problems: list[str] = []
-    context = _gather(run_folder, problems) | {"title": title or f"LDMAE run: {run_folder.resolve().name}"}
-    environment = Environment(
-        loader=PackageLoader("ldmae.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
-    page = ""
-    for budget in PICTURE_BYTES:
-        page = template.render(context | _pictures(run_folder, budget, problems))
-        if len(page.encode()) < MAX_BYTES:
-            break
+    context = _gather(run_folder, problems)
+    context["title"] = title or context["title"]
     path = run_folder / "report.html"
-    write_text(path, page)
+    write_page(path, "report.html.j2", context, lambda budget: _pictures(run_folder, budget, problems))
     return path
 
 
 def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
     """Returns what the template shows, but for the pictures."""
-    config_text = _read_text(folder / "config.yaml", problems)
-    data = _mapping(_read_json(folder / "data.json", problems))
-    parameters = _mapping(_read_json(folder / "parameters.json", problems))
-    stages = _stages(_mapping(_read_json(folder / "stages.json", problems)))
-    results, footnotes = _results(_mapping(_read_json(folder / "results.json", problems)), problems)
+    config_text = read_text(folder / "config.yaml", problems)
+    data = mapping(read_json(folder / "data.json", problems))
+    parameters = mapping(read_json(folder / "parameters.json", problems))
+    stages = _stages(mapping(read_json(folder / "stages.json", problems)))
+    record = mapping(read_json(folder / "results.json", problems))
+    results, footnotes = _results(record, problems)
+    measured = mapping(read_json(folder / "measured.json", problems)) if config_text is None else {}
+    title, summary = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
+    if measured:
+        title, summary = _measured(measured)
     return {
-        "summary": _summary(data, parameters, stages),
-        "sampling": _sampling(_mapping(_read_json(folder / "samples" / "samples.json", problems))),
+        "title": title,
+        "summary": summary,
+        "measured": measured,
+        "smoothness": _smoothness(record),
+        "sampling": _sampling(mapping(read_json(folder / "samples" / "samples.json", problems))),
         "results": results,
         "footnotes": footnotes,
         "panels": _panels(folder / "metrics.jsonl", problems),
         "stages": stages,
         "data": _data(data),
-        "settings": _cut(config_text, MAX_SETTINGS),
-        "command": _command(_mapping(_read_json(folder / "run.json", problems))),
+        "settings": cut(config_text, MAX_SETTINGS),
+        "command": _command(mapping(read_json(folder / "run.json", problems))),
         "versions": _versions(),
     }
 
@@ -93,54 +97,14 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _pictures(folder: Path, budget: int, problems: list[str]) -> dict[str, Any]:
     found: list[str] = []
     pairs = folder / "results" / "reconstruction_pairs.npz"
-    record = _mapping(_read_json(folder / "samples" / "samples.json", []))
+    record = mapping(read_json(folder / "samples" / "samples.json", []))
     return {
         "samples": samples_picture(folder / "samples", record, budget, found),
         "reconstructions": reconstructions_picture(pairs, budget, found),
+        "components": components_picture(folder / "results" / "components.npz", budget, found),
+        "interpolation": interpolation_picture(folder / "results" / "interpolation.npz", budget, found),
         "problems": problems + found,
     }
-
-
-# Reading: a missing file is None without a word, one that can't be read is None and named among the problems.
-
-
-def _read_text(path: Path, problems: list[str]) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    except OSError as error:
-        problems.append(f"{path.name} could not be read: {error.strerror}")
-    return None
-
-
-def _read_json(path: Path, problems: list[str]) -> Any:
-    text = _read_text(path, problems)
-    try:
-        return None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        problems.append(f"{path.name} is not whole JSON")
-    return None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _records(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-@overload
-def _cut(text: None, length: int = ...) -> None: ...
-@overload
-def _cut(text: str, length: int = ...) -> str: ...
-def _cut(text: str | None, length: int = MAX_TEXT) -> str | None:
-    if text is None or len(text) <= length:
-        return text
-    return text[:length] + f"… ({len(text) - length:,} more characters)"
 
 
 # What the template shows, section by section.
@@ -149,14 +113,14 @@ def _cut(text: str | None, length: int = MAX_TEXT) -> str | None:
 def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str, Any]) -> str:
     models = []
     for key, name in (("autoencoder", "an autoencoder"), ("diffusion", "a diffusion model")):
-        total = _number(_mapping(parameters.get(key)).get("total"))
+        total = number(mapping(parameters.get(key)).get("total"))
         if total is not None:
             models.append(f"{name} ({format_count(total)} parameters)")
-    train, held_out = _number(data.get("train")), _number(data.get("held_out"))
-    classes = len(_records(data.get("classes")))
+    train, held_out = number(data.get("train")), number(data.get("held_out"))
+    classes = len(records(data.get("classes")))
     parts = [join_words(models) or "models"]
     if train is not None:
-        name = f" of {_cut(str(data['name']), 100)}" if data.get("name") else ""
+        name = f" of {cut(str(data['name']), 100)}" if data.get("name") else ""
         parts.append(
             f"trained on {train:,.0f} images{name}" + (f" in {classes:,} classes" if classes > 1 else "")
         )
@@ -172,22 +136,22 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
 def _stages(record: dict[str, Any]) -> dict[str, Any]:
     rows, devices = [], []
     entries = [
-        e for e in _records(record.get("stages")) if (e.get("name"), e.get("status")) != ("report", "running")
+        e for e in records(record.get("stages")) if (e.get("name"), e.get("status")) != ("report", "running")
     ]
-    seconds = [_number(entry.get("seconds")) for entry in entries]
+    seconds = [number(entry.get("seconds")) for entry in entries]
     longest = max((s for s in seconds if s), default=0)
     for entry, spent in list(zip(entries, seconds, strict=True))[:MAX_RESULTS]:
         name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
         if device and device not in devices:
-            devices.append(_cut(device, 40))
+            devices.append(cut(device, 40))
         rows.append(
             {
-                "name": _cut(curves.STAGE_TITLES.get(name, name)),
-                "status": _cut(str(entry.get("status", ""))),
+                "name": cut(curves.STAGE_TITLES.get(name, name)),
+                "status": cut(str(entry.get("status", ""))),
                 "seconds": format_seconds(spent),
                 "share": round(100 * spent / longest, 1) if spent and longest else 0,
-                "device": _cut(device),
-                "finished": _cut(str(entry.get("finished") or "")[:19].replace("T", " ")),
+                "device": cut(device),
+                "finished": cut(str(entry.get("finished") or "")[:19].replace("T", " ")),
             }
         )
     known = [s for s in seconds if s]
@@ -198,53 +162,86 @@ def _results(record: dict[str, Any], problems: list[str]) -> tuple[list[dict[str
     """Returns the figures' groups, one a measurement, and the footnotes that their rows number."""
     groups: dict[str, list[dict[str, Any]]] = {}
     footnotes: list[str] = []
-    entries = _records(record.get("results"))
+    entries = records(record.get("results"))
     if len(entries) > MAX_RESULTS:
         problems.append(f"results.json holds {len(entries):,} figures; {MAX_RESULTS} are shown")
-    for entry in entries[:MAX_RESULTS]:
-        name = _cut(str(entry.get("name", "unnamed")))
+    for entry in sorted(entries[:MAX_RESULTS], key=_place):
+        name = cut(str(entry.get("name", "unnamed")))
         marks = []
         for part, text in FOOTNOTES.items():
             if part.lower() in name.lower():
                 if text not in footnotes:
                     footnotes.append(text)
                 marks.append(footnotes.index(text) + 1)
-        counts = _mapping(entry.get("counts"))
-        measurement = _cut(str(entry.get("measurement") or "other"))
+        counts = mapping(entry.get("counts"))
+        measurement = cut(str(entry.get("measurement") or "other"))
         groups.setdefault(measurement, []).append(
             {
                 "name": name,
                 "marks": marks,
                 "value": format_value(entry.get("value")),
-                "unit": _cut(str(entry.get("unit") or "")),
+                "unit": cut(str(entry.get("unit") or "")),
                 "better": entry.get("better"),
                 "counts": [
-                    f"{format_value(n)} {_cut(str(kind), 60)}" for kind, n in list(counts.items())[:10]
+                    f"{format_value(n)} {cut(str(kind), 60)}" for kind, n in list(counts.items())[:10]
                 ],
-                "note": _cut(str(entry.get("note") or "")),
+                "note": cut(str(entry.get("note") or "")),
             }
         )
     named = [
-        {"title": MEASUREMENTS.get(key, key[:1].upper() + key[1:]), "rows": rows}
+        {
+            "title": MEASUREMENTS.get(key, key[:1].upper() + key[1:]),
+            "rows": rows,
+            "folded": len(rows) > FOLDED,
+        }
         for key, rows in groups.items()
     ]
     return named, footnotes
 
 
+def _place(entry: dict[str, Any]) -> int:
+    """Returns where a figure's measurement stands among all."""
+    order = list(MEASUREMENTS)
+    measurement = entry.get("measurement")
+    return order.index(measurement) if measurement in order else len(order)
+
+
+def _measured(record: dict[str, Any]) -> tuple[str, str]:
+    """Returns heading and summary of a folder in which something foreign was measured."""
+    if "autoencoder" in record:
+        size = number(record.get("image_size"))
+        on = f" on the images of {record['data']}" if record.get("data") else ""
+        at = f", at {size:.0f} px" if size else ""
+        return f"Measured: {cut(str(record['autoencoder']), 100)}", f"An autoencoder, measured{cut(on)}{at}."
+    source, reference = (cut(str(record.get(key) or "not known"), 100) for key in ("source", "reference"))
+    return f"Measured: {source}", f"Generated images, compared with the real ones of {reference}."
+
+
+def _smoothness(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the plot of all figures over noise in the latents, where they were measured."""
+    unit = Unit(Path(), "", 0, {}, read_figures(record, "", []))
+    alone = [Variant(name="", title="", group="", order=0, units=[unit])]
+    found = charts.noise_curves(alone)
+    if not found:
+        return None
+    title = f"{join_words([curve.title for curve in found])} over noise in the latents"
+    return chart(charts.smoothness(found, alone), title, title)
+
+
 def _data(data: dict[str, Any]) -> dict[str, Any]:
-    classes = _records(data.get("classes"))
+    classes = records(data.get("classes"))
     rows = [
         {
-            "name": _cut(str(entry.get("name", "")), 100),
+            "name": cut(str(entry.get("name", "")), 100),
             "train": format_value(entry.get("train")),
             "held_out": format_value(entry.get("held_out")),
         }
         for entry in classes[:MAX_CLASSES]
     ]
     return {
-        "name": _cut(str(data.get("name") or "")),
-        "licence": _cut(str(data.get("licence") or "")),
-        "unreadable": int(_number(data.get("unreadable")) or 0),
+        "name": cut(str(data.get("name") or "")),
+        "licence": cut(str(data.get("licence") or "")),
+        "unreadable": int(number(data.get("unreadable")) or 0),
         "train": format_value(data.get("train")),
         "held_out": format_value(data.get("held_out")),
         "classes": rows,
@@ -257,7 +254,7 @@ def _command(record: dict[str, Any]) -> str:
     command = record.get("command")
     if isinstance(command, list):
         command = shlex.join(str(word) for word in command)
-    return _cut(command.strip(), 5000) if isinstance(command, str) else ""
+    return cut(command.strip(), 5000) if isinstance(command, str) else ""
 
 
 def _sampling(record: dict[str, Any]) -> str:
@@ -266,7 +263,7 @@ def _sampling(record: dict[str, Any]) -> str:
         ("{} steps", "num_inference_steps"),
         ("seed {}", "seed"),
     )
-    known = [(words, _number(record.get(key))) for words, key in terms]
+    known = [(words, number(record.get(key))) for words, key in terms]
     return ", ".join(words.format(f"{value:.10g}") for words, value in known if value is not None)
 
 
@@ -292,7 +289,6 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(f"{path.name} holds {len(stages):,} stages; {MAX_PANELS} are plotted")
     panels = []
     for name, stage in list(stages.items())[:MAX_PANELS]:
-        svg = curves.figure_svg(curves.draw_curves({name: stage}, titles=False))
         steps, values = stage.training.get("loss", curves.Curve()).points()
         title = curves.STAGE_TITLES.get(name, name)
         ends = (
@@ -301,13 +297,7 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             else ""
         )
         after = f" at step {int(steps[-1]):,}" if len(values) else ""
-        panels.append(
-            {
-                "title": _cut(title),
-                "light": data_uri(svg, "image/svg+xml"),
-                "dark": data_uri(curves.darkened(svg), "image/svg+xml"),
-                "alt": _cut(f"Loss curves of {title}{ends}{after}"),
-                "unusable": stage.unusable(),
-            }
-        )
+        figure = curves.draw_curves({name: stage}, titles=False)
+        drawn = chart(figure, title, f"Loss curves of {title}{ends}{after}")
+        panels.append(drawn | {"unusable": stage.unusable()})
     return panels

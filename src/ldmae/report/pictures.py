@@ -22,6 +22,7 @@ UNREADABLE = (
     KeyError,
     EOFError,
     AssertionError,
+    AttributeError,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
@@ -93,6 +94,34 @@ def reconstructions_picture(path: Path, budget: int, problems: list[str]) -> Pic
             names = ("originals", "reconstructions", "masked_inputs", "masked_reconstructions")
             pairs = {name: arrays[name] for name in names if name in arrays}
         return encode_picture(figures.reconstruction_pairs(**pairs), budget)
+    except UNREADABLE:
+        problems.append(f"{path.name} could not be read")
+    return None
+
+
+def components_picture(path: Path, budget: int, problems: list[str]) -> Picture | None:
+    """Returns images above their latents' principal components; see `reconstructions_picture`."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            rows = {"original": arrays["originals"], "components": arrays["components"]}
+        columns = min(8, *(len(row) for row in rows.values()))
+        tiles = [Image.fromarray(tile) for row in rows.values() for tile in row[:columns]]
+        return encode_picture(figures.image_grid(tiles, columns, row_labels=list(rows)), budget)
+    except UNREADABLE:
+        problems.append(f"{path.name} could not be read")
+    return None
+
+
+def interpolation_picture(path: Path, budget: int, problems: list[str]) -> Picture | None:
+    """Returns the strips from one image to another, small ones enlarged; see `reconstructions_picture`."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            strip = Image.fromarray(arrays["strip"]).convert("RGB")
+        return encode_picture(figures.resized(strip, float(max(1, 800 // strip.width))), budget)
     except UNREADABLE:
         problems.append(f"{path.name} could not be read")
     return None

@@ -46,6 +46,8 @@ class OptimizerConfig:
                 "optimizer.adversary_learning_rate must be above 0 or null, "
                 f"got {self.adversary_learning_rate}"
             )
+        if self.schedule_steps is not None and self.schedule_steps < 1:
+            raise UserError(f"optimizer.schedule_steps must be at least 1 or null, got {self.schedule_steps}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(f"optimizer.gradient_clip must be above 0 or null, got {self.gradient_clip}")
 

@@ -1,0 +1,104 @@
+"""Which images look alike, mirrored or not, so that all of them stay on one side of the split."""
+
+# N images, S signatures (each image's and its mirror image's)
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from ldmae.core.progress import progress_bar
+
+MAX_HAMMING = 20
+"""Bits of 256 in which near-duplicates may differ: most pictures saved again as JPEG of quality 60, or made
+smaller by a third, stay below; pictures that are not alike differ in a hundred."""
+MAX_THUMB_MEAN = 3.5
+MAX_THUMB_PEAK = 20.0
+"""Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
+NEIGHBOURS = 6
+"""How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
+BANDS = 8
+"""Of 32 bits each: images that look alike share one of them."""
+
+
+def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) -> np.ndarray:
+    """Returns for every image the smallest content hash among its near-duplicates (and theirs).
+
+    Args:
+        found: of each image `readable` (N,) bool, `content` (N,) uint64, its file's hash, `hash` and
+            `mirror` (N, 32) uint8, difference hashes of 256 bits of the image and of its mirror image, and
+            `thumb` (N, 8, 8, 3) uint8.
+        progress: show a bar.
+
+    Returns:
+        (N,) uint64.
+    """
+    readable = np.flatnonzero(found["readable"])
+    group = found["content"].copy()
+    if len(readable) < 2:
+        return group
+    content = found["content"][readable]
+    signatures = found["hash"][readable], found["mirror"][readable], found["thumb"][readable]
+    with progress_bar("comparing images", BANDS, "passes", show=progress) as advance:
+        pairs = []
+        for of_band in _near_pairs(*signatures):
+            pairs += of_band
+            advance(1, "")
+    order = np.argsort(content, kind="stable")
+    same = content[order[:-1]] == content[order[1:]]  # exact duplicates, whatever the hashes' neighbours were
+    pairs.append((order[:-1][same], order[1:][same]))
+    left = np.concatenate([pair[0] for pair in pairs])
+    right = np.concatenate([pair[1] for pair in pairs])
+    edges = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(len(readable), len(readable)))
+    parts, member = connected_components(edges, directed=False)
+    smallest = np.full(parts, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, member, content)
+    group[readable] = smallest[member]
+    return group
+
+
+def _near_pairs(
+    hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Yields pairs of images that look alike, mirrored or not, band by band of their difference hashes.
+
+    Locality-sensitive hashing with eight bands of 32 bits; images that share a band lie side by side once
+    the signatures are sorted by it, so each is compared with its next few followers only.
+    """
+    count = len(hashes)
+    signatures = np.concatenate([hashes, mirrors])  # (S, 32); row k and row k + N are image k
+    for band in range(BANDS):
+        pairs = []
+        rotated = np.ascontiguousarray(np.roll(signatures, -4 * band, axis=1))
+        order = np.argsort(rotated.view(f"S{rotated.shape[1]}").ravel(), kind="stable")
+        # one side mirrored at the most: two mirrored images are no other pair than the two as they lie
+        for step in range(1, NEIGHBOURS + 1):
+            left, right = order[:-step], order[step:]
+            keep = (rotated[left, :4] == rotated[right, :4]).all(axis=1) & ((left < count) | (right < count))
+            left, right = left[keep], right[keep]
+            keep = _hamming(signatures[left], signatures[right]) <= MAX_HAMMING
+            left, right = left[keep], right[keep]
+            keep = _thumbs_agree(thumbs, left, right, count)
+            pairs.append((left[keep] % count, right[keep] % count))
+        yield pairs
+
+
+_BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
+
+
+def _hamming(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return _BITS[left ^ right].sum(axis=1, dtype=np.int64)
+
+
+def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    def as_seen(rows: np.ndarray) -> np.ndarray:
+        seen = thumbs[rows % count].astype(np.int16)  # (pairs, 8, 8, 3)
+        return np.where((rows >= count)[:, None, None, None], seen[:, :, ::-1], seen)
+
+    agree = np.zeros(len(left), bool)
+    for start in range(0, len(left), 65536):
+        part = slice(start, start + 65536)
+        difference = np.abs(as_seen(left[part]) - as_seen(right[part])).reshape(len(left[part]), -1)
+        agree[part] = (difference.mean(axis=1) <= MAX_THUMB_MEAN) & (difference.max(axis=1) <= MAX_THUMB_PEAK)
+    return agree

@@ -1,0 +1,164 @@
+"""The verbs that measure: any autoencoder, generated images, and the paper's comparison."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldmae.arguments import (
+    AutoencoderSource,
+    DataOverrides,
+    DryRun,
+    Overrides,
+    Preset,
+    examples,
+    name_of,
+    open_recipes,
+    refuse,
+    run_config,
+)
+from ldmae.terminal import main_process, say, table
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "ldmae evaluate runs/emoji",
+        "ldmae evaluate runs/emoji evaluation.images=500 --only smoothness",
+        "ldmae evaluate official:vmaef8d16.pth data=PATH",
+        "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
+        "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
+    )
+)
+def evaluate(
+    source: AutoencoderSource,
+    overrides: DataOverrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, compression, "
+            "probe, components, efficiency; for a run also generation. By default all.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
+    ] = None,
+) -> None:
+    """Measure, print a table, and write results.json and report.html.
+
+    A run folder without other data: its autoencoder on its held-out images, and its generated images.
+
+    With data=PATH: any autoencoder on all images there.
+    """
+    recipes = open_recipes()
+    own = all(item.startswith("evaluation.") for item in overrides or [])
+    if recipes.is_run_folder(source) and own:
+        refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
+        folder = Path(source)
+        recipes.evaluate_run(run_config(folder, overrides), folder, only)
+    else:
+        folder = out or Path("results") / name_of(source)
+        if main_process():  # measuring is not shared among processes
+            recipes.evaluate_with(source, overrides or [], folder, only)
+    _say_results(folder)
+
+
+@app.command(
+    name="evaluate-samples",
+    epilog=examples(
+        "ldmae evaluate-samples runs/emoji evaluation.samples=5000",
+        "ldmae evaluate-samples FOLDER data=PATH image_size=256 evaluation.features=inception",
+        "ldmae evaluate-samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz",
+        "ldmae evaluate-samples runs/emoji --npz samples.npz",
+    ),
+)
+def evaluate_samples(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a pipeline's diffusers folder or Hub name; or images: a folder, or an .npz."
+        ),
+    ],
+    overrides: DataOverrides = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images, taken as they are: a folder, or an .npz of ADM's. In place of data."),
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="Also write the generated images there, for ADM's evaluator.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME-samples.")
+    ] = None,
+) -> None:
+    """Measure generated images: FID, sFID, IS, KID, precision and recall, as ADM's evaluator does.
+
+    On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
+    evaluation.features=inception.
+    """
+    folder = out or Path("results") / f"{name_of(source)}-samples"
+    open_recipes().evaluate_samples(source, overrides or [], folder, reference, npz)
+    _say_results(folder)
+
+
+@app.command(
+    epilog=examples(
+        "ldmae compare compare-photos --dry-run",
+        "ldmae compare compare-photos",
+        "ldmae compare compare-photos --only vmae --only sd-vae --seed 0",
+        "ldmae compare compare-photos data=PATH --out runs/mine",
+    )
+)
+def compare(
+    preset: Preset,
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="One of what is compared; may be repeated: ae, dae, vae, sd-vae, vmae, and of the ablation "
+            "vmae-mse, vmae-lm, vmae-lm-lreg. By default all that the preset names.",
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="One of the preset's seeds; may be repeated. By default all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; by default runs/PRESET.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results", help="Folder of figures, pictures and the report, small enough to keep; OUT/results."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train AE, DAE, VAE, SD-VAE and VMAE alike, a diffusion model on each, and measure all: one report.
+
+    The same command goes on where it was interrupted, also on another machine that has the results so far.
+    """
+    recipes = open_recipes()
+    if dry_run:
+        say(recipes.describe_comparison(*recipes.plan_comparison(preset, overrides or [])))
+        return
+    folder = out or Path("runs") / Path(preset).stem
+    results = results or folder / "results"
+    recipes.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]])
+    say(f"report: {results / 'comparison.html'}\ntables: {results / 'tables.md'}")
+
+
+def _say_results(folder: Path) -> None:
+    from ldmae.core.files import read_json
+
+    if main_process():
+        path = folder / "results.json"
+        say(f"{table(read_json(path)['results'])}\nresults: {path}\nreport:  {folder / 'report.html'}")

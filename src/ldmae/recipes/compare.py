@@ -1,0 +1,349 @@
+"""The paper's comparison: autoencoders trained alike, the same diffusion model on each one's latents."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldmae.autoencoders.baselines import KINDS, BaselineConfig, build_baseline, fit_width
+from ldmae.autoencoders.settings import VMAEConfig
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import load_config
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import atomic_folder, read_json, write_json
+from ldmae.core.flops import count_autoencoder_flops
+from ldmae.core.progress import console
+from ldmae.recipes.estimate import RunEstimate
+from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
+from ldmae.recipes.generation import sample, save_pipeline
+from ldmae.recipes.latents import encode
+from ldmae.recipes.run import open_accelerator, open_run
+from ldmae.recipes.samples import evaluate_samples
+from ldmae.recipes.settings import plain, training_settings, training_steps
+from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.report.comparison import render_comparison
+from ldmae.report.figures import save_png
+from ldmae.settings import ABLATION, Config, as_dict
+from ldmae.stages import changed_settings, locked
+
+_ABLATED = "autoencoder.pretraining.objective."
+_TUNED = "autoencoder.tuning.objective."
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An autoencoder of the comparison, and what sets it apart."""
+
+    title: str
+    group: str
+    """`autoencoders` or `ablation`."""
+    settings: tuple[str, ...]
+
+
+def _ablated(*, masked: bool, regularised: bool) -> tuple[str, ...]:
+    """Returns the settings of VMAE without its perceptual term, and without others."""
+    settings = [f"{_ABLATED}perceptual_weight=0", f"{_TUNED}perceptual_weight=0"]
+    if not masked:
+        settings += [f"{_ABLATED}masking.ratio=0", f"{_ABLATED}masked_weight=0"]
+    if not regularised:  # nothing holds the variance up: the latent is its mean, to the diffusion model too
+        settings += [f"{_ABLATED}kl_weight=0", f"{_ABLATED}sample_posterior=false"]
+        settings += ["autoencoder.pretraining.initial_logvar=-30"]
+    return tuple(settings)
+
+
+VARIANTS = {
+    **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
+    "vmae": Variant("VMAE (ours)", "autoencoders", ("autoencoder.kind=vmae",)),
+    "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
+    "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
+    "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
+}
+"""What can be compared. The ablation's rows add up (MSE; + L_M; + L_reg), and `vmae`, + L_P, is its last."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What encode + decode of one image cost, and how the baselines were brought to that."""
+
+    vmae_flops: int
+    width: float | None
+    """The baselines' multiplier of 128, 256, 512, 512 channels; None where there is none."""
+    baseline_flops: int | None
+    full_size: dict[str, int]
+    """Parameters and operations of a baseline at the paper's width, which is not trained."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One autoencoder with its diffusion model at one seed."""
+
+    name: str
+    seed: int
+    config: Config
+
+    @property
+    def variant(self) -> Variant:
+        """What sets it apart."""
+        return VARIANTS[self.name]
+
+    @property
+    def place(self) -> Path:
+        """Where it lies in a folder of units."""
+        return Path(self.name) / f"seed-{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its figures follow from, as JSON holds it."""
+        config = self.config
+        rest = ("data", "image_size", "latents", "sampling", "evaluation")
+        return {
+            **training_settings(config, config.mixed_precision),
+            "steps": training_steps(config),
+            **{name: value for name, value in plain(config).items() if name in rest},
+        }
+
+
+def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matching]:
+    """Resolves the settings of every unit of a comparison, in the order in which they are made.
+
+    The baselines get the VMAE's latent shape, its images a step and the steps of both its trainings; where
+    `comparison.match_flops` says so, a width at which they cost what it costs.
+
+    Args:
+        preset: a preset or a YAML file.
+        overrides: settings as key=value, for all units.
+
+    Raises:
+        UserError: a setting that is unknown or impossible, for any of the units.
+    """
+    base = load_config(preset, overrides)
+    if base.autoencoder.source is not None or base.autoencoder.kind != "vmae":
+        raise UserError(
+            "a comparison trains its autoencoders itself: leave autoencoder.source and autoencoder.kind out; "
+            "measure another with `ldmae evaluate`"
+        )
+    auto, wanted = base.autoencoder, base.comparison
+    alike: dict[str, object] = {
+        "model.factor": auto.model.patch_size,
+        "model.latent_channels": auto.model.latent_channels,
+        "training.batch_size": auto.pretraining.training.batch_size,
+        "training.steps": sum(
+            steps for name, steps in training_steps(base).items() if name.startswith("autoencoder.")
+        ),
+    }
+    any_baseline = any(name in KINDS for name in wanted.autoencoders)
+    shape = replace(
+        auto.baseline.model, factor=auto.model.patch_size, latent_channels=auto.model.latent_channels
+    )
+    matching = _match(auto.model, shape if any_baseline else None, base.image_size, wanted.match_flops)
+    if any_baseline:
+        alike["model.width"] = matching.width
+    shared = [f"autoencoder.baseline.{key}={value}" for key, value in alike.items()]
+    asked = [(seed, name) for seed in wanted.seeds for name in wanted.autoencoders]
+    asked += [(seed, name) for seed in wanted.ablation_seeds for name in wanted.ablation]
+    units = []
+    for seed, name in asked:
+        own = [*(shared if name in KINDS else ()), *VARIANTS[name].settings, *wanted.settings.get(name, ())]
+        units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
+    return units, matching
+
+
+@cache  # counting takes seconds
+def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flops: bool) -> Matching:
+    with torch.device("meta"):
+        flops = count_autoencoder_flops(AutoencoderVMAE(sample_size=size, **as_dict(vmae)), size).total
+        if shape is None:
+            return Matching(flops, None, None, {})
+        full = build_baseline(replace(shape, width=1.0), size)
+        full_size = {
+            "parameters": sum(parameter.numel() for parameter in full.parameters()),
+            "flops": count_autoencoder_flops(full, size).total,
+        }
+        if match_flops:
+            fitted = fit_width(shape, size, flops)
+            return Matching(flops, fitted.width, fitted.flops, full_size)
+        own = count_autoencoder_flops(build_baseline(shape, size), size).total
+        return Matching(flops, shape.width, own, full_size)
+
+
+def describe_comparison(units: list[Unit], matching: Matching) -> str:
+    """Returns the text of `--dry-run`: each unit with its steps, and what the autoencoders cost."""
+    lines = []
+    for unit in units:
+        steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
+        lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
+    return "\n".join([*lines, *_cost_lines(matching, units[0].config.image_size)])
+
+
+def _cost_lines(matching: Matching, size: int) -> list[str]:
+    def giga(flops: int) -> str:
+        return f"{flops / 1e9:.3g} GFLOPs"
+
+    lines = [
+        f"encode + decode of one {size} px image (a multiply-add counts 2): VMAE {giga(matching.vmae_flops)}"
+    ]
+    if matching.width is not None and matching.baseline_flops is not None:
+        full = matching.full_size
+        lines += [
+            f"the baselines, at {matching.width:.4g} of the paper's width: {giga(matching.baseline_flops)}",
+            f"the baselines at the paper's width, not trained here: {giga(full['flops'])}, "
+            f"{full['parameters'] / 1e6:.1f} M parameters",
+        ]
+    return lines
+
+
+def compare(
+    preset: str,
+    overrides: list[str],
+    folder: Path,
+    results: Path,
+    only: list[str] | None = None,
+    seeds: list[int] | None = None,
+    command: list[str] | None = None,
+) -> None:
+    """Trains and measures every unit that is not done, then writes the comparison's report.
+
+    Each unit is a run folder of its own, `folder/NAME/seed-N`, resumable as any; when it is done, its figures
+    and pictures go to `results/units/NAME/seed-N`, and from those alone the report is made: they may come
+    from several machines and days.
+
+    Args:
+        preset: a preset or a YAML file.
+        overrides: settings as key=value, for all units.
+        folder: where the runs lie.
+        results: where figures, pictures and the report lie.
+        only: names in `VARIANTS` to take of those that the settings name; None: all.
+        seeds: seeds to take of those that the settings name; None: all.
+        command: the words that were typed, for the report.
+
+    Raises:
+        UserError: a setting is wrong, or a unit in `results` was made with other settings.
+    """
+    units, matching = plan_comparison(preset, overrides)
+    chosen = _chosen(units, only, seeds)
+    for unit in chosen:
+        _refuse_changes(unit, results)
+    main = open_accelerator(units[0].config, folder).is_main_process
+    if main:
+        console.print("\n".join(_cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
+        write_json(
+            results / "comparison.json",
+            {
+                "schema": 1,
+                "preset": Path(preset).stem,
+                "command": shlex.join(command or []),
+                "matching": plain(matching),
+                "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
+            },
+        )
+    for number, unit in enumerate(chosen, 1):
+        made = results / "units" / unit.place
+        if not (made / "unit.json").exists():
+            if main:
+                console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
+            _make_unit(
+                unit, folder / unit.place, made, Path(preset).stem, shlex.join(command or []), matching
+            )
+            if main:
+                render_comparison(results)
+    if main:
+        render_comparison(results)
+
+
+def _chosen(units: list[Unit], only: list[str] | None, seeds: list[int] | None) -> list[Unit]:
+    names = list(dict.fromkeys(unit.name for unit in units))
+    known_seeds = sorted({unit.seed for unit in units})
+    for name in only or []:
+        if name not in names:
+            hint = nearest(name, names)
+            more = "; the ablation is named by comparison.ablation" if name in ABLATION else ""
+            raise UserError(f"nothing called {name!r} is compared{hint}; there are: {', '.join(names)}{more}")
+    for seed in seeds or []:
+        if seed not in known_seeds:
+            raise UserError(
+                f"seed {seed} is not among comparison.seeds: {', '.join(map(str, known_seeds))}; add it there"
+            )
+    return [u for u in units if (not only or u.name in only) and (seeds is None or u.seed in seeds)]
+
+
+def _refuse_changes(unit: Unit, results: Path) -> None:
+    """Raises a UserError for a finished unit that other settings made."""
+    path = results / "units" / unit.place / "unit.json"
+    if not path.exists():
+        return
+    changed = changed_settings(read_json(path).get("settings", {}), unit.settings)
+    if changed:
+        raise UserError(
+            f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
+            "old ones, name another folder with --results (and --out), or delete that one to make it anew"
+        )
+
+
+def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, matching: Matching) -> None:
+    """Trains, samples and measures in a run folder, and keeps what the report needs."""
+    with locked(folder):
+        run = open_run(unit.config, folder, check=check_measurable)
+        run.on_step.append(RunEstimate(run))
+        for arrow in (train_autoencoder, encode, train_diffusion, save_pipeline, sample):
+            arrow(run)
+        began = time.monotonic()
+        measure_autoencoder()(run)
+        report(run)
+        run.accelerator.end_training()
+    evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references")
+    if run.main:
+        spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
+        spent["measurements"] = time.monotonic() - began
+        parameters = {name: entry["total"] for name, entry in read_json(folder / "parameters.json").items()}
+        baseline = unit.name in KINDS
+        steps = training_steps(unit.config)
+        document = {
+            "schema": 1,
+            "preset": preset,
+            "variant": unit.name,
+            "title": unit.variant.title,
+            "group": unit.variant.group,
+            "order": list(VARIANTS).index(unit.name),
+            "seed": unit.seed,
+            "command": command,
+            "image_size": unit.config.image_size,
+            "steps": {
+                "autoencoder": sum(steps.values()) - steps["diffusion"],
+                "diffusion": steps["diffusion"],
+            },
+            "width": matching.width if baseline else None,
+            "parameters": parameters,
+            "seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
+            "device": run.book.device,
+            "data": read_json(folder / "data.json"),
+            "finished": run.book.records["samples"].finished,
+            "settings": unit.settings,
+            "results": read_json(folder / "results.json")["results"],
+        }
+        with atomic_folder(made) as temporary:
+            shutil.copy(folder / "samples" / "grid.png", temporary / "samples.png")
+            _keep_pictures(folder / "results", temporary)
+            write_json(temporary / "unit.json", document)
+    run.accelerator.wait_for_everyone()
+
+
+def _keep_pictures(results: Path, folder: Path) -> None:
+    """Writes the pictures that measurements left as strips, tile beside tile."""
+    for source, names in (
+        ("reconstruction_pairs.npz", ("originals", "reconstructions")),
+        ("components.npz", ("components",)),
+    ):
+        with np.load(results / source) as arrays:
+            for name in names:
+                save_png(Image.fromarray(np.concatenate(list(arrays[name]), axis=1)), folder / f"{name}.png")
+    with np.load(results / "interpolation.npz") as arrays:
+        save_png(Image.fromarray(arrays["strip"]), folder / "interpolation.png")

@@ -1,0 +1,151 @@
+"""What is measured: an autoencoder, and the images to do it with, in an order that hangs on their content."""
+
+# B batch, N images, C latent channels, h w latent grid, H W image
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.contracts import ImageSource
+from ldmae.core.autoencoding import encode_moments, placement
+from ldmae.core.progress import progress_bar
+from ldmae.core.random import key_seed
+from ldmae.evaluation.generation import FEWEST_IMAGES
+from ldmae.evaluation.settings import EvaluationConfig
+from ldmae.images.dataset import ImageDataset
+from ldmae.perception.features import FeatureExtractor, load_features
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.recipes.groups import LabelMap, level_maps
+
+SHOWN = 12
+"""Images that are kept as pictures: originals, reconstructions, principal components."""
+
+
+@dataclass
+class Subject:
+    """An autoencoder to measure, and the images to do it with."""
+
+    autoencoder: Any
+    """On its device, frozen, in evaluation mode."""
+    held_out: ImageSource
+    """What is measured on."""
+    train: ImageSource
+    """What the latents' deviation and the linear probe are fitted on."""
+    size: int
+    """Pixels along a side."""
+    config: EvaluationConfig
+    folder: Path
+    """Where `results/` lies."""
+    trained_on: str | None = None
+    """Name of the perceptual distance that the autoencoder was trained with."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder lies."""
+        return placement(self.autoencoder)[0]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """What identifies each held-out image, whatever its name and place."""
+        return image_keys(self.held_out)
+
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """Indices of the held-out images that are measured on."""
+        return draw(self.keys, self.config.images, self.config.seed)
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """Places in `chosen` of the images that are kept as pictures: of all classes alike."""
+        by_class = np.argsort(np.asarray(self.held_out.labels)[self.chosen], kind="stable")
+        places = np.linspace(0, len(self.chosen) - 1, min(SHOWN, len(self.chosen))).round().astype(int)
+        return by_class[places]
+
+    @cached_property
+    def features(self) -> FeatureExtractor | None:
+        """The network whose features are compared; None where there are too few images for any distance."""
+        if len(self.chosen) < FEWEST_IMAGES:
+            return None
+        return load_features(self.config.features, self.device)
+
+    @cached_property
+    def perceptual(self) -> PerceptualDistance:
+        """The perceptual distance."""
+        return load_perceptual(self.config.perceptual, self.device)
+
+    @cached_property
+    def groups(self) -> dict[str, LabelMap]:
+        """What finds the groups of an image, by level."""
+        return level_maps(self.held_out, self.chosen.tolist(), self.size, self.config)
+
+    def batches(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields indices and images (B, 3, H, W) in [-1, 1] of what is measured on."""
+        return read_batches(self.held_out, self.chosen, self.size, self.config.batch_size, self.device)
+
+    @cached_property
+    def train_latents(self) -> tuple[Tensor, np.ndarray]:
+        """Posterior means (N, C, h, w) of training images, on the CPU, and their labels (N,)."""
+        indices = draw(image_keys(self.train), self.config.latent_images, self.config.seed)
+        latents = self._encoded(self.train, indices, "encoding training images")
+        return latents, np.asarray(self.train.labels)[indices]
+
+    @cached_property
+    def held_out_latents(self) -> Tensor:
+        """Posterior means (N, C, h, w) of the images that are measured on, on the CPU."""
+        return self._encoded(self.held_out, self.chosen, "encoding")
+
+    @property
+    def deviation(self) -> Tensor:
+        """The latents' deviation in each channel (C, 1, 1), over training images."""
+        return self.train_latents[0].double().std(dim=(0, 2, 3)).float().view(-1, 1, 1)
+
+    @torch.no_grad()
+    def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> Tensor:
+        pieces = []
+        with progress_bar(title, len(indices), "images") as advance:
+            for rows, images in read_batches(source, indices, self.size, self.config.batch_size, self.device):
+                pieces.append(encode_moments(self.autoencoder, images)[0].cpu())
+                advance(len(rows), "")
+        return torch.cat(pieces)
+
+
+def image_keys(source: ImageSource) -> list[str]:
+    """Returns what identifies each image: a hash of its file, so that names and order play no part.
+
+    Equal files are numbered. A source whose images were not all looked at (a stream) goes by place.
+    """
+    content = getattr(source, "content", None)
+    if content is None:
+        return [f"{index:016x}" for index in range(len(source))]
+    seen: dict[int, int] = {}
+    keys = []
+    for value in content.tolist():
+        number = seen[value] = seen.get(value, -1) + 1
+        keys.append(f"{value:016x}" + (f"-{number}" if number else ""))
+    return keys
+
+
+def draw(keys: list[str], limit: int | None, seed: int) -> np.ndarray:
+    """Returns indices of all images, or of `limit` that seed and keys draw, in the keys' order."""
+    drawn: Any = range(len(keys))
+    if limit is not None and len(keys) > limit:
+        drawn = sorted(drawn, key=lambda index: key_seed(seed, "drawn images", keys[index]))[:limit]
+    return np.array(sorted(drawn, key=lambda index: keys[index]), dtype=np.int64)
+
+
+def read_batches(
+    source: ImageSource, indices: np.ndarray, size: int, batch: int, device: torch.device
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields indices and centre-cropped images (B, 3, H, W) in [-1, 1]."""
+    dataset = ImageDataset(source, size, 0, None)
+    for i in range(0, len(indices), batch):
+        rows = [int(index) for index in indices[i : i + batch]]
+        yield rows, torch.stack([dataset[(0, index)]["images"] for index in rows]).to(device)

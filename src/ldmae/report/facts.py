@@ -1,0 +1,170 @@
+"""What a comparison compared: its images, sizes, seeds and costs in words, and what of it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ldmae.report import paper
+from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
+from ldmae.report.reading import cut, mapping, number, records
+from ldmae.report.units import ABLATION, AUTOENCODERS, Unit, Variant
+
+
+def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns what was compared, as names and texts; where units differ in it, who has what.
+
+    Args:
+        variants: the autoencoders.
+        plan: what `comparison.json` says, empty where there is none.
+    """
+    facts = [
+        ("Images", _by_value(variants, lambda unit: _images(mapping(unit.record.get("data"))))),
+        (
+            "Licence",
+            _by_value(variants, lambda unit: str(mapping(unit.record.get("data")).get("licence") or "")),
+        ),
+        ("Size", _by_value(variants, lambda unit: f"{format_value(unit.record.get('image_size'))} px")),
+        ("Seeds", seeds_line(variants)),
+        ("Autoencoder's steps", _by_value(variants, lambda unit: _steps(unit, "autoencoder"))),
+        ("Diffusion model", _by_value(variants, _diffusion)),
+        ("Same cost", _matching(variants, mapping(plan.get("matching")))),
+        ("Device", _by_value(variants, lambda unit: str(unit.record.get("device") or "not known"))),
+        ("Time", _time(variants)),
+    ]
+    return [(name, cut(text, 1000)) for name, text in facts if text]
+
+
+def _by_value(variants: Sequence[Variant], text_of: Callable[[Unit], str]) -> str:
+    """Returns what all units say; where they differ, each answer with those that give it."""
+    answers: dict[str, list[str]] = {}
+    for variant in variants:
+        for unit in variant.units:
+            titles = answers.setdefault(text_of(unit), [])
+            if variant.title not in titles:
+                titles.append(variant.title)
+    if len(answers) < 2:
+        return next(iter(answers), "")
+    return "; ".join(f"{text or 'not known'} ({join_words(titles)})" for text, titles in answers.items())
+
+
+def _images(data: dict[str, Any]) -> str:
+    if not data:
+        return "not known"
+    classes = len(records(data.get("classes")))
+    return (
+        f"{cut(str(data.get('name') or 'without a name'), 100)}: {format_value(data.get('train'))} for "
+        f"training, {format_value(data.get('held_out'))} held out"
+        + (f", in {classes} classes" if classes > 1 else "")
+    )
+
+
+def _steps(unit: Unit, model: str) -> str:
+    return format_value(mapping(unit.record.get("steps")).get(model))
+
+
+def _diffusion(unit: Unit) -> str:
+    parameters = number(mapping(unit.record.get("parameters")).get("diffusion"))
+    size = f" of {format_count(parameters)} parameters" if parameters else ""
+    sampling = mapping(mapping(unit.record.get("settings")).get("sampling"))
+    steps, solver = number(sampling.get("num_inference_steps")), sampling.get("solver")
+    drawn = f"; images are drawn in {steps:.0f} steps ({solver})" if steps and solver else ""
+    return f"the same{size}, {_steps(unit, 'diffusion')} steps on each one's latents{drawn}"
+
+
+def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
+    """Says how the baselines' operations were brought to VMAE's, with the counts."""
+    flops = {
+        variant.title: spread.mean
+        for variant in variants
+        if variant.group == AUTOENCODERS and (spread := variant.spread("efficiency", "FLOPs"))
+    }
+    widths = {number(unit.record.get("width")) for variant in variants for unit in variant.units} - {None}
+    texts = []
+    if widths:
+        shown = " and ".join(f"{width:.4g}" for width in sorted(w for w in widths if w is not None))
+        texts.append(
+            f"the baselines' width is {shown} of the paper's, fitted to what VMAE's encode + decode costs"
+        )
+    if flops:
+        alike: dict[str, list[str]] = {}
+        for title, value in flops.items():
+            alike.setdefault(format_value(value / 1e9), []).append(title)
+        counts = "; ".join(f"{count} ({join_words(titles)})" for count, titles in alike.items())
+        texts.append(f"GFLOPs an image, a multiply-add counts 2: {counts}")
+    full = mapping(matching.get("full_size"))
+    operations, parameters = number(full.get("flops")), number(full.get("parameters"))
+    if operations and parameters:
+        texts.append(
+            f"a baseline at the paper's width, not trained here, would cost {format_value(operations / 1e9)} "
+            f"GFLOPs and {format_count(parameters)} parameters"
+        )
+    return ". ".join(text[0].upper() + text[1:] for text in texts)
+
+
+def _time(variants: Sequence[Variant]) -> str:
+    spent = []
+    for variant in variants:
+        for unit in variant.units:
+            seconds = [number(value) for value in mapping(unit.record.get("seconds")).values()]
+            spent.append(sum(value for value in seconds if value))
+    if not spent or not sum(spent):
+        return ""
+    longest = f", the longest {format_seconds(max(spent))}" if len(spent) > 1 else ""
+    units = "1 unit" if len(spent) == 1 else f"{len(spent)} units"
+    return f"{format_seconds(sum(spent))} for {units}, an autoencoder at a seed each{longest}"
+
+
+def seeds_line(variants: Sequence[Variant]) -> str:
+    """Returns which seeds there are, and where autoencoders differ in them, of whom."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for variant in variants:
+        groups.setdefault(tuple(variant.seeds), []).append(variant.title)
+
+    def words(seeds: tuple[int, ...]) -> str:
+        return (
+            f"one seed, no spread (seed {seeds[0]})"
+            if len(seeds) == 1
+            else f"{len(seeds)} seeds: {', '.join(map(str, seeds))}"
+        )
+
+    if len(groups) == 1:
+        return words(next(iter(groups)))
+    return "; ".join(f"{words(seeds)} ({join_words(titles)})" for seeds, titles in groups.items())
+
+
+def missing_units(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str]:
+    """Returns in words the autoencoders and seeds that are not there.
+
+    Expected are the plan's units, or without one the paper's rows, at every seed that an autoencoder of
+    their group has.
+    """
+    titles = paper.TITLES | {k: t for k, t in paper.ABLATION_TITLES.items() if k != "vmae"}
+    titles |= {variant.name: variant.title for variant in variants}
+    seeds = {variant.name: variant.seeds for variant in variants}
+    planned: dict[str, set[int]] = {}
+    for entry in records(plan.get("units")):
+        if isinstance(entry.get("seed"), int):
+            planned.setdefault(str(entry.get("variant")), set()).add(entry["seed"])
+    if not planned:
+        for group, names in ((AUTOENCODERS, paper.TITLES), (ABLATION, paper.ABLATION_TITLES)):
+            known = {seed for v in variants if v.group == group for seed in v.seeds}
+            for name in names:
+                planned.setdefault(name, set()).update(known)
+    missing = []
+    for name, wanted in planned.items():
+        title = titles.get(name, cut(name, 60))
+        gone = sorted(wanted - set(seeds.get(name, [])))
+        if name not in seeds:
+            missing.append(f"{title}: no unit of it is done")
+        elif gone:
+            noun = "seed" if len(gone) == 1 else "seeds"
+            missing.append(f"{title}: {noun} {join_words([str(seed) for seed in gone])}")
+    return missing
+
+
+def commands(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str]:
+    """Returns the commands that made the units, each once."""
+    typed = [unit.record.get("command") for variant in variants for unit in variant.units]
+    known = [text for text in [plan.get("command"), *typed] if isinstance(text, str) and text]
+    return [cut(text, 2000) for text in dict.fromkeys(known)]

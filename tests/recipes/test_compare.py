@@ -1,0 +1,255 @@
+"""`ldmae compare`: units that are alike but for what sets them apart, resumable, and joined from files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from ldmae.autoencoders.baselines import KINDS
+from ldmae.config import load_config, preset_names
+from ldmae.core.errors import UserError
+from ldmae.recipes.compare import VARIANTS, compare, plan_comparison
+from ldmae.recipes.settings import training_steps
+from ldmae.settings import ABLATION, AUTOENCODER_KINDS
+
+COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
+TINY = [
+    "device=cpu",
+    "autoencoder.pretraining.training.steps=3",
+    "autoencoder.tuning.training.steps=2",
+    "diffusion.training.steps=3",
+    "diffusion.model.num_layers=1",
+    "evaluation.samples=12",
+    "evaluation.images=12",
+    "evaluation.latent_images=40",
+    "evaluation.pairs=4",
+    "evaluation.real_images=40",
+    "evaluation.speed_batch_size=2",
+    "sampling.num_inference_steps=2",
+    "sampling.per_class=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+# ---- what is compared
+
+
+@pytest.mark.parametrize("preset", COMPARISONS)
+def test_all_autoencoders_get_the_same_images_steps_latents_and_diffusion_model(preset):
+    units, _ = plan_comparison(preset, [])
+    assert {unit.name for unit in units} >= set(AUTOENCODER_KINDS)
+    first = units[0].config
+    for unit in units:
+        config, auto = unit.config, unit.config.autoencoder
+        steps = training_steps(config)
+        assert sum(n for name, n in steps.items() if name.startswith("autoencoder.")) == 700
+        assert {getattr(auto, part).training.batch_size for part in auto.stages} == {16}
+        assert (auto.patch_size, auto.latent_channels) == (8, 16)
+        assert config.seed == unit.seed
+        for part in ("data", "image_size", "latents", "diffusion", "sampling", "evaluation"):
+            assert getattr(config, part) == getattr(first, part), part
+
+
+@pytest.mark.parametrize("preset", COMPARISONS)
+def test_baselines_cost_what_the_vmae_costs(preset):
+    units, matching = plan_comparison(preset, [])
+    widths = {unit.config.autoencoder.baseline.model.width for unit in units if unit.name in KINDS}
+    assert widths == {matching.width}
+    assert matching.baseline_flops == pytest.approx(matching.vmae_flops, rel=0.02)
+    assert matching.full_size["parameters"] == pytest.approx(83.82e6, rel=1e-3)  # METHOD
+    assert matching.full_size["flops"] > 50 * matching.vmae_flops
+
+
+def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():
+    units, _ = plan_comparison("compare-photos", ["comparison.seeds=[0]"])
+    stages = {
+        u.name: [getattr(u.config.autoencoder, s).objective for s in u.config.autoencoder.stages]
+        for u in units
+    }
+    assert {n for n, o in stages.items() if any(x.perceptual_weight > 0 for x in o)} == {"sd-vae", "vmae"}
+    adversarial = {
+        name: getattr(objectives[0], "adversarial_weight", 0) for name, objectives in stages.items()
+    }
+    assert {name for name, weight in adversarial.items() if weight > 0} == {"sd-vae"}
+    assert stages["dae"][0].input_noise > 0
+    assert stages["vae"][0].kl_weight > 100 * stages["sd-vae"][0].kl_weight
+
+
+def test_the_ablations_rows_add_one_term_each():
+    units, _ = plan_comparison("compare-photos", ["comparison.ablation_seeds=[0]"])
+    rows = [next(u for u in units if u.name == name).config.autoencoder for name in (*ABLATION, "vmae")]
+    objectives = [row.pretraining.objective for row in rows]
+    assert [o.masking.ratio > 0 and o.masked_weight > 0 for o in objectives] == [False, True, True, True]
+    assert [o.kl_weight > 0 and o.sample_posterior for o in objectives] == [False, False, True, True]
+    assert [o.perceptual_weight > 0 for o in objectives] == [False, False, False, True]
+    assert [row.tuning.objective.perceptual_weight > 0 for row in rows] == [False, False, False, True]
+    assert {row.model for row in rows} == {rows[0].model}
+
+
+def test_settings_of_one_autoencoder_reach_it_alone():
+    units, _ = plan_comparison(
+        {
+            "base": "compare-photos",
+            "comparison": {"settings": {"dae": ["autoencoder.baseline.objective.input_noise=0.3"]}},
+        },
+        [],
+    )
+    noise = {u.name: u.config.autoencoder.baseline.objective.input_noise for u in units}
+    assert noise["dae"] == 0.3
+    assert {noise[name] for name in noise if name != "dae"} == {0.0}
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["comparison.autoencoders=[vmea]"], "did you mean 'vmae'"),
+        (["comparison.ablation=[vmae]"], "known: vmae-mse, vmae-lm, vmae-lm-lreg"),
+        (["comparison.seeds=[1,1]"], "holds a seed twice"),
+        (["autoencoder.kind=ae"], "leave autoencoder.source and autoencoder.kind out"),
+        (["image_size=48", "autoencoder.model.patch_size=6"], "factor must be a power of two"),
+    ],
+)
+def test_impossible_comparison_is_refused_before_any_work(overrides, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        plan_comparison("compare-photos", overrides)
+
+
+def test_unknown_name_or_seed_is_refused(tmp_path):
+    for only, seeds, message in (
+        (["sdvae"], None, "did you mean 'sd-vae'"),
+        (None, [7], "seed 7 is not among"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare("compare-photos", TINY, tmp_path / "runs", tmp_path / "results", only, seeds)
+    assert not list(tmp_path.rglob("unit.json"))
+
+
+# ---- a comparison at work
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, pictures) -> Path:
+    """Two autoencoders and a step of the ablation, compared on small pictures."""
+    folder = tmp_path_factory.mktemp("compare")
+    AcceleratorState._reset_state(True)
+    settings = {
+        "base": "compare-photos",
+        "data": {"source": str(pictures), "val": "0.4"},
+        "image_size": 32,
+        "autoencoder": {
+            "model": {
+                "encoder_hidden_size": 24,
+                "encoder_num_hidden_layers": 1,
+                "decoder_hidden_size": 24,
+                "decoder_num_hidden_layers": 1,
+            },
+        },
+        "comparison": {
+            "autoencoders": ["sd-vae", "vmae"],
+            "seeds": [3],
+            "ablation": ["vmae-mse"],
+            "ablation_seeds": [3],
+            "settings": {"sd-vae": ["autoencoder.baseline.objective.adversarial_start_step=2"]},
+        },
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    compare(
+        str(folder / "tiny.yaml"),
+        TINY,
+        folder / "runs",
+        folder / "results",
+        command=["ldmae", "compare", "tiny.yaml"],
+    )
+    return folder
+
+
+def test_unit_leaves_its_figures_and_pictures(made):
+    for name in ("sd-vae", "vmae", "vmae-mse"):
+        folder = made / "results" / "units" / name / "seed-3"
+        unit = json.loads((folder / "unit.json").read_text())
+        assert (unit["variant"], unit["seed"], unit["title"]) == (name, 3, VARIANTS[name].title)
+        assert unit["steps"] == {"autoencoder": 5, "diffusion": 3}
+        measured = {result["measurement"] for result in unit["results"]}
+        assert measured == {
+            "reconstruction",
+            "smoothness",
+            "interpolation",
+            "compression",
+            "probe",
+            "components",
+            "efficiency",
+            "samples",
+        }
+        assert all(np.isfinite(result["value"]) for result in unit["results"])
+        assert {"diffusion", "latents", "measurements"} <= set(unit["seconds"])
+        assert min(unit["seconds"].values()) > 0
+        assert (unit["width"] is None) == (name != "sd-vae")
+        with (
+            Image.open(folder / "originals.png") as originals,
+            Image.open(folder / "reconstructions.png") as restored,
+        ):
+            assert originals.size == restored.size
+            assert originals.height == 32
+            assert originals.width % 32 == 0
+        for picture in ("samples", "components", "interpolation"):
+            with Image.open(folder / f"{picture}.png") as image:
+                assert image.mode == "RGB"
+
+
+def test_units_show_the_same_images(made):
+    strips = [
+        (made / "results" / "units" / name / "seed-3" / "originals.png").read_bytes()
+        for name in ("sd-vae", "vmae")
+    ]
+    assert strips[0] == strips[1]
+
+
+def test_report_and_tables_are_there(made):
+    page = (made / "results" / "comparison.html").read_text()
+    tables = (made / "results" / "tables.md").read_text()
+    for title in ("SD-VAE", "VMAE"):
+        assert title in page
+        assert title in tables
+
+
+def test_finished_units_are_not_made_again_even_without_their_runs(made, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(made / "results", results)
+    before = {path: path.read_bytes() for path in results.rglob("unit.json")}
+    compare(str(made / "tiny.yaml"), TINY, tmp_path / "runs", results)
+    assert {path: path.read_bytes() for path in results.rglob("unit.json")} == before
+    assert not list((tmp_path / "runs").rglob("checkpoints"))
+
+
+def test_unit_of_other_settings_is_named_with_what_changed(made, tmp_path):
+    with pytest.raises(UserError, match=r"learning_rate: 0\.0012 -> 0\.0013.*--results"):
+        compare(
+            str(made / "tiny.yaml"),
+            [*TINY, "autoencoder.pretraining.training.optimizer.learning_rate=1.3e-3"],
+            tmp_path / "runs",
+            made / "results",
+            only=["vmae"],
+        )
+
+
+def test_a_seed_changes_the_unit_and_nothing_else():
+    units, _ = plan_comparison("compare-emoji", ["comparison.seeds=[0,1]"])
+    one, other = (next(u for u in units if (u.name, u.seed) == ("vmae", seed)) for seed in (0, 1))
+    assert one.config != other.config
+    assert load_config("compare-emoji", ["seed=1"]).autoencoder == other.config.autoencoder

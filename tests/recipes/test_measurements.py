@@ -1,0 +1,260 @@
+"""Any autoencoder, measured on images as users have them: in a folder, under whatever names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from ldmae import recipes
+from ldmae.core.errors import UserError
+from ldmae.recipes.subject import draw, image_keys
+
+SIZE = 24
+FEW = ["evaluation.images=20", "evaluation.latent_images=20", "evaluation.epsilons=[0,0.3]"]
+"""Settings that make a measurement quick, by drawing some of the images."""
+FEWER = [*FEW, "evaluation.images=9"]
+"""Too few for distances between features, which take most of the time."""
+OWN = """\
+import torch, torch.nn.functional as F
+
+class Means(torch.nn.Module):
+    "Has no weights at all."
+    def encode(self, images): return F.avg_pool2d(images, 4)
+    def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def autoencoder(path: str = "kl", **config: Any) -> str:
+    """Saves a small AutoencoderKL, always of the same weights, and returns its folder."""
+    torch.manual_seed(0)
+    blocks: Any = (8, 8)  # diffusers' annotation knows one alone
+    model = AutoencoderKL(block_out_channels=blocks, norm_num_groups=4, latent_channels=2)
+    model.register_to_config(**config)
+    for module in model.modules():  # at first it sees next to nothing
+        if isinstance(module, nn.Conv2d):
+            nn.init.orthogonal_(module.weight, 2.0)
+    model.save_pretrained(path)
+    return path
+
+
+def evaluated(
+    source: str, images: Path, *settings: str, only: list[str] | None = None, out: str = "figures"
+) -> dict[str, Any]:
+    """Measures, and returns each figure by its measurement and name, but for times and memory."""
+    recipes.evaluate_with(source, [f"data={images}", f"image_size={SIZE}", *settings], Path(out), only)
+    results = json.loads(Path(out, "results.json").read_text())["results"]
+    passing = [f"{name} {what}" for name in ("encode", "decode") for what in ("rate", "memory")]
+    return {f"{row['measurement']} {row['name']}": row for row in results if row["name"] not in passing}
+
+
+def names_of(figures: dict[str, Any]) -> set[str]:
+    return {name.split()[0] for name in figures}
+
+
+# ---- the same figures, whatever plays no part
+
+
+def test_figures_are_the_same_to_the_bit_from_scratch_and_under_other_file_names(pictures, tmp_path):
+    renamed = tmp_path / "renamed"
+    for k, path in enumerate(sorted(pictures.rglob("*.png"))):
+        (renamed / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, renamed / path.parent.name / f"{(k * 7) % 60:02d}-of-another-name.png")
+    source = autoencoder()
+    first = evaluated(source, pictures, *FEW, out="first")
+    assert names_of(first) == {
+        "reconstruction", "smoothness", "interpolation", "compression", "probe", "components", "efficiency",
+    }  # fmt: skip
+    assert evaluated(source, pictures, *FEW, out="second") == first
+    assert evaluated(source, renamed, *FEW, out="third") == first
+    for picture in ("reconstruction_pairs", "interpolation", "components"):
+        with np.load(f"first/results/{picture}.npz") as one, np.load(f"third/results/{picture}.npz") as other:
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_figures_at_another_batch_size_differ_by_rounding_alone(pictures):
+    source, but_efficiency = autoencoder(), ["reconstruction", "smoothness", "interpolation", "compression"]
+    but_efficiency += ["probe", "components"]
+    whole = evaluated(source, pictures, *FEW, only=but_efficiency, out="whole")
+    odd = evaluated(source, pictures, *FEW, "evaluation.batch_size=3", only=but_efficiency, out="odd")
+    assert odd.keys() == whole.keys()
+    for name, row in whole.items():
+        assert odd[name]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-6), name
+
+
+def test_scaling_and_shift_factors_play_no_part_in_what_is_decoded(pictures):
+    plain = evaluated(autoencoder(), pictures, *FEWER, only=["smoothness", "interpolation"], out="plain")
+    scaled = autoencoder("scaled", scaling_factor=0.18, shift_factor=0.7)
+    assert evaluated(scaled, pictures, *FEWER, only=["smoothness", "interpolation"], out="other") == plain
+
+
+def test_noise_is_measured_in_deviations_of_the_training_images(pictures, tmp_path):
+    grey = tmp_path / "grey"  # whose own latents vary by far less
+    for path in sorted(pictures.rglob("0*.png")):
+        (grey / path.parent.name).mkdir(parents=True, exist_ok=True)
+        faint = np.asarray(Image.open(path), float) / 20 + 120
+        Image.fromarray(faint.astype(np.uint8)).save(grey / path.parent.name / path.name)
+    Path("own_autoencoder.py").write_text(OWN)
+    source, only = "own_autoencoder:Means", ["smoothness"]
+    own = evaluated(source, grey, *FEWER, only=only, out="own")
+    held = evaluated(source, pictures, f"data.val={grey}", *FEWER, only=only, out="held")
+    clean, noisy = ("smoothness PSNR(eps=0)", "smoothness PSNR(eps=0.3)")
+    assert held[clean]["value"] == own[clean]["value"]
+    assert held[noisy]["value"] < own[noisy]["value"] - 1
+
+
+def test_equal_files_are_images_of_their_own(pictures, tmp_path):
+    twice = tmp_path / "twice"
+    for k, path in enumerate([*sorted(pictures.rglob("00.png")), *sorted(pictures.rglob("00.png"))]):
+        twice.mkdir(exist_ok=True)
+        shutil.copy(path, twice / f"{k}.png")
+    figures = evaluated(autoencoder(), twice, only=["smoothness", "interpolation", "compression"])
+    assert figures["smoothness PSNR(eps=0)"]["counts"] == {"images": 6}
+
+
+def test_what_is_drawn_hangs_on_keys_not_on_places():
+    keys = [f"{k * 37 % 101:04d}" for k in range(101)]
+    drawn = draw(keys, 10, 0)
+    back = keys[::-1]
+    assert [keys[i] for i in drawn] == [back[i] for i in draw(back, 10, 0)]
+    assert len(set(drawn.tolist())) == 10
+    assert set(drawn.tolist()) != set(draw(keys, 10, 1).tolist())
+    assert [keys[i] for i in draw(keys, None, 0)] == sorted(keys)
+
+
+def test_keys_of_images_that_nobody_looked_at_are_their_places():
+    class Streamed:
+        def __len__(self):
+            return 3
+
+    assert image_keys(Streamed()) == sorted(image_keys(Streamed()))  # type: ignore[arg-type]
+    assert len(set(image_keys(Streamed()))) == 3  # type: ignore[arg-type]
+
+
+# ---- what is measured
+
+
+def test_a_class_without_weights_is_measured_in_every_way(pictures):
+    Path("own_autoencoder.py").write_text(OWN)
+    figures = evaluated("own_autoencoder:Means", pictures, *FEW)
+    assert len(names_of(figures)) == 7
+    assert figures["efficiency parameters"]["value"] == 0
+
+
+def test_reconstruction_holds_the_distance_between_features(pictures):
+    figures = evaluated(autoencoder(), pictures, *FEW, only=["reconstruction", "smoothness"])
+    distance = figures["reconstruction rKID-efficientnet_lite0"]
+    assert distance["value"] == figures["smoothness rKID-efficientnet_lite0(eps=0)"]["value"]
+    assert "rFD-efficientnet_lite0 needs 1281 images" in distance["note"]
+    asked = evaluated(
+        autoencoder(), pictures, *FEW, "evaluation.shrink_covariance=true", only=["reconstruction"]
+    )
+    shrunk = asked["reconstruction rFD-efficientnet_lite0"]
+    assert shrunk["value"] > 0
+    assert "shrunk" in shrunk["note"]
+
+
+def test_too_few_images_for_a_distance_leave_the_rest_of_the_curve(pictures, capsys):
+    figures = evaluated(autoencoder(), pictures, "evaluation.images=9", only=["smoothness"])
+    assert "smoothness ST-LPIPS-alex-AUC" in figures
+    assert not any("KID" in name for name in figures)
+    assert "which need at least 10 images, got 9" in capsys.readouterr().err.replace("\n", " ")
+
+
+# ---- measured again
+
+
+def test_what_is_measured_is_not_measured_again(pictures):
+    source, only = autoencoder(), ["reconstruction"]
+    evaluated(source, pictures, *FEWER, only=only)
+    before = Path("figures/results/reconstruction.json").stat().st_mtime_ns
+    evaluated(source, pictures, *FEWER, "evaluation.batch_size=5", only=only)
+    assert Path("figures/results/reconstruction.json").stat().st_mtime_ns == before
+    evaluated(source, pictures, "evaluation.images=8", only=only)
+    assert Path("figures/results/reconstruction.json").stat().st_mtime_ns > before
+
+
+def test_figures_of_weights_that_changed_do_not_stay_beside_the_new_ones(pictures, capsys):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["probe", "components"])
+    model: Any = AutoencoderKL.from_pretrained(source)
+    nn.init.ones_(model.encoder.conv_in.bias)
+    model.save_pretrained(source)
+    assert names_of(evaluated(source, pictures, *FEW, only=["probe"])) == {"probe"}
+    assert "removed, being of other weights, images or another size: probe, components" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_measurement_that_fails_leaves_no_older_figures(pictures):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["probe", "components"])
+    with pytest.raises(UserError, match="at least 10 training and 10 held-out images"):
+        evaluated(source, pictures, "evaluation.images=12", only=["probe"])
+    results = json.loads(Path("figures/results.json").read_text())["results"]
+    assert {row["measurement"] for row in results} == {"components"}
+
+
+def test_a_folder_of_other_measurements_is_refused(pictures, tmp_path):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["components"])
+    before = Path("figures/results.json").read_bytes()
+    shutil.copytree(source, "other")
+    with pytest.raises(UserError, match=r"autoencoder is kl there, got other.*--out"):
+        evaluated("other", pictures, *FEW, only=["components"])
+    with pytest.raises(UserError, match="holds measurements of something else: data is"):
+        evaluated(source, pictures / "bars", *FEW, only=["components"])
+    assert Path("figures/results.json").read_bytes() == before
+
+
+# ---- masks, and what is not there
+
+
+def masks_for(pictures: Path, folder: Path, pattern: str = "*.png") -> Path:
+    for path in sorted(pictures.rglob(pattern)):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        labels = np.zeros((20, 24), np.uint8)
+        labels[:, 12:] = 1
+        Image.fromarray(labels).save(folder / path.parent.name / path.name)
+    return folder
+
+
+def test_masks_that_changed_are_measured_again(pictures, tmp_path):
+    masks = masks_for(pictures, tmp_path / "masks")
+    settings, only = (*FEW, f"evaluation.masks={masks}"), ["compression"]
+    first = evaluated(autoencoder(), pictures, *settings, only=only)
+    for path in masks.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)).T.repeat(2, 1)[:20, :24].copy()).save(path)
+    second = evaluated(autoencoder(), pictures, *settings, only=only)
+    assert first["compression sigma2(object)"] != second["compression sigma2(object)"]
+    assert first["compression sigma2(part)"] == second["compression sigma2(part)"]
+
+
+def test_masks_that_do_not_match_are_an_error_before_anything_is_measured(pictures, tmp_path):
+    masks = masks_for(pictures, tmp_path / "masks", "0*.png")
+    with pytest.raises(UserError, match="30 of 60 images have no mask"):
+        evaluated(autoencoder(), pictures, f"evaluation.masks={masks}")
+    assert not Path("figures/results").exists()
+
+
+def test_missing_weights_are_an_error_before_anything_is_measured(pictures, monkeypatch):
+    def offline(*arguments: object, **named: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"Inception's weights could not be had.*efficientnet_lite0"):
+        evaluated(autoencoder(), pictures, *FEW, "evaluation.features=inception")
+    assert not Path("figures/results").exists()

@@ -1,0 +1,301 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmae.report import paper
+from ldmae.report.comparison import radar_axes, render_comparison
+from ldmae.report.units import read_variants
+
+from .drawn_units import VARIANTS, write_unit
+from .page import Page, section
+
+FIVE = ["ae", "dae", "vae", "sd-vae", "vmae"]
+SECTIONS = [
+    "compared",
+    "reconstruction",
+    "generation",
+    "cost",
+    "ablation",
+    "smoothness",
+    "compression",
+    "radar",
+    "reconstructions",
+    "components",
+    "interpolation",
+    "samples",
+    "order",
+    "making",
+]
+PICTURES = {
+    f"{name}.png"
+    for name in (
+        "radar",
+        "smoothness",
+        "compression",
+        "reconstructions",
+        "components",
+        "interpolation",
+        "samples",
+    )
+}
+
+
+def write_units(folder: Path, names: list[str], seeds: list[int]) -> Path:
+    for name in names:
+        for seed in seeds:
+            write_unit(folder, name, seed, size=32, tiles=4)
+    return folder
+
+
+def edit(unit: Path, **changes: object) -> None:
+    path = unit / "unit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight variants at three seeds, at the size at which the comparison runs."""
+    folder = tmp_path_factory.mktemp("compare-photos")
+    for name in VARIANTS:
+        for seed in (0, 1, 2):
+            write_unit(folder, name, seed)
+    assert render_comparison(folder) == folder / "comparison.html"
+    return folder
+
+
+def test_page_shows_every_part_of_a_comparison(whole: Path):
+    page = Page(whole / "comparison.html")
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert "Not there yet" not in page.text
+    assert "left out" not in page.text
+    for words in (
+        "Autoencoders compared: compare-photos",
+        "photos: 1,200 for training, 120 held out, in 4 classes",
+        "CC0 and others",
+        "64 px",
+        "3 seeds: 0, 1, 2",
+        "1,500 steps on each one's latents; images are drawn in 50 steps (euler)",
+        "It is not LPIPS",
+        "neither the FID nor the KID of papers",
+        "The baselines' width is 0.1139 of the paper's",
+        "CPU, 2 threads",
+        "ldmae compare compare-photos",
+        "paper 32.18",
+        "Compare its order, not its size.",
+        "17,331",
+        "447.6",
+        "in the paper in 7 of 10",
+    ):
+        assert words in page.text, words
+    assert page.tags.count("img") == 7
+
+
+def test_page_needs_no_other_file_and_is_under_5_mb(whole: Path):
+    page = Page(whole / "comparison.html")
+    assert page.addresses
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.ids)
+    assert "script" not in page.tags
+    assert "url(" not in page.source
+    assert len(page.source.encode()) < 5_000_000
+
+
+def test_plots_and_pictures_lie_beside_the_page(whole: Path):
+    assert {path.name for path in whole.glob("*.png")} == PICTURES
+    for name in PICTURES:
+        with Image.open(whole / name) as image:
+            assert image.width > 300
+
+
+def test_the_same_units_give_the_same_bytes(tmp_path: Path):
+    write_units(tmp_path, FIVE[:3], [0])
+    render_comparison(tmp_path)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert len(first) == 2 + len(PICTURES)
+    render_comparison(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == first
+
+
+def test_one_unit_is_a_comparison_and_what_is_missing_is_named(tmp_path: Path):
+    write_units(tmp_path, ["vae"], [4])
+    page = Page(render_comparison(tmp_path))
+    assert "one seed, no spread" in page.text
+    assert "±" not in section(page, "reconstruction").split("</table>")[0]
+    missing = section(page, "compared").split("Not there yet")[1]
+    for title in ("AE", "DAE", "SD-VAE", "VMAE (ours)"):
+        assert f"<li>{title}: no unit of it is done</li>" in missing
+    assert "VAE: seed" not in missing
+    assert "radar.png: a radar needs two autoencoders" in missing
+    assert not (tmp_path / "radar.png").exists()
+    assert "It takes three autoencoders to compare an order." in (tmp_path / "tables.md").read_text()
+
+
+def test_an_empty_folder_gives_a_page(tmp_path: Path):
+    page = Page(render_comparison(tmp_path))
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert "No autoencoder of this comparison is done yet." in page.text
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_seeds_that_others_have_and_planned_units_are_missed(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    write_unit(tmp_path, "vmae", 1, size=32, tiles=4)
+    assert "<li>AE: seed 1</li>" in section(Page(render_comparison(tmp_path)), "compared")
+    units = [{"variant": name, "seed": seed} for name in ("vmae", "vmae-mse") for seed in (0, 1, 7)]
+    matching = {"full_size": {"flops": 895_200_000_000, "parameters": 83_820_000}}
+    (tmp_path / "comparison.json").write_text(json.dumps({"units": units, "matching": matching}))
+    compared = section(Page(render_comparison(tmp_path)), "compared")
+    assert "<li>VMAE (ours): seed 7</li>" in compared
+    assert "<li>MSE only: no unit of it is done</li>" in compared
+    assert "<li>AE: seed 1</li>" not in compared
+    assert "would cost 895.2 GFLOPs and 83.8 M parameters" in compared
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema": 1, "vari', b"[]", b"null", b"\xff\xfe", b"7"])
+def test_a_damaged_unit_is_named_and_left_out(tmp_path: Path, content: bytes):
+    write_units(tmp_path, ["ae", "vae"], [0])
+    (tmp_path / "units" / "ae" / "seed-0" / "unit.json").write_bytes(content)
+    page = Page(render_comparison(tmp_path))
+    assert "units/ae/seed-0/unit.json" in page.text.split("Parts that are left out")[1]
+    assert section(page, "reconstruction").count('<th scope="row">') == 1
+
+
+def test_a_unit_of_another_place_or_schema_is_named_and_left_out(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vae", "vmae"], [0])
+    units = tmp_path / "units"
+    shutil.copytree(units / "vmae", units / "dae")
+    edit(units / "vae" / "seed-0", schema=2)
+    edit(units / "ae" / "seed-0", results="none")
+    text = Page(render_comparison(tmp_path)).text
+    assert "units/dae/seed-0/unit.json is left out: it says that it is vmae/seed-0" in text
+    assert "units/vae/seed-0/unit.json is left out: its schema is 2, this version reads 1" in text
+    assert "units/ae/seed-0/unit.json is left out: it holds no results" in text
+
+
+def test_a_unit_of_no_known_group_or_with_a_seed_in_words_is_named(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vae"], [0])
+    edit(tmp_path / "units" / "ae" / "seed-0", group="others")
+    edit(tmp_path / "units" / "vae" / "seed-0", seed="0")
+    text = Page(render_comparison(tmp_path)).text
+    assert "AE is left out: its group is others, not autoencoders or ablation" in text
+    assert "units/vae/seed-0/unit.json is left out" in text
+
+
+def test_measurements_that_no_unit_has_leave_their_plots_out_by_name(tmp_path: Path):
+    write_units(tmp_path, ["ae", "dae", "vmae"], [0])
+    render_comparison(tmp_path)
+    for unit in (tmp_path / "units").glob("*/seed-0"):
+        kept = json.loads((unit / "unit.json").read_text())["results"]
+        edit(unit, results=[r for r in kept if r["measurement"] in ("reconstruction", "samples")])
+    page = Page(render_comparison(tmp_path))
+    missing = page.text.split("Not there yet")[1]
+    assert "smoothness.png: no autoencoder's smoothness is measured yet" in missing
+    assert "compression.png: no autoencoder's σ² and ρ are measured yet" in missing
+    assert {path.name for path in tmp_path.glob("*.png")} == PICTURES - {"smoothness.png", "compression.png"}
+    assert "no autoencoder has these figures" in section(page, "smoothness")
+
+
+def test_units_of_unexpected_types_never_stop_the_page(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    for value in (None, 3, "text", [], {}, [None, 3, {}, {"name": None, "counts": 3, "value": {}}]):
+        fields = ("title", "group", "order", "command", "image_size", "steps", "width", "parameters")
+        edit(tmp_path / "units" / "ae" / "seed-0", **dict.fromkeys(fields, value))
+        edit(tmp_path / "units" / "vmae" / "seed-0", seconds=value, device=value, data=value, results=value)
+        (tmp_path / "comparison.json").write_text(json.dumps({"units": value, "matching": value}))
+        Page(render_comparison(tmp_path))
+
+
+def test_names_from_units_are_escaped_everywhere(tmp_path: Path):
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=4)
+    result = {
+        "measurement": "reconstruction",
+        "name": f"{evil}LPIPS-x",
+        "value": 1,
+        "better": evil,
+        "note": evil,
+    }
+    data = {"name": evil, "licence": evil, "classes": [{"name": evil}] * 4}
+    edit(unit, title=evil, command=evil, device=evil, data=data, results=[result, {**result, "name": "L1"}])
+    page = Page(render_comparison(tmp_path, title=evil))
+    assert "script" not in page.tags
+    assert "<script" not in page.source
+    assert "onerror" not in "".join(page.tags)
+
+
+def test_a_picture_of_other_images_is_left_out_and_named(tmp_path: Path):
+    write_units(tmp_path, ["ae", "dae", "vmae"], [0])
+    other = tmp_path / "units" / "dae" / "seed-0"
+    strip = np.asarray(Image.open(other / "originals.png"))
+    Image.fromarray(255 - strip).save(other / "originals.png")
+    (tmp_path / "units" / "ae" / "seed-0" / "components.png").write_bytes(b"no picture")
+    text = Page(render_comparison(tmp_path)).text
+    assert "dae/seed-0: its pictures are left out, for they are of other images" in text
+    assert "ae/seed-0: components.png could not be read" in text
+
+
+def test_a_figure_that_is_gone_leaves_no_old_picture(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    render_comparison(tmp_path)
+    assert (tmp_path / "radar.png").exists()
+    shutil.rmtree(tmp_path / "units" / "vmae")
+    render_comparison(tmp_path)
+    assert not (tmp_path / "radar.png").exists()
+    assert (tmp_path / "samples.png").exists()
+
+
+def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vae", "vmae"], [0])
+    variants = read_variants(tmp_path, [])
+    axes, left_out = radar_axes(variants)
+    assert [(axis.subject, axis.title) for axis in axes] == [
+        ("smoothness", "ST-LPIPS-alex-AUC"),
+        ("compression", "σ², mean of 2 levels"),
+        ("compression", "ρ, mean of 2 levels"),
+        ("reconstruction", "PSNR"),
+        ("reconstruction", "ST-LPIPS-alex"),
+        ("reconstruction", "rKID-efficientnet_lite0"),
+        ("generation", "FD-efficientnet_lite0"),
+        ("generation", "KID-efficientnet_lite0"),
+    ]
+    assert left_out == []
+    sigma2 = axes[1]
+    figures = variants[0].units[0].figures
+    levels = [figures["compression", f"sigma2({level})"].value for level in ("part", "pattern")]
+    assert sigma2.values["ae"] == pytest.approx(np.mean(levels))
+    for path in (tmp_path / "units").glob("*/seed-0"):
+        record = json.loads((path / "unit.json").read_text())
+        same = [r | {"value": 20.0} if r["name"] == "PSNR" else r for r in record["results"]]
+        edit(path, results=same)
+    axes, left_out = radar_axes(read_variants(tmp_path, []))
+    assert "PSNR" not in [axis.title for axis in axes]
+    assert left_out == ["PSNR (equal for all)"]
+
+
+def test_units_that_differ_in_what_was_compared_say_so(tmp_path: Path):
+    write_units(tmp_path, ["ae", "dae", "vmae"], [0])
+    edit(
+        tmp_path / "units" / "vmae" / "seed-0", steps={"autoencoder": 900, "diffusion": 1500}, device="a GPU"
+    )
+    text = Page(render_comparison(tmp_path)).text
+    assert "700 (AE and DAE); 900 (VMAE (ours))" in text
+    assert "CPU, 2 threads (AE and DAE); a GPU (VMAE (ours))" in text
+
+
+def test_tables_in_markdown_say_what_the_page_says(whole: Path):
+    text, page = (whole / "tables.md").read_text(), Page(whole / "comparison.html")
+    for title in ("Reconstruction", "Generation", "Cost", "Ablation", "Smoothness", "Perceptual compression"):
+        lines = text.split(f"## {title}\n")[1].strip().split("\n\n")[0].splitlines()
+        assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
+        rows = [line for line in lines[2:] if "*in the paper*" not in line]
+        figures = [cell.strip(" *†") for line in rows for cell in line.split("|")[3:-1]]
+        assert figures
+        for figure in figures:
+            assert figure in page.text, figure
+    assert (
+        len(text.split("## Ablation\n")[1].split("## ")[0].split("*in the paper*")) == len(paper.ABLATION) + 1
+    )

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldmae.report import figures, mosaics
+from ldmae.report.units import read_variants
+
+from .drawn_units import CLASSES, crops, write_unit
+
+
+def test_the_box_lies_where_edges_are():
+    image = np.full((32, 32, 3), 90, np.uint8)
+    image[20:26:2, 9:15] = 200
+    x, y = mosaics.most_detailed_box(image, 8)
+    assert x <= 9
+    assert x + 8 >= 15
+    assert y <= 20
+    assert y + 8 >= 25
+    assert mosaics.most_detailed_box(np.zeros((32, 32, 3), np.uint8), 8) == (0, 0)
+
+
+def test_the_box_is_that_of_a_search_over_all_boxes():
+    image = crops(4, 32)[1]
+    grey = image.astype(int).sum(axis=2)
+    change = np.zeros_like(grey)
+    change[:, 1:] += abs(np.diff(grey, axis=1))
+    change[1:] += abs(np.diff(grey, axis=0))
+    sums = {(x, y): change[y : y + 8, x : x + 8].sum() for y in range(25) for x in range(25)}
+    assert sums[mosaics.most_detailed_box(image, 8)] == max(sums.values())
+
+
+def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path):
+    write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    write_unit(tmp_path, "vmae", 0, size=32, tiles=2)
+    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    assert made.reconstructions is not None
+    scale = figures.auto_scale(32)
+    originals = crops(2, 32)
+    rows = ["original", "AE", "VMAE (ours)"]
+    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
+    assert (scale, made.reconstructions.size) == (3.0, layout.size)
+    for i, image in enumerate(originals):
+        x, y = mosaics.most_detailed_box(image, 8)
+        left, top = layout.origin(2 * i + 1)
+        shown = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
+        expected = image[y : y + 8, x : x + 8].repeat(12, axis=0).repeat(12, axis=1)
+        np.testing.assert_array_equal(shown, expected)
+
+
+def test_samples_of_the_same_classes_are_cut_out_of_every_grid(tmp_path: Path):
+    for name in ("ae", "vmae"):
+        unit = write_unit(tmp_path, name, 0, size=32, tiles=2)
+        images = np.zeros((32, 32, 32, 3), np.uint8)
+        for i in range(32):
+            images[i] = 10 * (i % 4) + i // 4 + (100 if name == "vmae" else 0)
+        grid = figures.class_grid(images, [i % 4 for i in range(32)], CLASSES)
+        figures.save_png(grid, unit / "samples.png")
+    problems: list[str] = []
+    made = mosaics.make_mosaics(read_variants(tmp_path, problems), problems)
+    assert made.samples is not None
+    assert problems == []
+    levels = [int(level) for level in np.unique(np.asarray(made.samples)[..., 0]) if level < 200]
+    for start in (0, 100):  # three samples of each of four classes
+        for place in range(4):
+            for k in range(3):
+                assert start + 10 * place + k in levels
+
+
+def test_a_grid_that_is_laid_out_otherwise_is_shown_whole(tmp_path: Path):
+    for name in ("ae", "vmae"):
+        unit = write_unit(tmp_path, name, 0, size=32, tiles=2)
+        Image.new("RGB", (333, 77), "red").save(unit / "samples.png")
+    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    assert made.samples is not None
+    assert made.samples.width == 2 * 333 + 16
+
+
+def test_interpolations_of_a_pair_stand_one_below_the_other(tmp_path: Path):
+    for name in ("ae", "vmae"):
+        write_unit(tmp_path, name, 0, size=32, tiles=4)
+    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    assert made.interpolation is not None
+    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE (ours)"] * 2)
+    assert made.interpolation.size == layout.size
+
+
+def test_pictures_are_of_the_seed_that_most_autoencoders_have(tmp_path: Path):
+    for name, seed in (("ae", 0), ("ae", 5), ("vae", 5), ("vmae", 5), ("vmae", 0)):
+        write_unit(tmp_path, name, seed, size=32, tiles=2)
+    assert mosaics.make_mosaics(read_variants(tmp_path, []), []).seed == 5
+
+
+def test_units_without_pictures_have_none(tmp_path: Path):
+    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    for path in unit.glob("*.png"):
+        path.unlink()
+    problems: list[str] = []
+    made = mosaics.make_mosaics(read_variants(tmp_path, problems), problems)
+    assert (made.reconstructions, made.components, made.interpolation, made.samples) == (None,) * 4
+    assert problems == []
+
+
+def test_a_strip_that_is_no_row_of_tiles_is_named(tmp_path: Path):
+    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    Image.new("RGB", (50, 32)).save(unit / "reconstructions.png")
+    problems: list[str] = []
+    mosaics.make_mosaics(read_variants(tmp_path, []), problems)
+    assert problems == ["ae/seed-0: reconstructions.png is no strip of 32 px tiles, it is 50 × 32 px"]
