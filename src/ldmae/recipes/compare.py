@@ -26,7 +26,7 @@ from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import encode
-from ldmae.recipes.run import open_accelerator, open_run
+from ldmae.recipes.run import Run, open_accelerator, open_run
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.settings import plain, training_settings, training_steps
 from ldmae.recipes.training import train_autoencoder, train_diffusion
@@ -301,49 +301,66 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
         run.accelerator.end_training()
     evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references")
     if run.main:
-        spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
-        spent["measurements"] = time.monotonic() - began
-        parameters = {name: entry["total"] for name, entry in read_json(folder / "parameters.json").items()}
-        baseline = unit.name in KINDS
-        steps = training_steps(unit.config)
-        document = {
-            "schema": 1,
-            "preset": preset,
-            "variant": unit.name,
-            "title": unit.variant.title,
-            "group": unit.variant.group,
-            "order": list(VARIANTS).index(unit.name),
-            "seed": unit.seed,
-            "command": command,
-            "image_size": unit.config.image_size,
-            "steps": {
-                "autoencoder": sum(steps.values()) - steps["diffusion"],
-                "diffusion": steps["diffusion"],
-            },
-            "width": matching.width if baseline else None,
-            "parameters": parameters,
-            "seconds": {name: round(seconds, 3) for name, seconds in spent.items()},
-            "device": run.book.device,
-            "data": read_json(folder / "data.json"),
-            "finished": run.book.records["samples"].finished,
-            "settings": unit.settings,
-            "results": read_json(folder / "results.json")["results"],
-        }
+        seconds = time.monotonic() - began
+        made_by = {"preset": preset, "command": command}
         with atomic_folder(made) as temporary:
             shutil.copy(folder / "samples" / "grid.png", temporary / "samples.png")
             _keep_pictures(folder / "results", temporary)
-            write_json(temporary / "unit.json", document)
+            write_json(temporary / "unit.json", made_by | _document(unit, run, seconds, matching))
     run.accelerator.wait_for_everyone()
 
 
+def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dict[str, Any]:
+    """Returns what a finished unit's `unit.json` holds (docs/results-format.md).
+
+    Args:
+        unit: what it is.
+        run: its run, with all measured.
+        measuring: seconds that it took to measure.
+        matching: how the baselines' cost was fitted.
+    """
+    spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
+    parameters = read_json(run.folder / "parameters.json")
+    steps = training_steps(unit.config)
+    return {
+        "schema": 1,
+        "variant": unit.name,
+        "title": unit.variant.title,
+        "group": unit.variant.group,
+        "order": list(VARIANTS).index(unit.name),
+        "seed": unit.seed,
+        "image_size": unit.config.image_size,
+        "steps": {
+            "autoencoder": sum(steps.values()) - steps["diffusion"],
+            "diffusion": steps["diffusion"],
+        },
+        "width": matching.width if unit.name in KINDS else None,
+        "parameters": {name: entry["total"] for name, entry in parameters.items()},
+        "seconds": {
+            name: round(seconds, 3) for name, seconds in {**spent, "measurements": measuring}.items()
+        },
+        "device": run.book.device,
+        "data": read_json(run.folder / "data.json"),
+        "finished": run.book.records["samples"].finished,
+        "settings": unit.settings,
+        "results": read_json(run.folder / "results.json")["results"],
+    }
+
+
 def _keep_pictures(results: Path, folder: Path) -> None:
-    """Writes the pictures that measurements left as strips, tile beside tile."""
+    """Writes the pictures that measurements left: strips, tile beside tile, and the interpolation as it is.
+
+    One that could not be measured left none.
+    """
     for source, names in (
         ("reconstruction_pairs.npz", ("originals", "reconstructions")),
         ("components.npz", ("components",)),
+        ("interpolation.npz", ("strip",)),
     ):
+        if not (results / source).exists():
+            continue
         with np.load(results / source) as arrays:
             for name in names:
-                save_png(Image.fromarray(np.concatenate(list(arrays[name]), axis=1)), folder / f"{name}.png")
-    with np.load(results / "interpolation.npz") as arrays:
-        save_png(Image.fromarray(arrays["strip"]), folder / "interpolation.png")
+                strip = name == "strip"
+                picture = arrays[name] if strip else np.concatenate(list(arrays[name]), axis=1)
+                save_png(Image.fromarray(picture), folder / f"{'interpolation' if strip else name}.png")
