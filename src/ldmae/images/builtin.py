@@ -246,7 +246,7 @@ class PhotoSource:
         "(china.jpg by danielbuechele, flower.jpg by vultilion: CC-BY 2.0)"
     )
 
-    def __init__(self, size: int = 64, stride: int = 16, longest: int = 640):
+    def __init__(self, size: int = 64, stride: int = 32, longest: int = 640):
         self.size = size
         self._photos: list[np.ndarray] = []
         self.classes = []
