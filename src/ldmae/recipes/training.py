@@ -233,7 +233,7 @@ def _foreign_latents(run: Run) -> str:
 def _check_shards(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:
     """Raises for latents of another autoencoder, or of fewer images than the run has."""
     if run.config.latents.fingerprint == "skip":
-        return
+        return  # foreign ones may be of other images
     if run.stream is None and len(shards) != len(run.train):
         raise UserError(
             f"{shards.folder} holds latents of {len(shards)} images, the run has {len(run.train)}: a shard "
