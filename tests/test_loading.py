@@ -95,7 +95,7 @@ def test_a_source_without_an_autoencoder_says_what_was_expected(saved, source, m
         load_autoencoder(str(saved / source))
 
 
-@pytest.mark.parametrize("source", ["name", "./a/b", "/a/b", "a/b/c", "pretrained:x", "", "a//b"])
+@pytest.mark.parametrize("source", ["name", "./a/b", "/a/b", "a/b/c", "", "a//b"])
 def test_what_can_be_no_hub_name_is_not_asked_for_there(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"there is no|holds no"):
@@ -272,7 +272,7 @@ def test_a_class_function_or_module_of_the_users_own_is_loaded_in_fp32_for_use(o
         ("OWN.models:Plain", "gave Plain, without encode and decode"),
         ("OWN.models:Methods", r"gave Methods, which is no torch\.nn\.Module; expected"),
         ("OWN.models:", "there is no .*; expected a run folder, .*package.module:Name"),
-        ("pretrained:Half", "there is no pretrained:Half; expected a run folder"),
+        ("pretrained:emojis", "nothing called 'emojis' ships with ldmae; did you mean 'emoji'"),
         ("OWN/models.py:Half", "there is no .*; expected a run folder, .*package.module:Name"),
     ],
 )
@@ -309,7 +309,9 @@ def test_a_run_folder_and_a_saved_folder_give_the_pipeline(saved, source):
     ],
 )
 def test_a_source_without_a_pipeline_says_what_was_expected(saved, source, message):
-    with pytest.raises(UserError, match=f"{message}.*a run folder, or the folder or Hub name"):
+    with pytest.raises(
+        UserError, match=f"{message}.*a run folder, the folder or Hub name .*, or pretrained:NAME"
+    ):
         load_pipeline(str(saved / source))
 
 

@@ -11,13 +11,15 @@ _LAZY = {
     "AutoencoderVMAE": "ldmae.autoencoders.vmae",
     "LDMAEPipeline": "ldmae.diffusion.pipeline_ldmae",
     "LightningDiTTransformer2DModel": "ldmae.diffusion.lightningdit",
+    "pretrained": "ldmae.loading",
 }
-__all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel", "__version__"]
+__all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel", "__version__", "pretrained"]
 
 if TYPE_CHECKING:
     from ldmae.autoencoders.vmae import AutoencoderVMAE
     from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
     from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+    from ldmae.loading import pretrained
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ DryRun = Annotated[
 AutoencoderSource = Annotated[
     str,
     typer.Argument(
-        help="A run folder, an autoencoder's diffusers folder or Hub name, official:FILE (a VMAE's), or "
-        "package.module:Class."
+        help="A run folder, an autoencoder's diffusers folder or Hub name, official:FILE (a VMAE's), "
+        "pretrained:NAME, or package.module:Class."
     ),
 ]
 DataOverrides = Annotated[
@@ -51,7 +51,10 @@ def next_folder(run: Path) -> Path:
 
 def name_of(source: str) -> str:
     """Returns what to call an autoencoder's results: the last part of its path or name."""
-    last = Path(source.removeprefix("official:")).resolve().name
+    source = source.removeprefix("official:")
+    if source.startswith("pretrained:"):
+        return source.replace(":", "-")
+    last = Path(source).resolve().name
     return re.sub(r"\.(pth|pt)$", "", last)
 
 

@@ -1,4 +1,7 @@
-"""Opens what a user names: a run folder, a diffusers folder or Hub name, a checkpoint, a class of theirs."""
+"""Opens what a user names: a run folder, a diffusers folder or Hub name, a checkpoint, a class of theirs.
+
+And what ships in the package, `pretrained:NAME`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,52 @@ from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
+SHIPPED = {"emoji": "emoji-long"}
+"""The pipelines in the package by name, each with the preset that it was trained with."""
 FORMS = (
-    "a run folder, a diffusers folder or Hub name, official:FILE, or package.module:Name (a class or "
-    "function of your own)"
+    "a run folder, a diffusers folder or Hub name, official:FILE, pretrained:NAME, or package.module:Name (a "
+    "class or function of your own)"
 )
-_PIPELINE_FORMS = "a run folder, or the folder or Hub name of a saved LDMAEPipeline"
+_SHIPPED_PREFIX = "pretrained:"
+_PIPELINE_FORMS = "a run folder, the folder or Hub name of a saved LDMAEPipeline, or pretrained:NAME"
+
+
+def pretrained(name: str = "emoji") -> Path:
+    """Returns the folder of a trained pipeline that ships in the package.
+
+    Args:
+        name: `emoji`. Its folder holds a model card, README.md.
+
+    Returns:
+        What `LDMAEPipeline.from_pretrained` loads, and any verb of the command line as `pretrained:NAME`.
+
+    Raises:
+        UserError: nothing of that name ships, or this copy of the package came without it.
+    """
+    if name not in SHIPPED:
+        raise UserError(
+            f"nothing called {name!r} ships with ldmae{nearest(name, SHIPPED)}; there is: "
+            f"{', '.join(SHIPPED)}"
+        )
+    folder = Path(str(resources.files("ldmae"))) / "shipped" / name
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is missing: this copy of ldmae came without its models; install it from a wheel, or "
+            f"train {name} yourself with `ldmae run {SHIPPED[name]}`"
+        )
+    return folder
+
+
+def is_shipped(source: str) -> bool:
+    """Says whether a source names what ships in the package."""
+    return source.startswith(_SHIPPED_PREFIX)
+
+
+def settings_of(source: str) -> str | None:
+    """Returns the preset or YAML file of the settings that a source was made with; None where not known."""
+    if is_shipped(source):
+        return SHIPPED[pretrained(source.removeprefix(_SHIPPED_PREFIX)).name]
+    return str(Path(source) / "config.yaml") if is_run_folder(source) else None
 
 
 def is_run_folder(source: str) -> bool:
@@ -35,7 +80,8 @@ def load_autoencoder(source: str) -> Any:
 
     Args:
         source: a run folder, a diffusers folder (of a model or of a pipeline with a `vae`) or Hub name, or
-            `official:FILE` for an official VMAE checkpoint, or `package.module:Name` for a user's own: a
+            `official:FILE` for an official VMAE checkpoint, `pretrained:NAME` for what ships in the package,
+            or `package.module:Name` for a user's own: a
             class or function that is called without arguments and gives an `nn.Module` with `encode` and
             `decode` (images in [-1, 1]; see `core.autoencoding` for what they may return). Its module is
             looked for in the current directory first, as by `python -m`; importing it runs its code.
@@ -45,6 +91,7 @@ def load_autoencoder(source: str) -> Any:
     """
     if source.startswith("official:"):
         return load_official_vmae(source.removeprefix("official:")).eval()
+    source = _unshipped(source)
     folder = Path(source)
     if is_run_folder(source):
         folder = folder / "autoencoder"
@@ -69,11 +116,12 @@ def load_autoencoder(source: str) -> Any:
 
 
 def load_pipeline(source: str) -> LDMAEPipeline:
-    """Loads a pipeline from a run folder, a folder saved with `save_pretrained`, or the Hub.
+    """Loads a pipeline from a run folder, a folder saved with `save_pretrained`, the Hub, or the package.
 
     Raises:
         UserError: there is no such thing, or it is of another kind.
     """
+    source = _unshipped(source)
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
@@ -91,10 +139,14 @@ def _may_be_hub_name(source: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 
+def _unshipped(source: str) -> str:
+    """Returns a source with the path of what ships in place of its name."""
+    return str(pretrained(source.removeprefix(_SHIPPED_PREFIX))) if is_shipped(source) else source
+
+
 def _is_import_path(source: str) -> bool:
     module, colon, name = source.partition(":")
-    reserved = module == "pretrained"  # a form of this package's own, like official:FILE
-    return bool(colon) and not reserved and all(part.isidentifier() for part in f"{module}.{name}".split("."))
+    return bool(colon) and all(part.isidentifier() for part in f"{module}.{name}".split("."))
 
 
 def _import(source: str) -> Any:

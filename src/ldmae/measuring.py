@@ -29,6 +29,7 @@ app = typer.Typer()
     epilog=examples(
         "ldmae evaluate runs/emoji",
         "ldmae evaluate runs/emoji evaluation.images=500 --only smoothness",
+        "ldmae evaluate pretrained:emoji",
         "ldmae evaluate official:vmaef8d16.pth data=PATH",
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
         "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
@@ -43,7 +44,7 @@ def evaluate(
             "--only",
             metavar="NAME",
             help="One measurement; may be repeated: reconstruction, smoothness, interpolation, compression, "
-            "probe, components, efficiency; for a run also generation. By default all.",
+            "probe, components, efficiency; for a run, or what ships, also generation. By default all.",
         ),
     ] = None,
     out: Annotated[
@@ -53,6 +54,8 @@ def evaluate(
     """Measure, print a table, and write results.json and report.html.
 
     A run folder without other data: its autoencoder on its held-out images, and its generated images.
+
+    pretrained:NAME alone: what ships in the package, likewise.
 
     With data=PATH: any autoencoder on all images there.
     """
@@ -82,7 +85,8 @@ def evaluate_samples(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a pipeline's diffusers folder or Hub name; or images: a folder, or an .npz."
+            help="A run folder, a pipeline's diffusers folder or Hub name, pretrained:NAME; or images: a "
+            "folder, or an .npz."
         ),
     ],
     overrides: DataOverrides = None,

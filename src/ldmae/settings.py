@@ -91,7 +91,8 @@ class AutoencoderConfig:
     kind: str = "vmae"
     """What is trained: `vmae`, or a baseline: `ae`, `dae`, `vae`, `sd-vae`."""
     source: str | None = None
-    """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`."""
+    """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`,
+    `pretrained:NAME`."""
     init: str | None = None
     """Start training from this autoencoder (same forms as `source`)."""
     model: VMAEConfig = field(default_factory=VMAEConfig)

@@ -14,6 +14,7 @@ from ldmae.contracts import Result
 from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.sources import FolderSource
 from ldmae.perception.features import LABELS as FEATURES
+from ldmae.recipes.copies import measure_copies
 from ldmae.recipes.measurements import MEASUREMENTS, Subject, measure
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.report import html, units
@@ -74,6 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_samples(
         str(folder / "images"), ["evaluation.shrink_covariance=true"], folder, reference=folder / "images"
     )
+    generated = torch.from_numpy(np.stack(crops(32, 32))).permute(0, 3, 1, 2)
+    measure_copies([generated], source, source, folder, size=32, mirrored=True, batch_size=8, seed=0)
     return folder
 
 
@@ -92,7 +95,7 @@ def test_the_fields_of_a_file_are_documented(folder: Path):
 
 
 def test_every_figure_of_a_real_measurement_is_documented(measured: list[dict]):
-    assert {entry["measurement"] for entry in measured} == {*MEASUREMENTS, "samples"}
+    assert {entry["measurement"] for entry in measured} == {*MEASUREMENTS, "samples", "copies"}
     for entry in measured:
         found = [
             row for row in rows(f"### {entry['measurement']}") if re.fullmatch(pattern(row[0]), entry["name"])
@@ -136,7 +139,7 @@ def test_the_fields_of_an_entry_are_those_of_a_result(measured: list[dict]):
 
 def test_every_measurement_has_a_heading_and_a_title_in_reports():
     headings = re.findall(r"^### (\w+)$", DOCUMENT, re.MULTILINE)
-    assert set(headings) == {*MEASUREMENTS, "generation", "samples"} == set(html.MEASUREMENTS)
+    assert set(headings) == {*MEASUREMENTS, "generation", "samples", "copies"} == set(html.MEASUREMENTS)
 
 
 def test_the_documented_fields_of_a_unit_are_what_the_report_reads(tmp_path: Path):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
@@ -15,14 +14,15 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
-from ldmae.loading import is_run_folder, load_autoencoder
+from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
 from ldmae.recipes.evaluation import perceptual_teacher
 from ldmae.recipes.latents import encode_into
 from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
+from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.subject import Subject
 from ldmae.report.html import render_report
-from ldmae.settings import Config
+from ldmae.settings import Config, as_dict
 from ldmae.stages import locked
 
 
@@ -30,7 +30,7 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
     """Encodes all images of `data` with any autoencoder into shards in LightningDiT's layout.
 
     Args:
-        source: the autoencoder: a run folder, a diffusers folder or Hub name, `official:FILE`.
+        source: the autoencoder: whatever `load_autoencoder` takes.
         overrides: settings as key=value; `data=PATH` is needed.
         folder: where shards and `latents_stats.pt` go.
 
@@ -58,13 +58,15 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
 def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[str] | None = None) -> None:
     """Measures any autoencoder on all images of `data`; writes `results.json` and `report.html`.
 
+    Of what ships in the package the generated images are measured too, where no other data is named.
+
     The latents' deviation is taken over the same images, and the linear probe learns from one half of them
-    and is measured on the other. Where `data.val` is given, the images held out are measured on, and both are
-    fitted on the rest.
+    and is measured on the other. Where `data.val` is given, or a shipped autoencoder is measured on the data
+    it was trained on, the images held out are measured on, and both are fitted on the rest.
 
     Args:
         source: the autoencoder, as in `encode_with`.
-        overrides: settings as key=value; `data=PATH` is needed.
+        overrides: settings as key=value; `data=PATH` is needed, but for what ships in the package.
         folder: where the results go.
         only: the measurements to make; None: all.
 
@@ -72,14 +74,18 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
         UserError: something is wrong with the autoencoder, the images or the settings, or the folder holds
             measurements of another autoencoder or other images.
     """
-    check_names(only)
+    whole = is_shipped(source) and not _names_data(overrides)
+    check_names(only, ("generation",) if whole else ())
     autoencoder, config, trained_on = _open(source, overrides)
+    own = None if only is None else [name for name in only if name != "generation"]
     with locked(folder):
         accelerator = open_accelerator(config, folder)
         measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         _refuse_others(folder, measured)
         _check_size(autoencoder, config.image_size)
-        if any(item.startswith("data.val=") for item in overrides):
+        if (is_shipped(source) and not _names_data(overrides)) or any(
+            item.startswith("data.val=") for item in overrides
+        ):
             train, held_out = open_images(config.data, folder / "data")
         else:
             train = held_out = open_all_images(config.data, folder / "data")
@@ -93,8 +99,10 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
             trained_on=trained_on,
         )
         write_json(folder / "measured.json", measured)
-        measure(subject, only)
+        measure(subject, own)
         render_report(folder)
+    if whole and (only is None or "generation" in only):
+        evaluate_samples(source, overrides, folder)
 
 
 def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
@@ -116,18 +124,18 @@ def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
 def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
     """Loads an autoencoder, the settings to use it with, and the perceptual distance it was trained on.
 
-    The defaults are the run's where the source is one (but for its images), else the package's, at the image
-    size that a VMAE was trained for.
+    The defaults are those it was trained with where they are known (but for a run's images), else the
+    package's, at the image size that a VMAE was trained for.
     """
     settings: dict[str, Any] = {"autoencoder": {"source": source}}
     trained_on = None
-    run = is_run_folder(source)
-    if run:
-        path = Path(source) / "config.yaml"
-        own = load_config(str(path))
+    run, made_with = is_run_folder(source), settings_of(source)
+    if made_with is not None:
+        own = load_config(made_with)
         trained_on = perceptual_teacher(own)
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        settings.pop("data", None)  # its images' classes and columns are not those of others
+        settings = as_dict(own)
+        if run or _names_data(overrides):
+            settings.pop("data")  # its images' classes and columns are not those of others
         settings["autoencoder"]["source"] = source = own.autoencoder.source or source
     config = load_config(settings, overrides)
     if not config.data.source:
@@ -144,6 +152,11 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
     if not sized and isinstance(autoencoder, AutoencoderVMAE):
         config = load_config(settings | {"image_size": autoencoder.config["sample_size"]}, overrides)
     return autoencoder, config, trained_on
+
+
+def _names_data(overrides: list[str]) -> bool:
+    """Says whether other images are named than those an autoencoder was trained on."""
+    return any(item.startswith(("data=", "data.source=")) for item in overrides)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
-from ldmae.loading import is_run_folder, load_pipeline
+from ldmae.loading import load_pipeline, settings_of
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.report.figures import class_grid, save_png
@@ -168,10 +168,10 @@ def sample_from(
     """Generates images with a trained pipeline.
 
     Args:
-        source: a run folder, a pipeline's folder or Hub name.
+        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
         classes: names or numbers; empty: all, or an even choice where they are many.
-        changes: fields of `SamplingConfig` that differ from the run's settings (for a run folder) or from
-            the defaults, with the pipeline's own time shift.
+        changes: fields of `SamplingConfig` that differ from the settings it was made with where these are
+            known (of a run folder, of what ships), or from the defaults, with the pipeline's own time shift.
         folder: where `grid.png`, `images/` and `samples.json` go; older samples there are replaced.
         device: `auto`, or a device's name.
 
@@ -182,8 +182,9 @@ def sample_from(
         UserError: no such pipeline or class, a setting out of range, or a folder that holds something else.
     """
     pipeline = load_pipeline(source)
-    if is_run_folder(source):
-        config = load_config(str(Path(source) / "config.yaml")).sampling
+    made_with = settings_of(source)
+    if made_with is not None:
+        config = load_config(made_with).sampling
     else:
         config = SamplingConfig(timestep_shift=1 / pipeline.scheduler.config["shift"])
     config = dataclasses.replace(config, **changes)

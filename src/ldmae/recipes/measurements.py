@@ -162,7 +162,7 @@ def _reconstruction(subject: Subject) -> list[Result]:
             advance(len(rows), "")
     shown = [pictures[row] for row in subject.chosen[subject.shown].tolist()]
     originals, reconstructions = (np.stack(column) for column in zip(*shown, strict=True))
-    _save_pictures(
+    save_pictures(
         folder / "reconstruction_pairs.npz", {"originals": originals, "reconstructions": reconstructions}
     )
     return metrics.compute()
@@ -220,7 +220,7 @@ def _interpolation(subject: Subject) -> list[Result]:
         if not strips:
             shown = [(t, images[:STRIPS]) for t, images in decoded]
             strips.append(interpolation_strip(first[:STRIPS], second[:STRIPS], shown))
-    _save_pictures(subject.folder / "results" / "interpolation.npz", {"strip": strips[0]})
+    save_pictures(subject.folder / "results" / "interpolation.npz", {"strip": strips[0]})
     return metrics.compute()
 
 
@@ -281,7 +281,7 @@ def _components(subject: Subject) -> list[Result]:
         )
         for image in images
     ]
-    _save_pictures(
+    save_pictures(
         subject.folder / "results" / "components.npz",
         {"components": pictures, "originals": np.stack(originals)},
     )
@@ -337,7 +337,9 @@ def hwc(image: Tensor) -> np.ndarray:
     return to_uint8(image[None].cpu())[0].permute(1, 2, 0).numpy()
 
 
-def _save_pictures(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_pictures(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Keeps pictures by name, uint8 (..., H, W, 3), for the report; the folder is made where it lacks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         pictures: dict[str, Any] = arrays
         np.savez_compressed(temporary, **pictures)

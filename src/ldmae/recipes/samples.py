@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from ldmae.config import load_config
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
-from ldmae.core.files import write_json
+from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.settings import SamplingConfig
@@ -28,8 +27,9 @@ from ldmae.evaluation.references import Reference, cached_reference, read_refere
 from ldmae.evaluation.samples import read_samples, write_samples_npz
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.transforms import preprocessing_fingerprint
-from ldmae.loading import is_run_folder, load_pipeline
+from ldmae.loading import is_run_folder, is_shipped, load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
+from ldmae.recipes.copies import COMPARED, measure_copies
 from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
@@ -63,9 +63,11 @@ def evaluate_samples(
     """Measures generated images as ADM's evaluator does; writes `results.json` and `report.html`.
 
     Args:
-        source: a run folder, a pipeline's folder or Hub name; or images: a folder, or an .npz with `arr_0`.
+        source: a run folder, a pipeline's folder or Hub name, `pretrained:NAME`; or images: a folder, or an
+            .npz with `arr_0`.
         overrides: settings as key=value: `evaluation.samples=50000`, `sampling.guidance_scale=4`, `data=PATH`
-            (the real images, preprocessed as in training; for a run its own by default).
+            (the real images, preprocessed as in training; by default those that a run or what ships was
+            trained on).
         folder: where the results go.
         reference: real images as they are, in place of `data`: a folder, or an .npz of ADM's (images,
             statistics or both).
@@ -83,10 +85,8 @@ def evaluate_samples(
         and not is_run_folder(source)
         and not (Path(source) / "model_index.json").is_file()
     )
-    base: Any = {}
-    if is_run_folder(source):
-        base = str(Path(source) / "config.yaml")
-    config = load_config(base, overrides)
+    made_with = settings_of(source)
+    config = load_config({} if made_with is None else made_with, overrides)
     _check(source, images, config, reference, npz)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
@@ -94,7 +94,7 @@ def evaluate_samples(
         made = (
             _read(source, reference is None)
             if images
-            else _generator(source, base != {}, config, accelerator)
+            else _generator(source, made_with is not None, config, accelerator)
         )
         known: Reference | None = None
         if accelerator.is_main_process:
@@ -119,11 +119,15 @@ def evaluate_samples(
         note = "; ".join(filter(None, [results[0].note, made.how]))
         results[0] = dataclasses.replace(results[0], note=note)
         write_results(folder, "samples", results)
+        if not images and reference is None:
+            _measure_copies(made, source, config, folder)
         sampling = {} if images else dataclasses.asdict(config.sampling)
-        write_json(
-            folder / "measured.json",
-            {"source": source, "reference": str(reference or config.data.source), "sampling": sampling},
-        )
+        path = folder / "measured.json"
+        measured = (
+            read_json(path) if path.is_file() else {}
+        )  # of the autoencoder, where that was measured too
+        of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
+        write_json(path, measured | of)
         render_report(folder)
         return results
 
@@ -134,10 +138,10 @@ def _check(source: str, images: bool, config: Config, reference: Path | None, np
         raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator want it; name it so")
     if reference is not None and not reference.exists():
         raise UserError(f"there is no reference {reference}; expected a folder of pictures or an .npz file")
-    if not images and not Path(source).exists() and "/" not in source:
+    if not images and not Path(source).exists() and "/" not in source and not is_shipped(source):
         raise UserError(
-            f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, a folder of "
-            "pictures, or an .npz file"
+            f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, pretrained:NAME, "
+            "a folder of pictures, or an .npz file"
         )
     if reference is None and not config.data.source:
         raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
@@ -197,9 +201,8 @@ def _reference(
         console.print(f"reading the reference {path}", markup=False, soft_wrap=True)
         return read_reference(path, extractor, keep=keep)
     real: ImageSource
-    own = is_run_folder(source)
-    index = (Path(source) if own else folder) / "data"
-    real = open_images(config.data, index)[0] if own else open_all_images(config.data, index)
+    own = _trained_on(source, config, folder)
+    real = open_all_images(config.data, folder / "data") if own is None else own[0]
 
     def batches() -> Iterator[Tensor]:
         batch = config.evaluation.batch_size
@@ -217,6 +220,29 @@ def _reference(
         "keep": str(keep),
     }
     return cached_reference(cache, made_of, extractor, compute)
+
+
+def _measure_copies(made: _Generated, source: str, config: Config, folder: Path) -> None:
+    """Compares some of the generated images with those the model was trained on, where these are known."""
+    own = _trained_on(source, config, folder)
+    if own is not None:
+        measure_copies(
+            made.batches(0, min(made.count, COMPARED)),
+            *own,
+            folder,
+            size=made.size,
+            mirrored=config.latents.flip,
+            batch_size=config.evaluation.batch_size,
+            seed=config.evaluation.seed,
+        )
+
+
+def _trained_on(source: str, config: Config, folder: Path) -> tuple[ImageSource, ImageSource] | None:
+    """Returns the images that a source was trained on, and those held out; None where others are named."""
+    made_with = settings_of(source)
+    if made_with is None or config.data != load_config(made_with).data:
+        return None
+    return open_images(config.data, (Path(source) if is_run_folder(source) else folder) / "data")
 
 
 def _features(

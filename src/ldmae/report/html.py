@@ -13,6 +13,7 @@ from ldmae.report.formatting import format_count, format_seconds, format_value, 
 from ldmae.report.pages import chart, write_page
 from ldmae.report.pictures import (
     components_picture,
+    copies_picture,
     interpolation_picture,
     reconstructions_picture,
     samples_picture,
@@ -35,6 +36,7 @@ MEASUREMENTS = {
     "components": "Principal components",
     "generation": "Generation",
     "samples": "Generated images, as ADM's evaluator measures them",
+    "copies": "Generated images beside training images",
     "efficiency": "Cost",
 }
 """Titles, in the order in which they are shown; others follow."""
@@ -103,6 +105,7 @@ def _pictures(folder: Path, budget: int, problems: list[str]) -> dict[str, Any]:
         "reconstructions": reconstructions_picture(pairs, budget, found),
         "components": components_picture(folder / "results" / "components.npz", budget, found),
         "interpolation": interpolation_picture(folder / "results" / "interpolation.npz", budget, found),
+        "copies": copies_picture(folder / "results" / "copies.npz", budget, found),
         "problems": problems + found,
     }
 

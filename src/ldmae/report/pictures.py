@@ -101,11 +101,21 @@ def reconstructions_picture(path: Path, budget: int, problems: list[str]) -> Pic
 
 def components_picture(path: Path, budget: int, problems: list[str]) -> Picture | None:
     """Returns images above their latents' principal components; see `reconstructions_picture`."""
+    return _two_rows(path, {"original": "originals", "components": "components"}, budget, problems)
+
+
+def copies_picture(path: Path, budget: int, problems: list[str]) -> Picture | None:
+    """Returns samples above their nearest training images; see `reconstructions_picture`."""
+    return _two_rows(path, {"generated": "generated", "nearest": "nearest"}, budget, problems)
+
+
+def _two_rows(path: Path, named: dict[str, str], budget: int, problems: list[str]) -> Picture | None:
+    """Returns the images of two arrays, by their rows' labels, one row above the other."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            rows = {"original": arrays["originals"], "components": arrays["components"]}
+            rows = {label: arrays[name] for label, name in named.items()}
         columns = min(8, *(len(row) for row in rows.values()))
         tiles = [Image.fromarray(tile) for row in rows.values() for tile in row[:columns]]
         return encode_picture(figures.image_grid(tiles, columns, row_labels=list(rows)), budget)

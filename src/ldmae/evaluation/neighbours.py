@@ -1,0 +1,91 @@
+"""How far generated images are from copies: each one's nearest training images, pixel by pixel."""
+
+# N images looked at, M training images, H W image
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldmae.contracts import Result
+from ldmae.core.errors import UserError
+
+COPY_RATIO = 1 / 3
+"""An image is called a copy where its nearest training image is closer than this share of the second
+nearest's distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
+memorize")."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The two nearest training images of each image, the nearest first."""
+
+    indices: Tensor
+    """(N, 2) int64, into the training images."""
+    distances: Tensor
+    """(N, 2) float32, root mean squared differences in [0, 1]."""
+
+    def copies(self) -> Tensor:
+        """Returns which images are copies, (N,) bool."""
+        return self.distances[:, 0] < COPY_RATIO * self.distances[:, 1]
+
+
+def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> Neighbours:
+    """Finds the two training images that are nearest to each image.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        training: uint8 (M, 3, H, W), two at least.
+        mirrored: each training image also counts as near as its mirror image is: training saw both.
+
+    Raises:
+        UserError: the shapes differ, or there are not two training images.
+    """
+    if len(training) < 2 or images.shape[1:] != training.shape[1:]:
+        raise UserError(
+            "nearest neighbours need at least two training images of the shape of the others, got "
+            f"{tuple(training.shape)} for {tuple(images.shape)}"
+        )
+    distances = _distances(images, training)
+    if mirrored:
+        distances = torch.minimum(distances, _distances(images, training.flip(-1)))
+    nearest, indices = distances.topk(2, dim=1, largest=False)
+    return Neighbours(indices, nearest)
+
+
+def _distances(images: Tensor, training: Tensor) -> Tensor:
+    """Returns root mean squared differences (N, M) in [0, 1], without the rounding of a matrix product."""
+    ours, theirs = (batch.flatten(1).float() / 255 for batch in (images, training))
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(ours, theirs, compute_mode=exact) / ours.shape[1] ** 0.5
+
+
+def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]:
+    """Says how many generated images are copies, beside how many held-out real ones would be called so.
+
+    Args:
+        generated: neighbours of generated images among the training images.
+        held_out: neighbours of real images that were kept from training, among the same.
+    """
+    counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
+    real = float(held_out.copies().float().mean())
+    median = [float(found.distances[:, 0].median()) for found in (generated, held_out)]
+    return [
+        Result(
+            name="copies",
+            value=float(generated.copies().float().mean()),
+            better="lower",
+            counts=counts,
+            note="share whose nearest training image is closer than a third of the second nearest's "
+            f"distance, pixel by pixel; of held-out real images {real:.3f}",
+        ),
+        Result(
+            name="RMSE-nearest",
+            value=median[0],
+            counts=counts,
+            note="median distance to the nearest training image, images in [0, 1]; of held-out real images "
+            f"{median[1]:.3f}",
+        ),
+    ]
