@@ -1,10 +1,10 @@
-# demo, test, lint, bench: each sets up .venv by itself.
+# demo, test, lint, docs, bench, wheel-test: each sets up .venv by itself.
 PYTHON ?= python3
 PRESET ?= emoji
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format docs docs-serve wheel-test bench clean
 .DELETE_ON_ERROR: # a .venv that could not be finished, as where Python lacks its venv module, is begun anew
 
 demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a package
@@ -22,11 +22,20 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/installed-dev  ## the site, into site/; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
+
+docs-serve: $(VENV)/installed-dev  ## the site on http://127.0.0.1:8000, built anew at each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+wheel-test: $(VENV)/installed-dev  ## build the wheel, look into it, use it in an environment of its own
+	$(BIN)/python .ci/check_wheel.py
+
 bench: $(VENV)/installed  ## speed, each figure a ratio to a plain baseline of the same run
 	for script in attention models latents memory_reuse; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ldmae needs Python 3.10 or newer")'

@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "terminal": {"core"},
     "arguments": {"config", "core", "recipes"},
     "measuring": {"arguments", "core", "recipes", "terminal"},
-    "cli": {"arguments", "config", "core", "measuring", "recipes", "terminal"},
-    "app": {"config", "core", "recipes", "terminal"},
-    "__main__": {"app", "cli", "terminal"},
+    "cli": {"app", "arguments", "config", "core", "measuring", "recipes", "terminal"},
+    "app": LEAVES
+    | {"autoencoders", "config", "diffusion", "evaluation", "images", "loading", "recipes", "report"},
+    "__main__": {"cli", "terminal"},
     "__init__": ANY,
 }
 """By folder or module; whoever joins stages is named here, and nobody else does."""
@@ -102,7 +103,7 @@ def test_no_module_is_imported_in_a_circle():
 
 def test_stage_folders_are_all_named_here():
     folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == STAGES | {"core", "perception", "conversion", "recipes"}
+    assert folders == STAGES | {"app", "core", "perception", "conversion", "recipes"}
 
 
 # ---- public names

@@ -35,6 +35,7 @@ VERBS = [
     "compare",
     "report",
     "convert",
+    "app",
 ]
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no official golden files beside the project")
 

@@ -143,13 +143,17 @@ def encode(
 
 @app.command(
     epilog=examples(
+        "ldmae sample pretrained:emoji --class animals",
         "ldmae sample runs/emoji",
         "ldmae sample runs/emoji --class clock --class flag --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
     )
 )
 def sample(
-    source: Annotated[str, typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
+    ],
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -283,3 +287,66 @@ def presets() -> None:
     names = preset_names()
     for name in names:
         typer.echo(f"{name:<{max(map(len, names))}}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command(
+    "app",
+    epilog=examples(
+        "ldmae app",
+        "ldmae app runs/emoji",
+        "ldmae app runs/emoji --compare runs/digits --compare OWNER/NAME --host 0.0.0.0",
+    ),
+)
+def open_page(
+    source: Annotated[
+        str,
+        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
+    ] = "pretrained:emoji",
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. 127.0.0.1: this machine alone; 0.0.0.0: all that reach it."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port; by default the first free one from 7860 on.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Also a public address, for up to a week, through gradio.live.")
+    ] = False,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="AUTOENCODER",
+            help="An autoencoder to offer for comparing; may be repeated. Visitors from other machines can "
+            "choose among these only.",
+        ),
+    ] = None,
+    max_upload_mb: Annotated[float, typer.Option(help="MiB of an uploaded file at most.")] = 10,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Million pixels of an uploaded picture at most.")
+    ] = 50,
+    perceptual: Annotated[
+        str, typer.Option(help="Perceptual distance: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex.")
+    ] = "st-lpips-alex",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser here.")] = False,
+) -> None:
+    """Open a web page: generate, look into the autoencoder, compare autoencoders, read the report.
+
+    Without a source: the emoji model in the box. It needs Gradio, the extra `app`.
+    """
+    from ldmae.app.serve import serve
+
+    serve(
+        source,
+        host=host,
+        port=port,
+        share=share,
+        compare=tuple(compare or ()),
+        max_upload_mb=max_upload_mb,
+        max_megapixels=max_megapixels,
+        perceptual=perceptual,
+        device=device,
+        open_browser=open_browser,
+        say=say,
+    )

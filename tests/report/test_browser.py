@@ -1,12 +1,9 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
 from ldmae.report.comparison import render_comparison
 from ldmae.report.html import render_report
@@ -14,22 +11,7 @@ from ldmae.report.html import render_report
 from .drawn_units import write_unit
 from .test_html import measure_all
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 PAGES = ["report", "comparison"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        reason = f"none of {', '.join(NAMES)} is installed; apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

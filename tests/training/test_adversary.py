@@ -277,12 +277,12 @@ def test_a_state_without_the_adversary_is_refused(tmp_path):
 # ---- what it cannot do is refused
 
 
-def test_sharded_parameters_are_refused_beside_an_adversary(tmp_path, monkeypatch):
+def test_sharded_parameters_are_refused(tmp_path, monkeypatch):
     trainer = adversarial_trainer(tmp_path)
     monkeypatch.setattr(
         type(trainer.accelerator), "distributed_type", property(lambda self: DistributedType.FSDP)
     )
-    with pytest.raises(UserError, match=r"an adversary is trained with whole copies .* got FSDP"):
+    with pytest.raises(UserError, match=r"trains a whole copy of the parameters, got FSDP"):
         trainer.run()
 
 

@@ -191,7 +191,7 @@ class LDMAEPipeline(DiffusionPipeline):
                     x = tensors.pop("latents", x)
                 bar.update()
 
-        images = x if output_type == "latent" else _as_output(self._decode(x), output_type)
+        images = x if output_type == "latent" else _as_output(self.decode_latents(x), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
 
@@ -205,8 +205,16 @@ class LDMAEPipeline(DiffusionPipeline):
             0
         ].float()
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Returns images (B, 3, H, W), float32 in [-1, 1] or somewhat beyond, on the CPU."""
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decodes what `output_type="latent"` gives, a few at a time.
+
+        Args:
+            latents: (B, C, h, w), normalised.
+
+        Returns:
+            Images (B, 3, H, W), float32 in [-1, 1] or somewhat beyond, on the CPU.
+        """
         decoded = [
             self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu()
             for piece in self._denormalise(latents).split(IMAGES_DECODED_AT_ONCE)

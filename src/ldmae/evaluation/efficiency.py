@@ -133,14 +133,16 @@ def measure_speed(
 
 
 def _seconds(work: Callable[[], object], device: torch.device, turns: int) -> float:
-    seconds = []
-    for _ in range(turns + 2):
-        began = time.perf_counter()
-        work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[2:])
+    return median([seconds_of(work, device) for _ in range(turns + 2)][2:])
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Returns how long a piece of work takes, until the device is done with it."""
+    began = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - began
 
 
 def _peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, str]:

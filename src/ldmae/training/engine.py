@@ -56,8 +56,7 @@ class Trainer:
 
     Raises:
         UserError: fewer steps are asked for than done, a loss is not finite, the batch is too small for the
-            number of processes, the model names no blocks to compile, or parameters are sharded beside an
-            adversary.
+            number of processes, the model names no blocks to compile, or parameters are to be sharded.
     """
 
     objective: nn.Module
@@ -183,10 +182,11 @@ class Trainer:
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
         self._adversary: Any = getattr(self.objective, "adversary", None)
-        if self._adversary is not None and accelerator.distributed_type in _SHARDED:
+        if accelerator.distributed_type in _SHARDED:  # what is averaged, logged and saved is whole
             raise UserError(
-                f"{self.stage}: an adversary is trained with whole copies of the parameters in each process, "
-                f"got {accelerator.distributed_type.value}; launch without it"
+                f"{self.stage}: each process trains a whole copy of the parameters, got "
+                f"{accelerator.distributed_type.value}; launch with --multi_gpu, and where memory is short "
+                "lower training.micro_batch_size, which changes results by rounding only"
             )
         self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()

@@ -1,0 +1,324 @@
+"""Writes the reference pages that follow from the code: command line, settings, presets, public names.
+
+MkDocs calls `on_page_markdown` for each page; a line `<!-- generated: NAME -->` in a page is replaced by what
+the function NAME below returns. So no key, option or preset is ever described by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import re
+import runpy
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import ldmae
+from ldmae.cli import app
+from ldmae.config import preset_names, preset_text
+from ldmae.settings import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+
+
+def on_config(config: Any) -> Any:
+    """Puts the pages of docs/results/, where there are any, into the navigation (MkDocs' event)."""
+    pages = result_pages(Path(config.docs_dir))
+    if pages:
+        config.nav.insert(-1, {"Comparisons": pages})
+    return config
+
+
+def result_pages(docs: Path) -> list[dict[str, str]]:
+    """Returns navigation entries of the comparison reports, titled after their folders."""
+    paths = sorted(path.relative_to(docs) for path in (docs / "results").rglob("*.md"))
+    return [
+        {(path.parent.name if path.stem in ("tables", "index") else path.stem): path.as_posix()}
+        for path in paths
+    ]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fills a page's marks (MkDocs' event of this name)."""
+    return MARK.sub(lambda mark: GENERATED[mark[1]](), markdown)
+
+
+# ---- command line
+
+
+def command_line() -> str:
+    """Returns a section a verb: what it does, its arguments and options, examples."""
+    verbs = sorted(_verbs(typer.main.get_command(app), "ldmae"), key=lambda verb: _place(verb[0]))
+    return "\n".join(_verb(path, command) for path, command in verbs)
+
+
+ORDER = (
+    *("run", "train", "encode", "sample", "evaluate", "evaluate-samples", "compare"),
+    *("report", "app", "convert", "presets"),
+)
+
+
+def _place(path: str) -> tuple[int, str]:
+    verb = path.split()[1]
+    return (ORDER.index(verb) if verb in ORDER else len(ORDER), path)
+
+
+def _verbs(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, child in node.commands.items():
+        if hasattr(child, "commands"):
+            yield from _verbs(child, f"{path} {name}")
+        elif not child.hidden:
+            yield f"{path} {name}", child
+
+
+def _verb(path: str, command: Any) -> str:
+    arguments, options = parameters(command)
+    usage = [path, *(a.shown for a in arguments), *(["[OPTIONS]"] if options else [])]
+    lines = [
+        f"## {path}",
+        "",
+        f"```text\n{' '.join(usage)}\n```",
+        "",
+        inspect.cleandoc(command.help or ""),
+        "",
+    ]
+    if arguments:
+        lines += ["| argument | meaning |", "| --- | --- |"]
+        lines += [f"| `{a.shown}` | {a.help} |" for a in arguments] + [""]
+    if options:
+        told = any(option.default for option in options)
+        lines += ["| option | meaning |", "| --- | --- |"]
+        if told:
+            lines[-2:] = ["| option | meaning | default |", "| --- | --- | --- |"]
+        lines += [f"| `{o.shown}` | {o.help} |" + (f" {o.default} |" if told else "") for o in options] + [""]
+    found = [line for line in (command.epilog or "").split("\n\n") if line.startswith("ldmae")]
+    if found:
+        lines += ["```bash", *found, "```", ""]
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """An argument or option of a verb, as it is shown."""
+
+    shown: str
+    help: str
+    default: str
+
+
+def parameters(command: Any) -> tuple[list[Parameter], list[Parameter]]:
+    """Returns the arguments and the options of a verb, from its function's annotations."""
+    function = inspect.unwrap(command.callback)
+    hints = typing.get_type_hints(function, include_extras=True)
+    flags = {parameter.name: parameter.opts for parameter in command.params}
+    arguments, options = [], []
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint, default = hints[name], parameter.default
+        while not hasattr(hint, "__metadata__"):  # Optional[Annotated[…]]: a default of None adds it
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        info = hint.__metadata__[0]
+        kinds = {part for part in typing.get_args(hint.__origin__) if part is not type(None)} or {
+            hint.__origin__
+        }
+        kind = next(iter(kinds))
+        many = typing.get_origin(kind) is list or kind is list
+        if isinstance(info, typer.models.ArgumentInfo):
+            shown = name.upper() if default is inspect.Parameter.empty else f"[{name.upper()}]"
+            arguments.append(Parameter(shown + ("…" if many else ""), _cell(info.help), ""))
+        else:
+            flag = ", ".join(flags[name])
+            value = "" if kind is bool else f" {info.metavar or _VALUES.get(_plain(kind), 'TEXT')}"
+            told = "" if default in (None, False, inspect.Parameter.empty) else f"`{default}`"
+            options.append(Parameter(flag + value, _cell(info.help), told))
+    return arguments, options
+
+
+_VALUES = {"int": "NUMBER", "float": "NUMBER", "Path": "PATH", "str": "TEXT"}
+
+
+def _plain(kind: Any) -> str:
+    inner = typing.get_args(kind)
+    return getattr(inner[0] if inner else kind, "__name__", "str")
+
+
+def _cell(text: str | None) -> str:
+    return re.sub(r"\s+", " ", text or "").replace("|", r"\|").strip()
+
+
+# ---- settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One key that a preset, a YAML file or the command line can set."""
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Settings that stand together, with what they are about."""
+
+    key: str
+    meaning: str
+    settings: list[Setting]
+
+
+def settings() -> str:
+    """Returns a section a group of settings, a row a key."""
+    lines = []
+    for group in groups():
+        depth = 2 if "." not in group.key else 3
+        short = group.key.partition(".")[2]
+        label = f" {{ data-toc-label='{short}' }}" if short else ""
+        lines += [f"{'#' * depth} {group.key or 'The whole run'}{label}", "", group.meaning, ""]
+        if group.settings:
+            lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+            for setting in group.settings:
+                cells = (f"`{setting.key}`", f"`{setting.kind}`", f"`{setting.default}`", setting.meaning)
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def groups(kind: Any = Config, default: Any = None, key: str = "", meaning: str = "") -> list[Group]:
+    """Returns a dataclass of settings as groups: its own keys, then those of the dataclasses in it."""
+    default = Config() if default is None else default
+    types, meanings = typing.get_type_hints(kind), field_meanings(kind)
+    own, inner = [], []
+    for field in dataclasses.fields(kind):
+        name = f"{key}.{field.name}" if key else field.name
+        value = getattr(default, field.name)
+        if dataclasses.is_dataclass(types[field.name]):
+            inner += groups(types[field.name], value, name, meanings[field.name])
+        else:
+            own.append(Setting(name, _type(types[field.name]), _value(value), _cell(meanings[field.name])))
+    return [Group(key, meaning or "Keys that stand alone.", own), *inner]
+
+
+def field_meanings(kind: type) -> dict[str, str]:
+    """Returns the documentation below each field of a dataclass.
+
+    Raises:
+        ValueError: a field has none.
+    """
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if not documented:
+                raise ValueError(f"{kind.__name__}.{node.target.id} has no documentation below it")
+            found[node.target.id] = inspect.cleandoc(after.value.value)  # type: ignore[union-attr]
+    return found
+
+
+def _type(hint: Any) -> str:
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("NoneType", "None").replace("None", "null")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(entry) for entry in value) + "]"
+    return str(value) if value != "" else '""'
+
+
+# ---- presets
+
+
+def presets() -> str:
+    """Returns a table of the presets, then each with its comments and its settings."""
+    lines = ["| preset | what |", "| --- | --- |"]
+    for name in preset_names():
+        lines.append(f"| [`{name}`](#{name}) | {_cell(_head(name)[0])} |")
+    for name in preset_names():
+        head, body = _head(name), preset_text(name)
+        lines += ["", f"## {name}", "", _cell(head[0]), ""]
+        lines += [*_paragraphs(head[1:]), '??? abstract "All that it sets"', ""]
+        text = "\n".join(line for line in body.splitlines()[len(head) :])
+        lines += [textwrap.indent(f"```yaml\n{text}\n```", "    "), ""]
+    return "\n".join(lines)
+
+
+def _head(name: str) -> list[str]:
+    """Returns the comment lines that a preset begins with, without their marks."""
+    head = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return head
+
+
+def _paragraphs(head: list[str]) -> list[str]:
+    """Returns comment lines as paragraphs, each begun by a word and a colon or after an empty line."""
+    paragraphs: list[list[str]] = [[]]
+    for line in head:
+        if not line.strip() or re.match(r"[A-Z]\w+: ", line):
+            paragraphs.append([])
+        if line.startswith("Command: "):
+            line = f"Command: `{line.removeprefix('Command: ')}`."
+        paragraphs[-1] += [line.strip()] if line.strip() else []
+    texts = [" ".join(lines) for lines in paragraphs if lines]
+    return [line for text in texts for line in (re.sub(r"^([A-Z]\w+): ", r"**\1**: ", text), "")]
+
+
+# ---- public names
+
+
+def public_names() -> str:
+    """Returns mkdocstrings' mark for everything in `ldmae.__all__`."""
+    names = [name for name in ldmae.__all__ if name != "__version__"]
+    return "\n\n".join(f"::: {_home(getattr(ldmae, name), name)}" for name in names)
+
+
+def conversion_names() -> str:
+    """Returns mkdocstrings' mark for everything in `ldmae.conversion.__all__`, and the way back."""
+    names = ldmae.conversion.__all__
+    return "\n\n".join(f"::: {_home(getattr(ldmae.conversion, name), name)}" for name in names)
+
+
+def _home(thing: Any, name: str) -> str:
+    return f"{thing.__module__}.{name}"
+
+
+# ---- costs
+
+
+def costs() -> str:
+    """Returns the table that `examples/plan_costs.py` prints for the presets of full size on 8 devices."""
+    example = ROOT / "examples" / "plan_costs.py"
+    main = runpy.run_path(str(example))["main"]
+    presets = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "command_line": command_line,
+    "settings": settings,
+    "presets": presets,
+    "public_names": public_names,
+    "conversion_names": conversion_names,
+    "costs": costs,
+}

@@ -1,0 +1,52 @@
+"""Print what the trainings of presets cost on a number of GPUs, as `ldmae run PRESET --dry-run` counts it.
+
+python examples/plan_costs.py imagenet-256 celebahq-256 --devices 8 --teraflops 100
+"""
+
+import argparse
+
+from ldmae.config import load_config
+from ldmae.recipes.plan import plan_trainings
+
+
+# --8<-- [start:plan]
+def rows(preset: str, devices: int, teraflops: float) -> list[tuple[str, ...]]:
+    """Returns a row a training: name, million parameters, steps, PFLOP, GiB a device, hours."""
+    plans = plan_trainings(load_config(preset), processes=devices)
+    return [
+        (
+            preset,
+            plan.stage,
+            f"{plan.parameters / 1e6:.1f} M",
+            f"{plan.steps:,} × {plan.batch_size:,}",
+            f"{plan.flops / 1e15:,.4g}" if plan.flops < 1e18 else f"{plan.flops / 1e15:,.0f}",
+            f"{plan.memory / 2**30:.1f} GiB",
+            f"{plan.flops / (devices * teraflops * 1e12) / 3600:.2f} h",
+        )
+        for plan in plans
+    ]
+
+
+# --8<-- [end:plan]
+
+
+def main(arguments: list[str] | None = None) -> list[str]:
+    """Prints a Markdown table and returns its lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("presets", nargs="*", default=["smoke"])
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument(
+        "--teraflops", type=float, default=100.0, help="10¹² operations a second that ONE device really does"
+    )
+    options = parser.parse_args(arguments)
+    lines = ["| preset | training | parameters | steps | PFLOP | memory a device | time |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for preset in options.presets:
+        for row in rows(preset, options.devices, options.teraflops):
+            lines.append("| " + " | ".join(row) + " |")
+    print("\n".join(lines))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

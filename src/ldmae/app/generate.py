@@ -1,0 +1,343 @@
+"""Generating for a visitor: what was wished for, how it goes, and pictures that know how they were made."""
+
+# n pictures, C latent channels, h w latent grid, H W image
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from torch import Tensor
+
+from ldmae import __version__
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.random import generator
+from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.evaluation.reconstruction import to_uint8
+
+MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
+GUIDANCE, SHIFTS = (0.0, 10.0), (0.05, 3.0)
+"""Smallest and largest guidance scale and time shift."""
+MOST_PIXELS = 64 * 256 * 256
+"""Of all pictures of one job together."""
+SHOWN = 16
+"""Pictures that are shown while they come into being."""
+PREVIEW_SHARE = 0.25
+"""Share of the time that is spent on showing them."""
+KEY = "ldmae"
+"""Name of the PNG's text chunk that holds the settings, as JSON."""
+SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a visitor wants generated."""
+
+    label: int | None
+    """A class; None: every class in turn."""
+    count: int
+    """Pictures."""
+    sampling: SamplingConfig
+    """Solver, steps, guidance, time shift, and the first picture's seed; each further one has the next."""
+
+    def labels(self, classes: int) -> list[int]:
+        """Returns each picture's class."""
+        return [k % classes if self.label is None else self.label for k in range(self.count)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is."""
+
+    done: int
+    """Evaluations of the network so far."""
+    total: int
+    seconds: float
+    """Since it began, waiting for others included."""
+    preview: np.ndarray | None = None
+    """(n, H, W, 3) uint8: what the first few pictures will be as far as one can tell; None: no news."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A picture, and all that is needed to make it again."""
+
+    image: Image.Image
+    settings: dict[str, Any]
+    """Class, seed, steps, solver, guidance, …: plain JSON."""
+
+    def png(self) -> bytes:
+        """Returns the PNG file, which carries the settings in a text chunk."""
+        text = PngInfo()
+        text.add_text(KEY, json.dumps(self.settings))
+        text.add_text("Software", f"ldmae {self.settings['ldmae']}")
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG", pnginfo=text, optimize=True)
+        return buffer.getvalue()
+
+    @property
+    def file_name(self) -> str:
+        """A name to save it under."""
+        plain = "".join(c if c.isalnum() else "-" for c in str(self.settings["class"]))[:40].strip("-")
+        return f"ldmae-{plain or self.settings['label']}-{self.settings['seed']}.png"
+
+
+def check_wish(wish: Wish, classes: int, size: int) -> None:
+    """Refuses what one visitor should not ask of a computer that others wait for.
+
+    Args:
+        wish: what is asked for.
+        classes: how many the model knows.
+        size: pixels along a side of its pictures.
+
+    Raises:
+        UserError: something is out of range.
+    """
+    most = max(1, min(MOST_PICTURES, MOST_PIXELS // (size * size)))
+    seed, steps = wish.sampling.seed, wish.sampling.num_inference_steps
+    if not 1 <= wish.count <= most:
+        raise UserError(f"this page makes 1 to {most} pictures at once, got {wish.count}; choose fewer")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"this page takes 1 to {MOST_STEPS} steps, got {steps}; 50 is usual")
+    if not 0 <= seed <= SEEDS - wish.count:  # so that each picture's own is one, too
+        raise UserError(f"the seed must be from 0 to {SEEDS - wish.count}, got {seed}; choose another")
+    scale, shift = wish.sampling.guidance_scale, wish.sampling.timestep_shift
+    if not GUIDANCE[0] <= scale <= GUIDANCE[1]:
+        raise UserError(
+            f"the guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual"
+        )
+    if not SHIFTS[0] <= shift <= SHIFTS[1]:
+        raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 is none")
+    if wish.label is not None and not 0 <= wish.label < classes:
+        raise UserError(f"there is no class {wish.label}; this model knows 0 to {classes - 1}")
+
+
+def generate(
+    pipeline: LDMAEPipeline,
+    wish: Wish,
+    class_names: list[str],
+    model_name: str = "",
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> list[Generated]:
+    """Generates pictures; the same wish gives the same pictures.
+
+    Each picture's noise belongs to its own seed: the picture of seed s is, but for the last digits, the same
+    alone and among others, and the first one of `ldmae sample --seed s --class …` with the same settings.
+
+    Several threads may share a pipeline: it is not changed, only its weights are used.
+
+    Args:
+        pipeline: on its device.
+        wish: what to make; see `check_wish`.
+        class_names: by label.
+        model_name: what to call the model in the settings that the pictures carry.
+        report: called after every evaluation of the network; what it raises ends the job.
+
+    Raises:
+        UserError: the wish does not fit the model.
+    """
+    config, began = wish.sampling, time.perf_counter()
+    own = _own_pipeline(pipeline, config.solver)
+    labels = wish.labels(len(class_names))
+    preview = _Preview(own)
+
+    def on_step(pipe: LDMAEPipeline, step: int, _: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        total = pipe.num_timesteps
+        shown = preview.after(step, tensors["latents"])
+        report(Progress(step + 1, total, time.perf_counter() - began, shown))
+        return tensors
+
+    latents: Tensor = own(
+        labels,
+        guidance_scale=config.guidance_scale,
+        guidance_interval=(config.guidance_interval[0], config.guidance_interval[1]),
+        guidance_channels=config.guidance_channels,
+        num_inference_steps=config.num_inference_steps,
+        timestep_shift=config.timestep_shift,
+        generator=[generator(config.seed + k, "sample", 0) for k in range(wish.count)],
+        output_type="latent",
+        callback_on_step_end=on_step,
+    ).images  # type: ignore[union-attr]
+    pictures = []
+    for piece in latents.split(IMAGES_DECODED_AT_ONCE):
+        pictures += list(_pixels(own.decode_latents(piece)))
+        total = own.num_timesteps
+        report(Progress(total, total, time.perf_counter() - began))
+    return [
+        Generated(
+            Image.fromarray(picture), _settings(wish, label, class_names[label], config.seed + k, model_name)
+        )
+        for k, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+    ]
+
+
+def _own_pipeline(pipeline: LDMAEPipeline, solver: str) -> LDMAEPipeline:
+    """Returns a pipeline with the same weights and a solver of its own: a running one keeps its place."""
+    config: Any = pipeline.config
+    own = LDMAEPipeline(
+        vae=pipeline.vae,
+        transformer=pipeline.transformer,
+        scheduler=SOLVERS[solver].from_config(pipeline.scheduler.config),
+        id2label=config["id2label"],
+        latents_mean=config["latents_mean"],
+        latents_std=config["latents_std"],
+    )
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+class _Preview:
+    """Decodes, now and then, where a picture on its way will end if it goes straight on.
+
+    Between two evaluations the velocity is v = (x - x_before) / (σ_before - σ), and the path's end x + σ · v.
+    """
+
+    def __init__(self, pipeline: LDMAEPipeline) -> None:
+        self._pipeline = pipeline
+        self._before: Tensor | None = None
+        self._due = 0.0
+
+    def after(self, step: int, latents: Tensor) -> np.ndarray | None:
+        """Returns (n, H, W, 3) uint8, or None where the last ones must do for a while."""
+        sigmas = self._pipeline.scheduler.sigmas
+        latents, now = latents[:SHOWN], time.perf_counter()
+        before, self._before = self._before, latents
+        taken = float(sigmas[step] - sigmas[step + 1])  # 0 where Heun's method corrects a step
+        if before is None or taken <= 0 or now < self._due:
+            return None
+        ahead = latents + float(sigmas[step + 1]) * (latents - before) / taken
+        pictures = _pixels(self._pipeline.decode_latents(ahead))
+        cost = time.perf_counter() - now
+        self._due = now + max(0.2, cost / PREVIEW_SHARE)
+        return pictures
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+# ---- settings that travel with a picture
+
+
+def _settings(wish: Wish, label: int, class_name: str, seed: int, model_name: str) -> dict[str, Any]:
+    config = wish.sampling
+    return {
+        "class": class_name,
+        "label": label,
+        "seed": seed,
+        "steps": config.num_inference_steps,
+        "solver": config.solver,
+        "guidance": config.guidance_scale,
+        "guidance_interval": list(config.guidance_interval),
+        "guidance_channels": config.guidance_channels,
+        "timestep_shift": config.timestep_shift,
+        "model": model_name,
+        "ldmae": __version__,
+    }
+
+
+def read_settings(content: bytes) -> dict[str, Any]:
+    """Returns the settings that a PNG carries.
+
+    Args:
+        content: the file. Only its head and its text are read, its pixels are not decoded.
+
+    Raises:
+        UserError: it is no PNG, or carries none.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
+        assert isinstance(image, PngImageFile)
+        found = image.info.get(KEY) or _text_behind_pixels(image)
+        settings = json.loads(found) if isinstance(found, str) else None
+    except Exception as error:  # Pillow and json raise whatever they like on what is none
+        raise UserError(
+            "that is no PNG with settings in it; drop a picture that this page made, as it was downloaded"
+        ) from error
+    if not isinstance(settings, dict):
+        raise UserError(
+            "this PNG carries no settings of ldmae; drop a picture that this page made, as it was downloaded "
+            "(editors and messengers take them out)"
+        )
+    return settings
+
+
+def _text_behind_pixels(image: PngImageFile) -> Any:
+    if image.width * image.height > MOST_PIXELS:
+        return None
+    return image.text.get(KEY)  # reads to the file's end, which decodes the pixels
+
+
+def wish_from(settings: dict[str, Any], class_names: list[str], size: int) -> Wish:
+    """Returns the wish for exactly the picture that carries these settings: one picture.
+
+    Args:
+        settings: as `read_settings` gives them; anybody may have written them.
+        class_names: of the model that is to make it.
+        size: pixels along a side of its pictures.
+
+    Raises:
+        UserError: a setting is missing or out of range, or the model does not know the class.
+    """
+    try:
+        start, stop = settings["guidance_interval"]
+        channels = settings["guidance_channels"]
+        sampling = SamplingConfig(
+            solver=str(settings["solver"]),
+            num_inference_steps=_whole(settings["steps"]),
+            guidance_scale=_number(settings["guidance"]),
+            guidance_interval=[_number(start), _number(stop)],
+            guidance_channels=None if channels is None else _whole(channels),
+            timestep_shift=_number(settings["timestep_shift"]),
+            seed=_whole(settings["seed"]),
+        )
+        name, label = str(settings["class"]), _whole(settings["label"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"the settings in this PNG are incomplete or damaged ({type(error).__name__}: {error}); "
+            "drop another picture"
+        ) from error
+    if not (0 <= label < len(class_names) and class_names[label] == name):
+        if name not in class_names:
+            raise UserError(
+                f"the picture is of the class {name!r}, which this model does not know"
+                f"{nearest(name, class_names)}; open the page with the model that made it"
+            )
+        label = class_names.index(name)
+    wish = Wish(label=label, count=1, sampling=sampling)
+    check_wish(wish, len(class_names), size)
+    return wish
+
+
+def _whole(value: Any) -> int:
+    if _number(value) != int(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def picture_size(pipeline: LDMAEPipeline) -> int:
+    """Returns the pixels along a side of a pipeline's pictures, by decoding one."""
+    config = pipeline.transformer.config
+    side, channels = config["sample_size"], config["in_channels"]
+    latents = torch.zeros(1, channels, side, side, device=pipeline.device)
+    return pipeline.decode_latents(latents).shape[-1]

@@ -1,0 +1,242 @@
+"""Pieces of the page's HTML. All texts are escaped; pictures lie inside it, so that nothing is requested."""
+
+# H W picture
+
+from __future__ import annotations
+
+import html
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from ldmae.app.generate import Generated, Progress
+from ldmae.report.formatting import format_seconds
+from ldmae.report.pictures import data_uri, encode_picture
+
+CARD = 176
+"""Pixels along a side that pictures are shown at, about: smaller ones are enlarged by whole factors."""
+SMALL = 88
+"""The same, of the pictures in a row."""
+THUMBNAIL = 48
+"""Pixels along a side of pictures to pick from."""
+LARGEST = 256 / CARD
+"""How much wider a picture may be shown."""
+BUDGET = 400_000
+"""Bytes of a shown picture at most."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with its title, and lines below it."""
+
+    picture: np.ndarray | Image.Image
+    """(H, W, 3) uint8, or RGB."""
+    title: str
+    lines: Sequence[str] = ()
+    rows: Sequence[tuple[str, str, bool]] = field(default_factory=tuple)
+    """A small table below: name, value, and whether it is the best of its kind."""
+    below: np.ndarray | None = None
+    """A second picture, below the first."""
+    below_title: str = ""
+
+
+def shown_width(width: int, about: int = CARD) -> int:
+    """Returns how wide a picture is shown: a whole multiple of its own width, but for large ones."""
+    return min(width * max(1, round(about / width)), round(about * LARGEST))
+
+
+def card(it: Card, about: int = CARD) -> str:
+    """Returns a picture with its title and lines."""
+    image = it.picture if isinstance(it.picture, Image.Image) else Image.fromarray(it.picture)
+    picture = encode_picture(image, BUDGET)
+    below = ""
+    if it.below is not None:
+        second = encode_picture(Image.fromarray(it.below), BUDGET)
+        below = (
+            f"{_img(second.uri, it.below_title, image.size, about)}<span>{html.escape(it.below_title)}</span>"
+        )
+    lines = "".join(f"<span>{html.escape(line)}</span>" for line in it.lines)
+    rows = "".join(
+        f"<div{' class=ld-best' if best else ''}><dt>{html.escape(name)}</dt>"
+        f"<dd>{html.escape(value)}</dd></div>"
+        for name, value, best in it.rows
+    )
+    table = f"<dl>{rows}</dl>" if rows else ""
+    return (
+        f'<figure class="ld-card">{_img(picture.uri, it.title, image.size, about)}'
+        f"<figcaption><b>{html.escape(it.title)}</b>{lines}</figcaption>{below}{table}</figure>"
+    )
+
+
+def _img(uri: str, alt: str, size: tuple[int, int], about: int = CARD) -> str:
+    width = shown_width(size[0], about)
+    crisp = ' class="ld-crisp"' if size[0] < width else ""
+    return (
+        f'<img src="{uri}" alt="{html.escape(alt, quote=True)}" width="{width}" '
+        f'height="{round(width * size[1] / size[0])}"{crisp}>'
+    )
+
+
+def cards(items: Sequence[Card | str], label: str = "") -> str:
+    """Returns cards beside each other; texts among them are HTML that is taken as it is."""
+    inner = "".join(item if isinstance(item, str) else card(item) for item in items)
+    return f'<div class="ld-cards" aria-label="{html.escape(label, quote=True)}" role="group">{inner}</div>'
+
+
+def featured(large: Sequence[Card], small: Sequence[Card], label: str) -> str:
+    """Returns cards, and beside or below them a row of small ones."""
+    row = "".join(card(item, SMALL) for item in small)
+    return (
+        f'<div class="ld-featured">{cards(large, label)}<div class="ld-strip" role="group" '
+        f'aria-label="{html.escape(label, quote=True)}, step by step">{row}</div></div>'
+    )
+
+
+def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+    """Returns pictures to pick from, as buttons that know their number."""
+    buttons = []
+    for number, (image, name) in enumerate(pictures):
+        small = image.copy()
+        small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+        title = html.escape(name, quote=True)
+        uri = encode_picture(small, BUDGET).uri
+        buttons.append(
+            f'<button type="button" data-index="{number}" title="{title}" aria-label="{title}">'
+            f'<img src="{uri}" alt="" width="{THUMBNAIL}" height="{THUMBNAIL}"></button>'
+        )
+    return f'<div class="ld-thumbs">{"".join(buttons)}</div>'
+
+
+PICK = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("button[data-index]");
+  if (!button) return;
+  element.querySelectorAll("button").forEach(each => each.setAttribute("aria-pressed", each === button));
+  trigger("click", {index: Number(button.dataset.index)});
+});
+"""
+"""What makes a click on a thumbnail an event that carries its number."""
+
+
+def label(text: str, hint: str = "") -> str:
+    """Returns what stands above a field, and a hint in smaller letters."""
+    small = f"<small>{html.escape(hint)}</small>" if hint else ""
+    return f'<p class="ld-label">{html.escape(text)}{small}</p>'
+
+
+def missing_card(title: str, problem: str) -> str:
+    """Returns a card that says why there is no picture."""
+    return (
+        f'<figure class="ld-card ld-missing"><figcaption><b>{html.escape(title)}</b></figcaption>'
+        f'<p role="alert">{html.escape(problem)}</p></figure>'
+    )
+
+
+def note(text: str, kind: str = "plain") -> str:
+    """Returns a line of text in a box; `kind` is `plain`, `good` or `bad`."""
+    role = ' role="alert"' if kind == "bad" else ""
+    return f'<p class="ld-note ld-{kind}"{role}>{html.escape(text)}</p>'
+
+
+def waiting(text: str) -> str:
+    """Returns what stands where pictures will be."""
+    return f'<div class="ld-empty"><span>{html.escape(text)}</span></div>'
+
+
+def progress(news: Progress) -> str:
+    """Returns the bar of a generating job: steps done, time taken, time to go."""
+    share = news.done / news.total
+    left = news.seconds / news.done * (news.total - news.done)
+    rest = f"about {format_seconds(left)} to go" if news.done < news.total else "decoding"
+    text = f"step {news.done} of {news.total} · {format_seconds(news.seconds)} · {rest}"
+    return bar(share, text)
+
+
+def bar(share: float, text: str) -> str:
+    """Returns a progress bar with a text under it."""
+    percent = round(100 * share)
+    return (
+        f'<div class="ld-bar" role="progressbar" aria-label="progress" aria-valuenow="{percent}" '
+        f'aria-valuemin="0" aria-valuemax="100"><div style="width:{percent}%"></div></div>'
+        f'<p class="ld-bar-text">{html.escape(text)}</p>'
+    )
+
+
+def previews(pictures: np.ndarray, labels: Sequence[str]) -> str:
+    """Returns pictures (n, H, W, 3) on their way."""
+    return cards(
+        [Card(picture, label, ["on its way"]) for picture, label in zip(pictures, labels, strict=False)],
+        "pictures on their way",
+    )
+
+
+def gallery(made: Sequence[Generated]) -> str:
+    """Returns finished pictures, each with a link that saves the PNG with its settings, and one for all."""
+    files = [(item.file_name, item.png()) for item in made]
+    figures = []
+    for item, (name, content) in zip(made, files, strict=True):
+        uri = data_uri(content, "image/png")
+        title = str(item.settings["class"])
+        figures.append(
+            f'<figure class="ld-card">{_img(uri, title, item.image.size)}<figcaption>'
+            f"<b>{html.escape(title)}</b><span>seed {item.settings['seed']}</span>"
+            f'<a class="ld-save" href="{uri}" download="{html.escape(name, quote=True)}" '
+            f'aria-label="save the picture of seed {item.settings["seed"]}">Save PNG</a>'
+            "</figcaption></figure>"
+        )
+    whole = ""
+    if len(files) > 1:
+        uri = data_uri(_zipped(files), "application/zip")
+        whole = (
+            f'<a class="ld-save ld-all" href="{uri}" download="ldmae-pictures.zip">'
+            f"Save all {len(files)} as ZIP</a>"
+        )
+    return cards(figures, "generated pictures") + whole
+
+
+def _zipped(files: Sequence[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for number, (name, content) in enumerate(files):
+            archive.writestr(f"{number:02d}-{name}", content)
+    return buffer.getvalue()
+
+
+def framed(document: str) -> str:
+    """Returns a whole HTML document in a frame that may run no script and reach nothing of the page."""
+    return (
+        '<iframe class="ld-report" title="the report of the run" sandbox="" referrerpolicy="no-referrer" '
+        f'srcdoc="{html.escape(document, quote=True)}"></iframe>'
+    )
+
+
+def header(name: str, facts: Sequence[str]) -> str:
+    """Returns the head of the page: what the model is called, and a few facts."""
+    chips = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
+    return f'<div class="ld-head"><h1>LDMAE <span>{html.escape(name)}</span></h1><ul>{chips}</ul></div>'
+
+
+def figures(measured: dict[str, float]) -> list[str]:
+    """Returns figures as short lines: `PSNR 23.1 dB`, `ST-LPIPS-alex 0.061`."""
+    return [f"{name} {value_of(name, value)}" for name, value in measured.items()]
+
+
+def value_of(name: str, value: float) -> str:
+    """Returns a figure's value as text."""
+    if name == "PSNR":
+        return "equal to the bit" if value == float("inf") else f"{value:.1f} dB"
+    return f"{value:.3f}"
+
+
+def favicon() -> str:
+    """Returns the head element with the page's icon: four patches, one of them masked."""
+    squares = "".join(
+        f'<rect x="{x}" y="{y}" width="14" height="14" rx="3" fill="{fill}"/>'
+        for x, y, fill in ((1, 1, "#6366f1"), (17, 1, "#a5b4fc"), (1, 17, "#c7c7d1"), (17, 17, "#4338ca"))
+    )
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{squares}</svg>'
+    return f'<link rel="icon" type="image/svg+xml" href="{data_uri(svg.encode(), "image/svg+xml")}">'

@@ -1,0 +1,95 @@
+"""The page: its tabs, its looks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr
+from gradio import themes
+
+from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
+from ldmae.app.skin import JOBS, WAITING
+from ldmae.app.workbench import Workbench
+from ldmae.core.errors import UserError
+
+STYLE = Path(__file__).with_name("style.css")
+FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+CLEANED_EVERY, KEPT_FOR = 600, 3600
+"""Seconds: how often, and after how long, files that the page has served are deleted."""
+SESSIONS = 200
+"""Visitors whose images are kept at once; the longest idle are forgotten first."""
+
+
+def build_page(bench: Workbench) -> gr.Blocks:
+    """Returns the page, not yet served.
+
+    Args:
+        bench: what it works with, shared by all visitors. What a visitor does is kept in their own session,
+            and forgotten after they left.
+    """
+    with gr.Blocks(
+        title=f"LDMAE · {bench.name}", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_FOR)
+    ) as page:
+        gr.HTML(markup.header(bench.name, bench.facts))
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
+            with gr.Tab("Generate"):
+                generate_tab.build(bench)
+            with gr.Tab("Look into the autoencoder"):
+                look_tab.build(bench, page)
+            with gr.Tab("Compare"):
+                compare_tab.build(bench)
+            with gr.Tab("Report") as report:
+                report_tab.build(bench, report)
+    page.queue(max_size=WAITING, default_concurrency_limit=2 * JOBS)
+    return page
+
+
+def launch(
+    page: gr.Blocks, bench: Workbench, host: str, port: int, share: bool = False, open_browser: bool = False
+) -> list[str]:
+    """Serves the page from threads of its own, and returns its addresses.
+
+    Nothing is fetched from elsewhere, and Gradio's extras that show what others do (monitoring) or keep what
+    one did (history of runs) are off.
+
+    Raises:
+        UserError: the page could not be served.
+    """
+    theme = themes.Default(
+        primary_hue=themes.colors.indigo,
+        secondary_hue=themes.colors.indigo,
+        neutral_hue=themes.colors.slate,
+        radius_size=themes.sizes.radius_lg,
+        font=FONT,
+        font_mono=MONO,
+    )
+    try:
+        _, here, elsewhere = page.launch(
+            theme=theme,
+            css=STYLE.read_text(encoding="utf-8"),
+            head=markup.favicon(),
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=open_browser,
+            max_file_size=bench.limits.bytes,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            state_session_capacity=SESSIONS,
+        )
+    except OSError as error:  # somebody took the port since it was looked at
+        raise UserError(
+            f"cannot serve the page on {host}:{port} ({error}); name another with --port"
+        ) from error
+    return [address for address in (here, elsewhere) if address]

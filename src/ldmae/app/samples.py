@@ -1,0 +1,101 @@
+"""Images to pick from on the page, near to what the model was trained on."""
+
+# n images, H W image
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldmae.contracts import ImageSource
+from ldmae.core.errors import UserError
+from ldmae.images.base import BUILTIN
+from ldmae.images.builtin import open_builtin
+from ldmae.images.index import open_images
+from ldmae.images.sources import DataConfig
+from ldmae.report.pictures import UNREADABLE
+
+COUNT = 12
+TRAINED_ON = ("emoji", "digits")
+"""Built-in sets that a model with the same classes was trained on."""
+UNSEEN = "the autoencoder has never seen them"
+SPREAD = 0.618
+"""Place within a class of the picture that is taken: neither its first nor its middle, which are alike."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image to pick."""
+
+    name: str
+    image: Image.Image
+    """RGB."""
+
+
+def sample_images(
+    run_folder: Path | None, class_names: Sequence[str], data: DataConfig | None = None
+) -> tuple[list[Sample], str]:
+    """Chooses images to look into an autoencoder with.
+
+    A run's held-out images, where its evaluation has left some; else those of the built-in set that the model
+    was trained on; else pictures of the built-in set whose classes the model knows; else photographs that lie
+    in scikit-image and scikit-learn.
+
+    Args:
+        run_folder: of the model, or None.
+        class_names: that the model knows, by label.
+        data: what the model was trained on, where that is known.
+
+    Returns:
+        The images, at least two, and a sentence on where they are from.
+    """
+    if run_folder is not None:
+        held_out = _held_out(run_folder / "results" / "reconstruction_pairs.npz")
+        if len(held_out) > 1:
+            return held_out, f"held-out images of the run: {UNSEEN}"
+    if data is not None and data.source in BUILTIN:
+        with tempfile.TemporaryDirectory() as cache, contextlib.suppress(UserError):  # its data.val is gone
+            source = open_images(data, Path(cache), progress=False)[1]
+            text = f"held-out {data.source} pictures: {UNSEEN} ({source.licence})"
+            return _one_of_each_class(source, COUNT), text
+    for name in TRAINED_ON:
+        source = _with_classes(name, list(class_names))
+        if source is not None:
+            text = f"{name} pictures; some were trained on ({source.licence})"
+            return _one_of_each_class(source, COUNT), text
+    photos = open_builtin("photos")
+    return _one_of_each_class(photos, COUNT), f"crops of {photos.licence}"
+
+
+def _held_out(path: Path) -> list[Sample]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            originals = arrays["originals"][:COUNT]
+        return [Sample(f"held-out {k + 1}", Image.fromarray(image)) for k, image in enumerate(originals)]
+    except UNREADABLE:  # none there, or damaged
+        return []
+
+
+def _with_classes(name: str, class_names: list[str]) -> ImageSource | None:
+    try:
+        source = open_builtin(name)
+    except UserError:  # its package is not installed
+        return None
+    return source if source.classes == class_names else None
+
+
+def _one_of_each_class(source: ImageSource, count: int) -> list[Sample]:
+    labels = np.asarray(source.labels)
+    chosen = []
+    for label, name in list(enumerate(source.classes))[:count]:
+        members = np.flatnonzero(labels == label)
+        if len(members):
+            index = int(members[int(SPREAD * len(members))])
+            chosen.append(Sample(name, source.read(index)))
+    return chosen

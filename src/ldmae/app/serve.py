@@ -1,0 +1,150 @@
+"""Opens the page: checks what it needs, loads the models, serves."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+
+from ldmae.app.uploads import MIB, Limits
+from ldmae.core.errors import UserError
+
+FIRST_PORT, PORTS = 7860, 40
+"""Where a free port is looked for if none is named."""
+
+
+def serve(
+    source: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    device: str = "auto",
+    perceptual: str = "st-lpips-alex",
+    compare: tuple[str, ...] = (),
+    max_upload_mb: float = 10,
+    max_megapixels: float = 50,
+    open_browser: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serves the page until it is interrupted.
+
+    On an address that other machines reach, and where the page is shared, visitors can compare only the
+    autoencoders in `compare`: see `workbench.may_name_sources`.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
+        host: address to listen on; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from all.
+        port: to listen on; None takes the first free one from 7860 on, 0 any.
+        share: also open a public address through gradio.live, which needs the network.
+        device: `auto`, or a device's name.
+        perceptual: name of the perceptual distance.
+        compare: autoencoders to offer for comparison.
+        max_upload_mb: MiB of an uploaded file at most.
+        max_megapixels: million pixels of an uploaded picture at most.
+        open_browser: open the page in the browser here.
+        say: prints.
+
+    Raises:
+        UserError: Gradio is missing, the port can't be had, or the source is none.
+    """
+    check_gradio()
+    limits = Limits(bytes=int(max_upload_mb * MIB), pixels=int(max_megapixels * 1e6))
+    port = free_port(host, port)
+    # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
+    folder = tempfile.mkdtemp(prefix="ldmae-app-")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    page = None
+    say(f"opening {source} …")
+    try:
+        from diffusers.utils.logging import disable_progress_bar
+
+        from ldmae.app.page import build_page, launch
+        from ldmae.app.workbench import may_name_sources, open_workbench
+        from ldmae.core.device import reuse_freed_memory
+
+        reuse_freed_memory()
+        disable_progress_bar()  # one for each loaded part of a pipeline says nothing
+        bench = open_workbench(
+            source,
+            device=device,
+            perceptual=perceptual,
+            offered=compare,
+            may_name=may_name_sources(host, share),
+            limits=limits,
+        )
+        page = build_page(bench)
+        for address in launch(page, bench, host, port, share, open_browser):
+            say(f"page: {address}")
+        say("Ctrl+C ends it")
+        wait_for_interrupt()
+    finally:
+        if page is not None:
+            page.close(verbose=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_interrupt() -> None:
+    """Returns when the user presses Ctrl+C, or the process is told to end."""
+    ended = threading.Event()
+    with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        while not ended.wait(1):
+            pass
+
+
+def check_gradio() -> None:
+    """Raises a UserError where Gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('the page needs Gradio, which is not installed; type: pip install "ldmae[app]"')
+
+
+def free_port(host: str, port: int | None) -> int:
+    """Returns a port that can be listened on.
+
+    Args:
+        host: the address.
+        port: None takes the first free one from `FIRST_PORT` on, 0 any.
+
+    Raises:
+        UserError: the port is in use or not allowed, no port is free, or the address is not this machine's.
+    """
+    if port is not None and not 0 <= port <= 65535:
+        raise UserError(f"a port is a number from 0 to 65535, got {port}; leave it out to take a free one")
+    for number in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]:
+        try:
+            return _bound(host, number)
+        except PermissionError as error:
+            raise UserError(f"port {number} is the system's; take one from 1024 on") from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(
+                    f"cannot listen on {host} ({error.strerror or error}); give --host an address of this "
+                    "machine: 127.0.0.1 (this machine alone) or 0.0.0.0 (all)"
+                ) from error
+            if port is not None:
+                raise UserError(
+                    f"port {number} on {host} is in use; name another with --port, or leave it out to take a "
+                    "free one"
+                ) from error
+    raise UserError(
+        f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} on {host} are all in use; name one with --port"
+    )
+
+
+def _bound(host: str, port: int) -> int:
+    """Binds a port for a moment and returns its number."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        if os.name != "nt":  # as uvicorn: a port whose last connections are still closing is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return probe.getsockname()[1]

@@ -1,0 +1,124 @@
+"""Pictures that visitors send: looked at before they are decoded, then decoded as training images are."""
+
+# H W image height and width in pixels, S side of the square that a model gets
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+from ldmae.images.transforms import center_crop, open_picture, to_rgb, to_tensor
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+"""What `ldmae.images` reads from folders, by Pillow's names. Others are not decoded for visitors: Pillow
+would start Ghostscript for EPS, and ICO and ICNS may hold larger pictures than they say."""
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a visitor may send."""
+
+    bytes: int = 10 * MIB
+    """Size of a file at most."""
+    pixels: int = 50_000_000
+    """Height times width of a picture at most, as its head says: decoded it takes up to 8 bytes a pixel."""
+
+    def __post_init__(self) -> None:
+        if self.bytes < 1 or self.pixels < 1:
+            raise UserError(
+                f"uploads need room: at least 1 byte and 1 pixel, got {self.bytes} and {self.pixels}; "
+                "give a positive --max-upload-mb and --max-megapixels"
+            )
+
+
+def read_upload(path: Path | str, limits: Limits) -> bytes:
+    """Returns the content of a file that was sent, and removes it: nothing of a visitor's stays on the disk.
+
+    Raises:
+        UserError: the file is gone or too large.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > limits.bytes:
+            raise too_large(size, limits)
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError("the file did not arrive whole; send it again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def too_large(size: int, limits: Limits) -> UserError:
+    """Returns the error for a file of more bytes than a visitor may send."""
+    return UserError(
+        f"the file has {size / MIB:.1f} MiB, and this page takes {limits.bytes / MIB:g} MiB at most; "
+        "send a smaller one"
+    )
+
+
+def decode_picture(content: bytes, limits: Limits) -> Image.Image:
+    """Decodes a picture as a viewer shows it: first frame, upright, 8-bit RGB, alpha on white.
+
+    Its format and its height and width are read first and refused where they are too large, so that a few
+    kilobytes that unfold to gigabytes (a decompression bomb) are never decoded.
+
+    Args:
+        content: the file.
+        limits: how large it may be.
+
+    Raises:
+        UserError: it is too large, no picture, of another format, or broken.
+    """
+    image = _opened(content, limits)
+    width, height = image.size
+    if width * height > limits.pixels:
+        raise UserError(
+            f"the picture has {width:,} × {height:,} pixels, and this page takes "
+            f"{limits.pixels / 1e6:g} million at most; send a smaller one"
+        )
+    try:
+        return to_rgb(image)
+    except Exception as error:  # decoders raise whatever they like on broken files
+        raise UserError(
+            f"the {image.format} picture is broken or cut off ({_first_line(error)}); send it again"
+        ) from error
+
+
+def _opened(content: bytes, limits: Limits) -> Image.Image:
+    if len(content) > limits.bytes:
+        raise too_large(len(content), limits)
+    try:
+        image = open_picture(content)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"the picture has more than {limits.pixels / 1e6:g} million pixels, which is more than this page "
+            "takes; send a smaller one"
+        ) from error
+    except Exception as error:  # as above
+        raise UserError(
+            f"that is not a picture this page can read ({_first_line(error)}); it takes PNG, JPEG, WebP, "
+            "BMP, GIF and TIFF"
+        ) from error
+    if image.format not in FORMATS:
+        raise UserError(
+            f"{image.format} pictures are not read here; this page takes PNG, JPEG, WebP, BMP, GIF and TIFF"
+        )
+    return image
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def squared(image: Image.Image, size: int) -> Tensor:
+    """Returns the centred square of an RGB image as (1, 3, S, S) in [-1, 1], as training images are."""
+    return to_tensor(center_crop(image, size))[None]

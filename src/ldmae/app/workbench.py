@@ -1,0 +1,232 @@
+"""What the page works with: the models, opened once and shared by all visitors, and what visitors may do."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ldmae.app.compare import check_hub, may_be_hub_name
+from ldmae.app.generate import picture_size
+from ldmae.app.looking import Looker
+from ldmae.app.samples import Sample, sample_images
+from ldmae.app.turns import Turns
+from ldmae.app.uploads import Limits
+from ldmae.config import load_config
+from ldmae.core.device import device_name, pick_device
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.evaluation.efficiency import count_parameters
+from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, settings_of
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.recipes.generation import pipeline_classes
+
+GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
+"""What a pipeline without settings of a run starts from: guidance that most class-conditional models like."""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Models and rules of one page. Nothing in it changes while the page is open, but whose turn it is."""
+
+    source: str
+    """As the owner named it; never shown to visitors from elsewhere, as it may be a path."""
+    pipeline: LDMAEPipeline
+    """On its device, in evaluation mode."""
+    class_names: list[str]
+    """By label."""
+    defaults: SamplingConfig
+    """What the controls begin with."""
+    size: int
+    """Pixels along a side of generated pictures."""
+    samples: list[Sample]
+    """Images to pick from."""
+    samples_from: str
+    """Where they are from, in words."""
+    perceptual: PerceptualDistance
+    """On the CPU."""
+    looker: Looker
+    """The pipeline's autoencoder."""
+    offered: dict[str, str] = field(default_factory=dict)
+    """Other autoencoders that the owner offers for comparing: what the page calls them, and their sources."""
+    may_name: bool = False
+    """Whether visitors may name further folders and Hub names; see `may_name_sources`."""
+    limits: Limits = field(default_factory=Limits)
+    turns: Turns = field(default_factory=Turns)
+
+    @property
+    def name(self) -> str:
+        """What the page calls the model: the last part of its path or name."""
+        return short_name(self.source)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run that the model is of, or None."""
+        return Path(self.source) if is_run_folder(self.source) else None
+
+    @property
+    def choices(self) -> list[str]:
+        """Autoencoders that can be compared without being spelled out; the page's own is first."""
+        return [self.own_name, *self.offered]
+
+    @property
+    def own_name(self) -> str:
+        """What the comparison calls the page's own autoencoder."""
+        return f"{self.name} (this page's)"
+
+    def load(self, name: str) -> Any:
+        """Loads an autoencoder by its name in `choices`, or as `load_autoencoder` does; see `check_names`.
+
+        Raises:
+            UserError: there is no such autoencoder.
+        """
+        if name == self.own_name:
+            return self.pipeline.vae
+        source = self.offered.get(name, name)
+        if may_be_hub_name(source) and not Path(source).exists():
+            check_hub(source)
+        return load_autoencoder(source)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models compute."""
+        return self.pipeline.device
+
+    @property
+    def guidable(self) -> bool:
+        """Whether the diffusion model has a null class to be guided away from."""
+        return getattr(self.pipeline.transformer, "null_class", None) is not None
+
+    @cached_property
+    def facts(self) -> list[str]:
+        """What there is to say of the models, a few words each."""
+        autoencoder, diffusion = (
+            count_parameters(model)[0] / 1e6 for model in (self.pipeline.vae, self.pipeline.transformer)
+        )
+        classes = len(self.class_names)
+        return [
+            f"{self.size} × {self.size} pixels",
+            f"{classes} classes" if classes > 1 else "one class",
+            f"autoencoder {autoencoder:.3g} M parameters",
+            f"diffusion model {diffusion:.3g} M",
+            device_name(self.device),
+        ]
+
+
+def open_workbench(
+    source: str,
+    *,
+    device: str = "auto",
+    perceptual: str = "st-lpips-alex",
+    offered: tuple[str, ...] = (),
+    may_name: bool = False,
+    limits: Limits | None = None,
+) -> Workbench:
+    """Opens the models of a page.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
+        device: `auto`, or a device's name.
+        perceptual: name of the perceptual distance, as in `evaluation.perceptual`.
+        offered: other autoencoders to compare with, in any form that `ldmae evaluate` takes: they are the
+            owner's choice, so that `package.module:Name` is allowed.
+        may_name: whether visitors may name further ones.
+        limits: of uploads.
+
+    Raises:
+        UserError: there is no such pipeline, device, distance or offered autoencoder.
+    """
+    if Path(source).name == "pipeline" and is_run_folder(str(Path(source).parent)):
+        source = str(Path(source).parent)  # a run's own: its settings, images and report are at hand
+    pipeline = load_pipeline(source).to(pick_device(device))
+    names = pipeline_classes(pipeline)
+    run = Path(source) if is_run_folder(source) else None
+    size = picture_size(pipeline)
+    made_with = settings_of(source)
+    settings = None if made_with is None else load_config(made_with)
+    samples, samples_from = sample_images(run, names, None if settings is None else settings.data)
+    distance = load_perceptual(perceptual)
+    images = [sample.image for sample in samples]
+    for other in offered:
+        load_autoencoder(other)  # a mistake is told before the page opens; it is loaded anew when asked for
+    return Workbench(
+        source=source,
+        pipeline=pipeline,
+        class_names=names,
+        defaults=_defaults(pipeline) if settings is None else settings.sampling,
+        size=size,
+        samples=samples,
+        samples_from=samples_from,
+        perceptual=distance,
+        looker=Looker(pipeline.vae, size, images, distance, _deviation(pipeline)),
+        offered=_named(offered),
+        may_name=may_name,
+        limits=limits or Limits(),
+    )
+
+
+def short_name(source: str) -> str:
+    """Returns the last part of a path or of a Hub name, or what stands behind `pretrained:`."""
+    if Path(source).exists():
+        return Path(source).resolve().name
+    return source.removeprefix("pretrained:").rpartition("/")[2]
+
+
+def _named(sources: tuple[str, ...]) -> dict[str, str]:
+    """Returns sources by short names, numbered where two have the same."""
+    named: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        name, number = short_name(source), 2
+        while name in named:
+            name, number = f"{short_name(source)} ({number})", number + 1
+        named[name] = source
+    return named
+
+
+def runs_nearby(source: str) -> list[str]:
+    """Returns run folders with a trained autoencoder beside a source and in `runs/`, but for the source."""
+    parents = dict.fromkeys([Path(source).parent, Path("runs")] if Path(source).exists() else [Path("runs")])
+    found = [path for parent in parents for path in sorted(parent.glob("*/autoencoder/config.json"))[:20]]
+    own = Path(source).resolve()
+    return [str(path.parents[1]) for path in found if path.parents[1].resolve() != own]
+
+
+def _defaults(pipeline: LDMAEPipeline) -> SamplingConfig:
+    """Returns usual settings of sampling, with the pipeline's own time shift."""
+    guided = getattr(pipeline.transformer, "null_class", None) is not None
+    return SamplingConfig(
+        guidance_scale=GUIDANCE if guided else 1.0,
+        guidance_interval=list(INTERVAL),
+        timestep_shift=1 / pipeline.scheduler.config["shift"],
+    )
+
+
+def _deviation(pipeline: LDMAEPipeline) -> list[float] | None:
+    """Returns the deviation of the raw latents that the diffusion model was trained on, where it is told."""
+    own = cast(Any, pipeline.config)["latents_std"]
+    return own or pipeline.vae.config.get("latents_std")
+
+
+def may_name_sources(host: str, share: bool) -> bool:
+    """Says whether visitors may name folders and Hub names of their own.
+
+    Only where the page answers to this machine alone. Whoever names a folder learns whether it exists and
+    what the model in it makes of an image, and whoever names a repository on the Hub fills the owner's disk
+    and memory; visitors from elsewhere therefore choose among what the owner offers. Nobody, not even on this
+    machine, may name `package.module:Name` on the page: that would run code.
+    """
+    return not share and is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,478 @@
+"""The page in a real browser, end to end: Debian's chromium, driven by Playwright."""
+
+import io
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+from ldmae.app.generate import read_settings
+from ldmae.app.uploads import MIB, Limits
+from ldmae.app.workbench import Workbench, open_workbench
+
+from .conftest import CLASSES, photo
+
+gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+
+LIMITS = Limits(bytes=MIB // 4, pixels=1_000_000)
+PATIENCE = 20_000
+"""Milliseconds that the page may take for anything, on a slow machine that does other things too."""
+
+
+class Brake:
+    """Makes every evaluation of the diffusion model last longer, for jobs that are to be caught at work."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.steps = 0
+
+    def __call__(self, *_: object) -> None:
+        self.steps += 1
+        time.sleep(self.seconds)
+
+
+@pytest.fixture(scope="module")
+def served(
+    folders: SimpleNamespace, browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    """The page of the tiny run, served by this process to browsers on this machine."""
+    from ldmae.app.page import build_page, launch
+    from ldmae.app.serve import free_port
+
+    bench = open_workbench(
+        str(folders.run), device="cpu", may_name=True, limits=LIMITS, offered=(str(folders.other),)
+    )
+    uploads = tmp_path_factory.mktemp("uploads")
+    brake = Brake()
+    bench.pipeline.transformer.register_forward_pre_hook(brake)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        page = build_page(bench)
+        (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
+        yield SimpleNamespace(address=address, bench=bench, brake=brake, uploads=uploads)
+        page.close(verbose=False)
+
+
+@pytest.fixture
+def page(browser: Browser, served: SimpleNamespace) -> Iterator[Page]:
+    served.brake.seconds = 0.0
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield visit(context, served)
+    context.close()
+
+
+def visit(context: BrowserContext, served: SimpleNamespace) -> Page:
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    page = context.new_page()
+    page.goto(served.address)
+    page.locator("#generate").wait_for()
+    return page
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def drop(page: Page, key: str, name: str, content: bytes) -> None:
+    file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    page.locator(f"#{key} input[type=file]").set_input_files(file)  # type: ignore[arg-type]
+
+
+def slide(page: Page, key: str, value: float) -> None:
+    page.locator(f"#{key} input[type=range]").fill(str(value))
+
+
+def number(page: Page, label: str) -> Locator:
+    return page.get_by_label(f"number input for {label}", exact=True)
+
+
+def wish(page: Page, *, class_name: str = "", count: int = 2, seed: int = 3, steps: int = 5) -> None:
+    if class_name:
+        page.get_by_label("Class", exact=True).click()
+        page.get_by_role("option", name=class_name).click()
+    number(page, "Number of pictures").fill(str(count))
+    number(page, "Steps").fill(str(steps))
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_label("Seed", exact=True).press("Tab")
+
+
+def saved(page: Page) -> list[bytes]:
+    """Returns the PNG files that the page offers to save, once they are there."""
+    links = page.locator("#generate-pictures a.ld-save[download$='.png']")
+    links.first.wait_for()
+    return [_download(page, link) for link in links.all()]
+
+
+def _download(page: Page, link: Locator) -> bytes:
+    with page.expect_download() as download:
+        link.click()
+    return Path(download.value.path()).read_bytes()
+
+
+def generate(page: Page) -> list[bytes]:
+    """Presses the button, waits for new pictures, and returns their files."""
+    page.evaluate("document.querySelectorAll('#generate-pictures a').forEach(link => link.dataset.old = 1)")
+    page.locator("#generate").click()
+    page.locator("#generate-pictures a:not([data-old])").first.wait_for()
+    expect(page.locator("#generate-status")).to_contain_text(re.compile(r"pictures? in "))
+    return saved(page)
+
+
+def shown(page: Page, key: str, place: int) -> np.ndarray:
+    """Returns the pixels of a picture that the page shows."""
+    address = page.locator(f"#{key} img").nth(place).get_attribute("src")
+    assert address is not None
+    data = page.evaluate(
+        "async address => [...new Uint8Array(await (await fetch(address)).arrayBuffer())]", address
+    )
+    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wait_until(page: Page, true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        page.wait_for_timeout(50)
+
+
+def jobs() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ldmae-job"]
+
+
+def message(page: Page) -> Locator:
+    return page.get_by_test_id("toast-body")
+
+
+# ---- generate
+
+
+def test_pictures_are_generated_and_carry_their_settings(page: Page):
+    page.get_by_label("Class", exact=True).click()
+    options = page.get_by_role("option").all_inner_texts()
+    assert [option.strip("✓ \n") for option in options] == ["every class in turn", *CLASSES]
+    page.keyboard.press("Tab")
+    wish(page, class_name="hearts", count=3, seed=11)
+    settings = [read_settings(content) for content in generate(page)]
+    assert [(each["class"], each["seed"], each["steps"]) for each in settings] == [
+        ("hearts", 11, 5),
+        ("hearts", 12, 5),
+        ("hearts", 13, 5),
+    ]
+    assert settings[0]["guidance"] == 2.0  # the run's own
+    assert settings[0]["guidance_interval"] == [0.2, 0.9]
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(page: Page):
+    wish(page, count=1, seed=4)
+    first, again = generate(page), generate(page)
+    assert first == again
+    wish(page, count=1, seed=5)
+    assert generate(page) != first
+
+
+def test_a_dropped_picture_fills_in_its_settings_and_is_made_again(page: Page):
+    wish(page, class_name="clocks", count=2, seed=21, steps=6)
+    page.get_by_text("Guidance interval, solver").click()
+    page.get_by_label("Heun").check()
+    number(page, "Guide from t =").fill("0.4")
+    number(page, "Guide from t =").press("Tab")
+    picture = generate(page)[1]
+    page.reload()
+    expect(number(page, "Steps")).to_have_value("7")
+    drop(page, "settings-drop", "renamed.png", picture)
+    expect(page.locator("#generate-status")).to_contain_text("Settings filled in: clocks, seed 22")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("22")
+    expect(number(page, "Steps")).to_have_value("6")
+    expect(number(page, "Number of pictures")).to_have_value("1")
+    page.get_by_text("Guidance interval, solver").click()
+    expect(page.get_by_label("Heun")).to_be_checked()
+    expect(number(page, "Guide from t =")).to_have_value("0.4")
+    (again,) = generate(page)
+    gap = _pixels(again).astype(int) - _pixels(picture)
+    assert np.abs(gap).max() <= 1
+    assert read_settings(again) == read_settings(picture)
+
+
+def _pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_pictures_are_shown_on_their_way_and_the_job_can_be_stopped(page: Page, served: SimpleNamespace):
+    served.brake.seconds = 0.1
+    wish(page, count=2, steps=200)
+    expect(page.locator("#generate-stop")).to_be_disabled()
+    page.locator("#generate").click()
+    expect(page.locator("#generate-pictures")).to_contain_text("on its way")
+    expect(page.locator("#generate-status")).to_contain_text(re.compile(r"step \d+ of 200 .* to go"))
+    before = shown(page, "generate-pictures", 0)
+    wait_until(page, lambda: not np.array_equal(before, shown(page, "generate-pictures", 0)))
+    page.locator("#generate-stop").click()
+    expect(page.locator("#generate-status")).to_contain_text("Stopped.")
+    wait_until(page, lambda: not jobs(), 5)
+    steps = served.brake.steps
+    page.wait_for_timeout(500)
+    assert served.brake.steps == steps
+    expect(page.locator("#generate-stop")).to_be_disabled()
+    served.brake.seconds = 0.0
+    wish(page, count=1)
+    assert len(generate(page)) == 1  # and the page works on
+
+
+def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: SimpleNamespace):
+    served.brake.seconds = 0.1
+    context = browser.new_context()
+    leaving = visit(context, served)
+    wish(leaving, count=1, steps=250)
+    leaving.locator("#generate").click()
+    expect(leaving.locator("#generate-status")).to_contain_text("of 250")
+    assert jobs()
+    context.close()
+    wait_until(page, lambda: not jobs(), 15)
+    assert served.bench.turns._line == served.bench.turns._line.__class__()
+
+
+def test_settings_that_make_no_sense_are_told(page: Page):
+    page.get_by_text("Guidance interval, solver").click()
+    number(page, "Guide from t =").fill("0.95")
+    number(page, "to t =").fill("0.5")
+    number(page, "to t =").press("Tab")
+    page.locator("#generate").click()
+    expect(message(page)).to_contain_text("before it begins")
+    expect(page.locator("#generate-stop")).to_be_disabled()
+
+
+def test_a_file_without_settings_is_told_and_the_drop_zone_is_free_again(page: Page):
+    for name, content in (("notes.txt", b"hello"), ("other.png", png(photo()))):
+        drop(page, "settings-drop", name, content)
+        expect(message(page).last).to_contain_text("made, as it was downloaded")
+        page.get_by_test_id("toast-close").first.click()
+        page.locator("#settings-drop input[type=file]").wait_for(state="attached")
+
+
+# ---- look
+
+
+def test_an_uploaded_image_is_looked_into(page: Page, served: SimpleNamespace):
+    tab(page, "Look into")
+    expect(page.locator("#look-whole img")).to_have_count(4)
+    before = shown(page, "look-whole", 0)
+    drop(page, "look-drop", "mine.png", png(photo(seed=7)))
+    wait_until(page, lambda: not np.array_equal(before, shown(page, "look-whole", 0)))
+    looker = served.bench.looker
+    latent = looker.encode(photo(seed=7))
+    assert np.array_equal(shown(page, "look-whole", 0), latent.picture)
+    assert np.array_equal(shown(page, "look-whole", 1), looker.reconstruction(latent).picture)
+    expect(page.locator("#look-whole")).to_contain_text("PSNR")
+    expect(page.locator("#look-whole")).to_contain_text("ST-LPIPS-alex")
+    assert list(served.uploads.rglob("mine.png")) == []  # nothing of a visitor's stays on the disk
+    page.locator("#look-drop input[type=file]").wait_for(state="attached")
+
+
+def test_sliders_change_the_pictures(page: Page, served: SimpleNamespace):
+    tab(page, "Look into")
+    page.locator("#look-samples button").nth(2).click()
+    looker = served.bench.looker
+    latent = looker.encode(served.bench.samples[2].image)
+    wait_until(page, lambda: np.array_equal(shown(page, "look-whole", 0), latent.picture))
+    slide(page, "strength", 8)
+    expect(page.locator("#look-whole")).to_contain_text("Difference × 8")
+    slide(page, "epsilon", 0.5)
+    expect(page.locator("#look-noise")).to_contain_text("ε = 0.5")
+    assert np.array_equal(shown(page, "look-noise", 0), looker.noisy(latent, 0.5).picture)
+    tab(page, "Hidden patches")
+    slide(page, "hidden-share", 0.25)
+    expect(page.locator("#look-hidden")).to_contain_text("25% of 16 patches hidden")
+    sees = shown(page, "look-hidden", 1)
+    assert np.array_equal(sees, looker.hidden(latent, 0.25)[0])
+    page.locator("#hide-others").click()
+    wait_until(page, lambda: not np.array_equal(sees, shown(page, "look-hidden", 1)))
+
+
+def test_two_images_are_mixed(page: Page, served: SimpleNamespace):
+    tab(page, "Look into")
+    tab(page, "Between two images")
+    expect(page.locator("#look-between img")).to_have_count(8)
+    page.locator("#second-samples button").nth(3).click()
+    samples, looker = served.bench.samples, served.bench.looker
+    ends = [looker.encode(samples[k].image) for k in (0, 3)]
+    wait_until(page, lambda: np.array_equal(shown(page, "look-between", 2), ends[1].picture))
+    slide(page, "between-t", 0.25)
+    expect(page.locator("#look-between")).to_contain_text("t = 0.25")
+    wait_until(page, lambda: np.array_equal(shown(page, "look-between", 1), looker.between(*ends, [0.25])[0]))
+    drop(page, "second-drop", "mine.webp", _webp(photo(seed=5)))
+    other = looker.encode(Image.open(io.BytesIO(_webp(photo(seed=5)))).convert("RGB"))
+    wait_until(page, lambda: np.array_equal(shown(page, "look-between", 2), other.picture))
+
+
+def _webp(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
+
+
+def test_wrong_files_are_told_and_change_nothing(page: Page):
+    tab(page, "Look into")
+    expect(page.locator("#look-whole img")).to_have_count(4)
+    before = shown(page, "look-whole", 0)
+    wide = io.BytesIO()
+    Image.new("1", (1001, 1000)).save(wide, "PNG")
+    wrong = [
+        ("notes.png", b"hello", "not a picture this page can read"),
+        ("half.png", png(photo())[:300], "broken or cut off"),
+        ("wide.png", wide.getvalue(), "1,001 × 1,000 pixels"),
+    ]
+    for name, content, told in wrong:
+        drop(page, "look-drop", name, content)
+        expect(message(page)).to_contain_text(told)
+        expect(message(page)).not_to_contain_text("Traceback")
+        page.get_by_test_id("toast-close").first.click()
+        page.locator("#look-drop input[type=file]").wait_for(state="attached")
+    assert np.array_equal(before, shown(page, "look-whole", 0))
+
+
+def test_too_large_a_file_is_told_by_the_page_and_refused_by_the_server(page: Page, served: SimpleNamespace):
+    tab(page, "Look into")
+    expect(page.locator("#look-whole img")).to_have_count(4)
+    large = b"\x89PNG\r\n\x1a\n" + bytes(LIMITS.bytes)
+    drop(page, "look-drop", "large.png", large)
+    expect(message(page)).to_contain_text("exceed")
+    answer = page.request.post(
+        f"{served.address}gradio_api/upload",
+        multipart={"files": {"name": "large.png", "mimeType": "image/png", "buffer": large}},
+    )
+    assert answer.status == 413
+
+
+# ---- compare
+
+
+def type_name(page: Page, name: str) -> None:
+    field = page.locator("#compare-names input")
+    field.click()
+    field.fill(name)
+    field.press("Enter")
+    field.press("Escape")
+
+
+def test_autoencoders_are_compared(page: Page, folders: SimpleNamespace):
+    tab(page, "Compare")
+    drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
+    page.locator("#compare").click()
+    expect(page.locator("#compare-status")).to_contain_text("2 of 2 autoencoders measured")
+    result = page.locator("#compare-result")
+    expect(result.locator("figure")).to_have_count(3)
+    for name in ("small (this page's)", "other", "PSNR", "ST-LPIPS-alex", "parameters", "encode", "decode"):
+        expect(result).to_contain_text(name)
+    type_name(page, str(folders.pipeline))
+    page.locator("#compare").click()
+    expect(page.locator("#compare-status")).to_contain_text("3 of 3 autoencoders measured")
+
+
+def test_a_wrong_name_is_told(page: Page):
+    tab(page, "Compare")
+    wrong = {
+        "no-such-folder": "there is no folder no-such-folder",
+        "os.path:join": "only folders and Hub names can be named",
+    }
+    for name, told in wrong.items():
+        type_name(page, name)
+        page.locator("#compare").click()
+        expect(message(page)).to_contain_text(re.compile(told, re.I))
+        page.get_by_test_id("toast-close").first.click()
+        page.locator("#compare-names").get_by_role("button", name=f"Remove {name}").click()
+
+
+# ---- report, visitors, looks
+
+
+def test_the_report_is_shown_in_a_frame_without_rights(page: Page):
+    tab(page, "Report")
+    frame = page.locator("iframe.ld-report")
+    expect(frame).to_have_attribute("sandbox", "")
+    expect(page.frame_locator("iframe.ld-report").get_by_role("heading")).to_have_text("Report of the run")
+
+
+def test_two_visitors_work_at_once_and_see_only_their_own(
+    page: Page, browser: Browser, served: SimpleNamespace
+):
+    context = browser.new_context()
+    other = visit(context, served)
+    served.brake.seconds = 0.05
+    wish(page, class_name="hearts", count=1, seed=100, steps=60)
+    page.locator("#generate").click()
+    expect(page.locator("#generate-status")).to_contain_text("of 60")
+    # the other one generates and looks, while the first one's job goes on
+    wish(other, class_name="faces", count=1, seed=200, steps=3)
+    (mine,) = generate(other)
+    assert read_settings(mine)["seed"] == 200
+    tab(other, "Look into")
+    drop(other, "look-drop", "mine.png", png(photo(seed=6)))
+    picture = served.bench.looker.encode(photo(seed=6)).picture
+    wait_until(other, lambda: np.array_equal(shown(other, "look-whole", 0), picture))
+    expect(page.locator("#generate-status")).to_contain_text("of 60")
+    served.brake.seconds = 0.0
+    assert [read_settings(content)["seed"] for content in saved(page)] == [100]
+    tab(page, "Look into")
+    assert not np.array_equal(shown(page, "look-whole", 0), picture)
+    context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_every_tab_fits_its_window_asks_for_nothing_elsewhere_and_complains_of_nothing(
+    browser: Browser, served: SimpleNamespace, width: int, scheme: str
+):
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    strange: list[str] = []
+    page.on("pageerror", lambda error: strange.append(str(error)))
+    page.on("console", lambda said: strange.append(said.text) if said.type == "error" else None)
+    page.on("request", lambda request: strange.append(request.url) if _foreign(request.url, served) else None)
+    page.goto(served.address)
+    for name in ("Generate", "Look into", "Compare", "Report"):
+        tab(page, name)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    colours = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colours)[:3])) < 200) == (scheme == "dark")
+    # the report has a script, and is the only one to be complained of
+    assert [text.split("because")[0] for text in strange] == ["Blocked script execution in 'about:srcdoc' "]
+    context.close()
+
+
+def _foreign(address: str, served: SimpleNamespace) -> bool:
+    return not address.startswith((served.address, "data:", "blob:", "about:"))
+
+
+def test_visitors_from_elsewhere_get_no_field_for_names(folders: SimpleNamespace, browser: Browser):
+    from ldmae.app.page import build_page, launch
+    from ldmae.app.serve import free_port
+
+    bench: Workbench = open_workbench(str(folders.run), device="cpu", may_name=False, limits=LIMITS)
+    built = build_page(bench)
+    (address,) = launch(built, bench, "127.0.0.1", free_port("127.0.0.1", 0))
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(address)
+    tab(page, "Compare")
+    type_name(page, str(folders.other))
+    expect(page.locator("#compare-names")).not_to_contain_text(str(folders.other))
+    whole = page.content() + page.evaluate("JSON.stringify(window.gradio_config)")
+    assert str(folders.base) not in whole  # nor does the page say where the models lie
+    context.close()
+    built.close(verbose=False)

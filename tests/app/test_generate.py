@@ -1,0 +1,282 @@
+import io
+import json
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldmae.app.generate import (  # the page shows what they make
+    KEY,
+    MOST_PICTURES,
+    MOST_STEPS,
+    SEEDS,
+    SHOWN,
+    Progress,
+    Wish,
+    _own_pipeline,
+    _Preview,
+    check_wish,
+    generate,
+    picture_size,
+    read_settings,
+    wish_from,
+)
+from ldmae.app.turns import Stopped
+from ldmae.core.errors import UserError
+from ldmae.core.random import generator
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.evaluation.reconstruction import to_uint8
+
+from .conftest import CLASSES, SIZE
+
+
+def wish(label: int | None = 1, count: int = 2, **sampling) -> Wish:
+    chosen = {"num_inference_steps": 4, "guidance_scale": 2.0, "seed": 5} | sampling
+    return Wish(label=label, count=count, sampling=SamplingConfig(**chosen))
+
+
+def pixels(made) -> np.ndarray:
+    return np.stack([np.asarray(one.image) for one in made]).astype(int)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_the_same_wish_gives_the_same_pictures(pipeline, solver):
+    first, second = (generate(pipeline, wish(solver=solver), CLASSES) for _ in range(2))
+    assert [one.png() for one in first] == [one.png() for one in second]
+    assert pixels(first).std() > 5
+
+
+def test_another_seed_class_or_solver_gives_another_picture(pipeline):
+    first = pixels(generate(pipeline, wish(count=1), CLASSES))
+    for other in (wish(count=1, seed=6), wish(2, count=1), wish(count=1, solver="heun")):
+        assert (first != pixels(generate(pipeline, other, CLASSES))).any()
+
+
+def test_each_picture_has_a_seed_of_its_own_that_makes_it_again_alone(pipeline):
+    made = generate(pipeline, wish(count=3), CLASSES)
+    assert [one.settings["seed"] for one in made] == [5, 6, 7]
+    alone = generate(pipeline, wish(count=1, seed=7), CLASSES)
+    assert np.abs(pixels(made)[2] - pixels(alone)[0]).max() <= 1
+
+
+def test_pictures_are_those_of_the_pipeline_itself(pipeline):
+    made = generate(pipeline, wish(guidance_interval=[0.1, 0.8], timestep_shift=0.5), CLASSES)
+    expected = pipeline(
+        [1, 1],
+        guidance_scale=2.0,
+        guidance_interval=(0.1, 0.8),
+        num_inference_steps=4,
+        timestep_shift=0.5,
+        generator=[generator(5 + k, "sample", 0) for k in range(2)],
+    ).images
+    assert np.abs(pixels(made) - np.stack([np.asarray(image) for image in expected])).max() <= 1
+
+
+def test_every_class_comes_in_turn_where_none_is_chosen(pipeline):
+    made = generate(pipeline, wish(None, count=4), CLASSES)
+    assert [one.settings["class"] for one in made] == ["faces", "hearts", "clocks", "faces"]
+    alone = generate(pipeline, wish(2, count=1, seed=7), CLASSES)
+    assert np.abs(pixels(made)[2] - pixels(alone)[0]).max() <= 1
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 4), ("heun", 7)])
+def test_progress_is_told_after_every_evaluation(pipeline, solver, evaluations):
+    seen: list[Progress] = []
+    generate(pipeline, wish(solver=solver), CLASSES, report=seen.append)
+    assert [news.done for news in seen[:evaluations]] == list(range(1, evaluations + 1))
+    assert {news.total for news in seen} == {evaluations}
+    assert all(x.seconds <= y.seconds for x, y in pairwise(seen))
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_preview_is_where_the_path_ends_if_it_goes_straight_on(pipeline, solver):
+    own = _own_pipeline(pipeline, solver)
+    own.scheduler.set_timesteps(4)
+    sigmas = own.scheduler.sigmas
+    noise, end = (torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    preview = _Preview(own)
+    shown = [preview.after(k, sigmas[k + 1] * noise + (1 - sigmas[k + 1]) * end) for k in range(3)]
+    assert shown[0] is None
+    first = next(pictures for pictures in shown if pictures is not None)
+    expected = to_uint8(own.decode_latents(end)).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(first - expected).max() <= 1
+
+
+def test_previews_are_of_the_first_few_pictures_and_not_of_every_step(pipeline):
+    seen: list[Progress] = []
+    generate(pipeline, wish(count=SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
+    previews = [news.preview for news in seen if news.preview is not None]
+    assert 0 < len(previews) < 39
+    assert previews[0].shape == (SHOWN, SIZE, SIZE, 3)
+    assert previews[0].dtype == np.uint8
+
+
+def test_a_job_ends_at_once_when_its_report_says_so(pipeline):
+    seen = []
+
+    def report(news: Progress) -> None:
+        seen.append(news)
+        if news.done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        generate(pipeline, wish(num_inference_steps=50), CLASSES, report=report)
+    assert len(seen) == 2
+
+
+def test_a_shared_pipeline_is_not_changed_and_serves_several_at_once(pipeline):
+    scheduler, config = pipeline.scheduler, dict(pipeline.scheduler.config)
+    wishes = [wish(count=1, seed=3), wish(count=2, solver="heun", seed=9), wish(0, num_inference_steps=9)]
+    expected = [[one.png() for one in generate(pipeline, each, CLASSES)] for each in wishes]
+    found: dict[int, list[bytes]] = {}
+
+    def work(k: int) -> None:
+        found[k] = [one.png() for one in generate(pipeline, wishes[k], CLASSES)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found[k] for k in range(3)] == expected
+    assert pipeline.scheduler is scheduler
+    assert dict(pipeline.scheduler.config) == config
+
+
+def test_the_size_of_pictures_is_known_without_generating(pipeline):
+    assert picture_size(pipeline) == SIZE
+
+
+# ---- settings that travel with a picture
+
+
+def test_a_picture_carries_what_makes_it_again(pipeline):
+    sampling = {
+        "guidance_interval": [0.1, 0.8],
+        "timestep_shift": 0.5,
+        "guidance_channels": 3,
+        "solver": "heun",
+    }
+    made = generate(pipeline, wish(None, count=3, **sampling), CLASSES, "mine")[2]
+    settings = read_settings(made.png())
+    assert settings["model"] == "mine"
+    again = wish_from(settings, CLASSES, SIZE)
+    assert again == wish(2, count=1, seed=7, **sampling)
+    assert np.abs(pixels(generate(pipeline, again, CLASSES)) - pixels([made])).max() <= 1
+
+
+def test_a_picture_is_named_after_its_class_and_seed(pipeline):
+    (made,) = generate(pipeline, wish(count=1), ["a", "what/ever: <b>", "c"])
+    assert made.file_name == "ldmae-what-ever---b-5.png"
+
+
+def png(settings: object = None, key: str = KEY) -> bytes:
+    text = PngInfo()
+    text.add_text(key, settings if isinstance(settings, str) else json.dumps(settings))
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+GOOD = {
+    "class": "hearts",
+    "label": 1,
+    "seed": 4,
+    "steps": 10,
+    "solver": "euler",
+    "guidance": 3.0,
+    "guidance_interval": [0.0, 1.0],
+    "guidance_channels": None,
+    "timestep_shift": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "no PNG with settings"),
+        (png(GOOD)[:30], "no PNG with settings"),
+        (png(GOOD, "parameters"), "carries no settings of ldmae"),
+        (png("{not json"), "no PNG with settings"),
+        (png([1, 2]), "carries no settings of ldmae"),
+    ],
+)
+def test_a_file_without_settings_is_told(content, message):
+    with pytest.raises(UserError, match=message):
+        read_settings(content)
+
+
+def test_another_format_is_no_png():
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "JPEG")
+    with pytest.raises(UserError, match="no PNG with settings"):
+        read_settings(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10**9}, "takes 1 to 250 steps"),
+        ({"steps": "many"}, "incomplete or damaged"),
+        ({"steps": 2.5}, "no whole number"),
+        ({"steps": True}, "no number"),
+        ({"seed": -1}, "the seed must be"),
+        ({"seed": SEEDS}, "the seed must be"),
+        ({"guidance": float("nan")}, "no number"),
+        ({"guidance": float("inf")}, "no number"),
+        ({"guidance_interval": [0.9, 0.1]}, "guidance_interval"),
+        ({"guidance_interval": 3}, "incomplete or damaged"),
+        ({"solver": "__import__('os')"}, "euler or heun"),
+        ({"timestep_shift": -1}, "timestep_shift"),
+        ({"timestep_shift": 0}, "the time shift must be"),
+        ({"timestep_shift": 4}, "the time shift must be"),
+        ({"guidance": 11}, "the guidance must be from 0 to 10"),
+        ({"guidance": 10**400}, "incomplete or damaged"),
+        ({"steps": 10**400}, "incomplete or damaged"),
+        ({"class": "dragons"}, "class 'dragons', which this model does not know"),
+        ({"label": 9, "class": "heart"}, "did you mean 'hearts'"),
+    ],
+)
+def test_settings_that_somebody_made_up_are_refused(changes, message):
+    settings = read_settings(png(GOOD | changes))
+    with pytest.raises(UserError, match=message):
+        wish_from(settings, CLASSES, SIZE)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_setting_may_be_missing(name):
+    settings = {key: value for key, value in GOOD.items() if key != name}
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        wish_from(settings, CLASSES, SIZE)
+
+
+def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
+    assert wish_from(GOOD | {"label": 0}, CLASSES, SIZE).label == 1
+    assert wish_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], SIZE).label == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (wish(count=0), f"1 to {MOST_PICTURES} pictures"),
+        (wish(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} pictures"),
+        (wish(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
+        (wish(count=3, seed=SEEDS - 2), "the seed must be"),
+        (wish(label=3), "there is no class 3"),
+        (wish(label=-2), "there is no class -2"),
+    ],
+)
+def test_nobody_may_wish_for_too_much(bad, message):
+    with pytest.raises(UserError, match=message):
+        check_wish(bad, 3, SIZE)
+
+
+def test_of_large_pictures_fewer_are_made_at_once():
+    check_wish(wish(count=16), 3, 512)
+    check_wish(wish(count=3, seed=SEEDS - 3), 3, SIZE)
+    with pytest.raises(UserError, match="1 to 16 pictures"):
+        check_wish(wish(count=17), 3, 512)

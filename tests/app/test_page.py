@@ -1,0 +1,89 @@
+"""What the page is built of, for models of other kinds; how it works is seen in the browser."""
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.app.workbench import open_workbench
+
+from .conftest import tiny_pipeline, tiny_vae
+
+gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+
+
+def built(bench) -> dict:
+    """Returns the properties of the page's components, by label or by id."""
+    from ldmae.app.page import build_page
+
+    page = build_page(bench)
+    found = {}
+    for component in page.get_config_file()["components"]:
+        properties = component["props"]
+        for key in (properties.get("label"), properties.get("elem_id")):
+            if key:
+                found[key] = properties
+    return found
+
+
+def test_controls_begin_with_the_settings_of_the_run(bench):
+    parts = built(bench)
+    assert parts["Guidance"]["value"] == 2.0
+    assert (parts["Guide from t ="]["value"], parts["to t ="]["value"]) == (0.2, 0.9)
+    assert parts["Steps"]["value"] == 7
+    assert parts["Time shift"]["value"] == 0.5
+    assert parts["hidden-share"]["interactive"] is not False
+
+
+def test_what_a_model_cannot_do_is_switched_off_and_explained(tmp_path):
+    pipeline = tiny_pipeline(["only"])
+    pipeline.register_modules(vae=tiny_vae(use_mask_token=False))
+    pipeline.save_pretrained(tmp_path / "one")
+    parts = built(open_workbench(str(tmp_path / "one")))
+    assert parts["Guidance"]["interactive"] is False
+    assert "no null class" in parts["Guidance"]["info"]
+    assert parts["Guidance"]["value"] == 1.0
+    assert [choice[0] for choice in parts["Class"]["choices"]] == ["only"]
+    assert parts["hidden-share"]["interactive"] is False
+
+
+def test_the_page_opens_with_another_autoencoder_too(tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+    transformer = LightningDiTTransformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_classes=2,
+    )
+    LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "kl")
+    bench = open_workbench(str(tmp_path / "kl"))
+    assert bench.size == 32
+    assert bench.class_names == ["0", "1"]
+    parts = built(bench)
+    assert parts["hidden-share"]["interactive"] is False
+    assert len(parts["Class"]["choices"]) == 3
+
+
+def test_classes_of_the_same_name_are_told_apart(tmp_path):
+    tiny_pipeline(["crane", "heron", "crane"]).save_pretrained(tmp_path / "birds")
+    parts = built(open_workbench(str(tmp_path / "birds")))
+    names = [choice[0] for choice in parts["Class"]["choices"]]
+    assert names == ["every class in turn", "crane (0)", "heron", "crane (2)"]
+
+
+def test_nothing_can_be_called_but_through_the_page(bench):
+    from ldmae.app.page import build_page
+
+    page = build_page(bench)
+    assert page.get_api_info()["named_endpoints"] == {}
+    assert all(each["api_visibility"] == "private" for each in page.get_config_file()["dependencies"])

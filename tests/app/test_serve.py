@@ -1,0 +1,109 @@
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ldmae.app.serve import FIRST_PORT, PORTS, check_gradio, free_port, serve
+from ldmae.core.errors import UserError
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_port_in_use_is_told(taken):
+    with pytest.raises(UserError, match=f"port {taken} on 127.0.0.1 is in use; name another with --port"):
+        free_port("127.0.0.1", taken)
+
+
+def test_without_a_port_the_first_free_one_is_taken(monkeypatch, taken):
+    assert free_port("127.0.0.1", None) in range(FIRST_PORT, FIRST_PORT + PORTS)
+    monkeypatch.setattr("ldmae.app.serve.FIRST_PORT", taken)
+    monkeypatch.setattr("ldmae.app.serve.PORTS", 1)
+    with pytest.raises(UserError, match="are all in use"):
+        free_port("127.0.0.1", None)
+    assert free_port("127.0.0.1", 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("203.0.113.7", 8123, "cannot listen on 203.0.113.7"),
+        ("no.such.host.invalid", 8123, "cannot listen on no.such.host.invalid"),
+        ("127.0.0.1", 70000, "a port is a number from 0 to 65535"),
+        ("127.0.0.1", -1, "a port is a number from 0 to 65535"),
+    ],
+)
+def test_an_address_that_is_none_of_this_machine_is_told(host, port, message):
+    with pytest.raises(UserError, match=message):
+        free_port(host, port)
+
+
+def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
+    )
+    with pytest.raises(UserError, match=r'pip install "ldmae\[app\]"'):
+        check_gradio()
+    with pytest.raises(UserError, match=r'pip install "ldmae\[app\]"'):
+        serve("nowhere")
+
+
+def test_a_wrong_source_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "put back afterwards")
+    with pytest.raises(UserError, match="there is no pipeline nowhere"):
+        serve("nowhere", port=0)
+    assert list(tmp_path.glob("ldmae-app-*")) == []
+
+
+def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
+    """In a process of its own, as a user starts it; everything else is tested in this one."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "ldmae", "app", str(folders.pipeline), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("opening ")
+            line = process.stdout.readline()
+            assert line.startswith("page: http://127.0.0.1:"), line
+            address = line.removeprefix("page: ").strip()
+            with urllib.request.urlopen(address, timeout=20) as answer:
+                assert b"LDMAE" in answer.read()
+            for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
+                _refuses_or_is_empty(f"{address}{hidden}")
+            (private,) = tmp_path.glob("ldmae-app-*")
+            assert private.stat().st_mode & 0o077 == 0
+        finally:
+            process.send_signal(signal.SIGINT)
+            code = process.wait(30)
+    assert code in (0, 130)
+    assert list(tmp_path.glob("ldmae-app-*")) == []
+
+
+def _refuses_or_is_empty(address: str) -> None:
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            text = answer.read().decode()
+    except urllib.error.HTTPError:
+        return
+    assert '"named_endpoints":{}' in text.replace(" ", ""), f"{address}: {text[:300]}"
+
+
+def test_the_page_needs_no_file_beside_the_package():
+    assert (Path(importlib.util.find_spec("ldmae.app").submodule_search_locations[0]) / "style.css").is_file()

@@ -1,0 +1,119 @@
+"""What the tabs share, and what their controls mean."""
+
+import asyncio
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+
+from ldmae.app.generate_tab import values_of, wish_of  # noqa: E402 - where there is Gradio
+from ldmae.app.skin import KEPT, as_message, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.core.errors import UserError  # noqa: E402
+
+from .conftest import photo  # noqa: E402
+
+
+def test_a_mistake_is_told_in_full_and_as_text():
+    message = as_message(UserError("there is no <b>class</b>"))
+    assert message.message == "There is no &lt;b&gt;class&lt;/b&gt;"
+    assert as_message(UserError("os:getcwd is no folder")).message.startswith("os:getcwd")
+    assert message.print_exception is False
+
+
+def test_of_any_other_error_the_visitor_learns_nothing_and_the_log_everything(caplog):
+    message = as_message(RuntimeError("secret /path")).message
+    assert "secret" not in message
+    assert "went wrong on the server" in message
+    assert "secret /path" in caplog.text
+    assert "memory" in as_message(torch.OutOfMemoryError("x")).message
+
+
+def test_handlers_tell_their_errors():
+    @told
+    def broken(value: int) -> None:
+        raise UserError(f"it is {value}")
+
+    with pytest.raises(gradio.Error) as caught:
+        broken(3)
+    assert caught.value.message == "It is 3"
+    assert caught.value.__cause__ is None
+
+    @told_stream
+    async def breaking(value: int):
+        yield value
+        raise UserError(f"it was {value}")
+
+    async def follow() -> list[int]:
+        return [item async for item in breaking(4)]
+
+    with pytest.raises(gradio.Error) as caught:
+        asyncio.run(follow())
+    assert caught.value.message == "It was 4"
+
+
+def test_a_stream_that_nobody_follows_any_more_is_closed():
+    closed = []
+
+    @told_stream
+    async def stream():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(True)
+
+    async def leave() -> None:
+        following = stream()
+        await anext(following)
+        await following.aclose()
+
+    asyncio.run(leave())
+    assert closed == [True]
+
+
+VALUES = (1, 4, 99, 20, 2.5, 0.1, 0.9, "heun", 0.5, 3)
+
+
+def test_controls_and_wishes_say_the_same():
+    for values in (VALUES, (-1, 1, 0, 1, 1.0, 0.0, 1.0, "euler", 1.0, 0)):
+        assert values_of(wish_of(values)) == list(values)
+    assert wish_of((-1, *VALUES[1:])).label is None
+    assert wish_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
+
+
+@pytest.mark.parametrize("place", range(len(VALUES)))
+def test_an_empty_field_is_told(place):
+    with pytest.raises(UserError, match="a field is empty"):
+        wish_of((*VALUES[:place], None, *VALUES[place + 1 :]))
+
+
+def test_an_interval_that_ends_before_it_begins_is_told():
+    with pytest.raises(UserError, match=r"end at t = 0\.1, before it begins at 0\.9"):
+        wish_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
+
+
+def test_of_a_huge_picture_its_middle_is_kept(bench, tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 2 * KEPT), "red").save(buffer, "PNG")
+    (tmp_path / "huge.png").write_bytes(buffer.getvalue())
+    assert uploaded(bench, str(tmp_path / "huge.png")).size == (KEPT, KEPT)
+    photo(70, 50).save(tmp_path / "small.png")
+    assert uploaded(bench, str(tmp_path / "small.png")).size == (70, 50)
+    with pytest.raises(UserError, match="no file arrived"):
+        uploaded(bench, None)
+
+
+@pytest.mark.parametrize("index", [-1, 5, 10**9, "0", 1.0, None, True])
+def test_only_images_that_are_there_can_be_picked(bench, index):
+    with pytest.raises(UserError, match="there is no such image"):
+        picked(bench, SimpleNamespace(index=index))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="there is no such image"):
+        picked(bench, SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_picked_image_is_the_one_that_was_clicked(bench):
+    assert picked(bench, SimpleNamespace(index=3)) is bench.samples[3].image  # type: ignore[arg-type]

@@ -1,0 +1,136 @@
+import io
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmae.app.uploads import Limits, decode_picture, read_upload, squared
+from ldmae.core.errors import UserError
+from ldmae.images.transforms import center_crop, to_rgb, to_tensor
+
+from .conftest import photo
+
+LIMITS = Limits(bytes=200_000, pixels=10_000)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def png_head(width: int, height: int) -> bytes:
+    """Returns a PNG that says it is as large as that, and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+PICTURES = {
+    "png": encoded(photo()),
+    "jpeg": encoded(photo(), "JPEG", quality=90),
+    "cmyk": encoded(photo().convert("CMYK"), "JPEG"),
+    "webp": encoded(photo(), "WEBP"),
+    "bmp": encoded(photo(), "BMP"),
+    "gif": encoded(photo(), "GIF", save_all=True, append_images=[photo(seed=1)]),
+    "tiff": encoded(photo(), "TIFF"),
+    "palette": encoded(photo().quantize(16)),
+    "grey": encoded(photo().convert("L")),
+    "grey 16 bits": encoded(Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50) * 30)),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_every_format_is_decoded_as_training_images_are(kind):
+    decoded = decode_picture(PICTURES[kind], LIMITS)
+    assert decoded.mode == "RGB"
+    assert decoded.size == (50, 40)
+    assert decoded.tobytes() == to_rgb(Image.open(io.BytesIO(PICTURES[kind]))).tobytes()
+
+
+def test_a_photograph_comes_out_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_picture(encoded(photo(), "JPEG", exif=exif.tobytes()), LIMITS)
+    assert decoded.size == (40, 50)
+
+
+def test_what_is_transparent_comes_out_white():
+    decoded = decode_picture(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), LIMITS)
+    assert set(decoded.getdata()) == {(255, 255, 255)}
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match=r"12,000 × 12,000 pixels, and this page takes 0\.01 million at most"):
+        decode_picture(png_head(12_000, 12_000), LIMITS)
+
+
+def test_a_decompression_bomb_is_refused_at_once():
+    began = time.monotonic()
+    with pytest.raises(UserError, match="pixels"):
+        decode_picture(png_head(60_000, 60_000), LIMITS)
+    assert time.monotonic() - began < 1
+
+
+def test_a_picture_of_as_many_pixels_as_allowed_is_taken():
+    assert decode_picture(encoded(Image.new("RGB", (100, 100))), LIMITS).size == (100, 100)
+    with pytest.raises(UserError, match="100 × 101"):
+        decode_picture(encoded(Image.new("RGB", (100, 101))), LIMITS)
+
+
+def test_a_file_of_too_many_bytes_is_refused():
+    with pytest.raises(UserError, match=r"the file has 0\.2 MiB, and this page takes 0\.19\d+ MiB at most"):
+        decode_picture(bytes(200_001), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"hello", "not a picture this page can read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture this page can read"),
+        (PICTURES["png"][:200], "the PNG picture is broken or cut off"),
+        (PICTURES["jpeg"][:-100], "the JPEG picture is broken or cut off"),
+    ],
+)
+def test_what_is_no_picture_is_told(content, message):
+    with pytest.raises(UserError, match=message):
+        decode_picture(content, LIMITS)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ICO", "ICO"), ("EPS", "EPS"), ("PPM", "PPM")])
+def test_formats_that_could_start_programs_or_hide_their_size_are_refused(kind, name):
+    with pytest.raises(UserError, match=f"{name} pictures are not read here"):
+        decode_picture(encoded(photo(), kind), LIMITS)
+
+
+def test_nothing_that_was_sent_stays_on_the_disk(tmp_path: Path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"abc")
+    large.write_bytes(bytes(LIMITS.bytes + 1))
+    assert read_upload(small, LIMITS) == b"abc"
+    with pytest.raises(UserError, match="send a smaller one"):
+        read_upload(large, LIMITS)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="did not arrive"):
+        read_upload(small, LIMITS)
+
+
+def test_limits_must_leave_room():
+    with pytest.raises(UserError, match="--max-upload-mb"):
+        Limits(bytes=0)
+
+
+def test_squared_prepares_an_image_as_for_training():
+    image = photo(90, 70)
+    assert squared(image, 32).shape == (1, 3, 32, 32)
+    assert squared(image, 32)[0].equal(to_tensor(center_crop(image, 32)))

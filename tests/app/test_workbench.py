@@ -1,0 +1,145 @@
+from types import SimpleNamespace
+
+import pytest
+
+from ldmae.app.samples import sample_images
+from ldmae.app.workbench import (
+    is_loopback,
+    may_name_sources,
+    open_workbench,
+    runs_nearby,
+    short_name,
+)
+from ldmae.config import load_config
+from ldmae.core.errors import UserError
+from ldmae.images.builtin import open_builtin
+from ldmae.images.index import open_images
+
+from .conftest import CLASSES, SIZE, tiny_pipeline
+
+
+def test_a_run_brings_its_own_settings_images_and_statistics(bench, folders):
+    assert bench.name == "small"
+    assert bench.run_folder == folders.run
+    assert bench.class_names == CLASSES
+    assert bench.size == SIZE
+    assert bench.defaults.guidance_interval == [0.2, 0.9]
+    assert bench.defaults.num_inference_steps == 7
+    assert len(bench.samples) == 5
+    assert "held-out" in bench.samples_from
+    assert bench.looker.deviation.flatten().tolist() == pytest.approx([0.8] * 4)
+    assert bench.guidable
+
+
+def test_the_pipeline_in_a_run_folder_is_the_run(folders):
+    assert open_workbench(str(folders.run / "pipeline")).run_folder == folders.run
+
+
+def test_a_pipeline_begins_with_usual_settings_and_its_own_time_shift(folders):
+    bench = open_workbench(str(folders.pipeline))
+    assert bench.run_folder is None
+    assert bench.defaults.guidance_scale == 3.0
+    assert bench.defaults.timestep_shift == pytest.approx(0.5)  # the scheduler's shift is 2
+    assert "photographs" in bench.samples_from
+    assert len(bench.samples) >= 8
+
+
+def test_a_model_of_one_class_begins_without_guidance(tmp_path):
+    tiny_pipeline(["only"]).save_pretrained(tmp_path / "one")
+    bench = open_workbench(str(tmp_path / "one"))
+    assert not bench.guidable
+    assert bench.defaults.guidance_scale == 1.0
+    assert "one class" in bench.facts
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere", {}, "there is no pipeline nowhere"),
+        ("PIPELINE", {"device": "tpu"}, "no device 'tpu'"),
+        ("PIPELINE", {"perceptual": "lpips"}, "unknown perceptual distance"),
+        ("PIPELINE", {"offered": ("nowhere",)}, "there is no nowhere"),
+        ("OTHER", {}, "no model_index.json"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_page_opens(folders, source, options, message):
+    named = {"PIPELINE": str(folders.pipeline), "OTHER": str(folders.other)}
+    with pytest.raises(UserError, match=message):
+        open_workbench(named.get(source, source), **options)
+
+
+def test_offered_autoencoders_go_by_short_names(folders, tmp_path):
+    (tmp_path / "other").symlink_to(folders.other)
+    offered = (str(folders.other), str(tmp_path / "other" / ".." / "other"), str(folders.other))
+    bench = open_workbench(str(folders.pipeline), offered=offered)
+    assert bench.choices[0] == "pipeline (this page's)"
+    assert bench.choices[1:] == ["other", "other (2)"]
+    assert bench.load(bench.own_name) is bench.pipeline.vae
+    assert bench.load("other").config["latent_channels"] == 8
+    with pytest.raises(UserError):
+        bench.load("no-such-name")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("owner/name", "name"), ("pretrained:emoji", "emoji"), (".", "HERE")]
+)
+def test_a_source_goes_by_the_last_part_of_its_name(source, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_name(source) == (tmp_path.name if name == "HERE" else name)
+
+
+def test_runs_beside_a_run_are_suggested(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs_nearby(str(folders.run)) == []
+    (tmp_path / "runs").symlink_to(folders.base / "runs")
+    assert runs_nearby("owner/name") == ["runs/small"]
+
+
+@pytest.mark.parametrize(
+    ("host", "share", "allowed"),
+    [
+        ("127.0.0.1", False, True),
+        ("localhost", False, True),
+        ("::1", False, True),
+        ("127.0.0.1", True, False),
+        ("0.0.0.0", False, False),
+        ("192.168.1.5", False, False),
+        ("example.org", False, False),
+    ],
+)
+def test_only_visitors_from_this_machine_may_name_sources(host, share, allowed):
+    assert may_name_sources(host, share) is allowed
+    assert is_loopback(host) or not allowed
+
+
+def test_a_model_of_emoji_or_digits_is_shown_such(tmp_path):
+    for name in ("emoji", "digits"):
+        source = open_builtin(name)
+        samples, text = sample_images(None, source.classes)
+        assert [sample.name for sample in samples] == source.classes[:12]
+        assert text.startswith(f"{name} pictures")
+
+
+def test_a_model_whose_data_is_known_is_shown_what_was_held_out_of_them(tmp_path):
+    data = load_config("emoji").data
+    held_out = open_images(data, tmp_path, progress=False)[1]
+    samples, text = sample_images(None, ["whatever"], data)
+    assert "held-out emoji pictures" in text
+    pixels = {held_out.read(k).tobytes() for k in range(len(held_out))}
+    assert all(sample.image.tobytes() in pixels for sample in samples)
+    assert len(samples) > 5
+    assert {sample.name for sample in samples} <= set(held_out.classes)
+
+
+def test_a_damaged_file_of_held_out_images_is_passed_over(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reconstruction_pairs.npz").write_bytes(b"damaged")
+    samples, text = sample_images(tmp_path, ["a", "b"])
+    assert "photographs" in text
+    assert len(samples) > 1
+
+
+def test_facts_name_no_path(bench, folders):
+    assert isinstance(folders, SimpleNamespace)
+    assert "32 × 32 pixels" in bench.facts
+    assert not any("/" in fact for fact in [bench.name, bench.own_name, *bench.facts])

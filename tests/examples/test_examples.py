@@ -1,0 +1,350 @@
+"""Every script in examples/ runs at toy size, and does what its tutorial says."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from scipy.io import savemat
+from typer.testing import CliRunner
+
+from ldmae import AutoencoderVMAE, LDMAEPipeline
+from ldmae.cli import app
+from ldmae.conversion import load_official_vmae
+from ldmae.loading import load_autoencoder
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py"))
+EXTENSIONS = sorted((EXAMPLES / "extend").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Works in an empty folder, and leaves the import path as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for path in EXTENSIONS:
+        sys.modules.pop(path.stem, None)
+
+
+def load(script: str) -> ModuleType:
+    """Imports a script, as its own test would not find it among the installed packages."""
+    spec = importlib.util.spec_from_file_location(f"example_{Path(script).stem}", EXAMPLES / script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *arguments: str | Path) -> Any:
+    """Calls a script's `main` with arguments, as its command line does."""
+    return load(script).main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that `train_on_your_images.py` leaves."""
+    folder = tmp_path_factory.mktemp("trained")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        run("train_on_your_images.py", "--out", "runs/mine")
+    finally:
+        os.chdir(here)
+    return folder / "runs" / "mine"
+
+
+def test_training_on_a_folder_leaves_samples_figures_and_a_pipeline(trained: Path) -> None:
+    classes = sorted(path.name for path in (trained.parent / "toy-images").iterdir())
+    assert classes == ["faces", "flags"]
+    assert Image.open(trained / "one.png").size == (32, 32)
+    assert len(list((trained / "samples" / "images").glob("*.png"))) == 4
+    assert (trained / "report.html").is_file()
+    figures = {
+        entry["name"]: entry["value"]
+        for entry in json.loads((trained / "results.json").read_text())["results"]
+    }
+    assert figures["PSNR"] > 10
+    assert {"SSIM", "ST-LPIPS-alex", "KID-efficientnet_lite0"} <= set(figures)
+    loaded = LDMAEPipeline.from_pretrained(trained / "pipeline")
+    assert loaded.config.id2label == {"0": "faces", "1": "flags"} or loaded.config.id2label == {
+        0: "faces",
+        1: "flags",
+    }
+    losses = [
+        line["loss"]
+        for line in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+        if line["stage"] == "autoencoder.pretraining" and "loss" in line
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_typing_the_same_command_again_redoes_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (trained / "stages.json").read_text()
+    monkeypatch.chdir(trained.parent.parent)
+    run("train_on_your_images.py", "--out", "runs/mine")
+    finished = [stage["finished"] for stage in json.loads(before)["stages"] if stage["name"] != "report"]
+    after = json.loads((trained / "stages.json").read_text())["stages"]
+    assert [stage["finished"] for stage in after if stage["name"] != "report"] == finished
+
+
+def test_vmae_in_a_diffusers_program_restores_saves_and_swaps(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = run("vmae_in_diffusers.py")
+    assert measured["psnr"] > 18
+    assert measured["slicing"] == pytest.approx(0, abs=1e-4)
+    assert measured["saved"] == 0
+    assert measured["deviation"] == pytest.approx(1, abs=0.01)
+    assert 0 < measured["half"] < 0.02
+    printed = capsys.readouterr().out
+    assert "AutoencoderKL: a 64 × 64 picture" in printed
+    assert "AutoencoderVMAE: a 64 × 64 picture" in printed
+
+
+def test_vmae_of_a_run_goes_through_the_same_program(trained: Path) -> None:
+    assert run("vmae_in_diffusers.py", "--vae", trained / "autoencoder")["saved"] == 0
+
+
+def test_diffusion_is_trained_on_the_latents_of_another_autoencoder(tmp_path: Path) -> None:
+    pipeline = run("another_autoencoder.py", "--out", tmp_path / "run")
+    assert isinstance(pipeline.vae, AutoencoderKL)
+    assert pipeline.transformer.config.in_channels == 4
+    assert len(pipeline.config.latents_std) == 4
+    stages = [stage["name"] for stage in json.loads((tmp_path / "run" / "stages.json").read_text())["stages"]]
+    assert stages == ["latents", "diffusion", "pipeline", "samples"]
+    assert pipeline([3], num_inference_steps=2).images[0].size == (32, 32)
+
+
+def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path: Path) -> None:
+    figures = run("measure_autoencoders.py", "--out", tmp_path / "results")
+    unfitted, fitted = figures.values()
+    assert fitted["PSNR"] > unfitted["PSNR"] + 10
+    assert fitted["ST-LPIPS-alex-AUC"] < unfitted["ST-LPIPS-alex-AUC"]
+    assert fitted["parameters"] == unfitted["parameters"] == 192 + 16 * 192
+    shown = (EXAMPLES.parent / "docs" / "tutorials" / "measured.txt").read_text(encoding="utf-8")
+    for name in ("PSNR", "ST-LPIPS-alex", "rho(pattern)"):
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
+        for text, value in zip(line.split()[1:], (unfitted[name], fitted[name]), strict=True):
+            assert float(text) == pytest.approx(value, rel=0.02), name
+
+
+def test_costs_are_those_of_the_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("plan_costs.py", "smoke", "--devices", "2", "--teraflops", "1")
+    assert [line.split(" | ")[1] for line in lines[2:]] == [
+        "autoencoder.pretraining",
+        "autoencoder.tuning",
+        "diffusion",
+    ]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert "30 × 32" in lines[2]
+
+
+def test_official_files_become_a_pipeline_and_go_back(tmp_path: Path) -> None:
+    pipeline = run("official_checkpoints.py", "--out", tmp_path)
+    assert Image.open(tmp_path / "picture.png").size == (64, 64)
+    again = load_official_vmae(tmp_path / "vmae-again.pth", 2, 2).state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in pipeline.vae.state_dict().items())
+    assert pipeline.vae.config.latents_std == [1.0] * 16
+    loaded = LDMAEPipeline.from_pretrained(tmp_path / "pipeline")
+    assert isinstance(loaded.vae, AutoencoderVMAE)
+
+
+def test_official_files_given_by_name_are_the_ones_opened(tmp_path: Path) -> None:
+    paths = load("official_checkpoints.py").make_official_files(tmp_path)
+    names = {"vmae.pth": "--vmae", "lightningdit.pt": "--transformer", "latents_stats.pt": "--latents-stats"}
+    arguments = [part for name, option in names.items() for part in (option, paths[name])]
+    pipeline = run("official_checkpoints.py", *arguments, "--out", tmp_path / "out")
+    assert pipeline.num_timesteps == 249
+
+
+def test_official_files_convert_on_the_command_line_as_the_tutorial_types_it(tmp_path: Path) -> None:
+    load("official_checkpoints.py").make_official_files(tmp_path)
+    heads = ["--encoder-heads", "2", "--decoder-heads", "2"]
+    for words in (
+        ["convert", "vmae.pth", "vmae", "--latents-stats", "latents_stats.pt", *heads],
+        ["convert", "lightningdit.pt", "transformer", "--num-classes", "10"],
+        ["convert", "vmae", "again.pth", "--to-official"],
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    official, opened = load_autoencoder("official:vmae.pth"), AutoencoderVMAE.from_pretrained("vmae")
+    again = load_official_vmae("again.pth", 2, 2)
+    assert opened.config.latents_std == [1.0] * 16
+    for name, weight in official.state_dict().items():
+        assert torch.equal(weight, opened.state_dict()[name])
+        assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_imagenet_archives_become_class_folders(tmp_path: Path) -> None:
+    """On archives of the official layout with two classes."""
+    archives, out = tmp_path / "archives", tmp_path / "imagenet"
+    archives.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, format="JPEG")
+
+    def tarball(path: Path | io.BytesIO, members: dict[str, bytes], mode: str = "w") -> None:
+        where: dict[str, Any] = {"fileobj": path} if isinstance(path, io.BytesIO) else {"name": path}
+        with tarfile.open(mode=mode, **where) as archive:  # type: ignore[call-overload]
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    classes = {}
+    for wordnet, count in (("n01440764", 3), ("n01443537", 2)):
+        inner = io.BytesIO()
+        tarball(inner, {f"{wordnet}_{i}.JPEG": picture.getvalue() for i in range(count)})
+        classes[f"{wordnet}.tar"] = inner.getvalue()
+    tarball(archives / "ILSVRC2012_img_train.tar", classes)
+    tarball(
+        archives / "ILSVRC2012_img_val.tar",
+        {f"ILSVRC2012_val_{i + 1:08d}.JPEG": picture.getvalue() for i in range(3)},
+    )
+    meta, kinds = io.BytesIO(), [("ILSVRC2012_ID", "f8"), ("WNID", object), ("words", object)]
+    savemat(meta, {"synsets": np.array([(1, "n01440764", "tench"), (2, "n01443537", "goldfish")], kinds)})
+    data = "ILSVRC2012_devkit_t12/data"
+    tarball(
+        archives / "ILSVRC2012_devkit_t12.tar.gz",
+        {f"{data}/meta.mat": meta.getvalue(), f"{data}/ILSVRC2012_validation_ground_truth.txt": b"2\n1\n2\n"},
+        "w:gz",
+    )
+
+    assert run("prepare_imagenet.py", archives, out) == (5, 3)
+    assert sorted(path.name for path in (out / "train").iterdir()) == ["n01440764", "n01443537"]
+    assert [path.name for path in (out / "val" / "n01440764").iterdir()] == ["ILSVRC2012_val_00000002.JPEG"]
+    assert len(list((out / "val" / "n01443537").iterdir())) == 2
+
+
+def test_imagenet_archives_that_lack_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"lacks ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"):
+        run("prepare_imagenet.py", tmp_path, tmp_path / "out")
+
+
+def test_the_three_properties_are_drawn_from_a_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent.parent)  # whose images the run names by a relative path
+    paths = run("draw_three_properties.py", trained, "--out", tmp_path / "pictures", "--images", "4")
+    assert {path.stem for path in paths} == {
+        *("smoothness", "smoothness-curve", "interpolation"),
+        *("compression", "reconstruction", "masking"),
+    }
+    figures = json.loads((tmp_path / "pictures" / "figures.json").read_text())
+    measured = json.loads((trained / "results.json").read_text())["results"]
+    assert figures["PSNR"] == pytest.approx(
+        next(r["value"] for r in measured if r["name"] == "PSNR"), abs=1e-5
+    )
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.mode == "P", path  # 256 colours
+            assert len(picture.getcolors(256) or []) > 8, path
+        committed = EXAMPLES.parent / "docs" / "pictures" / path.name
+        assert committed.stat().st_size < 120_000, committed
+
+
+# ---- extensions
+
+
+def test_a_new_objective_trains_by_its_own_term() -> None:
+    lines = [json.loads(line) for line in load("extend/new_objective.py").main(steps=20)]
+    first, last = lines[0]["terms"], lines[-1]["terms"]
+    assert set(first) == {"visible", "masked", "kl", "turned"}
+    assert last["turned"] < 0.6 * first["turned"]
+    assert last["visible"] < 0.6 * first["visible"]
+
+
+def test_a_new_autoencoder_restores_and_is_saved_as_diffusers_saves(tmp_path: Path) -> None:
+    module = load("extend/new_autoencoder.py")
+    autoencoder = module.photo_components()
+    image = torch.rand(2, 3, 64, 32) * 2 - 1
+    latents = autoencoder.encode(image).latent
+    assert latents.shape == (2, 16, 8, 4)
+    restored = autoencoder.decode(latents).sample
+    again = autoencoder.encode(restored).latent
+    torch.testing.assert_close(
+        again, latents, atol=1e-4, rtol=0
+    )  # a projection: the second time loses nothing
+    autoencoder.save_pretrained(tmp_path)
+    loaded = module.PatchComponents.from_pretrained(tmp_path)
+    assert torch.equal(loaded.axes, autoencoder.axes)
+
+
+def test_a_new_autoencoder_carries_the_whole_diffusion(tmp_path: Path) -> None:
+    from ldmae.config import load_config
+    from ldmae.recipes import encode, run_arrows, save_pipeline, train_diffusion
+
+    sys.path.insert(0, str(EXAMPLES / "extend"))
+    overrides = ["data=digits", "autoencoder.source=new_autoencoder:photo_components"]
+    settings = load_config("smoke", [*overrides, "diffusion.model.patch_size=1"])
+    run_arrows(settings, tmp_path / "run", encode, train_diffusion, save_pipeline)
+    pipeline = LDMAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert type(pipeline.vae).__name__ == "PatchComponents"
+    assert len(pipeline.config.latents_mean) == 16
+
+
+def test_a_new_metric_stands_beside_the_others_in_results_and_report(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent.parent)
+    module = load("extend/new_metric.py")
+    result = module.main(trained)
+    assert 1 < result.value < 4
+    assert result.note == "of 4 channels"
+    entries = json.loads((trained / "results.json").read_text())["results"]
+    assert {"rank", "reconstruction", "generation"} <= {entry["measurement"] for entry in entries}
+    assert "effective-rank" in (trained / "report.html").read_text()
+
+
+def test_effective_rank_counts_directions() -> None:
+    rank: Callable[[torch.Tensor], float] = load("extend/new_metric.py").effective_rank
+    torch.manual_seed(0)
+    assert rank(torch.randn(64, 8, 16, 16)) == pytest.approx(8, abs=0.05)
+    assert rank(torch.randn(64, 1, 16, 16).expand(-1, 8, -1, -1)) == pytest.approx(1, abs=1e-3)
+    assert math.isfinite(rank(torch.randn(4, 2, 2, 2)))
+
+
+@pytest.mark.parametrize("path", EXTENSIONS, ids=lambda path: path.stem)
+def test_extensions_are_under_60_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+
+
+# ---- all
+
+
+def test_every_script_is_tested_here() -> None:
+    assert set(re.findall(r'"([\w/]+\.py)"', Path(__file__).read_text(encoding="utf-8"))) == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith("extend/")])
+def test_every_script_tells_how_to_run_it(script: str) -> None:
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    assert f"python examples/{script}" in text.split('"""')[1]
+    assert 'if __name__ == "__main__":\n    main()\n' in text
+
+
+def test_a_script_runs_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "prepare_imagenet.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "archives" in done.stdout
