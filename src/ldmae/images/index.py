@@ -15,7 +15,7 @@ from PIL import Image
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
-from ldmae.core.progress import progress_bar
+from ldmae.core.progress import console, progress_bar
 from ldmae.images.base import Subset, with_classes
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.sources import DataConfig, held_out_share, open_source
@@ -253,6 +253,10 @@ def open_images(
     usable, index = _usable(source, config, cache_dir, progress)
     if share is not None:
         own = getattr(source, "held_out", None)
+        if own is not None and config.val != DataConfig().val:
+            console.print(
+                f"{source.name} holds images out by itself: data.val={config.val} plays no part", markup=False
+            )
         held_out = split_by_group(index.group[usable], share) if own is None else own[usable]
         train, unseen = _subset(source, usable[~held_out], index), _subset(source, usable[held_out], index)
     else:

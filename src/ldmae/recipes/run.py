@@ -20,7 +20,7 @@ from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import save_config
 from ldmae.contracts import ImageSource
-from ldmae.core.autoencoding import encode_moments
+from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
@@ -199,7 +199,7 @@ def run_autoencoder(run: Run) -> nn.Module:
 @torch.no_grad()
 def latent_channels(autoencoder: Any, image_size: int) -> tuple[int, int]:
     """Returns the channels and the grid side of an autoencoder's latents, by encoding a black image."""
-    device = next(autoencoder.parameters()).device
+    device, _ = placement(autoencoder)
     mean, _ = encode_moments(autoencoder, torch.zeros(1, 3, image_size, image_size, device=device))
     return mean.shape[1], mean.shape[-1]
 
