@@ -1,0 +1,126 @@
+"""Puts a run's pipeline into the package as `pretrained:NAME`, measures it there, and writes its card.
+
+    python tools/ship.py runs/emoji-long emoji
+
+Weights are saved in half precision. Every figure on the card is measured on what ships, by the command that
+the card names, so that anybody can check it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldmae import recipes
+from ldmae.config import load_config
+from ldmae.core.errors import UserError
+from ldmae.core.files import read_json
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.loading import SHIPPED
+from ldmae.report import figures
+
+SHIPPED_FOLDER = Path(__file__).parents[1] / "src" / "ldmae" / "shipped"
+LARGEST = 25_000_000
+"""Bytes of a shipped model at most."""
+
+CARD = Path(__file__).with_name("card.md")
+"""What the card says, with a place for each figure."""
+
+
+def ship(run: Path, name: str) -> Path:
+    """Saves, measures and describes a run's pipeline; returns its folder in the package."""
+    if name not in SHIPPED:
+        raise UserError(f"{name!r} is not among {list(SHIPPED)}; add it to ldmae.loading.SHIPPED first")
+    folder = SHIPPED_FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline = LDMAEPipeline.from_pretrained(run / "pipeline").to(torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        measured = Path(temporary)
+        recipes.evaluate_with(f"pretrained:{name}", [], measured)
+        recipes.sample_from(f"pretrained:{name}", [], {}, measured / "samples")
+        figures.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
+        shutil.copy(measured / "samples" / "grid.png", folder / "samples.png")
+        results = read_json(measured / "results.json")["results"]
+    for picture in ("nearest.png", "samples.png"):
+        _shrink(folder / picture)
+    (folder / "figures.json").write_text(json.dumps(_checked(results), indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(run, name, pipeline, results), encoding="utf-8")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LARGEST:
+        raise UserError(f"{folder} holds {size:,} bytes, over {LARGEST:,}; ship a smaller model")
+    return folder
+
+
+def _checked(results: list[dict]) -> dict[str, float]:
+    """Returns the figures that a test holds the shipped model to: what a machine's speed plays no part in."""
+    passing = {"efficiency"}
+    return {
+        f"{entry['measurement']}/{entry['name']}": entry["value"]
+        for entry in results
+        if entry["measurement"] not in passing
+    }
+
+
+def _nearest(path: Path):
+    with np.load(path) as arrays:
+        rows = {"generated": arrays["generated"], "nearest": arrays["nearest"]}
+    columns = len(rows["generated"])
+    return figures.image_grid(np.concatenate(list(rows.values())), columns, row_labels=list(rows))
+
+
+def _shrink(path: Path) -> None:
+    from PIL import Image
+
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def _card(run: Path, name: str, pipeline: LDMAEPipeline, results: list[dict]) -> str:
+    config = load_config(SHIPPED[name])
+    data, stages = read_json(run / "data.json"), read_json(run / "stages.json")
+    trained = [s for s in stages["stages"] if s["name"].startswith(("autoencoder", "diffusion"))]
+    counts = [
+        sum(p.numel() for p in part.parameters()) / 1e6 for part in (pipeline.vae, pipeline.transformer)
+    ]
+    shown = [entry for entry in results if entry["measurement"] in ("reconstruction", "samples", "copies")]
+    shown += [entry for entry in results if entry["name"].endswith("-AUC")]
+    copies = next(entry for entry in results if entry["name"] == "copies")
+    rows = [f"| {e['measurement']} | {e['name']} | {e['value']:.4g} {e['unit']} |" for e in shown]
+    share = f"{copies['value']:.1%} of {copies['counts']['generated']} generated pictures"
+    from ldmae import __version__
+
+    return CARD.read_text(encoding="utf-8").format(
+        name=name,
+        classes=len(data["classes"]),
+        class_names=", ".join(entry["name"] for entry in data["classes"]),
+        size=config.image_size,
+        train=data["train"],
+        held_out=data["held_out"],
+        parameters=sum(counts),
+        vae=counts[0],
+        transformer=counts[1],
+        guidance=config.sampling.guidance_scale,
+        steps=config.sampling.num_inference_steps,
+        samples=config.evaluation.samples,
+        preset=SHIPPED[name],
+        command=f"ldmae run {SHIPPED[name]}",
+        version=__version__,
+        hours=sum(stage["seconds"] for stage in trained) / 3600,
+        device=" and ".join(sorted({stage["device"] for stage in trained})),
+        figures="\n".join(rows),
+        copies=f"{share} are called copies ({copies['note']})",
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    parser.add_argument("name", help="its name in the package, such as emoji")
+    given = parser.parse_args()
+    print(ship(given.run, given.name))
