@@ -55,7 +55,7 @@ def test_all_autoencoders_get_the_same_images_steps_latents_and_diffusion_model(
     for unit in units:
         config, auto = unit.config, unit.config.autoencoder
         steps = training_steps(config)
-        assert sum(n for name, n in steps.items() if name.startswith("autoencoder.")) == 1000
+        assert sum(n for name, n in steps.items() if name.startswith("autoencoder.")) == 2000
         assert {getattr(auto, part).training.batch_size for part in auto.stages} == {16}
         assert (auto.patch_size, auto.latent_channels) == (8, 16)
         assert config.seed == unit.seed
