@@ -469,7 +469,10 @@ def test_interrupt_exits_with_130(made, tmp_path):
         time.sleep(0.2)
         waited += 0.2
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # a run that did not hear it would go on for hours
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted; what is done is kept, and the same command goes on"
     assert "Traceback" not in err

@@ -27,9 +27,7 @@ def test_it_opens_and_the_same_seed_gives_the_same_picture(name):
     pipeline = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained(name))
     pipeline.set_progress_bar_config(disable=True)
     pictures = [
-        np.asarray(
-            pipeline([0], num_inference_steps=3, generator=torch.Generator().manual_seed(1)).images[0]
-        )
+        np.asarray(pipeline([0], num_inference_steps=3, generator=torch.Generator().manual_seed(1)).images[0])
         for _ in range(2)
     ]
     assert pictures[0].std() > 0

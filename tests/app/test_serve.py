@@ -91,7 +91,10 @@ def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
             assert private.stat().st_mode & 0o077 == 0
         finally:
             process.send_signal(signal.SIGINT)
-            code = process.wait(30)
+            try:
+                code = process.wait(30)
+            finally:
+                process.kill()  # or leaving Popen would wait for ever
     assert code in (0, 130)
     assert list(tmp_path.glob("ldmae-app-*")) == []
 
