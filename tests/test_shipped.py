@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ import torch
 
 import ldmae
 from ldmae import recipes
-from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
+from ldmae.loading import SHIPPED, SHIPPED_FOLDER, load_autoencoder, load_pipeline
 
-SHIPPED_FOLDER = Path(ldmae.__file__).parent / "shipped"
 LARGEST_BYTES, MOST_PARAMETERS = 25_000_000, 12_000_000
 
 pytestmark = pytest.mark.skipif(

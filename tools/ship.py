@@ -22,10 +22,9 @@ from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.loading import SHIPPED
+from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.report import figures
 
-SHIPPED_FOLDER = Path(__file__).parents[1] / "src" / "ldmae" / "shipped"
 LARGEST = 25_000_000
 """Bytes of a shipped model at most."""
 

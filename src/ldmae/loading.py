@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import re
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 SHIPPED = {"emoji": "emoji-long"}
 """The pipelines in the package by name, each with the preset that it was trained with."""
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 FORMS = (
     "a run folder, a diffusers folder or Hub name, official:FILE, pretrained:NAME, or package.module:Name (a "
     "class or function of your own)"
@@ -49,7 +49,7 @@ def pretrained(name: str = "emoji") -> Path:
             f"nothing called {name!r} ships with ldmae{nearest(name, SHIPPED)}; there is: "
             f"{', '.join(SHIPPED)}"
         )
-    folder = Path(str(resources.files("ldmae"))) / "shipped" / name
+    folder = SHIPPED_FOLDER / name
     if not folder.is_dir():
         raise UserError(
             f"{folder} is missing: this copy of ldmae came without its models; install it from a wheel, or "
@@ -110,7 +110,7 @@ def load_autoencoder(source: str) -> Any:
         )
     if _is_import_path(source):
         return _import(source)
-    if not _may_be_hub_name(source):
+    if not may_be_hub_name(source):
         raise UserError(f"there is no {source}; expected {FORMS}")
     return _from_hub(source)
 
@@ -125,7 +125,7 @@ def load_pipeline(source: str) -> LDMAEPipeline:
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
-    if not folder.exists() and (is_run_folder(source) or not _may_be_hub_name(source)):
+    if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
     try:
         return LDMAEPipeline.from_pretrained(folder if folder.exists() else source)
@@ -135,7 +135,8 @@ def load_pipeline(source: str) -> LDMAEPipeline:
         ) from error
 
 
-def _may_be_hub_name(source: str) -> bool:
+def may_be_hub_name(source: str) -> bool:
+    """Says whether a source is of the form OWNER/NAME."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 

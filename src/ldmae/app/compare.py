@@ -27,7 +27,7 @@ from ldmae.core.errors import UserError, nearest
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.smoothness import as_saved
-from ldmae.loading import load_autoencoder
+from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
 from ldmae.perception.lpips import PerceptualDistance
 
 FEWEST, MOST = 2, 6
@@ -100,21 +100,16 @@ def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) 
 
 def _check_form(name: str, offered: Collection[str]) -> None:
     drive = re.match(r"[A-Za-z]:[\\/]", name)
-    if ":" in name and not name.startswith("pretrained:") and not drive:
+    if ":" in name and not is_shipped(name) and not drive:
         raise UserError(
             f"{name}: only folders and Hub names can be named on the page, nothing that runs code or reads "
             "other files; start it with `ldmae app --compare NAME` for that"
         )
-    if not (name.startswith("pretrained:") or Path(name).is_dir() or may_be_hub_name(name)):
+    if not (is_shipped(name) or Path(name).is_dir() or may_be_hub_name(name)):
         raise UserError(
             f"there is no folder {name}{nearest(name, offered)}; expected a run folder, an autoencoder's "
             "diffusers folder, or OWNER/NAME on the Hugging Face Hub"
         )
-
-
-def may_be_hub_name(name: str) -> bool:
-    """Says whether a name is of the form OWNER/NAME."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
 
 
 def check_hub(name: str) -> None:

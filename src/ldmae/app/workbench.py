@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from ldmae.app.compare import check_hub, may_be_hub_name
+from ldmae.app.compare import check_hub
 from ldmae.app.generate import picture_size
 from ldmae.app.looking import Looker
 from ldmae.app.samples import Sample, sample_images
@@ -21,7 +21,7 @@ from ldmae.core.device import device_name, pick_device
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.efficiency import count_parameters
-from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, settings_of
+from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.generation import pipeline_classes
 

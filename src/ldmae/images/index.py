@@ -242,7 +242,7 @@ def open_images(
     Args:
         config: which images.
         cache_dir: where indexes are kept.
-        progress: show a bar where it takes over a second.
+        progress: show a bar where it takes over a second, and what is to be said.
 
     Raises:
         UserError: nothing there, too many unreadable images, too few images, or held-out classes that
@@ -253,7 +253,7 @@ def open_images(
     usable, index = _usable(source, config, cache_dir, progress)
     if share is not None:
         own = getattr(source, "held_out", None)
-        if own is not None and config.val != DataConfig().val:
+        if progress and own is not None and config.val != DataConfig().val:
             console.print(
                 f"{source.name} holds images out by itself: data.val={config.val} plays no part", markup=False
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldmae.contracts import ImageSource
 from ldmae.evaluation.neighbours import copying_results, nearest_images
 from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.recipes.measurements import save_pictures, write_results
+from ldmae.recipes.measurements import merge_results, save_pictures, write_results
 from ldmae.recipes.subject import draw, image_keys, read_batches
 
 COMPARED, TRAINING, SHOWN = 200, 10_000, 12
@@ -59,3 +59,10 @@ def measure_copies(
         {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
     )
     write_results(folder, "copies", copying_results(found, reference))
+
+
+def forget_copies(folder: Path) -> None:
+    """Removes what `measure_copies` left in a folder, where it is not of the images measured now."""
+    for name in ("copies.json", "copies.npz"):
+        (folder / "results" / name).unlink(missing_ok=True)
+    merge_results(folder)

@@ -14,6 +14,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
+from ldmae.images.sources import DataConfig
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
 from ldmae.recipes.evaluation import perceptual_teacher
 from ldmae.recipes.latents import encode_into
@@ -83,9 +84,7 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
         measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         _refuse_others(folder, measured)
         _check_size(autoencoder, config.image_size)
-        if (is_shipped(source) and not _names_data(overrides)) or any(
-            item.startswith("data.val=") for item in overrides
-        ):
+        if whole or any(item.startswith("data.val=") for item in overrides):
             train, held_out = open_images(config.data, folder / "data")
         else:
             train = held_out = open_all_images(config.data, folder / "data")
@@ -98,7 +97,8 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
             folder=folder,
             trained_on=trained_on,
         )
-        write_json(folder / "measured.json", measured)
+        path = folder / "measured.json"
+        write_json(path, (read_json(path) if path.is_file() else {}) | measured)
         measure(subject, own)
         render_report(folder)
     if whole and (only is None or "generation" in only):
@@ -133,10 +133,10 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
     if made_with is not None:
         own = load_config(made_with)
         trained_on = perceptual_teacher(own)
-        settings = as_dict(own)
-        if run or _names_data(overrides):
-            settings.pop("data")  # its images' classes and columns are not those of others
-        settings["autoencoder"]["source"] = source = own.autoencoder.source or source
+        source = own.autoencoder.source or source
+        settings = {"base": made_with, "autoencoder": {"source": source}}
+        if run or _names_data(overrides):  # its images' classes and columns are not those of others
+            settings["data"] = as_dict(DataConfig())
     config = load_config(settings, overrides)
     if not config.data.source:
         alone = (
@@ -148,7 +148,7 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
             f"data is not set; give data=PATH, a folder of images or any other source of them{alone}"
         )
     autoencoder = load_autoencoder(source).eval().requires_grad_(False)
-    sized = "image_size" in settings or any(item.startswith("image_size=") for item in overrides)
+    sized = made_with is not None or any(item.startswith("image_size=") for item in overrides)
     if not sized and isinstance(autoencoder, AutoencoderVMAE):
         config = load_config(settings | {"image_size": autoencoder.config["sample_size"]}, overrides)
     return autoencoder, config, trained_on

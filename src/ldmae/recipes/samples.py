@@ -29,7 +29,7 @@ from ldmae.images.index import open_all_images, open_images
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
-from ldmae.recipes.copies import COMPARED, measure_copies
+from ldmae.recipes.copies import COMPARED, forget_copies, measure_copies
 from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
@@ -38,6 +38,8 @@ from ldmae.report.html import render_report
 from ldmae.settings import Config
 from ldmae.stages import locked
 
+Trained = tuple[ImageSource, ImageSource] | None
+"""The images that a model was trained on, and those held out; None where they are not known."""
 Batches = Callable[[int, int], Iterator[Tensor]]
 """From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
 
@@ -97,9 +99,11 @@ def evaluate_samples(
             else _generator(source, made_with is not None, config, accelerator)
         )
         known: Reference | None = None
+        own: Trained = None
         if accelerator.is_main_process:
             cache = references or folder / "reference"
-            known = _reference(config, reference, extractor, folder, cache, made.size, source)
+            own = None if reference is not None else _trained_on(source, config, folder)
+            known = _reference(config, reference, extractor, folder, cache, made.size, own)
         if npz is not None:  # first, so that nothing is generated twice
             if accelerator.is_main_process:
                 write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
@@ -119,13 +123,10 @@ def evaluate_samples(
         note = "; ".join(filter(None, [results[0].note, made.how]))
         results[0] = dataclasses.replace(results[0], note=note)
         write_results(folder, "samples", results)
-        if not images and reference is None:
-            _measure_copies(made, source, config, folder)
+        _measure_copies(made, own, config, folder)
         sampling = {} if images else dataclasses.asdict(config.sampling)
         path = folder / "measured.json"
-        measured = (
-            read_json(path) if path.is_file() else {}
-        )  # of the autoencoder, where that was measured too
+        measured = read_json(path) if path.is_file() else {}  # an autoencoder's may lie there too
         of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
         write_json(path, measured | of)
         render_report(folder)
@@ -194,14 +195,13 @@ def _reference(
     folder: Path,
     cache: Path,
     size: int,
-    source: str,
+    own: Trained,
 ) -> Reference:
     keep = config.evaluation.real_images or 10_000
     if path is not None:
         console.print(f"reading the reference {path}", markup=False, soft_wrap=True)
         return read_reference(path, extractor, keep=keep)
     real: ImageSource
-    own = _trained_on(source, config, folder)
     real = open_all_images(config.data, folder / "data") if own is None else own[0]
 
     def batches() -> Iterator[Tensor]:
@@ -222,23 +222,24 @@ def _reference(
     return cached_reference(cache, made_of, extractor, compute)
 
 
-def _measure_copies(made: _Generated, source: str, config: Config, folder: Path) -> None:
-    """Compares some of the generated images with those the model was trained on, where these are known."""
-    own = _trained_on(source, config, folder)
-    if own is not None:
-        measure_copies(
-            made.batches(0, min(made.count, COMPARED)),
-            *own,
-            folder,
-            size=made.size,
-            mirrored=config.latents.flip,
-            batch_size=config.evaluation.batch_size,
-            seed=config.evaluation.seed,
-        )
+def _measure_copies(made: _Generated, own: Trained, config: Config, folder: Path) -> None:
+    """Compares some generated images with those the model was trained on; else forgets what was there."""
+    if own is None:
+        forget_copies(folder)
+        return
+    measure_copies(
+        made.batches(0, min(made.count, COMPARED)),
+        *own,
+        folder,
+        size=made.size,
+        mirrored=config.latents.flip,
+        batch_size=config.evaluation.batch_size,
+        seed=config.evaluation.seed,
+    )
 
 
-def _trained_on(source: str, config: Config, folder: Path) -> tuple[ImageSource, ImageSource] | None:
-    """Returns the images that a source was trained on, and those held out; None where others are named."""
+def _trained_on(source: str, config: Config, folder: Path) -> Trained:
+    """Returns the images that a source was trained on and those held out, where no others are named."""
     made_with = settings_of(source)
     if made_with is None or config.data != load_config(made_with).data:
         return None
