@@ -130,6 +130,12 @@ def test_impossible_comparison_is_refused_before_any_work(overrides, message):
         plan_comparison("compare-photos", overrides)
 
 
+def test_missing_images_are_refused_before_anything_is_said_to_be_compared(tmp_path):
+    with pytest.raises(UserError, match="no/such"):
+        compare("compare-photos", ["data=/no/such"], tmp_path / "runs", tmp_path / "results", ["vmae"], [0])
+    assert not (tmp_path / "results").exists()
+
+
 def test_unknown_name_or_seed_is_refused(tmp_path):
     for only, seeds, message in (
         (["sdvae"], None, "did you mean 'sd-vae'"),

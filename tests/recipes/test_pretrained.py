@@ -106,3 +106,41 @@ def test_copies_of_an_earlier_measurement_do_not_stay_beside_other_figures(shipp
 
 def test_its_results_have_a_folder_of_a_name_that_every_system_takes():
     assert name_of("pretrained:emoji") == "pretrained-emoji"
+
+
+def test_what_was_generated_before_an_interruption_is_not_generated_again(shipped, monkeypatch):
+    recipes.evaluate_samples("pretrained:tiny", ["sampling.batch_size=4"], Path("whole"))
+    made: list[int] = []
+    generate = LDMAEPipeline.__call__
+
+    def counted(pipeline: LDMAEPipeline, labels: list[int], **settings: Any) -> Any:
+        if made.count(4) == 2:  # beside the single image that shows the size
+            raise KeyboardInterrupt
+        made.append(len(labels))
+        return generate(pipeline, labels, **settings)
+
+    monkeypatch.setattr(LDMAEPipeline, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.evaluate_samples("pretrained:tiny", ["sampling.batch_size=4"], Path("broken"))
+    assert len(list(Path("broken/.generated").glob("*.npy"))) == 2
+    made.clear()
+    recipes.evaluate_samples("pretrained:tiny", ["sampling.batch_size=4"], Path("broken"))
+    assert made == [1, 4]
+    assert results("broken") == results("whole")
+    assert not Path("broken/.generated").exists()
+
+
+def test_batches_of_other_settings_are_not_taken_up(shipped):
+    steps = "sampling.num_inference_steps=3"
+    recipes.evaluate_samples("pretrained:tiny", [steps], Path("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldmae.recipes.samples.generation_results", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recipes.evaluate_samples("pretrained:tiny", [], Path("other"))
+    assert len(list(Path("other/.generated").glob("*.npy"))) == 2
+    recipes.evaluate_samples("pretrained:tiny", [steps], Path("other"))
+    assert results("other") == results("whole")
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

@@ -233,30 +233,31 @@ def compare(
     for unit in chosen:
         _refuse_changes(unit, results)
     main = open_accelerator(units[0].config, folder).is_main_process
+    words = shlex.join(command or [])
+
+    def publish() -> None:
+        description = {
+            "schema": 1,
+            "preset": Path(preset).stem,
+            "command": words,
+            "matching": plain(matching),
+            "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
+        }
+        write_json(results / "comparison.json", description)
+        render_comparison(results)
+
     if main:
         console.print("\n".join(_cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
-        write_json(
-            results / "comparison.json",
-            {
-                "schema": 1,
-                "preset": Path(preset).stem,
-                "command": shlex.join(command or []),
-                "matching": plain(matching),
-                "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
-            },
-        )
     for number, unit in enumerate(chosen, 1):
         made = results / "units" / unit.place
         if not (made / "unit.json").exists():
             if main:
                 console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
-            _make_unit(
-                unit, folder / unit.place, made, Path(preset).stem, shlex.join(command or []), matching
-            )
+            _make_unit(unit, folder / unit.place, made, Path(preset).stem, words, matching)
             if main:
-                render_comparison(results)
+                publish()
     if main:
-        render_comparison(results)
+        publish()
 
 
 def _chosen(units: list[Unit], only: list[str] | None, seeds: list[int] | None) -> list[Unit]:

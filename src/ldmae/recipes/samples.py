@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -19,18 +18,16 @@ from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console, progress_bar
-from ldmae.core.random import generator
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.generation import generation_results
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
-from ldmae.evaluation.samples import read_samples, write_samples_npz
+from ldmae.evaluation.samples import write_samples_npz
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.transforms import preprocessing_fingerprint
-from ldmae.loading import is_run_folder, is_shipped, load_pipeline, settings_of
+from ldmae.loading import is_run_folder, is_shipped, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.copies import COMPARED, forget_copies, measure_copies
-from ldmae.recipes.generation import generated_batches
+from ldmae.recipes.generated import Generated, forget_generated, generated_images, given_images
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.subject import draw, image_keys, read_batches
@@ -40,18 +37,6 @@ from ldmae.stages import locked
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""
-Batches = Callable[[int, int], Iterator[Tensor]]
-"""From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Generated:
-    batches: Batches
-    count: int
-    size: int
-    labels: np.ndarray | None
-    how: str
-    """Which labels they bear, in words."""
 
 
 def evaluate_samples(
@@ -91,12 +76,12 @@ def evaluate_samples(
     config = load_config({} if made_with is None else made_with, overrides)
     _check(source, images, config, reference, npz)
     with locked(folder):
-        accelerator = open_accelerator(config, folder)
+        accelerator, kept = open_accelerator(config, folder), folder / ".generated"
         extractor = load_features(config.evaluation.features, accelerator.device)
         made = (
-            _read(source, reference is None)
+            given_images(source, reference is None)
             if images
-            else _generator(source, made_with is not None, config, accelerator)
+            else generated_images(source, made_with is not None, config, accelerator, kept)
         )
         known: Reference | None = None
         own: Trained = None
@@ -108,7 +93,7 @@ def evaluate_samples(
             if accelerator.is_main_process:
                 write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
             accelerator.wait_for_everyone()
-            made = dataclasses.replace(made, batches=_read(str(npz)).batches)
+            made = dataclasses.replace(made, batches=given_images(str(npz)).batches)
         features = _features(made, extractor, config, accelerator)
         if known is None or features is None:
             return []
@@ -130,6 +115,7 @@ def evaluate_samples(
         of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
         write_json(path, measured | of)
         render_report(folder)
+        forget_generated(kept)
         return results
 
 
@@ -146,46 +132,6 @@ def _check(source: str, images: bool, config: Config, reference: Path | None, np
         )
     if reference is None and not config.data.source:
         raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
-
-
-def _read(source: str, real_are_cropped: bool = False) -> _Generated:
-    samples = read_samples(source)
-    if real_are_cropped and samples.size[0] != samples.size[1]:
-        raise UserError(
-            f"the images of {source} are {samples.size[0]}x{samples.size[1]}, which data=… is not prepared "
-            "for: real images are cropped to squares. Give prepared ones of that shape with --reference"
-        )
-    return _Generated(
-        batches=lambda start, stop: samples.batches(64, start, stop),
-        count=len(samples),
-        size=samples.size[0],
-        labels=samples.labels,
-        how="images as they were given",
-    )
-
-
-def _generator(source: str, own: bool, config: Config, accelerator: Accelerator) -> _Generated:
-    """Returns the images of a pipeline, by number: each one's noise and label hang on its number alone."""
-    pipeline = load_pipeline(source).to(accelerator.device)
-    classes = pipeline.transformer.config.num_classes
-    evaluation, sampling = config.evaluation, config.sampling
-    if not own and sampling.timestep_shift == SamplingConfig().timestep_shift:
-        sampling = dataclasses.replace(sampling, timestep_shift=1 / pipeline.scheduler.config["shift"])
-    scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
-    sampling = dataclasses.replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
-    labels = np.arange(evaluation.samples) % classes
-    if evaluation.sample_labels == "random":
-        random = generator(evaluation.seed, "sample labels")
-        labels = torch.randint(classes, (evaluation.samples,), generator=random).numpy()
-
-    def batches(start: int, stop: int) -> Iterator[Tensor]:
-        chosen = labels[start:stop].tolist()
-        main = accelerator.is_main_process
-        for pictures in generated_batches(pipeline, chosen, sampling, "generating", start, main):
-            yield torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-
-    size = next(batches(0, 1)).shape[-1]
-    return _Generated(batches, len(labels), size, labels, f"{evaluation.sample_labels} labels")
 
 
 def _reference(
@@ -222,7 +168,7 @@ def _reference(
     return cached_reference(cache, made_of, extractor, compute)
 
 
-def _measure_copies(made: _Generated, own: Trained, config: Config, folder: Path) -> None:
+def _measure_copies(made: Generated, own: Trained, config: Config, folder: Path) -> None:
     """Compares some generated images with those the model was trained on; else forgets what was there."""
     if own is None:
         forget_copies(folder)
@@ -247,7 +193,7 @@ def _trained_on(source: str, config: Config, folder: Path) -> Trained:
 
 
 def _features(
-    made: _Generated, extractor: FeatureExtractor, config: Config, accelerator: Accelerator
+    made: Generated, extractor: FeatureExtractor, config: Config, accelerator: Accelerator
 ) -> Features | None:
     """Returns the features of all generated images, on the main process: each makes a share of them."""
     rank, world = accelerator.process_index, accelerator.num_processes

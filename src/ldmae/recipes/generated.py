@@ -1,0 +1,145 @@
+"""Images to be measured, by number: what a pipeline generates, kept as it goes, or what anybody made."""
+
+# b of a batch, H W image
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_path, fingerprint, fingerprint_tensors, read_json, write_json
+from ldmae.core.random import generator
+from ldmae.diffusion.settings import SamplingConfig
+from ldmae.evaluation.samples import read_samples
+from ldmae.loading import load_pipeline
+from ldmae.recipes.generation import generated_batches
+from ldmae.settings import Config
+
+Batches = Callable[[int, int], Iterator[Tensor]]
+"""From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images that some model made."""
+
+    batches: Batches
+    count: int
+    size: int
+    """Pixels along a side."""
+    labels: np.ndarray | None
+    how: str
+    """Which labels they bear, in words."""
+
+
+def given_images(source: str, real_are_cropped: bool = False) -> Generated:
+    """Reads images that anybody made, from a folder or an .npz.
+
+    Args:
+        source: the folder or file.
+        real_are_cropped: whether they are to be compared with squares.
+
+    Raises:
+        UserError: there are none, or they are oblong where squares are needed.
+    """
+    samples = read_samples(source)
+    if real_are_cropped and samples.size[0] != samples.size[1]:
+        raise UserError(
+            f"the images of {source} are {samples.size[0]}x{samples.size[1]}, which data=… is not prepared "
+            "for: real images are cropped to squares. Give prepared ones of that shape with --reference"
+        )
+    return Generated(
+        batches=lambda start, stop: samples.batches(64, start, stop),
+        count=len(samples),
+        size=samples.size[0],
+        labels=samples.labels,
+        how="images as they were given",
+    )
+
+
+def generated_images(
+    source: str, own: bool, config: Config, accelerator: Accelerator, folder: Path
+) -> Generated:
+    """Generates the images of a pipeline: each one's noise and label hang on its number alone.
+
+    Each batch is kept in `folder` as soon as it is made, so that what was interrupted goes on there, and
+    what is asked for twice is made once. Batches of another pipeline or other settings are deleted.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
+        own: whether the settings are those that it was made with.
+        config: how many, and how.
+        accelerator: this process among those that share the work.
+        folder: what `forget_generated` removes.
+    """
+    pipeline = load_pipeline(source).to(accelerator.device)
+    classes = pipeline.transformer.config.num_classes
+    evaluation, sampling = config.evaluation, config.sampling
+    if not own and sampling.timestep_shift == SamplingConfig().timestep_shift:
+        sampling = replace(sampling, timestep_shift=1 / pipeline.scheduler.config["shift"])
+    scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
+    sampling = replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
+    labels = np.arange(evaluation.samples) % classes
+    if evaluation.sample_labels == "random":
+        random = generator(evaluation.seed, "sample labels")
+        labels = torch.randint(classes, (evaluation.samples,), generator=random).numpy()
+    if accelerator.is_main_process:
+        _keep_only(folder, _maker(pipeline, sampling, labels))
+    accelerator.wait_for_everyone()
+
+    def make(start: int, stop: int) -> Iterator[np.ndarray]:
+        chosen = labels[start:stop].tolist()
+        main = accelerator.is_main_process
+        return generated_batches(pipeline, chosen, sampling, "generating", start, main)
+
+    def batches(start: int, stop: int) -> Iterator[Tensor]:
+        for pictures in _kept(folder, make, start, stop, sampling.batch_size):
+            yield torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+    size = next(make(0, 1)).shape[1]
+    return Generated(batches, len(labels), size, labels, f"{evaluation.sample_labels} labels")
+
+
+def forget_generated(folder: Path) -> None:
+    """Removes the batches that `generated_images` kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
+    """Returns what tells apart images of other weights, settings or labels."""
+    weights = [fingerprint_tensors(part.state_dict()) for part in (pipeline.vae, pipeline.transformer)]
+    statistics = [str(dict(getattr(part, "config", {}))) for part in (pipeline, pipeline.vae)]
+    return fingerprint([*weights, *statistics, str(sampling), labels.tobytes()])
+
+
+def _keep_only(folder: Path, maker: str) -> None:
+    made_of = folder / "made_of.json"
+    if not made_of.exists() or read_json(made_of) != maker:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(made_of, maker)
+
+
+def _kept(
+    folder: Path, make: Callable[[int, int], Iterator[np.ndarray]], start: int, stop: int, batch: int
+) -> Iterator[np.ndarray]:
+    """Yields batches of images (b, H, W, 3), from the folder as far as they lie there from the first on."""
+    paths = [
+        folder / f"{first:09d}-{min(first + batch, stop):09d}.npy" for first in range(start, stop, batch)
+    ]
+    there = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
+    for path in paths[:there]:
+        yield np.load(path)
+    if there < len(paths):
+        for path, pictures in zip(paths[there:], make(start + there * batch, stop), strict=True):
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, pictures)
+            yield pictures
