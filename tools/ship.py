@@ -2,8 +2,10 @@
 
     python tools/ship.py runs/emoji-long emoji
 
-Weights are saved in half precision. Every figure on the card is measured on what ships, by the command that
-the card names, so that anybody can check it.
+Of the training states that the run kept (`checkpoint.keep_every`), the decoder that restores held-out
+pictures best and the diffusion model whose samples lie nearest to real ones are taken. Weights are saved in
+half precision. Every figure on the card is measured on what ships, by the command that the card names, so
+that anybody can check it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +27,16 @@ from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.report import figures
+from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000
 """Bytes of a shipped model at most."""
+
+JUDGES = {
+    "autoencoder.tuning": ("reconstruction", "ST-LPIPS-alex"),
+    "diffusion": ("generation", "KID-efficientnet_lite0"),
+}
+"""The measurement and the figure by which a stage's training states are chosen; the lowest wins."""
 
 CARD = Path(__file__).with_name("card.md")
 """What the card says, with a place for each figure."""
@@ -37,9 +47,12 @@ def ship(run: Path, name: str) -> Path:
     if name not in SHIPPED:
         raise UserError(f"{name!r} is not among {list(SHIPPED)}; add it to ldmae.loading.SHIPPED first")
     folder = SHIPPED_FOLDER / name
-    shutil.rmtree(folder, ignore_errors=True)
     pipeline = LDMAEPipeline.from_pretrained(run / "pipeline").to(torch.float16)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    tried = {
+        stage: _choose(run, stage, model, pipeline, name)
+        for stage, model in (("autoencoder.tuning", pipeline.vae), ("diffusion", pipeline.transformer))
+    }
+    _save(pipeline, folder)
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
         recipes.evaluate_with(f"pretrained:{name}", [], measured)
@@ -50,11 +63,48 @@ def ship(run: Path, name: str) -> Path:
     for picture in ("nearest.png", "samples.png"):
         _shrink(folder / picture)
     (folder / "figures.json").write_text(json.dumps(_checked(results), indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(run, name, pipeline, results), encoding="utf-8")
+    (folder / "README.md").write_text(_card(run, name, pipeline, results, tried), encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         raise UserError(f"{folder} holds {size:,} bytes, over {LARGEST:,}; ship a smaller model")
     return folder
+
+
+def _save(pipeline: LDMAEPipeline, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _choose(run: Path, stage: str, model: Any, pipeline: LDMAEPipeline, name: str) -> dict[int, float]:
+    """Puts the best of a stage's kept weights into the pipeline; returns the figure of each, by step."""
+    measurement, figure = JUDGES[stage]
+    states = dict(list_checkpoints(run / "checkpoints" / stage))
+    if stage == "autoencoder.tuning" and not load_config(SHIPPED[name]).autoencoder.tuning.freeze_encoder:
+        states = dict([max(states.items())])  # the diffusion model knows the last encoder's latents only
+    found = {}
+    for step, path in states.items():
+        model.load_state_dict(_weights(path))
+        _save(pipeline, SHIPPED_FOLDER / name)
+        with tempfile.TemporaryDirectory() as temporary:
+            recipes.evaluate_with(f"pretrained:{name}", [], Path(temporary), [measurement])
+            results = read_json(Path(temporary) / "results.json")["results"]
+        found[step] = next(entry["value"] for entry in results if entry["name"] == figure)
+        print(f"{stage}, step {step:,}: {figure} {found[step]:.4f}")
+    model.load_state_dict(_weights(states[min(found, key=lambda step: found[step])]))
+    return found
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns what a training state would have been saved as: the averaged weights, where there are any."""
+    state = load_checkpoint(path)
+    kept, prefix = (state["average"], "module.") if "average" in state else (state["objective"], "model.")
+    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
+
+
+def _tried(stage: str, found: dict[int, float]) -> str:
+    best = min(found, key=lambda step: found[step])
+    each = ", ".join(f"{value:.4f} after {step:,} steps" for step, value in sorted(found.items()))
+    return f"- {stage}, by {JUDGES[stage][1]}: {each}; taken: {best:,}."
 
 
 def _checked(results: list[dict]) -> dict[str, float]:
@@ -79,7 +129,9 @@ def _shrink(path: Path) -> None:
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
-def _card(run: Path, name: str, pipeline: LDMAEPipeline, results: list[dict]) -> str:
+def _card(
+    run: Path, name: str, pipeline: LDMAEPipeline, results: list[dict], tried: dict[str, dict[int, float]]
+) -> str:
     config = load_config(SHIPPED[name])
     data, stages = read_json(run / "data.json"), read_json(run / "stages.json")
     trained = [s for s in stages["stages"] if s["name"].startswith(("autoencoder", "diffusion"))]
@@ -113,6 +165,7 @@ def _card(run: Path, name: str, pipeline: LDMAEPipeline, results: list[dict]) ->
         hours=sum(stage["seconds"] for stage in trained) / 3600,
         device=" and ".join(sorted({stage["device"] for stage in trained})),
         figures="\n".join(rows),
+        tried="\n".join(_tried(stage, found) for stage, found in tried.items()),
         copies=f"{share} are called copies ({copies['note']})",
     )
 

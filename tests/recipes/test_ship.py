@@ -1,0 +1,56 @@
+"""`tools/ship.py`: a whole tiny run becomes a shipped pipeline, of the best of its training states."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from ldmae import loading
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.training.checkpoint import list_checkpoints
+
+
+@pytest.fixture
+def tool(tmp_path, preset, monkeypatch) -> Any:
+    """The tool, with a package folder of the test's own, where `tiny` is what ships."""
+    settings = tmp_path / "tiny-long.yaml"
+    settings.write_text(preset.read_text())
+    monkeypatch.setattr(loading, "SHIPPED", {"tiny": str(settings)})
+    monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "shipped")
+    spec = importlib.util.spec_from_file_location("ship", Path(__file__).parents[2] / "tools" / "ship.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    AcceleratorState._reset_state(True)
+    yield module
+    AcceleratorState._reset_state(True)
+
+
+def test_the_best_training_states_ship_with_a_card_of_what_they_are(tool, tmp_path, preset, ldmae):
+    run = tmp_path / "run"
+    assert ldmae.start("run", preset, "--out", run).wait() == 0
+    folder = tool.ship(run, "tiny")
+    card, figures = (folder / "README.md").read_text(), json.loads((folder / "figures.json").read_text())
+    shipped = LDMAEPipeline.from_pretrained(folder)
+    for stage, model, figure in (
+        ("autoencoder.tuning", shipped.vae, "reconstruction/ST-LPIPS-alex"),
+        ("diffusion", shipped.transformer, "samples/KID-efficientnet_lite0"),
+    ):
+        states = dict(list_checkpoints(run / "checkpoints" / stage))
+        line = next(line for line in card.splitlines() if line.startswith(f"- {stage}"))
+        tried = {int(step): float(value) for value, step in re.findall(r"(-?[\d.]+) after (\d+) steps", line)}
+        assert set(tried) == set(states)
+        assert len(tried) == 2
+        taken = int(line.split("taken: ")[1].strip("."))
+        assert tried[taken] == min(tried.values())
+        assert figures[figure] == pytest.approx(tried[taken], abs=1e-4)
+        kept = tool._weights(states[taken])
+        for name, value in model.state_dict().items():
+            assert value.float().equal(kept[name].half().float()), name
