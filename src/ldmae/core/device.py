@@ -91,4 +91,6 @@ def device_name(device: torch.device) -> str:
     """Returns what a report calls a device, such as `CPU, 2 threads` or `NVIDIA H100`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    count = torch.get_num_threads()
+    threads = f"{count} thread" if count == 1 else f"{count} threads"
+    return f"CPU, {threads}" if device.type == "cpu" else device.type.upper()
