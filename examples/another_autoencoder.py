@@ -1,7 +1,8 @@
 """Train LDMAE's diffusion model on the latents of another autoencoder.
 
 python examples/another_autoencoder.py                                     # a small AutoencoderKL, in seconds
-python examples/another_autoencoder.py --autoencoder OWNER/NAME --data PATH --preset imagenet-256
+python examples/another_autoencoder.py --autoencoder OWNER/NAME --data PATH --val VAL \
+    --preset imagenet-256
 """
 
 import argparse
@@ -11,11 +12,14 @@ from tempfile import mkdtemp
 import torch
 from diffusers import AutoencoderKL
 
+# --8<-- [start:imports]
 from ldmae import LDMAEPipeline
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
 from ldmae.recipes import encode, run_arrows, sample, save_pipeline, train_diffusion
+
+# --8<-- [end:imports]
 
 
 def small_autoencoder(folder: Path, steps: int = 60) -> Path:
@@ -50,13 +54,16 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
         "--autoencoder", help="a diffusers folder or Hub name; by default a small one is trained"
     )
     parser.add_argument("--data", default="digits", help="images: a folder, a built-in set, …")
+    parser.add_argument("--val", help="images to measure on: a folder, or a share; by default the preset's")
     parser.add_argument("--preset", default="smoke")
     parser.add_argument("--out", type=Path, default=Path("runs/another"))
     options = parser.parse_args(arguments)
     source = options.autoencoder or str(small_autoencoder(Path(mkdtemp())))
 
+    held_out = [f"data.val={options.val}"] if options.val else []
     # --8<-- [start:run]
-    settings = load_config(options.preset, [f"autoencoder.source={source}", f"data={options.data}"])
+    chosen = [f"autoencoder.source={source}", f"data={options.data}", *held_out]
+    settings = load_config(options.preset, chosen)
     # no autoencoder is trained; `run_all` would also measure and write the report
     run_arrows(settings, options.out, encode, train_diffusion, save_pipeline, sample)
     pipeline = LDMAEPipeline.from_pretrained(options.out / "pipeline")

@@ -1,7 +1,7 @@
 """Measure autoencoders before a diffusion model is trained on them: your own class, and diffusers folders.
 
-python examples/measure_autoencoders.py                                             # toy size, in seconds
-python examples/measure_autoencoders.py runs/emoji OWNER/NAME --data PATH --image-size 256 --images 5000
+python examples/measure_autoencoders.py                                  # toy size, in seconds
+python examples/measure_autoencoders.py runs/imagenet-256 OWNER/NAME --data PATH --image-size 256
 """
 
 import argparse

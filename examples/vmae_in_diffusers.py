@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from tempfile import mkdtemp
 
+# --8<-- [start:imports]
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from skimage import data
@@ -28,6 +29,9 @@ def photo_crops(count: int, size: int) -> Tensor:
     places = torch.Generator().manual_seed(0)
     tops, lefts = torch.randint(0, photo.shape[-1] - size + 1, (2, count), generator=places).tolist()
     return torch.stack([photo[:, y : y + size, x : x + size] for y, x in zip(tops, lefts, strict=True)])
+
+
+# --8<-- [end:imports]
 
 
 # --8<-- [start:loop]

@@ -143,9 +143,8 @@ def encode(
 
 @app.command(
     epilog=examples(
-        "ldmae sample pretrained:emoji --class animals",
         "ldmae sample runs/emoji",
-        "ldmae sample runs/emoji --class clock --class flag --count 16 --guidance 4",
+        "ldmae sample runs/emoji --class clocks --class flags --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
     )
 )
@@ -292,7 +291,6 @@ def presets() -> None:
 @app.command(
     "app",
     epilog=examples(
-        "ldmae app",
         "ldmae app runs/emoji",
         "ldmae app runs/emoji --compare runs/digits --compare OWNER/NAME --host 0.0.0.0",
     ),
@@ -333,7 +331,7 @@ def open_page(
 ) -> None:
     """Open a web page: generate, look into the autoencoder, compare autoencoders, read the report.
 
-    Without a source: the emoji model in the box. It needs Gradio, the extra `app`.
+    Without a source: pretrained:emoji, which no version holds yet. It needs Gradio, the extra `app`.
     """
     from ldmae.app.serve import serve
 

@@ -52,8 +52,8 @@ def pretrained(name: str = "emoji") -> Path:
     folder = SHIPPED_FOLDER / name
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is missing: this copy of ldmae came without its models; install it from a wheel, or "
-            f"train {name} yourself with `ldmae run {SHIPPED[name]}`"
+            f"no trained {name} lies in this copy of ldmae ({folder} is missing); train one with `ldmae run "
+            f"{SHIPPED[name]}`, and name its run folder"
         )
     return folder
 

@@ -29,7 +29,6 @@ app = typer.Typer()
     epilog=examples(
         "ldmae evaluate runs/emoji",
         "ldmae evaluate runs/emoji evaluation.images=500 --only smoothness",
-        "ldmae evaluate pretrained:emoji",
         "ldmae evaluate official:vmaef8d16.pth data=PATH",
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
         "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",

@@ -21,7 +21,6 @@ from ldmae.app.generate import (  # the page shows what they make
     _Preview,
     check_wish,
     generate,
-    picture_size,
     read_settings,
     wish_from,
 )
@@ -30,6 +29,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.recipes.generation import picture_size
 
 from .conftest import CLASSES, SIZE
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.cli import app
 from ldmae.conversion import load_official_vmae
+from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -235,6 +236,23 @@ def test_imagenet_archives_become_class_folders(tmp_path: Path) -> None:
 def test_imagenet_archives_that_lack_are_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"lacks ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"):
         run("prepare_imagenet.py", tmp_path, tmp_path / "out")
+
+
+def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    picture = Image.effect_noise((96, 70), 80).convert("RGB")
+    picture.save(images / "7.jpg")
+    (images / "list.txt").write_text("no picture")
+    assert run("prepare_celebahq.py", images, out, "--size", "32") == 1
+    made = out / "7.png"
+    with Image.open(images / "7.jpg") as saved, Image.open(made) as small:
+        assert small.tobytes() == center_crop(saved, 32).tobytes()
+    before = made.stat().st_mtime_ns
+    assert run("prepare_celebahq.py", images, out, "--size", "32") == 1
+    assert made.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="holds no pictures"):
+        run("prepare_celebahq.py", out.parent, out)
 
 
 def test_the_three_properties_are_drawn_from_a_run(

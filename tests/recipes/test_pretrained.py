@@ -62,7 +62,7 @@ def test_its_folder_is_what_every_loader_opens(shipped):
 def test_what_does_not_ship_and_what_is_missing_are_told_apart(shipped):
     with pytest.raises(UserError, match="nothing called 'tinny' ships with ldmae; did you mean 'tiny'"):
         load_pipeline("pretrained:tinny")
-    with pytest.raises(UserError, match=r"came without its models.*`ldmae run emoji`"):
+    with pytest.raises(UserError, match=r"no trained lost lies in this copy.*`ldmae run emoji`"):
         load_autoencoder("pretrained:lost")
 
 
@@ -114,7 +114,7 @@ def test_what_was_generated_before_an_interruption_is_not_generated_again(shippe
     generate = LDMAEPipeline.__call__
 
     def counted(pipeline: LDMAEPipeline, labels: list[int], **settings: Any) -> Any:
-        if made.count(4) == 2:  # beside the single image that shows the size
+        if len(made) == 2:
             raise KeyboardInterrupt
         made.append(len(labels))
         return generate(pipeline, labels, **settings)
@@ -125,7 +125,7 @@ def test_what_was_generated_before_an_interruption_is_not_generated_again(shippe
     assert len(list(Path("broken/.generated").glob("*.npy"))) == 2
     made.clear()
     recipes.evaluate_samples("pretrained:tiny", ["sampling.batch_size=4"], Path("broken"))
-    assert made == [1, 4]
+    assert made == [4]
     assert results("broken") == results("whole")
     assert not Path("broken/.generated").exists()
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from PIL import Image
@@ -333,11 +332,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no number")
     return float(value)
-
-
-def picture_size(pipeline: LDMAEPipeline) -> int:
-    """Returns the pixels along a side of a pipeline's pictures, by decoding one."""
-    config = pipeline.transformer.config
-    side, channels = config["sample_size"], config["in_channels"]
-    latents = torch.zeros(1, channels, side, side, device=pipeline.device)
-    return pipeline.decode_latents(latents).shape[-1]

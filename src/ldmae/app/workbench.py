@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 
 from ldmae.app.compare import check_hub
-from ldmae.app.generate import picture_size
 from ldmae.app.looking import Looker
 from ldmae.app.samples import Sample, sample_images
 from ldmae.app.turns import Turns
@@ -23,7 +22,7 @@ from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.efficiency import count_parameters
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.recipes.generation import pipeline_classes
+from ldmae.recipes.generation import picture_size, pipeline_classes
 
 GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
 """What a pipeline without settings of a run starts from: guidance that most class-conditional models like."""

@@ -181,7 +181,8 @@ def describe_comparison(units: list[Unit], matching: Matching) -> str:
     for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
-    return "\n".join([*lines, *_cost_lines(matching, units[0].config.image_size)])
+    units_line = f"{len(units)} units, each an autoencoder with its diffusion model at a seed"
+    return "\n".join([*lines, units_line, *_cost_lines(matching, units[0].config.image_size)])
 
 
 def _cost_lines(matching: Matching, size: int) -> list[str]:

@@ -24,7 +24,7 @@ from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes.generation import generated_batches
+from ldmae.recipes.generated import KEPT, forget_generated, keep_generated
 from ldmae.recipes.measurements import measure, write_results
 from ldmae.recipes.plan import plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
@@ -71,6 +71,7 @@ def evaluate(run: Run) -> None:
         generation = measure_generation(run, config)
         if run.main:
             write_results(run.folder, "generation", generation)
+            forget_generated(run.folder / KEPT)
         run.accelerator.wait_for_everyone()
 
 
@@ -128,7 +129,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
     wanted = np.resize(labels[bearing[order]], config.samples)
     real_images = bearing[order][: config.real_images]
     extractor = load_features(config.features, run.accelerator.device)
-    mine, theirs = _share(len(wanted), run), _share(len(real_images), run)
+    theirs = _share(len(real_images), run)
     pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
     sampling = dataclasses.replace(
         run.config.sampling,
@@ -137,20 +138,13 @@ def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
             run.config.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
         ),
     )
-    chosen, kept = wanted[mine].tolist(), []
-    features = []
-    for images in generated_batches(
-        pipeline, chosen, sampling, "generating to measure", mine.start, run.main
-    ):
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2)  # (b, 3, H, W) uint8
-        features.append(extractor(batch).cpu())
-        if config.recogniser:
-            kept.append(batch)
+    made = keep_generated(pipeline, wanted, sampling, run.accelerator, run.folder / KEPT)
+    features = [extractor(batch).cpu() for batch in made.share(run.accelerator)]
     with progress_bar(
         "features of real images", theirs.stop - theirs.start, "images", show=run.main
     ) as advance:
         real = _features(extractor, _batches(run.train, run, real_images[theirs]), advance)
-    gathered = gather_object([{"fake": features, "real": real, "images": kept}])
+    gathered = gather_object([{"fake": features, "real": real}])
     if not run.main:
         return []
     fake = torch.cat([piece for share in gathered for piece in share["fake"]])
@@ -158,7 +152,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
         fake, torch.cat([share["real"] for share in gathered]), extractor, seed=config.seed
     )
     if config.recogniser:
-        generated = torch.cat([piece for share in gathered for piece in share["images"]])
+        generated = torch.cat(list(made.batches(0, made.count)))
         results += _recognition(run, generated, wanted, bearing)
     return results
 

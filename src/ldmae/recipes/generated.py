@@ -18,11 +18,15 @@ from torch import Tensor
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint, fingerprint_tensors, read_json, write_json
 from ldmae.core.random import generator
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.samples import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.recipes.generation import generated_batches
+from ldmae.recipes.generation import generated_batches, picture_size
 from ldmae.settings import Config
+
+KEPT = ".generated"
+"""Folder in which batches are kept until they are measured; hidden, as it is deleted without asking."""
 
 Batches = Callable[[int, int], Iterator[Tensor]]
 """From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
@@ -39,6 +43,15 @@ class Generated:
     labels: np.ndarray | None
     how: str
     """Which labels they bear, in words."""
+    batch: int = 64
+    """Images that are made or read at once."""
+
+    def share(self, accelerator: Accelerator) -> Iterator[Tensor]:
+        """Yields the images that this process is to look at, in whole batches."""
+        rank, world = accelerator.process_index, accelerator.num_processes
+        whole = -(-self.count // self.batch)
+        start, stop = (min(self.count, whole * place // world * self.batch) for place in (rank, rank + 1))
+        return self.batches(start, stop)
 
 
 def given_images(source: str, real_are_cropped: bool = False) -> Generated:
@@ -58,7 +71,7 @@ def given_images(source: str, real_are_cropped: bool = False) -> Generated:
             "for: real images are cropped to squares. Give prepared ones of that shape with --reference"
         )
     return Generated(
-        batches=lambda start, stop: samples.batches(64, start, stop),
+        batches=lambda start, stop: samples.batches(Generated.batch, start, stop),
         count=len(samples),
         size=samples.size[0],
         labels=samples.labels,
@@ -71,15 +84,12 @@ def generated_images(
 ) -> Generated:
     """Generates the images of a pipeline: each one's noise and label hang on its number alone.
 
-    Each batch is kept in `folder` as soon as it is made, so that what was interrupted goes on there, and
-    what is asked for twice is made once. Batches of another pipeline or other settings are deleted.
-
     Args:
         source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
         own: whether the settings are those that it was made with.
         config: how many, and how.
         accelerator: this process among those that share the work.
-        folder: what `forget_generated` removes.
+        folder: where they are kept, see `keep_generated`.
     """
     pipeline = load_pipeline(source).to(accelerator.device)
     classes = pipeline.transformer.config.num_classes
@@ -92,25 +102,60 @@ def generated_images(
     if evaluation.sample_labels == "random":
         random = generator(evaluation.seed, "sample labels")
         labels = torch.randint(classes, (evaluation.samples,), generator=random).numpy()
-    if accelerator.is_main_process:
+    how = f"{evaluation.sample_labels} labels"
+    return keep_generated(pipeline, labels, sampling, accelerator, folder, how)
+
+
+def keep_generated(
+    pipeline: LDMAEPipeline,
+    labels: np.ndarray,
+    sampling: SamplingConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    how: str = "",
+) -> Generated:
+    """Generates an image for each label when it is asked for, and keeps each batch in a folder.
+
+    What was interrupted goes on there, and what is asked for twice is made once, by whichever process.
+    Batches of another pipeline, other settings or labels are deleted.
+
+    Args:
+        pipeline: on its device.
+        labels: a class for each image.
+        sampling: solver, steps, guidance, seed.
+        accelerator: this process among those that share the work.
+        folder: what `forget_generated` removes.
+        how: which labels these are, in words.
+    """
+    main, batch, count = accelerator.is_main_process, sampling.batch_size, len(labels)
+    if main:
         _keep_only(folder, _maker(pipeline, sampling, labels))
     accelerator.wait_for_everyone()
 
     def make(start: int, stop: int) -> Iterator[np.ndarray]:
         chosen = labels[start:stop].tolist()
-        main = accelerator.is_main_process
-        return generated_batches(pipeline, chosen, sampling, "generating", start, main)
+        return generated_batches(pipeline, chosen, sampling, "generating to measure", start, main)
 
     def batches(start: int, stop: int) -> Iterator[Tensor]:
-        for pictures in _kept(folder, make, start, stop, sampling.batch_size):
-            yield torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+        firsts = range(start // batch * batch, stop, batch)
+        paths = [folder / f"{first:09d}.npy" for first in firsts]
+        there = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
+        made = make(firsts[there], min(firsts[-1] + batch, count)) if there < len(paths) else iter(())
+        for i, (first, path) in enumerate(zip(firsts, paths, strict=True)):
+            if i < there:
+                pictures = np.load(path)
+            else:
+                pictures = next(made)
+                with atomic_path(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, pictures)
+            wanted = pictures[max(start - first, 0) : stop - first]
+            yield torch.from_numpy(wanted).permute(0, 3, 1, 2).contiguous()
 
-    size = next(make(0, 1)).shape[1]
-    return Generated(batches, len(labels), size, labels, f"{evaluation.sample_labels} labels")
+    return Generated(batches, count, picture_size(pipeline), labels, how, batch)
 
 
 def forget_generated(folder: Path) -> None:
-    """Removes the batches that `generated_images` kept."""
+    """Removes the batches that `keep_generated` kept."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -126,20 +171,3 @@ def _keep_only(folder: Path, maker: str) -> None:
     if not made_of.exists() or read_json(made_of) != maker:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(made_of, maker)
-
-
-def _kept(
-    folder: Path, make: Callable[[int, int], Iterator[np.ndarray]], start: int, stop: int, batch: int
-) -> Iterator[np.ndarray]:
-    """Yields batches of images (b, H, W, 3), from the folder as far as they lie there from the first on."""
-    paths = [
-        folder / f"{first:09d}-{min(first + batch, stop):09d}.npy" for first in range(start, stop, batch)
-    ]
-    there = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
-    for path in paths[:there]:
-        yield np.load(path)
-    if there < len(paths):
-        for path, pictures in zip(paths[there:], make(start + there * batch, stop), strict=True):
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, pictures)
-            yield pictures

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from PIL import Image
@@ -109,6 +110,14 @@ def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
     named = dict(cast(Any, pipeline.config).id2label or {})
     count = pipeline.transformer.config.num_classes
     return [str(named.get(i, named.get(str(i), i))) for i in range(count)]
+
+
+def picture_size(pipeline: LDMAEPipeline) -> int:
+    """Returns the pixels along a side of a pipeline's pictures, by decoding one."""
+    config = pipeline.transformer.config
+    side, channels = config["sample_size"], config["in_channels"]
+    latents = torch.zeros(1, channels, side, side, device=pipeline.device)
+    return pipeline.decode_latents(latents).shape[-1]
 
 
 def generate(

@@ -27,7 +27,7 @@ from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.copies import COMPARED, forget_copies, measure_copies
-from ldmae.recipes.generated import Generated, forget_generated, generated_images, given_images
+from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.subject import draw, image_keys, read_batches
@@ -76,7 +76,7 @@ def evaluate_samples(
     config = load_config({} if made_with is None else made_with, overrides)
     _check(source, images, config, reference, npz)
     with locked(folder):
-        accelerator, kept = open_accelerator(config, folder), folder / ".generated"
+        accelerator, kept = open_accelerator(config, folder), folder / KEPT
         extractor = load_features(config.evaluation.features, accelerator.device)
         made = (
             given_images(source, reference is None)
@@ -89,12 +89,9 @@ def evaluate_samples(
             cache = references or folder / "reference"
             own = None if reference is not None else _trained_on(source, config, folder)
             known = _reference(config, reference, extractor, folder, cache, made.size, own)
-        if npz is not None:  # first, so that nothing is generated twice
-            if accelerator.is_main_process:
-                write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
-            accelerator.wait_for_everyone()
-            made = dataclasses.replace(made, batches=given_images(str(npz)).batches)
-        features = _features(made, extractor, config, accelerator)
+        features = _features(made, extractor, accelerator)
+        if npz is not None and accelerator.is_main_process:
+            write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
         if known is None or features is None:
             return []
         config_of = config.evaluation
@@ -192,13 +189,9 @@ def _trained_on(source: str, config: Config, folder: Path) -> Trained:
     return open_images(config.data, (Path(source) if is_run_folder(source) else folder) / "data")
 
 
-def _features(
-    made: Generated, extractor: FeatureExtractor, config: Config, accelerator: Accelerator
-) -> Features | None:
+def _features(made: Generated, extractor: FeatureExtractor, accelerator: Accelerator) -> Features | None:
     """Returns the features of all generated images, on the main process: each makes a share of them."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    start, stop = rank * made.count // world, (rank + 1) * made.count // world
-    mine = [extractor.none(), *(extractor.measure(images).cpu() for images in made.batches(start, stop))]
+    mine = [extractor.none(), *(extractor.measure(images).cpu() for images in made.share(accelerator))]
     gathered = gather_object([Features.join(mine)])
     return Features.join(gathered) if accelerator.is_main_process else None
 
