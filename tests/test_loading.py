@@ -39,9 +39,10 @@ def saved(tmp_path_factory):
         root / "pipeline"
     )
     shutil.copytree(root / "vmae", root / "run" / "autoencoder")
-    shutil.copytree(root / "pipeline", root / "run" / "pipeline")
+    for run in ("run", "theirs"):  # theirs: of a run that took its autoencoder from elsewhere
+        shutil.copytree(root / "pipeline", root / run / "pipeline")
     AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(root / "kl")
-    for name in ("run", "begun"):
+    for name in ("run", "begun", "theirs"):
         (root / name).mkdir(exist_ok=True)
         (root / name / "config.yaml").write_text("seed: 0\n")
     torch.save({"model": to_official_vmae(tiny_vmae())}, root / "official.pth")
@@ -52,7 +53,7 @@ def saved(tmp_path_factory):
 # ---- autoencoders
 
 
-@pytest.mark.parametrize("source", ["vmae", "run", "pipeline", "kl"])
+@pytest.mark.parametrize("source", ["vmae", "run", "theirs", "pipeline", "kl"])
 def test_a_folder_of_any_form_gives_its_autoencoder_ready_for_use(saved, source):
     model = load_autoencoder(str(saved / source))
     assert type(model) is (AutoencoderKL if source == "kl" else AutoencoderVMAE)
@@ -323,3 +324,11 @@ def test_a_pipeline_of_another_kind_is_named(tmp_path):
         load_pipeline(str(tmp_path))
     with pytest.raises(UserError, match="holds no diffusers autoencoder"):
         load_autoencoder(str(tmp_path))
+
+
+def test_a_pipeline_whose_scheduler_is_not_of_flow_matching_is_named(saved, tmp_path):
+    pipeline = load_pipeline(str(saved / "pipeline"))
+    pipeline.register_modules(scheduler=DDPMScheduler())
+    pipeline.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="DDPMScheduler, none of flow matching"):
+        load_pipeline(str(tmp_path / "other"))

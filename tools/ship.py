@@ -26,7 +26,9 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
+from ldmae.recipes.settings import plain
 from ldmae.report import figures
+from ldmae.stages import changed_settings
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000
@@ -46,6 +48,7 @@ def ship(run: Path, name: str) -> Path:
     """Saves, measures and describes a run's pipeline; returns its folder in the package."""
     if name not in SHIPPED:
         raise UserError(f"{name!r} is not among {list(SHIPPED)}; add it to ldmae.loading.SHIPPED first")
+    _refuse_other_settings(run, name)
     folder = SHIPPED_FOLDER / name
     pipeline = LDMAEPipeline.from_pretrained(run / "pipeline").to(torch.float16)
     tried = {
@@ -68,6 +71,15 @@ def ship(run: Path, name: str) -> Path:
     if size > LARGEST:
         raise UserError(f"{folder} holds {size:,} bytes, over {LARGEST:,}; ship a smaller model")
     return folder
+
+
+def _refuse_other_settings(run: Path, name: str) -> None:
+    """Raises a UserError for a run that was not made as the preset says, which the card names."""
+    made, preset = (plain(load_config(str(source))) for source in (run / "config.yaml", SHIPPED[name]))
+    parts = ("data", "image_size", "autoencoder", "latents", "diffusion", "sampling", "evaluation")
+    changed = changed_settings(*({part: config[part] for part in parts} for config in (preset, made)))
+    if changed:
+        raise UserError(f"{run} was made with other settings than {SHIPPED[name]}: {'; '.join(changed)}")
 
 
 def _save(pipeline: LDMAEPipeline, folder: Path) -> None:

@@ -94,7 +94,10 @@ def load_autoencoder(source: str) -> Any:
     source = _unshipped(source)
     folder = Path(source)
     if is_run_folder(source):
-        folder = folder / "autoencoder"
+        inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
+        folder = (
+            folder / "autoencoder" if (folder / "autoencoder").exists() or not inside.exists() else inside
+        )
         if not folder.exists():
             raise UserError(
                 f"the run {source} has no autoencoder yet; train it with `ldmae train autoencoder`"
@@ -128,11 +131,17 @@ def load_pipeline(source: str) -> LDMAEPipeline:
     if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
     try:
-        return LDMAEPipeline.from_pretrained(folder if folder.exists() else source)
+        pipeline = LDMAEPipeline.from_pretrained(folder if folder.exists() else source)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot load the pipeline {source}: {error}. Expected {_PIPELINE_FORMS}, whole"
         ) from error
+    if "shift" not in pipeline.scheduler.config:
+        raise UserError(
+            f"the pipeline {source} has a {type(pipeline.scheduler).__name__}, none of flow matching; "
+            "give it a FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler"
+        )
+    return pipeline
 
 
 def may_be_hub_name(source: str) -> bool:

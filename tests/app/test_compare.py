@@ -40,7 +40,13 @@ def test_the_same_name_twice_is_one_autoencoder():
 
 @pytest.mark.parametrize(
     "name",
-    ["evil_module:Thing", "os.path:join", "official:weights.pth", "http://x.y/z", "file:///etc/passwd"],
+    [
+        "evil_module:Thing",
+        "os.path:join",
+        "official:weights.pth",
+        "http://x.y/z",
+        "file:///etc/passwd",
+    ],
 )
 def test_nothing_that_runs_code_or_reads_other_files_may_be_named(name):
     with pytest.raises(UserError, match="only folders and Hub names can be named"):
@@ -132,3 +138,8 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch):
     monkeypatch.setattr(HfApi, "model_info", unreachable)
     with pytest.raises(UserError, match="the Hugging Face Hub can't be reached to fetch owner/name"):
         check_hub("owner/name")
+
+
+def test_a_name_longer_than_any_path_is_none():
+    with pytest.raises(UserError, match="there is no folder xxx"):
+        check_names([OFFERED[0], "x" * 5000], OFFERED, may_name=True)

@@ -280,3 +280,11 @@ def test_of_large_pictures_fewer_are_made_at_once():
     check_wish(wish(count=3, seed=SEEDS - 3), 3, SIZE)
     with pytest.raises(UserError, match="1 to 16 pictures"):
         check_wish(wish(count=17), 3, 512)
+
+
+def test_the_frames_of_an_animation_are_not_gone_through_for_settings():
+    frames = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
+    file = io.BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="carries no settings"):
+        read_settings(file.getvalue())

@@ -11,7 +11,7 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
 
 from ldmae.app.generate_tab import values_of, wish_of  # noqa: E402 - where there is Gradio
-from ldmae.app.skin import KEPT, as_message, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.app.skin import KEPT, as_message, drop_zone, picked, told, told_stream, uploaded  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
 
 from .conftest import photo  # noqa: E402
@@ -101,6 +101,8 @@ def test_of_a_huge_picture_its_middle_is_kept(bench, tmp_path):
     Image.new("RGB", (3000, 2 * KEPT), "red").save(buffer, "PNG")
     (tmp_path / "huge.png").write_bytes(buffer.getvalue())
     assert uploaded(bench, str(tmp_path / "huge.png")).size == (KEPT, KEPT)
+    Image.new("RGB", (3 * KEPT, 40), "red").save(tmp_path / "long.png")
+    assert uploaded(bench, str(tmp_path / "long.png")).size == (40, 40)
     photo(70, 50).save(tmp_path / "small.png")
     assert uploaded(bench, str(tmp_path / "small.png")).size == (70, 50)
     with pytest.raises(UserError, match="no file arrived"):
@@ -117,3 +119,11 @@ def test_only_images_that_are_there_can_be_picked(bench, index):
 
 def test_a_picked_image_is_the_one_that_was_clicked(bench):
     assert picked(bench, SimpleNamespace(index=3)) is bench.samples[3].image  # type: ignore[arg-type]
+
+
+def test_nothing_is_fetched_from_an_address_that_a_forged_request_names():
+    with gradio.Blocks():
+        drop = drop_zone("Picture", "drop")
+    with pytest.raises(gradio.Error, match="must be sent"):
+        asyncio.run(drop.async_move_resource_to_block_cache("https://example.org/picture.png"))
+    assert asyncio.run(drop.async_move_resource_to_block_cache(None)) is None

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from ldmae.app.turns import Job, Turns, followed
+from ldmae.app.turns import LOADS, Job, Turns, followed
 
 
 def in_thread(function: Callable[[], None]) -> threading.Thread:
@@ -245,3 +245,25 @@ def test_what_is_done_aside_holds_up_nobody():
     asyncio.run(follow())
     assert order == ["other", "back"]
     assert waiting(turns) == 0
+
+
+def test_what_is_stopped_while_it_loads_holds_its_place_until_it_is_loaded():
+    turns, loading, done = Turns(), [], threading.Event()
+
+    def load(job: Job) -> None:
+        with job.aside():
+            loading.append(None)
+            done.wait(10)
+
+    async def start_and_stop() -> None:
+        for _ in range(LOADS + 3):
+            task = asyncio.create_task(anext(followed(load, turns)))
+            await asyncio.sleep(0.03)
+            task.cancel()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(start_and_stop())
+    assert len(loading) == LOADS
+    done.set()
+    wait_until(lambda: waiting(turns) == 0)
+    assert len(loading) == LOADS

@@ -134,3 +134,12 @@ def test_squared_prepares_an_image_as_for_training():
     image = photo(90, 70)
     assert squared(image, 32).shape == (1, 3, 32, 32)
     assert squared(image, 32)[0].equal(to_tensor(center_crop(image, 32)))
+
+
+def test_a_tiff_of_tiles_larger_than_it_is_refused(monkeypatch):
+    content = encoded(photo(), "TIFF")
+    image = Image.open(io.BytesIO(content))
+    image.tag_v2[322], image.tag_v2[323] = 9000, 9000
+    monkeypatch.setattr("ldmae.app.uploads.open_picture", lambda _: image)
+    with pytest.raises(UserError, match="9,000 × 9,000 pixels, and this page"):
+        decode_picture(content, LIMITS)

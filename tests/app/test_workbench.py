@@ -14,6 +14,7 @@ from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
+from ldmae.images.sources import DataConfig
 
 from .conftest import CLASSES, SIZE, tiny_pipeline
 
@@ -143,3 +144,11 @@ def test_facts_name_no_path(bench, folders):
     assert isinstance(folders, SimpleNamespace)
     assert "32 × 32 pixels" in bench.facts
     assert not any("/" in fact for fact in [bench.name, bench.own_name, *bench.facts])
+
+
+@pytest.mark.parametrize("classes", [["hearts"], ["faces"], ["hearts", "fruit"]])
+def test_a_model_of_few_classes_has_two_images_at_least(classes):
+    data = DataConfig(source="emoji", classes=classes)
+    samples, _ = sample_images(None, classes, data)
+    assert len(samples) >= 2
+    assert len({sample.image.tobytes() for sample in samples}) == len(samples)

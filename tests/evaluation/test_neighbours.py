@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldmae.core.errors import UserError
+from ldmae.evaluation import neighbours
 from ldmae.evaluation.neighbours import copying_results, nearest_images
 
 
@@ -12,7 +13,9 @@ def random_images(count, seed):
     return torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def test_neighbours_are_those_of_brute_force():
+@pytest.mark.parametrize("at_once", [1, 7, 256])
+def test_neighbours_are_those_of_brute_force(at_once, monkeypatch):
+    monkeypatch.setattr(neighbours, "AT_ONCE", at_once)
     images, training = random_images(5, 0), random_images(20, 1)
     found = nearest_images(images, training)
     for i, image in enumerate(images):
@@ -31,6 +34,12 @@ def test_a_training_image_that_comes_again_is_a_copy_and_a_new_one_is_not():
     assert found.copies().tolist() == [True, True, False]
     assert found.indices[:2, 0].tolist() == [7, 3]
     assert found.distances[0, 0] == 0
+
+
+def test_a_copy_of_a_picture_that_training_saw_twice_is_one():
+    training = random_images(20, 1)
+    training[8] = training[7]
+    assert nearest_images(training[7:8], training).copies().tolist() == [True]
 
 
 def test_a_mirrored_training_image_is_a_copy_only_where_training_saw_mirror_images():

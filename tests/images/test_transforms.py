@@ -249,3 +249,22 @@ def test_impossible_augmentation_is_refused(wrong):
 
 def test_fingerprint_depends_on_size():
     assert preprocessing_fingerprint(48) == preprocessing_fingerprint(48) != preprocessing_fingerprint(64)
+
+
+@pytest.mark.parametrize("shape", [(2000, 1), (1, 2000), (3, 500)])
+def test_a_strip_is_cropped_before_it_is_enlarged(shape, monkeypatch):
+    made: list[int] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda image, size, *rest: made.append(size[0] * size[1]) or resize(image, size, *rest),
+    )
+    assert center_crop(Image.new("RGB", shape), 64).size == (64, 64)
+    assert max(made) <= 4 * 64 * 64
+
+
+def test_16_bits_are_scaled_and_rounded_as_in_double_precision():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    grey = np.asarray(to_rgb(Image.fromarray(values)))[..., 0]
+    np.testing.assert_array_equal(grey, np.round(values / 257).astype(np.uint8))

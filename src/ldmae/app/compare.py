@@ -98,6 +98,13 @@ def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) 
     return chosen
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name of any length may have been typed
+        return False
+
+
 def _check_form(name: str, offered: Collection[str]) -> None:
     drive = re.match(r"[A-Za-z]:[\\/]", name)
     if ":" in name and not is_shipped(name) and not drive:
@@ -105,7 +112,7 @@ def _check_form(name: str, offered: Collection[str]) -> None:
             f"{name}: only folders and Hub names can be named on the page, nothing that runs code or reads "
             "other files; start it with `ldmae app --compare NAME` for that"
         )
-    if not (is_shipped(name) or Path(name).is_dir() or may_be_hub_name(name)):
+    if not (is_shipped(name) or _is_folder(name) or may_be_hub_name(name)):
         raise UserError(
             f"there is no folder {name}{nearest(name, offered)}; expected a run folder, an autoencoder's "
             "diffusers folder, or OWNER/NAME on the Hugging Face Hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,9 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
             raise UserError(f"the image can't be brought to {side} px; choose one of the sizes offered")
         yield markup.bar(0, "waiting for a turn"), gr.skip()
         async for done in followed(_compared(bench, names, picture, side), bench.turns):
-            yield _progress(done, names), side_by_side(done, picture, side, bench.perceptual.label)
+            label = bench.perceptual.label
+            shown = await asyncio.to_thread(side_by_side, done, picture, side, label)  # see generate_tab
+            yield _progress(done, names), shown
 
     stoppable(
         parts.go,

@@ -274,7 +274,7 @@ def read_settings(content: bytes) -> dict[str, Any]:
 
 
 def _text_behind_pixels(image: PngImageFile) -> Any:
-    if image.width * image.height > MOST_PIXELS:
+    if image.width * image.height > MOST_PIXELS or getattr(image, "is_animated", False):
         return None
     return image.text.get(KEY)  # reads to the file's end, which decodes the pixels
 

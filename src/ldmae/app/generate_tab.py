@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -59,10 +60,14 @@ def build(bench: Workbench) -> None:
         async for news in job:
             if isinstance(news, Progress):
                 seconds = news.seconds
-                shown = gr.skip() if news.preview is None else markup.previews(news.preview, labels)
+                # in a thread: encoding pictures takes a second, in which nobody else would be heard
+                shown: Any = gr.skip()
+                if news.preview is not None:
+                    shown = await asyncio.to_thread(markup.previews, news.preview, labels)
                 yield markup.progress(news), shown
             else:
-                yield markup.note(_done(wish, seconds), "good"), markup.gallery(news)
+                shown = await asyncio.to_thread(markup.gallery, news)
+                yield markup.note(_done(wish, seconds), "good"), shown
 
     @told
     def fill(path: str | None) -> list[Any]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from ldmae.images.index import open_images
 from ldmae.images.sources import DataConfig
 from ldmae.report.pictures import UNREADABLE
 
-COUNT = 12
+COUNT, FEWEST = 12, 2
+"""Images to pick from, at most and at least: two, for the way from one to another."""
 TRAINED_ON = ("emoji", "digits")
 """Built-in sets that a model with the same classes was trained on."""
 UNSEEN = "the autoencoder has never seen them"
@@ -57,20 +59,21 @@ def sample_images(
     """
     if run_folder is not None:
         held_out = _held_out(run_folder / "results" / "reconstruction_pairs.npz")
-        if len(held_out) > 1:
+        if len(held_out) >= FEWEST:
             return held_out, f"held-out images of the run: {UNSEEN}"
     if data is not None and data.source in BUILTIN:
         with tempfile.TemporaryDirectory() as cache, contextlib.suppress(UserError):  # its data.val is gone
             source = open_images(data, Path(cache), progress=False)[1]
             text = f"held-out {data.source} pictures: {UNSEEN} ({source.licence})"
-            return _one_of_each_class(source, COUNT), text
+            if len(source) >= FEWEST:
+                return _of_all_classes(source, COUNT), text
     for name in TRAINED_ON:
         source = _with_classes(name, list(class_names))
         if source is not None:
             text = f"{name} pictures; some were trained on ({source.licence})"
-            return _one_of_each_class(source, COUNT), text
+            return _of_all_classes(source, COUNT), text
     photos = open_builtin("photos")
-    return _one_of_each_class(photos, COUNT), f"crops of {photos.licence}"
+    return _of_all_classes(photos, COUNT), f"crops of {photos.licence}"
 
 
 def _held_out(path: Path) -> list[Sample]:
@@ -90,12 +93,15 @@ def _with_classes(name: str, class_names: list[str]) -> ImageSource | None:
     return source if source.classes == class_names else None
 
 
-def _one_of_each_class(source: ImageSource, count: int) -> list[Sample]:
+def _of_all_classes(source: ImageSource, count: int) -> list[Sample]:
+    """Returns a picture of each class, and where these are too few further ones."""
     labels = np.asarray(source.labels)
-    chosen = []
-    for label, name in list(enumerate(source.classes))[:count]:
+    chosen: list[int] = []
+    for label in range(min(len(source.classes), count)):
         members = np.flatnonzero(labels == label)
         if len(members):
-            index = int(members[int(SPREAD * len(members))])
-            chosen.append(Sample(name, source.read(index)))
-    return chosen
+            chosen.append(int(members[int(SPREAD * len(members))]))
+    further = (index for index in range(len(source)) if index not in chosen)
+    chosen += itertools.islice(further, max(0, FEWEST - len(chosen)))
+    names = [source.classes[labels[index]] if labels[index] >= 0 else "no class" for index in chosen]
+    return [Sample(name, source.read(index)) for name, index in zip(names, chosen, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -56,6 +57,10 @@ def serve(
         UserError: Gradio is missing, the port can't be had, or the source is none.
     """
     check_gradio()
+    if not (math.isfinite(max_upload_mb) and math.isfinite(max_megapixels)):
+        raise UserError(
+            f"uploads need a limit, got {max_upload_mb} MiB and {max_megapixels} megapixels; give two numbers"
+        )
     limits = Limits(bytes=int(max_upload_mb * MIB), pixels=int(max_megapixels * 1e6))
     port = free_port(host, port)
     # uploads and pictures go to a folder that only this user can read, and that does not outlive the page

@@ -6,6 +6,7 @@ import functools
 import html
 import logging
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -27,7 +28,7 @@ WAITING = 64
 KEPT_FOR = 7200
 """Seconds after which an idle visitor's images are forgotten."""
 KEPT = 1024
-"""Pixels of the shorter side that are kept of a visitor's image."""
+"""Pixels along a side that are kept of a visitor's image at most."""
 
 QUICK: dict[str, Any] = {
     "show_progress": "hidden",
@@ -95,7 +96,17 @@ def told_stream(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[
 def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
     """Adds a place to drop a file on, low, with its label above it."""
     gr.HTML(markup.label(label, hint))
-    return gr.File(label=label, show_label=False, height=64, elem_id=key, elem_classes="ld-drop")
+    drop = gr.File(label=label, show_label=False, height=64, elem_id=key, elem_classes="ld-drop")
+    moved = drop.async_move_resource_to_block_cache
+
+    async def moved_if_sent(url_or_file_path: str | Path | None) -> str | None:
+        # of an address that a forged request names Gradio would fetch whatever is there, of any size
+        if url_or_file_path is not None and "://" in str(url_or_file_path):
+            raise gr.Error("a picture must be sent, not named", print_exception=False)
+        return await moved(url_or_file_path)
+
+    drop.async_move_resource_to_block_cache = moved_if_sent
+    return drop
 
 
 def picker(bench: Workbench, what: str, key: str) -> tuple[gr.File, gr.HTML]:
@@ -133,7 +144,7 @@ def afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
 
 
 def uploaded(bench: Workbench, path: str | None) -> Image.Image:
-    """Returns the picture that a visitor sent, RGB; of a huge one its middle, reduced.
+    """Returns the picture that a visitor sent, RGB; of one that is large or long its middle, a square.
 
     Raises:
         UserError: there is none, or it can't be taken (see `uploads`).
@@ -141,7 +152,7 @@ def uploaded(bench: Workbench, path: str | None) -> Image.Image:
     if path is None:
         raise UserError("no file arrived; send it again")
     image = decode_picture(read_upload(path, bench.limits), bench.limits)
-    return center_crop(image, KEPT) if min(image.size) > KEPT else image
+    return center_crop(image, min(KEPT, *image.size)) if max(image.size) > KEPT else image
 
 
 def picked(bench: Workbench, event: gr.EventData) -> Image.Image:

@@ -19,10 +19,15 @@ class Stopped(Exception):
     """The visitor stopped the job, or left."""
 
 
+LOADS = 2
+"""Things that are loaded at once, out of turn: who stops a job that loads does not stop the loading."""
+
+
 class Turns:
     """A lock that is given out in the order in which it was asked for."""
 
     def __init__(self) -> None:
+        self.loads = threading.Semaphore(LOADS)
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
@@ -65,8 +70,14 @@ class Turn:
 class Job:
     """What a job's function is given, to keep in touch."""
 
-    def __init__(self, turn: Turn, stop: threading.Event, tell: Callable[[Any], None]) -> None:
-        self._turn, self._stop, self._tell = turn, stop, tell
+    def __init__(
+        self,
+        turn: Turn,
+        stop: threading.Event,
+        tell: Callable[[Any], None],
+        loads: threading.Semaphore,
+    ) -> None:
+        self._turn, self._stop, self._tell, self._loads = turn, stop, tell, loads
 
     def report(self, news: Any) -> None:
         """Tells the visitor news, and lets others have their turn.
@@ -80,10 +91,16 @@ class Job:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Gives up the turn for something that does not compute, such as a download, and takes another."""
+        """Gives up the turn for something that does not compute, such as a download, and takes another.
+
+        Raises:
+            Stopped: nobody wants the job any more.
+        """
         self._turn.give()
         try:
-            yield
+            with self._loads:
+                self._check()
+                yield
         finally:
             self._turn.take()
         self._check()
@@ -121,7 +138,7 @@ async def followed(work: Callable[[Job], Any], turns: Turns) -> AsyncGenerator[A
             with turns.turn() as turn:
                 if stop.is_set():
                     return
-                result = work(Job(turn, stop, lambda item: tell("report", item)))
+                result = work(Job(turn, stop, lambda item: tell("report", item), turns.loads))
             tell("result", result)
         except Stopped:
             pass

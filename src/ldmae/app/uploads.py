@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 """What `ldmae.images` reads from folders, by Pillow's names. Others are not decoded for visitors: Pillow
 would start Ghostscript for EPS, and ICO and ICNS may hold larger pictures than they say."""
 
+TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
+
 MIB = 1 << 20
 
 
@@ -28,7 +31,7 @@ class Limits:
     bytes: int = 10 * MIB
     """Size of a file at most."""
     pixels: int = 50_000_000
-    """Height times width of a picture at most, as its head says: decoded it takes up to 8 bytes a pixel."""
+    """Height times width of a picture at most, as its head says: decoded it takes up to 16 bytes a pixel."""
 
     def __post_init__(self) -> None:
         if self.bytes < 1 or self.pixels < 1:
@@ -79,18 +82,24 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
         UserError: it is too large, no picture, of another format, or broken.
     """
     image = _opened(content, limits)
-    width, height = image.size
-    if width * height > limits.pixels:
-        raise UserError(
-            f"the picture has {width:,} × {height:,} pixels, and this page takes "
-            f"{limits.pixels / 1e6:g} million at most; send a smaller one"
-        )
+    for width, height in (image.size, _tile(image)):
+        if width * height > limits.pixels:
+            raise UserError(
+                f"the picture has {width:,} × {height:,} pixels, and this page takes "
+                f"{limits.pixels / 1e6:g} million at most; send a smaller one"
+            )
     try:
         return to_rgb(image)
     except Exception as error:  # decoders raise whatever they like on broken files
         raise UserError(
             f"the {image.format} picture is broken or cut off ({_first_line(error)}); send it again"
         ) from error
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """Returns the size of the tiles that a TIFF is made of, each of which is decoded whole."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(TIFF_TILE_WIDTH, 0)), int(tags.get(TIFF_TILE_HEIGHT, 0))
 
 
 def _opened(content: bytes, limits: Limits) -> Image.Image:
@@ -100,8 +109,7 @@ def _opened(content: bytes, limits: Limits) -> Image.Image:
         image = open_picture(content)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"the picture has more than {limits.pixels / 1e6:g} million pixels, which is more than this page "
-            "takes; send a smaller one"
+            "the picture has more pixels than this page takes or Pillow decodes; send a smaller one"
         ) from error
     except Exception as error:  # as above
         raise UserError(

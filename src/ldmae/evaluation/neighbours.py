@@ -18,6 +18,10 @@ nearest's distance (Yoon et al. 2023, "Diffusion probabilistic models generalize
 memorize")."""
 
 
+AT_ONCE = 256
+"""Training images that are compared at once: as float32, 200 MB at 256 px."""
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The two nearest training images of each image, the nearest first."""
@@ -29,7 +33,8 @@ class Neighbours:
 
     def copies(self) -> Tensor:
         """Returns which images are copies, (N,) bool."""
-        return self.distances[:, 0] < COPY_RATIO * self.distances[:, 1]
+        nearest, second = self.distances.unbind(1)
+        return (nearest < COPY_RATIO * second) | (nearest == 0)  # of a picture that training saw twice too
 
 
 def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> Neighbours:
@@ -48,10 +53,16 @@ def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) 
             "nearest neighbours need at least two training images of the shape of the others, got "
             f"{tuple(training.shape)} for {tuple(images.shape)}"
         )
-    distances = _distances(images, training)
-    if mirrored:
-        distances = torch.minimum(distances, _distances(images, training.flip(-1)))
-    nearest, indices = distances.topk(2, dim=1, largest=False)
+    nearest = torch.full((len(images), 2), torch.inf)
+    indices = torch.zeros(len(images), 2, dtype=torch.int64)
+    for first in range(0, len(training), AT_ONCE):
+        piece = training[first : first + AT_ONCE]
+        distances = _distances(images, piece)
+        if mirrored:
+            distances = torch.minimum(distances, _distances(images, piece.flip(-1)))
+        numbers = torch.arange(first, first + len(piece)).expand_as(distances)
+        nearest, places = torch.cat([nearest, distances], dim=1).topk(2, dim=1, largest=False)
+        indices = torch.cat([indices, numbers], dim=1).gather(1, places)
     return Neighbours(indices, nearest)
 
 

@@ -52,7 +52,8 @@ def measure_copies(
     samples, real = torch.cat(list(generated)), read(training, TRAINING)
     found = nearest_images(samples, real, mirrored=mirrored)
     reference = nearest_images(read(held_out, COMPARED), real, mirrored=mirrored)
-    first = (found.distances[:, 0] / found.distances[:, 1]).argsort()[:SHOWN]
+    ratios = found.distances[:, 0] / found.distances[:, 1]
+    first = ratios.nan_to_num(0).argsort()[:SHOWN]  # both 0: a picture that training saw twice
     pictures = {"generated": samples[first], "nearest": real[found.indices[first, 0]]}
     save_pictures(
         folder / "results" / "copies.npz",

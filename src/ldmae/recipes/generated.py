@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -162,8 +163,15 @@ def forget_generated(folder: Path) -> None:
 def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
     """Returns what tells apart images of other weights, settings or labels."""
     weights = [fingerprint_tensors(part.state_dict()) for part in (pipeline.vae, pipeline.transformer)]
-    statistics = [str(dict(getattr(part, "config", {}))) for part in (pipeline, pipeline.vae)]
-    return fingerprint([*weights, *statistics, str(sampling), labels.tobytes()])
+    statistics = {name: pipeline.config[name] for name in ("latents_mean", "latents_std")}
+    parts = (pipeline.vae, pipeline.transformer, pipeline.scheduler)
+    # without where it was loaded from, and what diffusers notes for itself
+    configs = [
+        {key: value for key, value in dict(getattr(part, "config", {})).items() if not key.startswith("_")}
+        for part in parts
+    ]
+    told = json.dumps([statistics, *configs], sort_keys=True, default=str)
+    return fingerprint([*weights, told, str(sampling), labels.tobytes()])
 
 
 def _keep_only(folder: Path, maker: str) -> None:
