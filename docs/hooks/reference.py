@@ -39,12 +39,10 @@ def on_config(config: Any) -> Any:
 
 
 def result_pages(docs: Path) -> list[dict[str, str]]:
-    """Returns navigation entries of the comparison reports, titled after their folders."""
+    """Returns navigation entries: what the comparisons say, then the tables of each, titled after its folder."""
     paths = sorted(path.relative_to(docs) for path in (docs / "results").rglob("*.md"))
-    return [
-        {(path.parent.name if path.stem in ("tables", "index") else path.stem): path.as_posix()}
-        for path in paths
-    ]
+    titles = {"README": "What they say"}
+    return [{titles.get(path.stem, path.parent.name): path.as_posix()} for path in paths]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -126,7 +126,11 @@ def test_comparison_reports_come_into_the_navigation_where_there_are_any(
     assert reference.result_pages(tmp_path) == []
     (tmp_path / "results" / "compare-photos").mkdir(parents=True)
     (tmp_path / "results" / "compare-photos" / "tables.md").write_text("# Tables")
-    assert reference.result_pages(tmp_path) == [{"compare-photos": "results/compare-photos/tables.md"}]
+    (tmp_path / "results" / "README.md").write_text("# Account")
+    assert reference.result_pages(tmp_path) == [
+        {"What they say": "results/README.md"},
+        {"compare-photos": "results/compare-photos/tables.md"},
+    ]
 
 
 # ---- what pages quote
