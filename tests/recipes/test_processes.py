@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -195,3 +196,16 @@ def test_two_processes_train_a_flat_folder_which_is_one_class(
     folder = tmp_path / "run"
     finish_two(start_two(ldmae, "run", preset, f"data={pictures / 'bars'}", "--out", folder))
     assert json.loads((folder / "samples" / "samples.json").read_text())["class_names"] == ["bars"]
+
+
+def test_two_processes_generate_and_measure_the_images_of_one(ldmae: Any, one: Path, tmp_path: Path) -> None:
+    words = ("evaluate-samples", one, "sampling.batch_size=4", "evaluation.samples=14")
+    alone = ldmae.start(*words, "--out", tmp_path / "a", "--npz", tmp_path / "a.npz")
+    assert alone.wait() == 0, alone.output
+    finish_two(start_two(ldmae, *words, "--out", tmp_path / "b", "--npz", tmp_path / "b.npz"))
+    with np.load(tmp_path / "a.npz") as first, np.load(tmp_path / "b.npz") as second:
+        assert first["arr_0"].shape[0] == 14
+        assert np.array_equal(first["arr_0"], second["arr_0"])
+    figures = [json.loads((tmp_path / name / "results.json").read_text())["results"] for name in "ab"]
+    assert figures[0] == figures[1]
+    assert not list(tmp_path.rglob("*.npy"))
