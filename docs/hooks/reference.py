@@ -39,7 +39,7 @@ def on_config(config: Any) -> Any:
 
 
 def result_pages(docs: Path) -> list[dict[str, str]]:
-    """Returns navigation entries: what the comparisons say, then the tables of each, titled after its folder."""
+    """Returns navigation entries: what the comparisons say, then the tables of each, by its folder."""
     paths = sorted(path.relative_to(docs) for path in (docs / "results").rglob("*.md"))
     titles = {"README": "What they say"}
     return [{titles.get(path.stem, path.parent.name): path.as_posix()} for path in paths]
