@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.cli import app
@@ -125,7 +128,21 @@ def test_launch_files_are_as_accelerate_reads_them():
     for path in (ROOT / "examples" / "accelerate").glob("*.yaml"):
         config = load_config_from_file(str(path))
         assert config.num_processes > 1, path
-        assert config.distributed_type == "MULTI_GPU", path
+        assert config.distributed_type == ("FSDP" if path.stem == "fsdp" else "MULTI_GPU"), path
+
+
+def test_sharding_launch_asks_for_what_the_training_loop_takes(monkeypatch):
+    file = ROOT / "examples" / "accelerate" / "fsdp.yaml"
+    words = ["--config_file", str(file), "-m", "ldmae"]
+    options, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    told = prepare_multi_gpu_env(options)
+    assert told["ACCELERATE_USE_FSDP"] == "true"
+    for name, value in told.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
 
 
 def test_slurm_script_starts_a_launcher_with_options_that_it_knows(tmp_path):

@@ -109,8 +109,8 @@ def _choose(run: Path, stage: str, model: Any, pipeline: LDMAEPipeline, name: st
 def _weights(path: Path) -> dict[str, torch.Tensor]:
     """Returns what a training state would have been saved as: the averaged weights, where there are any."""
     state = load_checkpoint(path)
-    kept, prefix = (state["average"], "module.") if "average" in state else (state["objective"], "model.")
-    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
+    of_model = {name: value for name, value in state["objective"].items() if name.startswith("model.")}
+    return {name.removeprefix("model."): value for name, value in of_model.items()} | state.get("average", {})
 
 
 def _tried(stage: str, found: dict[int, float]) -> str:

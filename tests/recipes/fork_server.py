@@ -30,6 +30,22 @@ def die_at_write(number: int, folder: str) -> None:
     sys.addaudithook(count)
 
 
+def shard_on_cpu() -> None:
+    """Makes accelerate take up FSDP, where its environment says so, on the CPU too: torch can do it."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    import ldmae.recipes.run
+
+    def opened(**settings: Any) -> Accelerator:
+        accelerator = Accelerator(**settings)
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        return accelerator
+
+    ldmae.recipes.run.Accelerator = opened
+
+
 def work(request: dict[str, Any]) -> None:
     """Becomes `ldmae ARGUMENTS…` and ends."""
     os.setsid()
@@ -43,6 +59,8 @@ def work(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["die_at_write"] is not None:
         die_at_write(*request["die_at_write"])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard_on_cpu()
     sys.argv = ["ldmae", *request["arguments"]]
     from ldmae.__main__ import main
 

@@ -36,9 +36,11 @@ MICRO_BATCHES = [
     "autoencoder.tuning.training.micro_batch_size=3",
     "diffusion.training.micro_batch_size=4",
 ]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What the launcher tells its processes of `distributed_type: FSDP`."""
 
 
-def start_two(ldmae: Any, *arguments: str | Path) -> list[Any]:
+def start_two(ldmae: Any, *arguments: str | Path, sharded: bool = False) -> list[Any]:
     """Starts two processes of one run, as a launcher does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,7 +51,7 @@ def start_two(ldmae: Any, *arguments: str | Path) -> list[Any]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    common["ACCELERATE_USE_CPU"] = "true"
+    common |= {"ACCELERATE_USE_CPU": "true"} | (FSDP if sharded else {})
     return [
         ldmae.start(*arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
@@ -209,3 +211,35 @@ def test_two_processes_generate_and_measure_the_images_of_one(ldmae: Any, one: P
     figures = [json.loads((tmp_path / name / "results.json").read_text())["results"] for name in "ab"]
     assert figures[0] == figures[1]
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_two_processes_with_sharded_parameters_make_the_losses_and_weights_of_one(
+    ldmae: Any, preset: Path, one: Path, tmp_path: Path
+) -> None:
+    finish_two(start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", tmp_path / "run", sharded=True))
+    assert_same(one, tmp_path / "run")
+
+
+def test_killed_sharded_run_goes_on_sharded_and_then_whole(
+    ldmae: Any, preset: Path, one: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for artefact in ("autoencoder.pretraining/step-00000004.pt", "diffusion/step-00000010.pt"):
+        started = start_two(ldmae, "run", preset, "--out", folder, sharded=True)
+        while not (folder / "checkpoints" / artefact).exists():
+            assert all(process.poll() is None for process in started), started[0].output
+            time.sleep(0.001)
+        for process in started:
+            process.kill()
+        assert [process.wait() for process in started] == [-9, -9], started[0].output
+    alone = ldmae.start("run", preset, "--out", folder)
+    assert alone.wait() == 0, alone.output
+    assert "diffusion goes on from step 10" in alone.output
+    assert_same(one, folder)
+
+
+def test_compiled_blocks_are_not_sharded(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    changes = "autoencoder.pretraining.training.compile=true"
+    started = start_two(ldmae, "run", preset, changes, "--out", tmp_path / "run", sharded=True)
+    assert [process.wait() for process in started] == [2, 2]
+    assert "FSDP does not go with compile=true; set autoencoder.pretraining" in started[0].output

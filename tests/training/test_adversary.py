@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import default_collate
 
 from ldmae.autoencoders.discriminator import hinge_discriminator_loss
@@ -277,12 +277,19 @@ def test_a_state_without_the_adversary_is_refused(tmp_path):
 # ---- what it cannot do is refused
 
 
-def test_sharded_parameters_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("engine", "version", "why"),
+    [
+        (DistributedType.FSDP, 2, "FSDP does not go with an adversary; launch with --multi_gpu"),
+        (DistributedType.FSDP, 1, "FSDP does not go with fsdp_version 1; set fsdp_version: 2"),
+        (DistributedType.DEEPSPEED, 2, "DEEPSPEED is not supported; launch with --multi_gpu"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(tmp_path, engine, version, why):
     trainer = adversarial_trainer(tmp_path)
-    monkeypatch.setattr(
-        type(trainer.accelerator), "distributed_type", property(lambda self: DistributedType.FSDP)
-    )
-    with pytest.raises(UserError, match=r"trains a whole copy of the parameters, got FSDP"):
+    trainer.accelerator.state.distributed_type = engine
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version)
+    with pytest.raises(UserError, match=why):
         trainer.run()
 
 

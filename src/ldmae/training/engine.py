@@ -3,6 +3,7 @@
 # b rows of a micro-batch
 
 import contextlib
+import copy
 import math
 import time
 from collections import Counter
@@ -13,16 +14,16 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.progress import console, progress_bar
+from ldmae.training.averaging import AveragedWeights
 from ldmae.training.checkpoint import (
     drop_old_checkpoints,
     list_checkpoints,
@@ -33,11 +34,11 @@ from ldmae.training.data import KeyedBatches, keyed_loader, split_rows, stream_b
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
 from ldmae.training.settings import TrainingConfig
+from ldmae.training.sharding import is_sharded, refuse_other_engines, set_up_sharding, whole, whole_state
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Not strict, for a parameter that never got a gradient has no moments; names and shapes are checked before.
 _RESTORED = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _RESTORED_FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
@@ -56,7 +57,7 @@ class Trainer:
 
     Raises:
         UserError: fewer steps are asked for than done, a loss is not finite, the batch is too small for the
-            number of processes, the model names no blocks to compile, or parameters are to be sharded.
+            number of processes, the model names no blocks to compile, or the launch shards what it cannot.
     """
 
     objective: nn.Module
@@ -128,7 +129,8 @@ class Trainer:
         for i, (batch, keys) in enumerate(self._looked_ahead(pieces)):
             last = i == len(pieces) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
-                output = self._wrapped(batch, keys)
+                with accelerator.autocast():  # a sharded objective brings none of its own
+                    output = self._wrapped(batch, keys)
                 # The shares of the processes add up; averaging over processes, as DDP does, is undone by the
                 # factor.
                 accelerator.backward(output.loss * accelerator.num_processes)
@@ -136,7 +138,7 @@ class Trainer:
         self._clip()
         optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self._model)
+            self._average.update(self.step)
         self.step += 1
 
     def _looked_ahead(
@@ -169,7 +171,9 @@ class Trainer:
         # a scaled fp16 step may be infinite and is then skipped
         if self.accelerator.scaler is None:
             processes = self.accelerator.num_processes
-            self._add({name: norm.detach() / processes for name, norm in norms.items() if norm is not None})
+            self._add(
+                {name: whole(norm.detach()) / processes for name, norm in norms.items() if norm is not None}
+            )
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -182,14 +186,13 @@ class Trainer:
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
         self._adversary: Any = getattr(self.objective, "adversary", None)
-        if accelerator.distributed_type in _SHARDED:  # what is averaged, logged and saved is whole
-            raise UserError(
-                f"{self.stage}: each process trains a whole copy of the parameters, got "
-                f"{accelerator.distributed_type.value}; launch with --multi_gpu, and where memory is short "
-                "lower training.micro_batch_size, which changes results by rounding only"
-            )
+        refuse_other_engines(accelerator, self.stage)
         self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()
+        self._unsharded = None
+        if is_sharded(accelerator):
+            set_up_sharding(accelerator, self.stage, self.objective, config.compile)
+            self._unsharded = copy.deepcopy(self._model)  # in the computer's memory, filled at the end
         self.objective.to(accelerator.device)
         if config.compile:
             if not getattr(self._model, "_repeated_blocks", None):
@@ -200,10 +203,7 @@ class Trainer:
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
-        self._average = None
-        if config.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self._average = AveragedModel(self._model, multi_avg_fn=average)
+        self._average = None if config.ema_decay is None else AveragedWeights(self._model, config.ema_decay)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._logged, self._since, self._data_seconds = 0, time.monotonic(), 0.0
@@ -259,15 +259,16 @@ class Trainer:
     def _save(self) -> None:
         self._gather_sums()
         for name, parameter in self.objective.named_parameters():
-            self._require_finite(f"weight {name.removeprefix('model.')}", parameter.detach())
+            self._require_finite(f"weight {name.removeprefix('model.')}", whole(parameter.detach()))
         objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
+        average = None if self._average is None else self._average.state_dict()
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "maker": self.maker}
             # what the next line of metrics.jsonl is the mean of
             totals = {name: total.cpu() for name, total in self._totals.items()}
             state |= {"logged": self._logged, "totals": totals}
-            if self._average is not None:
-                state["average"] = self._average.state_dict()
+            if average is not None:
+                state["average"] = average
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             save_checkpoint(self.folder, self.step, state, self.config.checkpoint.keep_every)
@@ -337,11 +338,15 @@ class Trainer:
         size = self.config.micro_batch_size or -(-self.config.batch_size // world)
         self.objective.eval()
         sums: Counter[str] = Counter()
-        for rows in split_rows(count, size, rank, world):
+        shares = [split_rows(count, size, each, world) for each in range(world)]
+        for i in range(max(map(len, shares))):
+            # a sharded forward needs every process: one that has no rows left does the first again, unheard
+            counts = i < len(shares[rank])
+            rows = shares[rank][i] if counts else range(1)
             batch = self._to_device(default_collate([self.validation[(0, row)] for row in rows]))
             with self.accelerator.autocast():
                 output = self.objective(batch, BatchKeys(self.seed, 0, rows, count))
-            for name, value in {"loss": output.loss, **output.terms}.items():
+            for name, value in {"loss": output.loss, **output.terms}.items() if counts else ():
                 sums[name] += value.item()
         self.objective.train()
         means: Counter[str] = Counter()
@@ -362,7 +367,9 @@ class Trainer:
         return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
 
     def _finished_model(self) -> nn.Module:
+        state = whole_state(self._model)
         if self._average is not None:
-            self._model.load_state_dict(self._average.module.state_dict())
-        self._model.eval()
-        return self._model
+            state |= self._average.state_dict()
+        model = self._model if self._unsharded is None else self._unsharded.to(self.accelerator.device)
+        model.load_state_dict(state)
+        return model.eval()

@@ -1,0 +1,42 @@
+"""Averaged weights: an exponential moving average of a model's parameters over the steps."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ldmae.training.sharding import copy_whole, piece, whole
+
+
+class AveragedWeights:
+    """The averages lie where the parameters lie: on the device, and in pieces where these are sharded.
+
+    Args:
+        model: its trainable and frozen parameters are averaged; buffers are not.
+        decay: share of the old average that a step keeps, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._mix = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after a step; before the first one, `step` 0, there is nothing to keep."""
+        averages = [piece(average) for average in self.averages.values()]
+        now = [piece(parameter.detach()) for parameter in self.parameters.values()]
+        if step == 0:
+            for average, parameter in zip(averages, now, strict=True):
+                average.copy_(parameter)
+        else:
+            self._mix(averages, now, step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the whole averages by the parameters' names (all processes must call it)."""
+        return {name: whole(average) for name, average in self.averages.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the averages that `state_dict` returned."""
+        for name, average in self.averages.items():
+            copy_whole(state[name], average)

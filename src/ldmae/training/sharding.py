@@ -1,0 +1,81 @@
+"""Fully sharded training (FSDP2): each process keeps a piece of every parameter, moment and average."""
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ldmae.core.errors import UserError
+
+_OTHER_ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Tells whether the launch asks for parameters in pieces."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor that lies in pieces as one, in every process (all must call it); another as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def piece(tensor: Tensor) -> Tensor:
+    """Returns this process's piece of a tensor, which shares its memory; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def copy_whole(source: Tensor, target: Tensor) -> None:
+    """Copies a whole tensor, or this process's piece of it, into one that may lie in pieces."""
+    if isinstance(target, DTensor):
+        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
+    piece(target).copy_(piece(source))
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a module's state dict with whole tensors, in every process (all must call it)."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, compiled: bool) -> None:
+    """Has accelerate shard an objective's parameters by the blocks of its model.
+
+    Precision stays autocast's, as in every other launch, for losses and weights are to be those of one
+    process.
+
+    Raises:
+        UserError: the launch, or the objective, is of a kind that cannot be sharded here.
+    """
+    plugin: Any = accelerator.state.fsdp_plugin
+    model: Any = objective.model
+    faults = {
+        "fsdp_version 1; set fsdp_version: 2": plugin.fsdp_version != 2,
+        "fsdp_offload_params; set it to false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "an adversary; launch with --multi_gpu": getattr(objective, "adversary", None) is not None,
+        f"compile=true; set {stage}.training.compile=false": compiled,
+    }
+    for fault, met in faults.items():
+        if met:
+            raise UserError(f"{stage}: FSDP does not go with {fault}")
+    present = {type(module).__name__ for module in model.modules()}
+    plugin.auto_wrap_policy = transformer_auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = sorted(present.intersection(model._no_split_modules or ()))
+    plugin.mixed_precision_policy = None
+    plugin.cpu_ram_efficient_loading = False
+
+
+def refuse_other_engines(accelerator: Accelerator, stage: str) -> None:
+    """Refuses launches whose engine keeps parameters in a way of its own.
+
+    Raises:
+        UserError: the launch is by DeepSpeed or Megatron-LM.
+    """
+    if accelerator.distributed_type in _OTHER_ENGINES:
+        raise UserError(
+            f"{stage}: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or "
+            "with FSDP where parameters do not fit"
+        )
