@@ -80,7 +80,7 @@ class BaselineTrainingConfig:
 
 
 AUTOENCODER_KINDS = ("vmae", *KINDS)
-ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg")
+ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae-noise")
 """VMAE with the squared error alone; with masked patches, L_M; and with the variance's KL, L_reg, too."""
 
 
@@ -143,7 +143,8 @@ class ComparisonConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each autoencoder is trained and measured once with each."""
     ablation: list[str] = field(default_factory=list)
-    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`; the last is `vmae` itself."""
+    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself; and one beyond it,
+    `vmae-noise`, whose decoder is tuned on latents with noise."""
     ablation_seeds: list[int] = field(default_factory=lambda: [0])
     """The seeds of the ablation."""
     match_flops: bool = True

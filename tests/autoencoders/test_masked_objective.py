@@ -96,9 +96,10 @@ def test_terms_are_what_the_paper_writes():
     assert found.loss.shape == ()
 
 
+@pytest.mark.parametrize("latent_noise", [0.0, 0.5])
 @pytest.mark.parametrize("perceptual_rows", [None, 1, 3, 5, 100])
-def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows):
-    settings = {"perceptual_rows": perceptual_rows, "prior_std": 0.3}
+def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows, latent_noise):
+    settings = {"perceptual_rows": perceptual_rows, "prior_std": 0.3, "latent_noise": latent_noise}
     whole, parts = objective(Distance(), **settings), objective(Distance(), **settings)
     expected = piece(whole, range(BATCH))
     expected.loss.backward()
@@ -136,6 +137,29 @@ def test_without_mask_the_loss_is_over_all_patches_and_finite():
     assert set(output.terms) == {"visible", "kl"}
     reconstruction = module.model(images()).sample
     torch.testing.assert_close(output.terms["visible"], (reconstruction - images()).square().mean().detach())
+
+
+def test_noise_on_latents_is_of_each_images_own_deviation_and_of_a_share_up_to_the_setting(monkeypatch):
+    module = unmasked(sample_posterior=False, latent_noise=0.5)
+    decoded: list[torch.Tensor] = []
+    decode = module.model.decode
+
+    def listen(z, **options):
+        decoded.append(z.detach())
+        return decode(z, **options)
+
+    monkeypatch.setattr(module.model, "decode", listen)
+    scaled = images() * torch.linspace(0.1, 1, BATCH)[:, None, None, None]
+    shares = []
+    for step in range(40):
+        module({"images": scaled}, BatchKeys(seed=0, step=step, rows=range(BATCH), batch_size=BATCH))
+        mean = module.model.encode(scaled).latent_dist.mean.detach()
+        every = tuple(range(1, mean.ndim))
+        shares.append((decoded[-1] - mean).std(every) / mean.std(every))
+    found = torch.stack(shares)  # (step, image)
+    assert found.max() < 0.65  # 48 numbers a latent: the deviation of a draw scatters by a tenth
+    assert found.mean(0).sub(0.25).abs().max() < 0.08
+    assert found.std() > 0.1
 
 
 def test_mask_token_that_stands_nowhere_is_not_trained():
@@ -240,6 +264,7 @@ def test_perceptual_weight_needs_a_network():
         {"kl_weight": -1e-6},
         {"prior_std": 0.0},
         {"perceptual_rows": 0},
+        {"latent_noise": -0.1},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(setting):

@@ -17,7 +17,7 @@ from ldmae.config import load_config, preset_names
 from ldmae.core.errors import UserError
 from ldmae.recipes.compare import VARIANTS, compare, plan_comparison
 from ldmae.recipes.settings import training_steps
-from ldmae.settings import ABLATION, AUTOENCODER_KINDS
+from ldmae.settings import AUTOENCODER_KINDS
 
 COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
 TINY = [
@@ -79,7 +79,11 @@ def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_
         u.name: [getattr(u.config.autoencoder, s).objective for s in u.config.autoencoder.stages]
         for u in units
     }
-    assert {n for n, o in stages.items() if any(x.perceptual_weight > 0 for x in o)} == {"sd-vae", "vmae"}
+    assert {n for n, o in stages.items() if any(x.perceptual_weight > 0 for x in o)} == {
+        "sd-vae",
+        "vmae",
+        "vmae-noise",
+    }
     adversarial = {
         name: getattr(objectives[0], "adversarial_weight", 0) for name, objectives in stages.items()
     }
@@ -90,12 +94,22 @@ def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_
 
 def test_the_ablations_rows_add_one_term_each():
     units, _ = plan_comparison("compare-photos", ["comparison.ablation_seeds=[0]"])
-    rows = [next(u for u in units if u.name == name).config.autoencoder for name in (*ABLATION, "vmae")]
+    rows = [
+        next(u for u in units if u.name == name).config.autoencoder
+        for name in ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae", "vmae-noise")
+    ]
     objectives = [row.pretraining.objective for row in rows]
-    assert [o.masking.ratio > 0 and o.masked_weight > 0 for o in objectives] == [False, True, True, True]
-    assert [o.kl_weight > 0 and o.sample_posterior for o in objectives] == [False, False, True, True]
-    assert [o.perceptual_weight > 0 for o in objectives] == [False, False, False, True]
-    assert [row.tuning.objective.perceptual_weight > 0 for row in rows] == [False, False, False, True]
+    assert [o.masking.ratio > 0 and o.masked_weight > 0 for o in objectives] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    assert [o.kl_weight > 0 and o.sample_posterior for o in objectives] == [False, False, True, True, True]
+    assert [o.perceptual_weight > 0 for o in objectives] == [False, False, False, True, True]
+    assert [row.tuning.objective.perceptual_weight > 0 for row in rows] == [False, False, False, True, True]
+    assert [row.tuning.objective.latent_noise > 0 for row in rows] == [False, False, False, False, True]
     assert {row.model for row in rows} == {rows[0].model}
 
 

@@ -66,8 +66,10 @@ VARIANTS = {
     "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
     "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
+    "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
 }
-"""What can be compared. The ablation's rows add up (MSE; + L_M; + L_reg), and `vmae`, + L_P, is its last."""
+"""What can be compared. The ablation's rows add up: MSE; + L_M; + L_reg; `vmae` itself, which is + L_P; and a
+step that the paper does not have, noise on the latents that the decoder is tuned on."""
 
 
 @dataclass(frozen=True)

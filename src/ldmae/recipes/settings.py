@@ -8,6 +8,10 @@ from typing import Any
 from ldmae.settings import Config, as_dict
 from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
 
+ADDED = {"latent_noise": 0.0}
+"""Settings of an objective that came after run folders were made, each with the value that changes nothing:
+with it a setting is not recorded, so that older runs, which lack it, go on."""
+
 
 def plain(settings: Any) -> dict[str, Any]:
     """Returns settings as JSON holds them, so that they compare equal after a write and a read."""
@@ -42,7 +46,7 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
     shared = {
         **common,
         "training": _weighty(stage.training, adversary),
-        "objective": plain(stage.objective),
+        "objective": {k: v for k, v in plain(stage.objective).items() if k not in ADDED or v != ADDED[k]},
         "augment": plain(stage.augment),
     }
     if part == "pretraining":

@@ -119,13 +119,15 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
 
 
 def _tables(compared: Sequence[Variant], ablated: Sequence[Variant]) -> dict[str, Table]:
-    own = [variant for variant in compared if variant.name in paper.ABLATION_TITLES]  # + L_P: VMAE itself
+    whole = [variant for variant in compared if variant.name in paper.ABLATION_TITLES]  # + L_P: VMAE itself
+    steps = [variant for variant in ablated if variant.name in paper.ABLATION_TITLES]
+    beyond = [variant for variant in ablated if variant.name not in paper.ABLATION_TITLES]
     return {
         "reconstruction": make_table("Reconstruction", compared, tables.RECONSTRUCTION, paper.RECONSTRUCTION),
         "generation": make_table("Generation", compared, tables.GENERATION, paper.GENERATION),
         "cost": make_table("Cost", compared, tables.COST),
         "ablation": make_table(
-            "Ablation", [*ablated, *own], tables.ABLATION, paper.ABLATION, paper.ABLATION_TITLES
+            "Ablation", [*steps, *whole, *beyond], tables.ABLATION, paper.ABLATION, paper.ABLATION_TITLES
         ),
         "smoothness": make_table("Smoothness", compared, _smoothness_metrics(compared)),
         "compression": make_table("Perceptual compression", compared, tables.COMPRESSION),

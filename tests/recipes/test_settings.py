@@ -1,0 +1,16 @@
+"""What a training's record holds."""
+
+from ldmae.config import load_config
+from ldmae.recipes.settings import ADDED, training_settings
+
+
+def test_setting_that_came_later_is_recorded_only_where_it_changes_something():
+    without, with_noise = (
+        training_settings(load_config("emoji", [f"autoencoder.tuning.objective.latent_noise={noise}"]), "no")
+        for noise in (0.0, 0.3)
+    )
+    assert list(ADDED) == ["latent_noise"]
+    assert "latent_noise" not in without["autoencoder.tuning"]["objective"]
+    assert with_noise["autoencoder.tuning"]["objective"]["latent_noise"] == 0.3
+    changed = with_noise["autoencoder.tuning"]["objective"]
+    assert {k: v for k, v in changed.items() if k not in ADDED} == without["autoencoder.tuning"]["objective"]
