@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ldmae.core.errors import UserError
-from ldmae.stages import StageBook, changed_settings, locked
+from ldmae.stages import StageBook, changed_settings, locked, stages_from
 
 TUNING, LATENTS, PIPELINE = "autoencoder.tuning", "latents", "pipeline"
 SETTINGS, INPUTS = {"rate": 1, "model": {"width": 8}}, {"images": "abc"}
@@ -132,7 +132,7 @@ def test_other_processes_than_the_main_one_write_nothing(tmp_path, made):
     book = StageBook(tmp_path, writes=False)
     with book.running(LATENTS, SETTINGS, INPUTS):
         pass
-    book.restart(LATENTS, {LATENTS: [made]})
+    book.restart([LATENTS], {LATENTS: [made]})
     assert made.exists()
     assert not (tmp_path / "stages.json").exists()
 
@@ -159,16 +159,26 @@ def test_restart_forgets_a_stage_and_all_after_it_and_what_they_made(tmp_path):
         folders[name][0].mkdir()
         (folders[name][0] / "x").write_text("")
         folders[name][1].write_text("")
-    StageBook(tmp_path).restart(LATENTS, folders)
+    StageBook(tmp_path).restart(stages_from(LATENTS), folders)
     assert list(StageBook(tmp_path).records) == [TUNING]
     assert all(path.exists() for path in folders[TUNING])
     assert not any(path.exists() for name in (LATENTS, PIPELINE, "evaluation") for path in folders[name])
-    StageBook(tmp_path).restart(LATENTS, folders)  # nothing there: nothing to do
+    StageBook(tmp_path).restart(stages_from(LATENTS), folders)  # nothing there: nothing to do
 
 
 def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"no stage 'latent'; did you mean 'latents'\?; stages: autoencoder"):
-        StageBook(tmp_path).restart("latent", {})
+        stages_from("latent")
+
+
+def test_tuning_begun_anew_leaves_what_is_made_of_the_same_encoders_latents():
+    everything = stages_from(TUNING)
+    assert {LATENTS, "diffusion"} < set(everything)
+    assert stages_from(TUNING, encoder_stays=True) == tuple(
+        name for name in everything if name not in (LATENTS, "diffusion")
+    )
+    assert stages_from(LATENTS, encoder_stays=True) == stages_from(LATENTS)
+    assert stages_from(None) == ()
 
 
 def test_changed_settings_are_listed_by_dotted_key():

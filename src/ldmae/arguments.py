@@ -23,7 +23,12 @@ Overrides = Annotated[
 ]
 RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
 Restart = Annotated[
-    str | None, typer.Option("--restart", metavar="STAGE", help="Begin this stage anew, with all after it.")
+    str | None,
+    typer.Option(
+        "--restart",
+        metavar="STAGE",
+        help="Begin this stage anew, with all after it that hangs on it.",
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory, then stop.")

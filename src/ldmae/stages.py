@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,23 @@ class Record:
     """What they worked on."""
 
 
-def stages_before(restart: str | None) -> tuple[str, ...]:
-    """Returns the stages that are kept where one is begun anew; all where none is.
+def stages_from(restart: str | None, encoder_stays: bool = False) -> tuple[str, ...]:
+    """Returns the stages that are begun anew: the one named, and all after it; none where None.
+
+    Args:
+        restart: a stage, or None.
+        encoder_stays: whether decoder tuning leaves the encoder as it is; then what is made of its latents
+            stays when tuning is begun anew.
 
     Raises:
         UserError: there is no such stage.
     """
     if restart is None:
-        return STAGES
+        return ()
     if restart not in STAGES:
         raise UserError(f"no stage {restart!r}{nearest(restart, STAGES)}; stages: {', '.join(STAGES)}")
-    return STAGES[: STAGES.index(restart)]
+    stay = ("latents", "diffusion") if restart == "autoencoder.tuning" and encoder_stays else ()
+    return tuple(stage for stage in STAGES[STAGES.index(restart) :] if stage not in stay)
 
 
 class StageBook:
@@ -106,15 +112,11 @@ class StageBook:
         record = self.records.get(name)
         return record.output if record is not None and record.status == "done" else ""
 
-    def restart(self, name: str, folders: dict[str, list[Path]]) -> None:
-        """Forgets a stage and all after it, and deletes what they made.
-
-        Raises:
-            UserError: there is no such stage.
-        """
-        for later in STAGES[len(stages_before(name)) :]:
-            self.records.pop(later, None)
-            for path in folders.get(later, []) if self.writes else []:
+    def restart(self, names: Sequence[str], folders: dict[str, list[Path]]) -> None:
+        """Forgets stages and deletes what they made."""
+        for name in names:
+            self.records.pop(name, None)
+            for path in folders.get(name, []) if self.writes else []:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

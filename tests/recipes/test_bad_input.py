@@ -151,6 +151,25 @@ def test_fewer_steps_than_done_are_refused(ldmae: Any, preset: Path, copied: Pat
     assert "has done 16 steps, 10 are asked for" in message
 
 
+def test_decoder_tuned_anew_leaves_latents_and_diffusion_model(
+    ldmae: Any, preset: Path, copied: Path, contents: Callable[[Path], dict[str, Any]]
+) -> None:
+    before = contents(copied)
+    noise = "autoencoder.tuning.objective.latent_noise=0.5"
+    again = ldmae.start("run", preset, noise, "--restart", "autoencoder.tuning", "--out", copied)
+    assert again.wait() == 0, again.output
+    after = contents(copied)
+    kept = ("latents/", "diffusion/", "checkpoints/diffusion/", "checkpoints/autoencoder.pretraining/")
+    same = [name for name in before if name.startswith(kept)]
+    assert len(same) > 8
+    assert [name for name in same if before[name] != after[name]] == []
+    new, weights = "pipeline/vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors"
+    assert after[f"autoencoder/{weights}"] != before[f"autoencoder/{weights}"]
+    assert after[new][1] == after[f"autoencoder/{weights}"][1]
+    assert after["samples/grid.png"] != before["samples/grid.png"]
+    assert after["results/reconstruction.json"] != before["results/reconstruction.json"]
+
+
 def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
     assert "did you mean 'diffusion'" in message

@@ -63,7 +63,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
     Args:
         config: the settings.
         folder: the run folder.
-        restart: a stage to begin anew, with all after it.
+        restart: a stage to begin anew, with all after it that hangs on it.
 
     Raises:
         UserError: a mistake that the user can mend.

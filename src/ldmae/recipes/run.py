@@ -35,7 +35,7 @@ from ldmae.loading import load_autoencoder
 from ldmae.recipes.settings import autoencoder_output, training_settings, training_steps
 from ldmae.recipes.streams import open_streamed
 from ldmae.settings import Config, as_dict
-from ldmae.stages import StageBook, stages_before
+from ldmae.stages import StageBook, stages_from
 from ldmae.training.engine import Trainer
 
 
@@ -84,14 +84,14 @@ def open_run(
     Args:
         config: the settings.
         folder: the run folder; made where it is not there.
-        restart: a stage to forget, with all after it.
+        restart: a stage to forget, with all after it that hangs on it.
         check: raises where the run would fail later on.
 
     Raises:
         UserError: a model cannot be built, or what was trained was begun with other settings or images;
             nothing is changed then.
     """
-    kept = stages_before(restart)
+    stages_from(restart)  # its name is looked at before anything is opened
     _check_models(config)
     accelerator = open_accelerator(config, folder)
     world, device = accelerator.num_processes, device_name(accelerator.device)
@@ -103,17 +103,18 @@ def open_run(
             train, held_out = open_images(config.data, folder / "data", accelerator.is_main_process)
             stream = None
     run = Run(config, folder, accelerator, book, train, held_out, stream)
+    anew = stages_from(restart, _encoder_stays(config, book))
     steps = training_steps(config)
     first = next(iter(steps))
     for name, settings in training_settings(config, accelerator.mixed_precision).items():
-        if name in kept:
+        if name not in anew:
             images = run.images if name == first and name != "diffusion" else None
             book.refuse_changes(name, settings, images, steps[name])
     if check is not None:
         check(run)
     accelerator.wait_for_everyone()  # all have read the book before anybody writes it
-    if restart is not None:
-        book.restart(restart, stage_paths(folder))
+    if anew:
+        book.restart(anew, stage_paths(folder))
     if run.main:
         save_config(config, folder / "config.yaml")
         _describe_images(run)
@@ -121,6 +122,14 @@ def open_run(
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
+
+
+def _encoder_stays(config: Config, book: StageBook) -> bool:
+    """Tells whether the encoder is the pre-trained one, and will be when the decoder is tuned anew."""
+    record, tuning = book.records.get("autoencoder.tuning"), config.autoencoder.tuning
+    if record is None or not (tuning.freeze_encoder or not tuning.enabled):
+        return False
+    return bool(record.settings.get("freeze_encoder", not record.settings.get("enabled", True)))
 
 
 def _check_models(config: Config) -> None:
