@@ -27,7 +27,7 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         metavar="STAGE",
-        help="Begin this stage anew, with all after it that hangs on it.",
+        help="Begin this stage anew, and what follows from it.",
     ),
 ]
 DryRun = Annotated[

@@ -81,7 +81,8 @@ class BaselineTrainingConfig:
 
 AUTOENCODER_KINDS = ("vmae", *KINDS)
 ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae-noise")
-"""VMAE with the squared error alone; with masked patches, L_M; and with the variance's KL, L_reg, too."""
+"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too; and whole,
+with noise on the latents that its decoder is tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True)

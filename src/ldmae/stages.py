@@ -32,11 +32,16 @@ STAGES = (
 TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "autoencoder.baseline", "diffusion")
 
 
+ADDED = {"latent_noise": 0.0}
+"""Settings that came after run folders were made, each with the value that changes nothing. With it a setting
+is not recorded, and a record without it has this value: older runs go on."""
+
+
 def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Returns a line for each dotted key whose value differs: `optimizer.learning_rate: 0.001 -> 0.002`."""
     lines = []
     for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
+        old, new = (settings.get(key, ADDED.get(key)) for settings in (before, now))
         if isinstance(old, dict) and isinstance(new, dict):
             lines += changed_settings(old, new, f"{prefix}{key}.")
         elif old != new:

@@ -33,15 +33,15 @@ def die_at_write(number: int, folder: str) -> None:
 def shard_on_cpu() -> None:
     """Makes accelerate take up FSDP, where its environment says so, on the CPU too: torch can do it."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
 
     import ldmae.recipes.run
 
     def opened(**settings: Any) -> Accelerator:
-        accelerator = Accelerator(**settings)
-        accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        return accelerator
+        PartialState(cpu=True)  # the processes' meeting; to accelerate they then are as those on GPUs
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return Accelerator(**settings)
 
     ldmae.recipes.run.Accelerator = opened
 
@@ -59,7 +59,7 @@ def work(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["die_at_write"] is not None:
         die_at_write(*request["die_at_write"])
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "WORLD_SIZE" in os.environ:
         shard_on_cpu()
     sys.argv = ["ldmae", *request["arguments"]]
     from ldmae.__main__ import main

@@ -170,6 +170,23 @@ def test_decoder_tuned_anew_leaves_latents_and_diffusion_model(
     assert after["results/reconstruction.json"] != before["results/reconstruction.json"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "diffusion.training.optimizer.learning_rate=1e-3",
+        "autoencoder.pretraining.training.steps=14",
+        "latents.flip=false",
+    ],
+)
+def test_restart_of_tuning_goes_on_to_the_diffusion_model_where_that_changed_too(
+    ldmae: Any, preset: Path, copied: Path, change: str
+) -> None:
+    before = (copied / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes()
+    again = ldmae.start("run", preset, change, "--restart", "autoencoder.tuning", "--out", copied)
+    assert again.wait() == 0, again.output
+    assert (copied / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() != before
+
+
 def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
     assert "did you mean 'diffusion'" in message

@@ -238,6 +238,29 @@ def test_killed_sharded_run_goes_on_sharded_and_then_whole(
     assert_same(one, folder)
 
 
+def test_uneven_shares_and_activation_checkpoints_are_sharded_too(
+    ldmae: Any, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FSDP, "FSDP_ACTIVATION_CHECKPOINTING", "true")
+    uneven = [
+        "autoencoder.pretraining.training.batch_size=7",
+        "autoencoder.pretraining.training.ema_decay=0.8",
+        "autoencoder.pretraining.training.validation_images=1",
+    ]
+    alone = ldmae.start("run", preset, *uneven, "--out", tmp_path / "one")
+    assert alone.wait() == 0, alone.output
+    finish_two(
+        start_two(ldmae, "run", preset, *uneven, *MICRO_BATCHES, "--out", tmp_path / "two", sharded=True)
+    )
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_sharding_that_accelerate_passes_over_is_refused(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    alone = ldmae.start("run", preset, "--out", tmp_path / "run", environment=FSDP)
+    assert alone.wait() == 2
+    assert "FSDP was asked for, but accelerate shards over several GPUs only" in alone.output
+
+
 def test_compiled_blocks_are_not_sharded(ldmae: Any, preset: Path, tmp_path: Path) -> None:
     changes = "autoencoder.pretraining.training.compile=true"
     started = start_two(ldmae, "run", preset, changes, "--out", tmp_path / "run", sharded=True)

@@ -1,7 +1,8 @@
 """What a training's record holds."""
 
 from ldmae.config import load_config
-from ldmae.recipes.settings import ADDED, training_settings
+from ldmae.recipes.settings import training_settings
+from ldmae.stages import ADDED, changed_settings
 
 
 def test_setting_that_came_later_is_recorded_only_where_it_changes_something():
@@ -12,5 +13,6 @@ def test_setting_that_came_later_is_recorded_only_where_it_changes_something():
     assert list(ADDED) == ["latent_noise"]
     assert "latent_noise" not in without["autoencoder.tuning"]["objective"]
     assert with_noise["autoencoder.tuning"]["objective"]["latent_noise"] == 0.3
+    assert changed_settings(without, with_noise) == ["autoencoder.tuning.objective.latent_noise: 0.0 -> 0.3"]
     changed = with_noise["autoencoder.tuning"]["objective"]
     assert {k: v for k, v in changed.items() if k not in ADDED} == without["autoencoder.tuning"]["objective"]

@@ -18,10 +18,12 @@ def test_processes_and_micro_batches_share_all_rows_evenly_and_in_order(batch_si
     assert [row for pieces in shares for rows in pieces for row in rows] == list(range(batch_size))
     sizes = [sum(map(len, pieces)) for pieces in shares]
     assert max(sizes) - min(sizes) <= 1
+    assert len({len(pieces) for pieces in shares}) == 1  # sharded parameters are gathered by all at once
+    uneven = micro == 1 and batch_size % world
     for pieces in shares:
         lengths = [len(rows) for rows in pieces]
         assert min(lengths) >= 1
-        assert max(lengths) <= (micro or batch_size)
+        assert max(lengths) <= (2 if uneven else micro or batch_size)
         assert max(lengths) - min(lengths) <= 1
 
 
@@ -33,8 +35,8 @@ def test_a_process_has_the_same_rows_whatever_the_micro_batch():
 
 
 def test_where_there_are_fewer_rows_than_processes_some_have_none():
-    assert [split_rows(1, None, rank, 2) for rank in range(2)] == [[], [range(0, 1)]]
-    assert [split_rows(1, 4, rank, 2) for rank in range(2)] == [[], [range(0, 1)]]
+    assert [split_rows(1, None, rank, 2) for rank in range(2)] == [[range(0)], [range(1)]]
+    assert [split_rows(1, 4, rank, 2) for rank in range(2)] == [[range(0)], [range(1)]]
 
 
 def stream(length, batch_size, steps, seed=0, start=0, micro=None, rank=0, world=1):

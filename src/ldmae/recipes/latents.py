@@ -16,7 +16,7 @@ from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
 from ldmae.latents.statistics import FILE_NAME, latent_statistics, save_statistics
 from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_fingerprint, run_autoencoder
-from ldmae.recipes.settings import plain
+from ldmae.recipes.settings import latents_settings
 from ldmae.settings import Config
 
 
@@ -28,7 +28,7 @@ def encode(run: Run) -> None:
         return  # shards that others made are used as they are
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
-    settings, inputs = _settings(config), {**run.images, "encoder": maker}
+    settings, inputs = latents_settings(config), {**run.images, "encoder": maker}
     if not run.needed("latents", settings, inputs, folder / FILE_NAME):
         return
     with run.book.running("latents", settings, inputs) as record:
@@ -57,7 +57,9 @@ def encode_into(
     """
     world = accelerator.num_processes
     if accelerator.is_main_process:
-        _drop_stale_shards(folder, {"processes": world, "settings": _settings(config), "inputs": inputs})
+        _drop_stale_shards(
+            folder, {"processes": world, "settings": latents_settings(config), "inputs": inputs}
+        )
     accelerator.wait_for_everyone()
     if isinstance(images, StreamDataset):
         _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
@@ -123,11 +125,6 @@ def _encode_streamed(
         autocast=lambda: accelerator.autocast(),
         advance=advance,
     )
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Returns the settings that change what is written."""
-    return {k: v for k, v in plain(config.latents).items() if k not in ("batch_size", "fingerprint")}
 
 
 def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:

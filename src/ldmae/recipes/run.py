@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
@@ -32,7 +32,7 @@ from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
-from ldmae.recipes.settings import autoencoder_output, training_settings, training_steps
+from ldmae.recipes.settings import autoencoder_output, latents_settings, training_settings, training_steps
 from ldmae.recipes.streams import open_streamed
 from ldmae.settings import Config, as_dict
 from ldmae.stages import StageBook, stages_from
@@ -103,7 +103,7 @@ def open_run(
             train, held_out = open_images(config.data, folder / "data", accelerator.is_main_process)
             stream = None
     run = Run(config, folder, accelerator, book, train, held_out, stream)
-    anew = stages_from(restart, _encoder_stays(config, book))
+    anew = stages_from(restart, _encoder_stays(run))
     steps = training_steps(config)
     first = next(iter(steps))
     for name, settings in training_settings(config, accelerator.mixed_precision).items():
@@ -124,12 +124,25 @@ def open_run(
     return run
 
 
-def _encoder_stays(config: Config, book: StageBook) -> bool:
-    """Tells whether the encoder is the pre-trained one, and will be when the decoder is tuned anew."""
-    record, tuning = book.records.get("autoencoder.tuning"), config.autoencoder.tuning
-    if record is None or not (tuning.freeze_encoder or not tuning.enabled):
+def _encoder_stays(run: Run) -> bool:
+    """Tells whether latents and diffusion model fit still when the decoder is tuned anew.
+
+    They do where the encoder was frozen and will be, and nothing else changed that they hang on.
+    """
+    config, records, tuning = run.config, run.book.records, run.config.autoencoder.tuning
+    names = ("autoencoder.pretraining", "autoencoder.tuning", "latents", "diffusion")
+    if not all(name in records for name in names) or (tuning.enabled and not tuning.freeze_encoder):
         return False
-    return bool(record.settings.get("freeze_encoder", not record.settings.get("enabled", True)))
+    pretrained, tuned, latents, diffusion = (records[name] for name in names)
+    settings = training_settings(config, run.accelerator.mixed_precision)
+    return (
+        tuned.settings.get("freeze_encoder", not tuned.settings.get("enabled", True))
+        and tuned.settings["image_size"] == config.image_size
+        and tuned.inputs == {"pretrained": run.book.output("autoencoder.pretraining")}
+        and pretrained.steps == config.autoencoder.pretraining.training.steps
+        and latents.settings == latents_settings(config)
+        and diffusion.settings == settings["diffusion"]
+    )
 
 
 def _check_models(config: Config) -> None:
@@ -154,6 +167,9 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
         torch.backends.cudnn.benchmark = False
     # accelerate keeps the precision of a process's first run; a second run may ask for another
     AcceleratorState._reset_state(reset_partial_state=False)
+    if PartialState._shared_state.get("distributed_type") == DistributedType.FSDP:
+        # and where it sharded, it would take the second for one that it need not set up
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=resolve_precision(config.mixed_precision, config.device),

@@ -6,11 +6,8 @@ import json
 from typing import Any
 
 from ldmae.settings import Config, as_dict
+from ldmae.stages import ADDED
 from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
-
-ADDED = {"latent_noise": 0.0}
-"""Settings of an objective that came after run folders were made, each with the value that changes nothing:
-with it a setting is not recorded, so that older runs, which lack it, go on."""
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -69,6 +66,11 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
         "initial_logvar": stage.initial_logvar,
         "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
     }
+
+
+def latents_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that change the latents that are written."""
+    return {k: v for k, v in plain(config.latents).items() if k not in ("batch_size", "fingerprint")}
 
 
 def training_steps(config: Config) -> dict[str, int]:

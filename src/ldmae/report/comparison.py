@@ -92,6 +92,7 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "problems": problems[:MAX_PROBLEMS],
         "more_problems": max(0, len(problems) - MAX_PROBLEMS),
         "tables": made,
+        "beyond": any(row.variant not in paper.ABLATION_TITLES for row in made["ablation"].rows),
         "cost": paper.COST,
         "cost_note": paper.COST_NOTE,
         "orders": orders,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldmae.training.sharding import copy_whole, piece, whole
+from ldmae.training.sharding import copy_whole, gathered, piece, plain_name
 
 
 class AveragedWeights:
@@ -16,7 +16,7 @@ class AveragedWeights:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
         self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self._mix = get_ema_multi_avg_fn(decay)
 
@@ -33,7 +33,7 @@ class AveragedWeights:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the whole averages by the parameters' names (all processes must call it)."""
-        return {name: whole(average) for name, average in self.averages.items()}
+        return gathered(self.averages)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -21,10 +21,13 @@ def split_rows(batch_size: int, micro_batch_size: int | None, rank: int, world: 
     """Returns this process's rows of every whole batch, a range for each micro-batch.
 
     A process takes a contiguous share of the rows, so the mapping does not depend on the micro-batch size.
+    All processes have as many micro-batches as the one with the most rows, for sharded parameters are
+    gathered by all at once. A range is empty only where a process has no row at all; where shares differ by
+    one, and `micro_batch_size` is 1, one micro-batch has two rows.
     """
     first, last = rank * batch_size // world, (rank + 1) * batch_size // world
-    share = last - first
-    pieces = -(-share // (micro_batch_size or max(1, share)))
+    share, smallest, largest = last - first, batch_size // world, -(-batch_size // world)
+    pieces = min(-(-largest // (micro_batch_size or largest)), max(1, smallest))
     return [range(first + share * i // pieces, first + share * (i + 1) // pieces) for i in range(pieces)]
 
 

@@ -34,7 +34,7 @@ from ldmae.training.data import KeyedBatches, keyed_loader, split_rows, stream_b
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
 from ldmae.training.settings import TrainingConfig
-from ldmae.training.sharding import is_sharded, refuse_other_engines, set_up_sharding, whole, whole_state
+from ldmae.training.sharding import gathered, is_sharded, refuse_unsupported, set_up_sharding, whole
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Not strict, for a parameter that never got a gradient has no moments; names and shapes are checked before.
@@ -128,7 +128,9 @@ class Trainer:
         optimizer.zero_grad()
         for i, (batch, keys) in enumerate(self._looked_ahead(pieces)):
             last = i == len(pieces) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
+            # sharded gradients are summed as they come: kept, they would lie whole on every device
+            together = last or self._unsharded is not None
+            with contextlib.nullcontext() if together else accelerator.no_sync(self._wrapped):
                 with accelerator.autocast():  # a sharded objective brings none of its own
                     output = self._wrapped(batch, keys)
                 # The shares of the processes add up; averaging over processes, as DDP does, is undone by the
@@ -160,20 +162,15 @@ class Trainer:
         """Clips the gradients of the model and of its adversary by their norms, and notes these."""
         limit = self.config.optimizer.gradient_clip
         limit = math.inf if limit is None else limit
-        if self._adversary is None:
-            norms = {"gradient_norm": self.accelerator.clip_grad_norm_(self._wrapped.parameters(), limit)}
-        else:
-            self.accelerator.unscale_gradients()
-            norms = {
-                "gradient_norm": clip_grad_norm_(self._model.parameters(), limit),
-                "adversary_gradient_norm": clip_grad_norm_(self._adversary.parameters(), limit),
-            }
-        # a scaled fp16 step may be infinite and is then skipped
-        if self.accelerator.scaler is None:
-            processes = self.accelerator.num_processes
-            self._add(
-                {name: whole(norm.detach()) / processes for name, norm in norms.items() if norm is not None}
-            )
+        self.accelerator.unscale_gradients()
+        parts = {"gradient_norm": self._model, "adversary_gradient_norm": self._adversary}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            norm = clip_grad_norm_(part.parameters(), limit)
+            # a scaled fp16 step may be infinite and is then skipped
+            if self.accelerator.scaler is None:
+                self._add({name: whole(norm.detach()) / self.accelerator.num_processes})
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -186,7 +183,7 @@ class Trainer:
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
         self._adversary: Any = getattr(self.objective, "adversary", None)
-        refuse_other_engines(accelerator, self.stage)
+        refuse_unsupported(accelerator, self.stage)
         self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()
         self._unsharded = None
@@ -232,7 +229,8 @@ class Trainer:
                 f"begin anew with --restart {self.stage}"
             )
         shapes = {name: tensor.shape for name, tensor in state["objective"].items()}
-        if shapes != self._shapes or ("average" in state) != (self._average is not None):
+        averaged = [] if self._average is None else list(self._average.averages)
+        if shapes != self._shapes or list(state.get("average", [])) != averaged:
             names = {**shapes, **self._shapes}
             other = next(
                 (name for name in names if self._shapes.get(name) != shapes.get(name)), "averaged weights"
@@ -338,15 +336,13 @@ class Trainer:
         size = self.config.micro_batch_size or -(-self.config.batch_size // world)
         self.objective.eval()
         sums: Counter[str] = Counter()
-        shares = [split_rows(count, size, each, world) for each in range(world)]
-        for i in range(max(map(len, shares))):
-            # a sharded forward needs every process: one that has no rows left does the first again, unheard
-            counts = i < len(shares[rank])
-            rows = shares[rank][i] if counts else range(1)
+        for piece in split_rows(count, size, rank, world):
+            # a sharded forward needs every process: one that has no row does the first, unheard
+            rows = piece or range(1)
             batch = self._to_device(default_collate([self.validation[(0, row)] for row in rows]))
             with self.accelerator.autocast():
                 output = self.objective(batch, BatchKeys(self.seed, 0, rows, count))
-            for name, value in {"loss": output.loss, **output.terms}.items() if counts else ():
+            for name, value in {"loss": output.loss, **output.terms}.items() if piece else ():
                 sums[name] += value.item()
         self.objective.train()
         means: Counter[str] = Counter()
@@ -367,9 +363,11 @@ class Trainer:
         return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
 
     def _finished_model(self) -> nn.Module:
-        state = whole_state(self._model)
+        state = gathered(self._model.state_dict())
         if self._average is not None:
             state |= self._average.state_dict()
-        model = self._model if self._unsharded is None else self._unsharded.to(self.accelerator.device)
+        model = self._model if self._unsharded is None else self._unsharded
         model.load_state_dict(state)
-        return model.eval()
+        del self._wrapped, self._optimizer, self._average
+        self.accelerator.free_memory()  # it keeps what it prepared, and the next stage needs the room
+        return model.to(self.accelerator.device).eval()

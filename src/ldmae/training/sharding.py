@@ -1,5 +1,7 @@
 """Fully sharded training (FSDP2): each process keeps a piece of every parameter, moment and average."""
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ldmae.core.errors import UserError
 
 _OTHER_ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_CHECKPOINTED = "_checkpoint_wrapped_module."
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -36,9 +39,12 @@ def copy_whole(source: Tensor, target: Tensor) -> None:
     piece(target).copy_(piece(source))
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """Returns a module's state dict with whole tensors, in every process (all must call it)."""
-    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors whole, in every process (all must call it); what lay in pieces then lies on the CPU."""
+    return {
+        name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, compiled: bool) -> None:
@@ -68,14 +74,25 @@ def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, 
     plugin.cpu_ram_efficient_loading = False
 
 
-def refuse_other_engines(accelerator: Accelerator, stage: str) -> None:
-    """Refuses launches whose engine keeps parameters in a way of its own.
+def plain_name(parameter: str) -> str:
+    """Returns a parameter's name without what activation checkpointing puts in, as state dicts have it."""
+    return parameter.replace(_CHECKPOINTED, "")
+
+
+def refuse_unsupported(accelerator: Accelerator, stage: str) -> None:
+    """Refuses launches that would keep parameters otherwise than they were asked to.
 
     Raises:
-        UserError: the launch is by DeepSpeed or Megatron-LM.
+        UserError: the launch is by DeepSpeed or Megatron-LM, or asks for FSDP where accelerate has none.
     """
-    if accelerator.distributed_type in _OTHER_ENGINES:
+    kind = accelerator.distributed_type
+    if kind in _OTHER_ENGINES:
         raise UserError(
-            f"{stage}: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or "
-            "with FSDP where parameters do not fit"
+            f"{stage}: {kind.value} is not supported; launch with --multi_gpu, or with FSDP where parameters "
+            "do not fit"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not is_sharded(accelerator):
+        raise UserError(
+            f"{stage}: FSDP was asked for, but accelerate shards over several GPUs only, and this launch is "
+            f"{kind.value}; launch with --multi_gpu"
         )
