@@ -68,8 +68,9 @@ def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, 
         if met:
             raise UserError(f"{stage}: FSDP does not go with {fault}")
     present = {type(module).__name__ for module in model.modules()}
+    blocks = getattr(model, "_no_split_modules", None)
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
-    plugin.transformer_cls_names_to_wrap = sorted(present.intersection(model._no_split_modules or ()))
+    plugin.transformer_cls_names_to_wrap = sorted(present & set(blocks or ()))
     plugin.mixed_precision_policy = None
     plugin.cpu_ram_efficient_loading = False
 
