@@ -1,11 +1,14 @@
 """What the page is built of, for models of other kinds; how it works is seen in the browser."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
 from .conftest import tiny_pipeline, tiny_vae
@@ -87,3 +90,27 @@ def test_nothing_can_be_called_but_through_the_page(bench):
     page = build_page(bench)
     assert page.get_api_info()["named_endpoints"] == {}
     assert all(each["api_visibility"] == "private" for each in page.get_config_file()["dependencies"])
+
+
+def test_one_request_sends_no_more_than_one_upload(bench, tmp_path, monkeypatch):
+    import httpx
+
+    from ldmae.app.page import build_page, launch
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = build_page(bench)
+    small = replace(bench, limits=replace(bench.limits, bytes=100_000))
+    try:
+        (address,) = launch(page, small, "127.0.0.1", free_port("127.0.0.1", 0))
+        url = f"{address}gradio_api/upload"
+        one, many = [
+            httpx.post(url, files=[("files", (f"{k}.png", b"0" * 90_000)) for k in range(count)])
+            for count in (1, 2)
+        ]
+        unsized = httpx.post(url, content=iter([b"0" * 10]))
+    finally:
+        page.close(verbose=False)
+    assert one.status_code == 200, one.text
+    assert many.status_code == 413
+    assert "the file has 0.2 MiB, and this page takes" in many.text
+    assert unsized.status_code == 411

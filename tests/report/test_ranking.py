@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -23,6 +24,27 @@ def test_correlations_are_scipys():
         found = compare_orders("KID", spreads(*values), "lower", "LPIPS", LPIPS)
         assert found.spearman == pytest.approx(spearmanr(values, list(LPIPS.values())).statistic)
         assert found.kendall == pytest.approx(kendalltau(values, list(LPIPS.values())).statistic)
+
+
+def test_chance_is_the_share_of_orders_that_agree_as_well():
+    values = (0.3, 0.31, 0.5, 0.2, 0.1)
+    found = compare_orders("d", spreads(*values), "lower", "LPIPS", LPIPS)
+    paper_values = list(LPIPS.values())
+    orders = [spearmanr(order, paper_values).statistic for order in itertools.permutations(values)]
+    assert len(orders) == 120
+    as_well = sum(rank >= found.spearman - 1e-9 for rank in orders)
+    assert found.chance == pytest.approx(as_well / 120)
+    reverse = {name: -value for name, value in LPIPS.items()}
+    assert compare_orders("d", spreads(*reverse.values()), "lower", "LPIPS", LPIPS).chance == 1
+    assert math.isnan(compare_orders("d", spreads(1, 1, 1, 1, 1), "lower", "LPIPS", LPIPS).chance)
+
+
+def test_chance_of_many_autoencoders_is_estimated():
+    names = [f"{i}" for i in range(12)]
+    ours = {name: Spread(i, math.nan, 1) for i, name in enumerate(names)}
+    found = compare_orders("d", ours, "lower", "LPIPS", {name: i for i, name in enumerate(names)})
+    assert found.spearman == pytest.approx(1)
+    assert 0 < found.chance < 0.001
 
 
 def test_the_papers_own_figures_are_in_the_papers_order():

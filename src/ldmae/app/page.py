@@ -9,9 +9,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 from gradio import themes
+from starlette.middleware import Middleware
 
 from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
 from ldmae.app.skin import JOBS, WAITING
+from ldmae.app.uploads import SizedRequests
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 
@@ -87,6 +89,7 @@ def launch(
             ssr_mode=False,
             pwa=False,
             state_session_capacity=SESSIONS,
+            app_kwargs={"middleware": [Middleware(SizedRequests, limits=bench.limits)]},
         )
     except OSError as error:  # somebody took the port since it was looked at
         raise UserError(

@@ -23,6 +23,9 @@ TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 
 MIB = 1 << 20
 
+FORM = 1 << 16
+"""Bytes that a form may have around the file that it sends."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -39,6 +42,32 @@ class Limits:
                 f"uploads need room: at least 1 byte and 1 pixel, got {self.bytes} and {self.pixels}; "
                 "give a positive --max-upload-mb and --max-megapixels"
             )
+
+
+class SizedRequests:
+    """ASGI middleware that refuses requests which say no size, or more than one upload's.
+
+    Gradio limits each file, not how many come at once.
+    """
+
+    def __init__(self, app: Any, limits: Limits):
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Passes a request on, or answers it."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        from starlette.responses import PlainTextResponse
+
+        said = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if not said.isdecimal():
+            refusal = PlainTextResponse("the request must say its size (Content-Length)", 411)
+        elif int(said) > self.limits.bytes + FORM:
+            refusal = PlainTextResponse(str(too_large(int(said), self.limits)), 413)
+        else:
+            return await self.app(scope, receive, send)
+        await refusal(scope, receive, send)
 
 
 def read_upload(path: Path | str, limits: Limits) -> bytes:

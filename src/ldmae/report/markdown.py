@@ -28,6 +28,7 @@ ORDER_COLUMNS = (
     "the paper's",
     "Spearman",
     "Kendall",
+    "p",
     "pairs that agree",
     "our order, best first",
     "pairs that are the other way round",
@@ -64,7 +65,7 @@ def comparison_markdown(
             lines += [*(_line(row) for row in paper.COST), "", paper.COST_NOTE, ""]
     lines += ["## Does the paper's order hold?", ""]
     if orders:
-        lines += [f"{summary(orders)}.", "", _line(ORDER_COLUMNS), _rule(ORDER_COLUMNS, left=(0, 1, 5, 6, 7))]
+        lines += [f"{summary(orders)}.", "", _line(ORDER_COLUMNS), _rule(ORDER_COLUMNS, left=(0, 1, 6, 7, 8))]
         lines += [_order_line(entry) for entry in orders]
     else:
         lines += ["It takes three autoencoders to compare an order."]
@@ -80,6 +81,7 @@ def _order_line(entry: Agreement) -> str:
         entry.paper,
         format_value(entry.spearman),
         format_value(entry.kendall),
+        format_value(entry.chance),
         f"{len(entry.agreeing)} of {pairs}",
         ", ".join(entry.order),
         ", ".join("–".join(pair) for pair in entry.opposed) or "none",
