@@ -27,7 +27,9 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         metavar="STAGE",
-        help="Begin this stage anew, and what follows from it.",
+        help="Begin this stage anew, and what follows from it: autoencoder.pretraining, autoencoder.tuning, "
+        "autoencoder.baseline, latents, diffusion, pipeline, samples, evaluation or report. After "
+        "autoencoder.tuning with a frozen encoder, latents and diffusion model stay.",
     ),
 ]
 DryRun = Annotated[

@@ -180,7 +180,9 @@ def sample(
 ) -> None:
     """Generate images with a trained pipeline: a class grid, single PNGs, and how they were made.
 
-    A run folder alone: the run's own samples/. What is not given is as in the run's settings.
+    A run folder alone: the run's own samples/. What is not given is as in the run's settings;
+    of a pipeline's folder or Hub name, none: 8 images of each class (24 classes at most), 50 Euler steps, no
+    guidance.
     """
     recipes = open_recipes()
     named = {

@@ -11,7 +11,6 @@ import typer
 from ldmae.arguments import (
     AutoencoderSource,
     DataOverrides,
-    DryRun,
     Overrides,
     Preset,
     examples,
@@ -127,7 +126,7 @@ def compare(
             "--only",
             metavar="NAME",
             help="One of what is compared; may be repeated: ae, dae, vae, sd-vae, vmae, and of the ablation "
-            "vmae-mse, vmae-lm, vmae-lm-lreg. By default all that the preset names.",
+            "vmae-mse, vmae-lm, vmae-lm-lreg, vmae-noise. By default all that the preset names.",
         ),
     ] = None,
     seed: Annotated[
@@ -143,7 +142,13 @@ def compare(
             "--results", help="Folder of figures, pictures and the report, small enough to keep; OUT/results."
         ),
     ] = None,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be trained, with steps, and what the autoencoders cost, then stop.",
+        ),
+    ] = False,
 ) -> None:
     """Train AE, DAE, VAE, SD-VAE and VMAE alike, a diffusion model on each, and measure all: one report.
 

@@ -93,9 +93,10 @@ class AutoencoderConfig:
     """What is trained: `vmae`, or a baseline: `ae`, `dae`, `vae`, `sd-vae`."""
     source: str | None = None
     """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`,
-    `pretrained:NAME`."""
+    `pretrained:NAME`, or `package.module:Name`, a class or function of yours."""
     init: str | None = None
-    """Start training from this autoencoder (same forms as `source`)."""
+    """Start training from this VMAE (same forms as `source`); its own shape holds, and `model` and
+    `pretraining.initial_logvar` say nothing."""
     model: VMAEConfig = field(default_factory=VMAEConfig)
     """Its shape."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
@@ -198,7 +199,8 @@ class Config:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     mixed_precision: str = "auto"
-    """`no`, `bf16`, `fp16`, or `auto`: bf16 where the device computes in it, else no."""
+    """`no`, `bf16`, `fp16`, or `auto`: bf16 where the device computes in it, else fp16 on
+    CUDA and no elsewhere."""
     deterministic: bool = False
     """Only deterministic kernels: on CUDA a resumed run is bitwise the same with this only (and slower)."""
     tracker: str = "none"

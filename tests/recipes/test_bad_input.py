@@ -187,6 +187,39 @@ def test_restart_of_tuning_goes_on_to_the_diffusion_model_where_that_changed_too
     assert (copied / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("autoencoder.kind=vae autoencoder.baseline.model.factor=4", "than autoencoder.baseline would train"),
+        ("autoencoder.pretraining.training.steps=14", "add --restart autoencoder.tuning"),
+        ("latents.flip=false", "diffusion was begun on other latents: flip: True -> False"),
+        ("autoencoder.source={other}", "diffusion was begun on other latents: encoder: "),
+    ],
+)
+def test_what_a_training_was_begun_on_is_not_replaced_under_it(
+    ldmae: Any,
+    preset: Path,
+    copied: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, Any]],
+    change: str,
+    words: str,
+) -> None:
+    if "{other}" in change:
+        other = tmp_path / "other"
+        assert ldmae.start("train", "autoencoder", preset, "seed=1", "--out", other).wait() == 0
+        change = change.format(other=other)
+    kept = ("autoencoder/", "latents/", "diffusion/", "checkpoints/", "pipeline/")
+    before = contents(copied)
+    message = refusal(ldmae.start("run", preset, *change.split(), "--out", copied))
+    assert words in message
+    assert "name another folder with --out" in message
+    after = contents(copied)
+    assert {k: v for k, v in before.items() if k.startswith(kept)} == {
+        k: v for k, v in after.items() if k.startswith(kept)
+    }
+
+
 def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
     assert "did you mean 'diffusion'" in message

@@ -15,9 +15,17 @@ from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
 from ldmae.latents.statistics import FILE_NAME, latent_statistics, save_statistics
-from ldmae.recipes.run import Run, image_dataset, latent_channels, latents_fingerprint, run_autoencoder
+from ldmae.recipes.run import (
+    Run,
+    image_dataset,
+    latent_channels,
+    latents_fingerprint,
+    other_latents,
+    run_autoencoder,
+)
 from ldmae.recipes.settings import latents_settings
 from ldmae.settings import Config
+from ldmae.stages import changed_settings
 
 
 def encode(run: Run) -> None:
@@ -31,10 +39,15 @@ def encode(run: Run) -> None:
     settings, inputs = latents_settings(config), {**run.images, "encoder": maker}
     if not run.needed("latents", settings, inputs, folder / FILE_NAME):
         return
+    output = fingerprint([maker, json.dumps(settings), *run.images.values()])
+    begun = run.book.records.get("diffusion")
+    if begun is not None and begun.inputs != {"latents": output}:
+        before = run.book.records["latents"].inputs if "latents" in run.book.records else {}
+        raise other_latents(changed_settings(before, inputs))
     with run.book.running("latents", settings, inputs) as record:
         images = image_dataset(run, config.image_size, None)
         encode_into(folder, autoencoder, images, config, run.accelerator, inputs)
-        record.output = fingerprint([maker, json.dumps(settings), *run.images.values()])
+        record.output = output
 
 
 def encode_into(

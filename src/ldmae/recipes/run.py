@@ -35,7 +35,7 @@ from ldmae.loading import load_autoencoder
 from ldmae.recipes.settings import autoencoder_output, latents_settings, training_settings, training_steps
 from ldmae.recipes.streams import open_streamed
 from ldmae.settings import Config, as_dict
-from ldmae.stages import StageBook, stages_from
+from ldmae.stages import StageBook, changed_settings, stages_from
 from ldmae.training.engine import Trainer
 
 
@@ -110,6 +110,7 @@ def open_run(
         if name not in anew:
             images = run.images if name == first and name != "diffusion" else None
             book.refuse_changes(name, settings, images, steps[name])
+    _refuse_renewed_inputs(run, anew)
     if check is not None:
         check(run)
     accelerator.wait_for_everyone()  # all have read the book before anybody writes it
@@ -122,6 +123,44 @@ def open_run(
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
+
+
+def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
+    """Raises where a training was begun on what these settings would make anew, before that is replaced."""
+    config, records, steps = run.config, run.book.records, training_steps(run.config)
+
+    def check(later: str, earlier: str) -> None:
+        if later not in records or later in anew:
+            return
+        record = records.get(earlier)
+        if record is not None and (record.status != "done" or record.steps == steps[earlier]):
+            return  # what is not done is what was lost, and will come out the same
+        raise UserError(
+            f"{later} was begun on another autoencoder than {earlier} would train with these settings. Type "
+            f"the command with the old ones, name another folder with --out, or add --restart {later} to "
+            "train it anew"
+        )
+
+    stages = config.autoencoder.stages
+    if "pretraining" in stages:
+        check("autoencoder.tuning", "autoencoder.pretraining")
+    if stages:
+        frozen = "tuning" in stages and (
+            config.autoencoder.tuning.freeze_encoder or not config.autoencoder.tuning.enabled
+        )
+        check("diffusion", f"autoencoder.{stages[0 if frozen else -1]}")
+    if "latents" in records and "diffusion" in records and "latents" not in anew:
+        changed = changed_settings(records["latents"].settings, latents_settings(config))
+        if changed and "diffusion" not in anew:
+            raise other_latents(changed)
+
+
+def other_latents(changed: list[str]) -> UserError:
+    """Returns the error for latents that would be made anew under a diffusion model that was begun."""
+    return UserError(
+        f"diffusion was begun on other latents: {'; '.join(changed)}. Type the command with the old "
+        "settings, name another folder with --out, or add --restart latents to make them and train it anew"
+    )
 
 
 def _encoder_stays(run: Run) -> bool:
