@@ -65,8 +65,7 @@ def evaluate(
         recipes.evaluate_run(run_config(folder, overrides), folder, only)
     else:
         folder = out or Path("results") / name_of(source)
-        if main_process():  # measuring is not shared among processes
-            recipes.evaluate_with(source, overrides or [], folder, only)
+        recipes.evaluate_with(source, overrides or [], folder, only)
     _say_results(folder)
 
 

@@ -397,3 +397,12 @@ def test_the_statistics_of_flux_2_are_those_of_patches_of_cells():
 
 def test_classes_that_are_named_in_tests_are_there():
     assert {AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel} <= {type(tiny(name)) for name in THERE}
+
+
+def test_infinity_is_told_and_not_clipped_to_a_picture():
+    class Overflowing(torch.nn.Module):
+        def decode(self, latents):
+            return latents / 0
+
+    with pytest.raises(UserError, match="decode returned infinity, computing in float32"):
+        decode(Overflowing(), torch.ones(1, 3, 4, 4))

@@ -340,3 +340,14 @@ def test_many_images_are_split_as_the_note_says():
     assert score.note.startswith(
         "mean of 2 splits of 5000 images, the last of 200, standard deviation 0; left out"
     )
+
+
+def test_a_small_set_gets_a_shrunk_distance_where_that_is_asked_for():
+    wide = [features(20, seed=s, dimensions=32) for s in (0, 1)]
+    extractor = Extractor()
+    extractor.dimensions = 32
+    (kid,) = fidelity_results(*wide, extractor)
+    assert "left out: FD-efficientnet_lite0: it needs at least 33 images of each kind" in kid.note
+    kid, fd = fidelity_results(*wide, extractor, shrink=True)
+    assert fd.value == pytest.approx(frechet_distance(*wide, shrink=True))
+    assert "shrunk covariance" in fd.note

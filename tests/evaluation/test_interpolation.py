@@ -95,7 +95,7 @@ def test_the_other_way_round_is_the_same_line(ends):
 
 
 def test_counts_are_pairs_and_training_on_the_metric_is_said(ends, perceptual):
-    found = measure(*ends, fractions=(0.5,), perceptual=perceptual, trained_on="st-lpips-alex").compute()
+    found = measure(*ends, fractions=(0.5,), perceptual=perceptual, trained_on=("st-lpips-alex",)).compute()
     assert [result.counts for result in found] == [{"pairs": PAIRS}] * 4
     assert [result.note for result in found] == ["", ""] + ["the autoencoder was trained on this metric"] * 2
     assert [result.unit for result in found] == ["dB", "dB", "", ""]

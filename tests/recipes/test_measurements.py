@@ -15,7 +15,13 @@ from PIL import Image
 from torch import nn
 
 from ldmae import recipes
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import load_config, save_config
 from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint_model
+from ldmae.recipes.evaluation import perceptual_teachers
+from ldmae.recipes.measurements import _halves
+from ldmae.recipes.run import latents_fingerprint
 from ldmae.recipes.subject import draw, image_keys
 
 SIZE = 24
@@ -258,3 +264,102 @@ def test_missing_weights_are_an_error_before_anything_is_measured(pictures, monk
     with pytest.raises(UserError, match=r"Inception's weights could not be had.*efficientnet_lite0"):
         evaluated(autoencoder(), pictures, *FEW, "evaluation.features=inception")
     assert not Path("figures/results").exists()
+
+
+NOISY = """\
+import torch, torch.nn.functional as F
+
+class Drawn(torch.nn.Module):
+    "Its posteriors have a deviation of 0.5 about means that hardly differ."
+    def encode(self, images):
+        mean = F.avg_pool2d(images, 4) / 100
+        return {"latent_dist": type("Dist", (), {"mean": mean, "logvar": torch.full_like(mean, -1.386294)})()}
+    def decode(self, latents): return F.interpolate(latents * 100, scale_factor=4.0)
+"""
+
+
+def test_noise_is_of_the_deviation_of_drawn_latents_not_of_their_means(pictures):
+    Path("own_noisy.py").write_text(NOISY)
+    Path("own_autoencoder.py").write_text(OWN)
+    only = ["smoothness"]
+    noisy = evaluated("own_noisy:Drawn", pictures, *FEWER, only=only, out="noisy")
+    plain = evaluated("own_autoencoder:Means", pictures, *FEWER, only=only, out="plain")
+    clean, far = "smoothness PSNR(eps=0)", "smoothness PSNR(eps=0.3)"
+    assert noisy[clean]["value"] == pytest.approx(plain[clean]["value"], abs=0.05)
+    # 0.3 · 0.5 · 100 = 15 in images of [-1, 1]: nothing is left of them
+    assert noisy[far]["value"] < 6 < plain[far]["value"] - 6
+
+
+def test_near_duplicates_lie_in_one_half():
+    keys = [f"{k:02d}" for k in range(40)]
+    labels = np.arange(40) // 10 % 2
+    pairs = [k // 2 for k in range(40)]
+    halves = _halves(labels, keys, pairs, 0)
+    assert (halves[::2] == halves[1::2]).all()
+    assert [int((halves[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
+    alone = _halves(labels, keys, keys, 0)
+    assert sorted(np.bincount(alone)) == [20, 20]
+    assert (alone[::2] != alone[1::2]).any()
+
+
+def test_an_autoencoder_of_the_same_weights_and_other_settings_is_another():
+    shape: Any = {"sample_size": 16, "patch_size": 4, "latent_channels": 2, "decoder_hidden_size": 16}
+    shape |= {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
+    shape |= {"decoder_num_attention_heads": 2}
+    two, four = (AutoencoderVMAE(encoder_num_attention_heads=heads, **shape) for heads in (2, 4))
+    four.load_state_dict(two.state_dict())
+    assert fingerprint_model(two) != fingerprint_model(four)
+    four = AutoencoderVMAE(encoder_num_attention_heads=2, **shape)
+    four.load_state_dict(two.state_dict())
+    assert fingerprint_model(two) == fingerprint_model(four)
+
+
+def test_latents_know_their_encoder_whatever_its_parts_are_called():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.bottleneck, self.decoder = (nn.Linear(1, 1, bias=False) for _ in range(3))
+
+    model = Own()
+    prints = [latents_fingerprint(model, 8)]
+    for part in (model.decoder, model.bottleneck, model.encoder):
+        nn.init.constant_(part.weight, 3.0)
+        prints.append(latents_fingerprint(model, 8))
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_of(pictures):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["components", "interpolation"])
+    results = Path("figures/results")
+    entry = {"name": "KID", "value": 1.0, "measurement": "samples"}
+    for name, told in (("generation", {}), ("samples", {"autoencoder": "of another"})):
+        (results / f"{name}.json").write_text(json.dumps({"schema": 1, "results": [entry], **told}))
+    model: Any = AutoencoderKL.from_pretrained(source)
+    nn.init.ones_(model.encoder.conv_in.bias)
+    model.save_pretrained(source)
+    evaluated(source, pictures, *FEW, only=["probe"])
+    assert sorted(path.name for path in results.iterdir()) == ["generation.json", "probe.json"]
+
+
+def test_an_autoencoder_without_weights_is_encoded_with(pictures):
+    Path("own_autoencoder.py").write_text(OWN)
+    count = recipes.encode_with(
+        "own_autoencoder:Means", [f"data={pictures}", f"image_size={SIZE}"], Path("latents")
+    )
+    assert count == len(list(pictures.rglob("*.png")))
+
+
+def test_perceptual_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):
+    mute = "autoencoder.tuning.objective.perceptual_weight=0"
+    assert perceptual_teachers(load_config("emoji", [mute])) == {"st-lpips-alex"}
+    both = "autoencoder.pretraining.objective.perceptual_weight=0"
+    assert perceptual_teachers(load_config("emoji", [mute, both])) == set()
+    other = "autoencoder.tuning.objective.perceptual=lpips-vgg"
+    assert perceptual_teachers(load_config("emoji", [other])) == {"st-lpips-alex", "lpips-vgg"}
+    save_config(load_config("emoji", []), tmp_path / "config.yaml")
+    (tmp_path / "stages.json").write_text('{"schema": 1, "stages": []}')
+    assert perceptual_teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
+    started = load_config("emoji", [f"autoencoder.init={tmp_path}", mute, both])
+    assert perceptual_teachers(started) == {"st-lpips-alex"}

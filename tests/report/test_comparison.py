@@ -299,3 +299,38 @@ def test_tables_in_markdown_say_what_the_page_says(whole: Path):
     assert (
         len(text.split("## Ablation\n")[1].split("## ")[0].split("*in the paper*")) == len(paper.ABLATION) + 1
     )
+
+
+def test_the_ablation_is_compared_at_the_seeds_that_its_rows_share(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0, 1])
+    write_units(tmp_path, ["vmae-mse"], [0])
+    text = render_comparison(tmp_path).with_name("tables.md").read_text()
+    (row,) = [line for line in table_of(text, "Ablation") if line.startswith("| + L")]
+    assert row.split("|")[2].strip() == "1"
+    (row,) = [line for line in table_of(text, "Reconstruction") if line.startswith("| VMAE")]
+    assert row.split("|")[2].strip() == "2"
+
+
+def test_an_ablation_that_nobody_asked_for_is_not_shown(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    units = [{"variant": name, "seed": 0} for name in ("ae", "vmae")]
+    (tmp_path / "comparison.json").write_text(json.dumps({"units": units}))
+    page = Page(render_comparison(tmp_path))
+    assert "ablation" not in page.ids
+    assert "Ablation" not in page.text
+    assert "Ablation" not in (tmp_path / "tables.md").read_text()
+
+
+def test_a_width_that_was_not_fitted_is_not_called_so(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    for fitted in (True, False):
+        (tmp_path / "comparison.json").write_text(json.dumps({"matching": {"fitted": fitted}}))
+        text = Page(render_comparison(tmp_path)).text
+        assert "The baselines' width is 0.1139 of the paper's" in text
+        assert ("fitted to what VMAE's encode + decode costs" in text) is fitted
+
+
+def table_of(markdown: str, heading: str) -> list[str]:
+    """Returns the rows of the table below a heading."""
+    below = markdown.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line for line in below.splitlines() if line.startswith("|")]

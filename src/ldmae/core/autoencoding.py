@@ -70,7 +70,7 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
     clipped. A VQModel's `decode` quantises what it gets.
 
     Raises:
-        UserError: it failed, or its output holds no images.
+        UserError: it failed, or its output holds no images, or infinity.
     """
     device, dtype = placement(autoencoder)
     with _explained(autoencoder, "decode", latents):
@@ -82,6 +82,12 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
             "tensor (B, 3, H, W), a tuple that begins with one, or an object with sample"
         )
     images = images.float()
+    if not images.is_meta and images.isinf().any():  # clipping would make a picture of it
+        raise UserError(
+            f"{_name(autoencoder)}.decode returned infinity, computing in "
+            f"{str(dtype).removeprefix('torch.')}; load it in float32 or bfloat16, or name "
+            "one whose weights are sound"
+        )
     return (images * 2 - 1 if _sees_zero_to_one(autoencoder) else images).clamp(-1, 1)
 
 

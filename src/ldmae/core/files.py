@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,17 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
         part = part.encode() if isinstance(part, str) else part
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def fingerprint_model(model: Any) -> str:
+    """Returns a short hash of what a model computes: its class, a diffusers config, its weights."""
+    config = getattr(model, "config", None)
+    # without where it was loaded from, and what diffusers notes for itself
+    told = {k: v for k, v in config.items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    return fingerprint(
+        [name, json.dumps(told, sort_keys=True, default=str), fingerprint_tensors(model.state_dict())]
+    )
 
 
 def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:

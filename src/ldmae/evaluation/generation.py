@@ -216,8 +216,9 @@ def fidelity_results(
     *,
     num_subsets: int = SUBSETS,
     seed: int = 0,
+    shrink: bool = False,
 ) -> list[Result]:
-    """Measures generated images against real ones.
+    """Measures generated images against real ones by the distances of their features alone.
 
     Args:
         generated_features: (N, D) features of generated images.
@@ -225,20 +226,21 @@ def fidelity_results(
         extractor: what made the features; its labels name the figures.
         num_subsets: subsets of the kernel distance.
         seed: which subsets are drawn.
+        shrink: take a shrunk covariance of a set that has no more images than there are features.
 
     Returns:
-        The kernel distance, and the Fréchet distance where both sets have more images than there are
-        features.
+        The kernel distance, whose note says where the Fréchet distance is left out, and the Fréchet distance.
 
     Raises:
         UserError: a set has too few images.
     """
-    results = [_kernel_result(generated_features, real_features, extractor.kid_label, num_subsets, seed)]
-    counts = results[0].counts
-    if min(counts.values()) > extractor.dimensions:
-        value = frechet_distance(generated_features, real_features)
-        results.append(Result(name=extractor.fd_label, value=value, better="lower", counts=counts))
-    return results
+    kernel = _kernel_result(generated_features, real_features, extractor.kid_label, num_subsets, seed)
+    frechet = _frechet_result(
+        extractor.fd_label, generated_features, fit_gaussian(real_features), real_features, shrink, ""
+    )
+    if isinstance(frechet, str):
+        return [dataclasses.replace(kernel, note=f"{kernel.note}; left out: {frechet}")]
+    return [kernel, frechet]
 
 
 def generation_results(

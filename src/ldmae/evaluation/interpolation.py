@@ -13,7 +13,7 @@ with holes leaps, or leaves both ends far away at once); whether what lies betwe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class InterpolationMetrics:
     Args:
         fractions: places on the line.
         perceptual: the perceptual distance, or None.
-        trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with.
+        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
 
     Raises:
         UserError: the fractions are not distinct numbers in [0, 1].
@@ -93,7 +93,7 @@ class InterpolationMetrics:
         self,
         fractions: Sequence[float] = FRACTIONS,
         perceptual: PerceptualDistance | None = None,
-        trained_on: str | None = None,
+        trained_on: Collection[str] = (),
     ) -> None:
         distinct = len({f"{t:g}" for t in fractions}) == len(fractions) > 0
         if not distinct or not all(0 <= t <= 1 for t in fractions):
@@ -103,7 +103,7 @@ class InterpolationMetrics:
             )
         self.fractions = sorted(float(t) for t in fractions)
         self._perceptual = perceptual
-        self._trained_on_it = perceptual is not None and perceptual.name == trained_on
+        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
         self._values: dict[Key, dict[str, float]] = {}
 
     @torch.no_grad()

@@ -26,6 +26,9 @@ DIRECTIONS = 9
 CELLS = 7
 """Histograms in each direction over the image; neighbours overlap by half."""
 
+SMALLEST = 2 * (CELLS + 1)
+"""Pixels along a side that images need."""
+
 PENALTY = 10.0
 """The support vector machine's C; from 1 to 100 it changes the accuracy on digits by 0.4 %."""
 
@@ -58,6 +61,28 @@ class Recogniser:
         return float(np.mean(self.predict(images) == _as_labels(labels)))
 
 
+def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
+    """Checks before any image is made that a classifier can be trained, and judged.
+
+    Args:
+        labels: of the real images to train on.
+        size: of all images, in pixels along a side.
+        held_out: how many others there are to judge it by.
+
+    Raises:
+        UserError: there is only one class, or the images are too small or too few.
+    """
+    wanted = None
+    if len(np.unique(labels)) < 2:
+        wanted = "images of at least two classes, got one"
+    elif size < SMALLEST:
+        wanted = f"images of at least {SMALLEST} pixels a side, got {size}x{size}"
+    elif not held_out:
+        wanted = "held-out images that bear a class, got none"
+    if wanted is not None:
+        raise UserError(f"a recogniser needs {wanted}; set evaluation.recogniser=false")
+
+
 def train_recogniser(images: Images, labels: Labels) -> Recogniser:
     """Trains a classifier on real images; deterministic.
 
@@ -70,15 +95,7 @@ def train_recogniser(images: Images, labels: Labels) -> Recogniser:
     """
     images, classes = _as_tensor(images), _as_labels(labels)
     assert len(images) == len(classes), f"{len(images)} images, {len(classes)} labels"
-    if len(np.unique(classes)) < 2:
-        raise UserError(
-            "a recogniser needs images of at least two classes, got one; set evaluation.recogniser=false"
-        )
-    if min(images.shape[-2:]) < 2 * (CELLS + 1):
-        raise UserError(
-            f"a recogniser needs images of at least {2 * (CELLS + 1)} pixels a side, got "
-            f"{images.shape[-2]}x{images.shape[-1]}; set evaluation.recogniser=false"
-        )
+    check_recognisable(classes, min(images.shape[-2:]), held_out=1)
     machine = SVC(kernel="rbf", C=PENALTY, gamma="scale", cache_size=500)
     machine.fit(_gradient_histograms(images), classes)
     return Recogniser(machine, (images.shape[-2], images.shape[-1]), len(images))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -63,8 +64,8 @@ def feature_distances(
 
     A restored image resembles its own original. The kernel distance takes the two sets for independent, so it
     lies below 0 where reconstructions are good, the more so the fewer the images are: for perfect ones by
-    2 / n · (mean k(x, x) − mean k(x, x')), with its kernel k, its subsets' n = min(N, 1000) images, and x'
-    other than x. Compare it between autoencoders at equal N only.
+    2 / N · (mean k(x, x) − mean k(x, x')), with its kernel k, and x' other than x. Compare it
+    between autoencoders at equal N only.
 
     Args:
         restored: (N, D) features.
@@ -106,7 +107,7 @@ class ReconstructionMetrics:
 
     Args:
         perceptual: the perceptual distance to measure beside the others, or None.
-        trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with: a
+        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with: a
             table must say when a model was trained on the metric that judges it.
         extractor: what makes the features for `feature_distances`, or None for none.
         seed: see there.
@@ -116,7 +117,7 @@ class ReconstructionMetrics:
     def __init__(
         self,
         perceptual: PerceptualDistance | None = None,
-        trained_on: str | None = None,
+        trained_on: Collection[str] = (),
         extractor: FeatureExtractor | None = None,
         seed: int = 0,
         shrink: bool = False,
@@ -124,7 +125,7 @@ class ReconstructionMetrics:
         self._perceptual, self._extractor = perceptual, extractor
         self._seed, self._shrink = seed, shrink
         self._features: dict[str, list[Tensor]] = {"originals": [], "restored": []}
-        self._trained_on_it = perceptual is not None and perceptual.name == trained_on
+        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
         self._values: dict[str, list[float]] = {name: [] for name in NAMES}
         if perceptual is not None:
             self._values[perceptual.label] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class SmoothnessMetrics:
         epsilons: sizes of the noise.
         perceptual: the perceptual distance, or None.
         extractor: what makes the features, or None.
-        trained_on: name (in settings) of the perceptual distance that the autoencoder was trained with.
+        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
         seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
         shrink: take shrunk covariances where there are no more images than features.
 
@@ -106,7 +106,7 @@ class SmoothnessMetrics:
         epsilons: Sequence[float] = EPSILONS,
         perceptual: PerceptualDistance | None = None,
         extractor: FeatureExtractor | None = None,
-        trained_on: str | None = None,
+        trained_on: Collection[str] = (),
         seed: int = 0,
         shrink: bool = False,
     ) -> None:
@@ -118,7 +118,7 @@ class SmoothnessMetrics:
             )
         self.epsilons = sorted(float(epsilon) for epsilon in epsilons)
         self._perceptual, self._extractor = perceptual, extractor
-        self._trained_on_it = perceptual is not None and perceptual.name == trained_on
+        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
         self._seed, self._shrink = seed, shrink
         self._values: dict[Key, dict[str, float]] = {}
         self._features: dict[Key, Tensor] = {}

@@ -94,6 +94,8 @@ class Subset:
         self.unreadable = 0
         self.content: np.ndarray | None = None
         """(N,) uint64, a hash of each image's file, where all were looked at."""
+        self.group: np.ndarray | None = None
+        """(N,) uint64, the same for near-duplicates, where all were looked at."""
         self.labels = source.labels[self.indices] if labels is None else labels
         assert len(self.labels) == len(self.indices)
 

@@ -284,7 +284,7 @@ def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) 
 
 def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
     subset = Subset(source, indices)
-    subset.content = index.content[indices]
+    subset.content, subset.group = index.content[indices], index.group[indices]
     return subset
 
 

@@ -134,7 +134,7 @@ def encode_stream(
 
 def _encoded(autoencoder: Any, batch: dict[str, Tensor], config: LatentsConfig) -> dict[str, Tensor]:
     """Returns a batch as it is kept, the images once and once mirrored."""
-    pixels = batch["images"].to(next(autoencoder.parameters()).device)
+    pixels = batch["images"]
     rows = {"labels": batch["labels"], "latents": _stored(autoencoder, pixels, config)}
     if config.flip:
         rows["latents_flip"] = _stored(autoencoder, pixels.flip(-1), config)

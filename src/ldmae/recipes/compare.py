@@ -80,6 +80,8 @@ class Matching:
     width: float | None
     """The baselines' multiplier of 128, 256, 512, 512 channels; None where there is none."""
     baseline_flops: int | None
+    fitted: bool
+    """Whether the width was fitted to VMAE's cost."""
     full_size: dict[str, int]
     """Parameters and operations of a baseline at the paper's width, which is not trained."""
 
@@ -164,7 +166,7 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
     with torch.device("meta"):
         flops = count_autoencoder_flops(AutoencoderVMAE(sample_size=size, **as_dict(vmae)), size).total
         if shape is None:
-            return Matching(flops, None, None, {})
+            return Matching(flops, None, None, False, {})
         full = build_baseline(replace(shape, width=1.0), size)
         full_size = {
             "parameters": sum(parameter.numel() for parameter in full.parameters()),
@@ -172,9 +174,9 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
         }
         if match_flops:
             fitted = fit_width(shape, size, flops)
-            return Matching(flops, fitted.width, fitted.flops, full_size)
+            return Matching(flops, fitted.width, fitted.flops, True, full_size)
         own = count_autoencoder_flops(build_baseline(shape, size), size).total
-        return Matching(flops, shape.width, own, full_size)
+        return Matching(flops, shape.width, own, False, full_size)
 
 
 def describe_comparison(units: list[Unit], matching: Matching) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldmae.contracts import ImageSource
 from ldmae.evaluation.neighbours import copying_results, nearest_images
 from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.recipes.measurements import merge_results, save_pictures, write_results
+from ldmae.recipes.measurements import PICTURES, merge_results, save_pictures, write_results
 from ldmae.recipes.subject import draw, image_keys, read_batches
 
 COMPARED, TRAINING, SHOWN = 200, 10_000, 12
@@ -28,6 +28,7 @@ def measure_copies(
     mirrored: bool,
     batch_size: int,
     seed: int,
+    autoencoder: str = "",
 ) -> None:
     """Writes `results/copies.json`, and beside it the samples nearest to training images as pictures.
 
@@ -40,6 +41,7 @@ def measure_copies(
         mirrored: whether training saw mirror images too.
         batch_size: images read at once.
         seed: which images are drawn.
+        autoencoder: fingerprint of what decoded the generated ones.
     """
 
     def read(source: ImageSource, limit: int) -> Tensor:
@@ -56,14 +58,14 @@ def measure_copies(
     first = ratios.nan_to_num(0).argsort()[:SHOWN]  # both 0: a picture that training saw twice
     pictures = {"generated": samples[first], "nearest": real[found.indices[first, 0]]}
     save_pictures(
-        folder / "results" / "copies.npz",
+        folder / "results" / PICTURES["copies"],
         {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
     )
-    write_results(folder, "copies", copying_results(found, reference))
+    write_results(folder, "copies", copying_results(found, reference), autoencoder=autoencoder)
 
 
 def forget_copies(folder: Path) -> None:
     """Removes what `measure_copies` left in a folder, where it is not of the images measured now."""
-    for name in ("copies.json", "copies.npz"):
+    for name in ("copies.json", PICTURES["copies"]):
         (folder / "results" / name).unlink(missing_ok=True)
     merge_results(folder)

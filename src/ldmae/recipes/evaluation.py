@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ldmae.config import load_config
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
@@ -19,9 +20,10 @@ from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results
-from ldmae.evaluation.recognition import recognition_result, train_recogniser
+from ldmae.evaluation.recognition import check_recognisable, recognition_result, train_recogniser
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.settings import EvaluationConfig
+from ldmae.loading import settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generated import KEPT, forget_generated, keep_generated
@@ -55,6 +57,9 @@ def check_measurable(run: Run) -> None:
             f"{config.samples}, training images that bear a class are {bearing}, of which "
             f"evaluation.real_images={config.real_images} are taken; give more"
         )
+    if config.recogniser:
+        labels = np.asarray(run.train.labels)
+        check_recognisable(labels[labels >= 0], size, int((np.asarray(run.held_out.labels) >= 0).sum()))
 
 
 def evaluate(run: Run) -> None:
@@ -68,9 +73,9 @@ def evaluate(run: Run) -> None:
         if run.main:
             measure(subject_of(run), ["reconstruction"])
         run.accelerator.wait_for_everyone()
-        generation = measure_generation(run, config)
+        generation, autoencoder = measure_generation(run, config)
         if run.main:
-            write_results(run.folder, "generation", generation)
+            write_results(run.folder, "generation", generation, autoencoder=autoencoder)
             forget_generated(run.folder / KEPT)
         run.accelerator.wait_for_everyone()
 
@@ -84,7 +89,7 @@ def subject_of(run: Run) -> Subject:
         size=run.config.image_size,
         config=run.config.evaluation,
         folder=run.folder,
-        trained_on=perceptual_teacher(run.config),
+        trained_on=perceptual_teachers(run.config),
     )
 
 
@@ -118,10 +123,11 @@ def report(run: Run) -> Path:
     return run.folder / "report.html"
 
 
-def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
+def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Result], str]:
     """Measures generated images, in the training set's proportion of classes, against training images.
 
-    The processes share the work; the main process returns the figures, the others an empty list.
+    The processes share the work; the main process returns the figures, the others an empty list, and all the
+    fingerprint of the autoencoder.
     """
     labels = np.asarray(run.train.labels)
     bearing = np.flatnonzero(labels >= 0)  # images without a class train the autoencoder only
@@ -146,15 +152,19 @@ def measure_generation(run: Run, config: EvaluationConfig) -> list[Result]:
         real = _features(extractor, _batches(run.train, run, real_images[theirs]), advance)
     gathered = gather_object([{"fake": features, "real": real}])
     if not run.main:
-        return []
+        return [], made.autoencoder
     fake = torch.cat([piece for share in gathered for piece in share["fake"]])
     results = fidelity_results(
-        fake, torch.cat([share["real"] for share in gathered]), extractor, seed=config.seed
+        fake,
+        torch.cat([share["real"] for share in gathered]),
+        extractor,
+        seed=config.seed,
+        shrink=config.shrink_covariance,
     )
     if config.recogniser:
         generated = torch.cat(list(made.batches(0, made.count)))
         results += _recognition(run, generated, wanted, bearing)
-    return results
+    return results, made.autoencoder
 
 
 def _share(count: int, run: Run) -> slice:
@@ -187,11 +197,17 @@ def _batches(source: ImageSource, run: Run, indices: np.ndarray) -> Iterator[Ten
         yield images
 
 
-def perceptual_teacher(config: Config) -> str | None:
-    """Returns the perceptual distance that a run's autoencoder is trained on."""
+def perceptual_teachers(config: Config) -> set[str]:
+    """Returns the perceptual distances that a run's autoencoder is trained on, in whatever stage.
+
+    Those of the autoencoder that it takes, or starts from, are among them where its settings are known.
+    """
     auto = config.autoencoder
-    if not auto.stages:
-        return None
-    last = auto.stages[-1] if auto.tuning.enabled or auto.kind != "vmae" else "pretraining"
-    objective = getattr(auto, last).objective
-    return objective.perceptual if objective.perceptual_weight > 0 else None
+    before = auto.source or auto.init
+    made_with = None if before is None else settings_of(before)
+    teachers = set() if made_with is None else perceptual_teachers(load_config(made_with))
+    for part in auto.stages:
+        objective = getattr(auto, part).objective
+        if objective.perceptual_weight > 0 and (part != "tuning" or auto.tuning.enabled):
+            teachers.add(objective.perceptual)
+    return teachers

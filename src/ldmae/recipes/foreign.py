@@ -16,7 +16,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import DataConfig
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
-from ldmae.recipes.evaluation import perceptual_teacher
+from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.latents import encode_into
 from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
@@ -84,23 +84,25 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
         measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         _refuse_others(folder, measured)
         _check_size(autoencoder, config.image_size)
-        if whole or any(item.startswith("data.val=") for item in overrides):
-            train, held_out = open_images(config.data, folder / "data")
-        else:
-            train = held_out = open_all_images(config.data, folder / "data")
-        subject = Subject(
-            autoencoder=autoencoder.to(accelerator.device),
-            held_out=held_out,
-            train=train,
-            size=config.image_size,
-            config=config.evaluation,
-            folder=folder,
-            trained_on=trained_on,
-        )
-        path = folder / "measured.json"
-        write_json(path, (read_json(path) if path.is_file() else {}) | measured)
-        measure(subject, own)
-        render_report(folder)
+        if accelerator.is_main_process:  # measuring is not shared among processes
+            if whole or any(item.startswith("data.val=") for item in overrides):
+                train, held_out = open_images(config.data, folder / "data")
+            else:
+                train = held_out = open_all_images(config.data, folder / "data")
+            subject = Subject(
+                autoencoder=autoencoder.to(accelerator.device),
+                held_out=held_out,
+                train=train,
+                size=config.image_size,
+                config=config.evaluation,
+                folder=folder,
+                trained_on=trained_on,
+            )
+            path = folder / "measured.json"
+            write_json(path, (read_json(path) if path.is_file() else {}) | measured)
+            measure(subject, own)
+            render_report(folder)
+        accelerator.wait_for_everyone()
     if whole and (only is None or "generation" in only):
         evaluate_samples(source, overrides, folder)
 
@@ -121,18 +123,18 @@ def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
         )
 
 
-def _open(source: str, overrides: list[str]) -> tuple[Any, Config, str | None]:
-    """Loads an autoencoder, the settings to use it with, and the perceptual distance it was trained on.
+def _open(source: str, overrides: list[str]) -> tuple[Any, Config, set[str]]:
+    """Loads an autoencoder, the settings to use it with, and the perceptual distances it was trained on.
 
     The defaults are those it was trained with where they are known (but for a run's images), else the
     package's, at the image size that a VMAE was trained for.
     """
     settings: dict[str, Any] = {"autoencoder": {"source": source}}
-    trained_on = None
+    trained_on: set[str] = set()
     run, made_with = is_run_folder(source), settings_of(source)
     if made_with is not None:
         own = load_config(made_with)
-        trained_on = perceptual_teacher(own)
+        trained_on = perceptual_teachers(own)
         source = own.autoencoder.source or source
         settings = {"base": made_with, "autoencoder": {"source": source}}
         if run or _names_data(overrides):  # its images' classes and columns are not those of others

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path, fingerprint, fingerprint_tensors, read_json, write_json
+from ldmae.core.files import atomic_path, fingerprint, fingerprint_model, read_json, write_json
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
@@ -46,6 +46,10 @@ class Generated:
     """Which labels they bear, in words."""
     batch: int = 64
     """Images that are made or read at once."""
+    sampling: SamplingConfig | None = None
+    """How they were made; None where that is not known."""
+    autoencoder: str = ""
+    """Fingerprint of what decoded them, where that is known."""
 
     def share(self, accelerator: Accelerator) -> Iterator[Tensor]:
         """Yields the images that this process is to look at, in whole batches."""
@@ -81,13 +85,13 @@ def given_images(source: str, real_are_cropped: bool = False) -> Generated:
 
 
 def generated_images(
-    source: str, own: bool, config: Config, accelerator: Accelerator, folder: Path
+    source: str, shift_is_told: bool, config: Config, accelerator: Accelerator, folder: Path
 ) -> Generated:
     """Generates the images of a pipeline: each one's noise and label hang on its number alone.
 
     Args:
         source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
-        own: whether the settings are those that it was made with.
+        shift_is_told: whether the settings tell the time shift; else it is the pipeline's own.
         config: how many, and how.
         accelerator: this process among those that share the work.
         folder: where they are kept, see `keep_generated`.
@@ -95,7 +99,7 @@ def generated_images(
     pipeline = load_pipeline(source).to(accelerator.device)
     classes = pipeline.transformer.config.num_classes
     evaluation, sampling = config.evaluation, config.sampling
-    if not own and sampling.timestep_shift == SamplingConfig().timestep_shift:
+    if not shift_is_told:
         sampling = replace(sampling, timestep_shift=1 / pipeline.scheduler.config["shift"])
     scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
     sampling = replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
@@ -152,7 +156,9 @@ def keep_generated(
             wanted = pictures[max(start - first, 0) : stop - first]
             yield torch.from_numpy(wanted).permute(0, 3, 1, 2).contiguous()
 
-    return Generated(batches, count, picture_size(pipeline), labels, how, batch)
+    return Generated(
+        batches, count, picture_size(pipeline), labels, how, batch, sampling, fingerprint_model(pipeline.vae)
+    )
 
 
 def forget_generated(folder: Path) -> None:
@@ -162,16 +168,11 @@ def forget_generated(folder: Path) -> None:
 
 def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
     """Returns what tells apart images of other weights, settings or labels."""
-    weights = [fingerprint_tensors(part.state_dict()) for part in (pipeline.vae, pipeline.transformer)]
+    models = [fingerprint_model(part) for part in (pipeline.vae, pipeline.transformer)]
     statistics = {name: pipeline.config[name] for name in ("latents_mean", "latents_std")}
-    parts = (pipeline.vae, pipeline.transformer, pipeline.scheduler)
-    # without where it was loaded from, and what diffusers notes for itself
-    configs = [
-        {key: value for key, value in dict(getattr(part, "config", {})).items() if not key.startswith("_")}
-        for part in parts
-    ]
-    told = json.dumps([statistics, *configs], sort_keys=True, default=str)
-    return fingerprint([*weights, told, str(sampling), labels.tobytes()])
+    scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
+    told = json.dumps([statistics, scheduler], sort_keys=True, default=str)
+    return fingerprint([*models, told, str(sampling), labels.tobytes()])
 
 
 def _keep_only(folder: Path, maker: str) -> None:

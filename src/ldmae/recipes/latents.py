@@ -70,9 +70,8 @@ def encode_into(
     """
     world = accelerator.num_processes
     if accelerator.is_main_process:
-        _drop_stale_shards(
-            folder, {"processes": world, "settings": latents_settings(config), "inputs": inputs}
-        )
+        mark = {"processes": world, "precision": accelerator.mixed_precision}
+        _drop_stale_shards(folder, {**mark, "settings": latents_settings(config), "inputs": inputs})
     accelerator.wait_for_everyone()
     if isinstance(images, StreamDataset):
         _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ldmae.contracts import Result
 from ldmae.core.autoencoding import encode_moments, reconstruct
 from ldmae.core.device import device_name
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import atomic_path, fingerprint, fingerprint_tensors, read_json, write_json
+from ldmae.core.files import atomic_path, fingerprint, fingerprint_model, read_json, write_json
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.random import key_seed
 from ldmae.evaluation.components import fit_components
@@ -37,6 +37,17 @@ from ldmae.evaluation.smoothness import SmoothnessMetrics, noisy_decodings
 from ldmae.recipes.groups import masks_fingerprint
 from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
+
+PICTURES = {
+    "reconstruction": "reconstruction_pairs.npz",
+    "interpolation": "interpolation.npz",
+    "components": "components.npz",
+    "copies": "copies.npz",
+}
+"""Files of pictures that measurements leave beside their figures."""
+
+OF_GENERATED = ("generation", "samples", "copies")
+"""Measurements of generated images; each notes which `autoencoder` decoded them."""
 
 STRIPS = 4
 """Pairs that are kept as pictures of an interpolation."""
@@ -69,9 +80,10 @@ def measure(subject: Subject, only: list[str] | None = None) -> None:
         UserError: a network or the masks that were asked for are not there, before anything is measured; or
             one of `only` can't be measured. With None it is said, and the others are measured.
     """
+    autoencoder = fingerprint_model(subject.autoencoder)
     maker = fingerprint(
         [
-            fingerprint_tensors(subject.autoencoder.state_dict()),
+            autoencoder,
             subject.held_out.fingerprint(),
             subject.train.fingerprint(),
             str(subject.size),
@@ -81,9 +93,9 @@ def measure(subject: Subject, only: list[str] | None = None) -> None:
     paths = {name: subject.folder / "results" / f"{name}.json" for name in MEASUREMENTS}
     wanted = [name for name in made_of if _kept(paths[name]).get("made_of") != made_of[name]]
     _open_networks_and_masks(subject, wanted)
-    _remove_strangers(paths, maker)
+    _remove_strangers(paths, maker, autoencoder)
     for name in wanted:
-        paths[name].unlink(missing_ok=True)
+        _remove(paths[name])
         try:
             results = MEASUREMENTS[name](subject)
         except UserError as error:
@@ -119,14 +131,24 @@ def _open_networks_and_masks(subject: Subject, names: list[str]) -> None:
         _ = subject.groups
 
 
-def _remove_strangers(paths: dict[str, Path], maker: str) -> None:
+def _remove_strangers(paths: dict[str, Path], maker: str, autoencoder: str) -> None:
     strangers = [name for name, path in paths.items() if path.exists() and _kept(path).get("maker") != maker]
+    folder = next(iter(paths.values())).parent
+    generated = [folder / f"{name}.json" for name in OF_GENERATED]
+    unknown = ("", None)  # images that were given, or measured by an older version
+    strangers += [p.stem for p in generated if _kept(p).get("autoencoder") not in (*unknown, autoencoder)]
     for name in strangers:
-        paths[name].unlink()
+        _remove(folder / f"{name}.json")
     if strangers:
         console.print(
             f"removed, being of other weights, images or another size: {', '.join(strangers)}", soft_wrap=True
         )
+
+
+def _remove(path: Path) -> None:
+    """Removes a measurement's figures, and its pictures, which a failed one would else leave behind."""
+    for each in (path, path.with_name(PICTURES.get(path.stem, path.name))):
+        each.unlink(missing_ok=True)
 
 
 def write_results(folder: Path, measurement: str, results: list[Result], **made: str) -> None:
@@ -163,7 +185,7 @@ def _reconstruction(subject: Subject) -> list[Result]:
     shown = [pictures[row] for row in subject.chosen[subject.shown].tolist()]
     originals, reconstructions = (np.stack(column) for column in zip(*shown, strict=True))
     save_pictures(
-        folder / "reconstruction_pairs.npz", {"originals": originals, "reconstructions": reconstructions}
+        folder / PICTURES["reconstruction"], {"originals": originals, "reconstructions": reconstructions}
     )
     return metrics.compute()
 
@@ -220,7 +242,7 @@ def _interpolation(subject: Subject) -> list[Result]:
         if not strips:
             shown = [(t, images[:STRIPS]) for t, images in decoded]
             strips.append(interpolation_strip(first[:STRIPS], second[:STRIPS], shown))
-    save_pictures(subject.folder / "results" / "interpolation.npz", {"strip": strips[0]})
+    save_pictures(subject.folder / "results" / PICTURES["interpolation"], {"strip": strips[0]})
     return metrics.compute()
 
 
@@ -252,17 +274,26 @@ def _probe(subject: Subject) -> list[Result]:
     unseen = mean_pooled(subject.held_out_latents)
     truth = np.asarray(subject.held_out.labels)[subject.chosen]
     if subject.train is subject.held_out:  # one half teaches, the other is asked
-        halves = _halves(truth, [subject.keys[row] for row in subject.chosen], subject.config.seed)
+        keys = [subject.keys[row] for row in subject.chosen]
+        group = getattr(subject.held_out, "group", None)
+        alike = keys if group is None else group[subject.chosen].tolist()
+        halves = _halves(truth, keys, alike, subject.config.seed)
         return linear_probe(unseen[halves == 0], truth[halves == 0], unseen[halves == 1], truth[halves == 1])
     latents, labels = subject.train_latents
     return linear_probe(mean_pooled(latents), labels, unseen, truth)
 
 
-def _halves(labels: np.ndarray, keys: list[str], seed: int) -> np.ndarray:
-    """Returns 0 or 1 for each image, drawn by its key: halves of every class."""
+def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
+    """Returns 0 or 1 for each image, drawn by its key: halves of every class, near-duplicates in one."""
     order = sorted(range(len(keys)), key=lambda k: (labels[k], key_seed(seed, "probe", keys[k])))
-    halves = np.empty(len(keys), np.int64)
-    halves[order] = np.arange(len(keys)) % 2
+    members: dict[Any, list[int]] = {}
+    for k in order:
+        members.setdefault(alike[k], []).append(k)
+    halves, held = np.empty(len(keys), np.int64), [0, 0]
+    for group in members.values():
+        half = int(held[1] < held[0])
+        halves[group] = half
+        held[half] += len(group)
     return halves
 
 
@@ -282,7 +313,7 @@ def _components(subject: Subject) -> list[Result]:
         for image in images
     ]
     save_pictures(
-        subject.folder / "results" / "components.npz",
+        subject.folder / "results" / PICTURES["components"],
         {"components": pictures, "originals": np.stack(originals)},
     )
     note = "share of the standardised latents' variance; the three are shown as red, green and blue"

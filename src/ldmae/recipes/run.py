@@ -273,9 +273,8 @@ def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
     if isinstance(autoencoder, AutoencoderVMAE):
         weights = autoencoder.encoder_state()
     else:
-        parts = ("encoder", "quant_conv", "latent")
-        weights = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(parts)}
-        weights = weights or dict(autoencoder.state_dict())
+        decoder = ("decoder", "post_quant_conv")  # what is called otherwise may be the encoder's
+        weights = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith(decoder)}
     return fingerprint([fingerprint_tensors(weights), preprocessing_fingerprint(image_size)])
 
 

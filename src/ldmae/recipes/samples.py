@@ -23,6 +23,7 @@ from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
 from ldmae.evaluation.samples import write_samples_npz
 from ldmae.images.index import open_all_images, open_images
+from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
@@ -30,6 +31,7 @@ from ldmae.recipes.copies import COMPARED, forget_copies, measure_copies
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
+from ldmae.recipes.streams import open_streamed
 from ldmae.recipes.subject import draw, image_keys, read_batches
 from ldmae.report.html import render_report
 from ldmae.settings import Config
@@ -81,7 +83,13 @@ def evaluate_samples(
         made = (
             given_images(source, reference is None)
             if images
-            else generated_images(source, made_with is not None, config, accelerator, kept)
+            else generated_images(
+                source,
+                made_with is not None or any("sampling.timestep_shift=" in item for item in overrides),
+                config,
+                accelerator,
+                kept,
+            )
         )
         known: Reference | None = None
         own: Trained = None
@@ -104,9 +112,9 @@ def evaluate_samples(
         )
         note = "; ".join(filter(None, [results[0].note, made.how]))
         results[0] = dataclasses.replace(results[0], note=note)
-        write_results(folder, "samples", results)
+        write_results(folder, "samples", results, autoencoder=made.autoencoder)
         _measure_copies(made, own, config, folder)
-        sampling = {} if images else dataclasses.asdict(config.sampling)
+        sampling = {} if made.sampling is None else dataclasses.asdict(made.sampling)
         path = folder / "measured.json"
         measured = read_json(path) if path.is_file() else {}  # an autoencoder's may lie there too
         of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
@@ -178,6 +186,7 @@ def _measure_copies(made: Generated, own: Trained, config: Config, folder: Path)
         mirrored=config.latents.flip,
         batch_size=config.evaluation.batch_size,
         seed=config.evaluation.seed,
+        autoencoder=made.autoencoder,
     )
 
 
@@ -186,7 +195,10 @@ def _trained_on(source: str, config: Config, folder: Path) -> Trained:
     made_with = settings_of(source)
     if made_with is None or config.data != load_config(made_with).data:
         return None
-    return open_images(config.data, (Path(source) if is_run_folder(source) else folder) / "data")
+    cache = (Path(source) if is_run_folder(source) else folder) / "data"
+    if is_stream(config.data):  # what is kept of it
+        return open_streamed(config.data, cache)[1:]
+    return open_images(config.data, cache)
 
 
 def _features(made: Generated, extractor: FeatureExtractor, accelerator: Accelerator) -> Features | None:

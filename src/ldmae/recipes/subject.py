@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,8 @@ class Subject:
     config: EvaluationConfig
     folder: Path
     """Where `results/` lies."""
-    trained_on: str | None = None
-    """Name of the perceptual distance that the autoencoder was trained with."""
+    trained_on: Collection[str] = ()
+    """Names of the perceptual distances that the autoencoder was trained with."""
 
     @property
     def device(self) -> torch.device:
@@ -93,28 +93,43 @@ class Subject:
     @cached_property
     def train_latents(self) -> tuple[Tensor, np.ndarray]:
         """Posterior means (N, C, h, w) of training images, on the CPU, and their labels (N,)."""
-        indices = draw(image_keys(self.train), self.config.latent_images, self.config.seed)
-        latents = self._encoded(self.train, indices, "encoding training images")
-        return latents, np.asarray(self.train.labels)[indices]
+        return self._train_moments[0], np.asarray(self.train.labels)[self._train_drawn]
 
     @cached_property
     def held_out_latents(self) -> Tensor:
         """Posterior means (N, C, h, w) of the images that are measured on, on the CPU."""
-        return self._encoded(self.held_out, self.chosen, "encoding")
+        return self._encoded(self.held_out, self.chosen, "encoding")[0]
 
     @property
     def deviation(self) -> Tensor:
-        """The latents' deviation in each channel (C, 1, 1), over training images."""
-        return self.train_latents[0].double().std(dim=(0, 2, 3)).float().view(-1, 1, 1)
+        """Deviation in each channel (C, 1, 1) of latents drawn from the posteriors of training images.
+
+        It is that of `latents_stats.pt`, and of what a diffusion model learns: of the means, and of the noise
+        about them.
+        """
+        means, variance = self._train_moments
+        return (means.double().var(dim=(0, 2, 3)) + variance).sqrt().float().view(-1, 1, 1)
+
+    @cached_property
+    def _train_drawn(self) -> np.ndarray:
+        return draw(image_keys(self.train), self.config.latent_images, self.config.seed)
+
+    @cached_property
+    def _train_moments(self) -> tuple[Tensor, Tensor]:
+        return self._encoded(self.train, self._train_drawn, "encoding training images")
 
     @torch.no_grad()
-    def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> Tensor:
-        pieces = []
+    def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> tuple[Tensor, Tensor]:
+        """Returns posterior means (N, C, h, w), and the mean of the posteriors' variance by channel (C,)."""
+        pieces, variances = [], []
         with progress_bar(title, len(indices), "images") as advance:
             for rows, images in read_batches(source, indices, self.size, self.config.batch_size, self.device):
-                pieces.append(encode_moments(self.autoencoder, images)[0].cpu())
+                mean, logvar = encode_moments(self.autoencoder, images)
+                variance = torch.zeros_like(mean) if logvar is None else logvar.exp()
+                pieces.append(mean.cpu())
+                variances.append(variance.double().mean(dim=(2, 3)).cpu())
                 advance(len(rows), "")
-        return torch.cat(pieces)
+        return torch.cat(pieces), torch.cat(variances).mean(dim=0)
 
 
 def image_keys(source: ImageSource) -> list[str]:

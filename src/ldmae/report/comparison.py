@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ldmae.report.formatting import join_words
 from ldmae.report.markdown import comparison_markdown
 from ldmae.report.pages import chart, write_page
 from ldmae.report.pictures import encode_picture
-from ldmae.report.reading import cut, mapping, read_json
+from ldmae.report.reading import cut, mapping, read_json, records
 from ldmae.report.tables import Metric, Table, find_columns, make_table
 from ldmae.report.units import ABLATION, AUTOENCODERS, Variant, read_variants
 
@@ -77,8 +77,12 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         if variant.group not in groups
     ]
     made = _tables(compared, ablated)
+    planned = {str(entry.get("variant")) for entry in records(plan.get("units"))}
+    if planned and not ablated and planned <= set(paper.TITLES):
+        del made["ablation"]  # nobody asked for one
     orders = _orders(made)
-    ablation_order = ranking.summary(ranking.agreements(made["ablation"], paper.ABLATION))
+    ablation = made.get("ablation")
+    ablation_order = ranking.summary(ranking.agreements(ablation, paper.ABLATION)) if ablation else ""
     plots = _plots(compared)
     shown = mosaics.make_mosaics(compared, problems)
     heading = title or _title(variants, plan)
@@ -92,7 +96,9 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "problems": problems[:MAX_PROBLEMS],
         "more_problems": max(0, len(problems) - MAX_PROBLEMS),
         "tables": made,
-        "beyond": any(row.variant not in paper.ABLATION_TITLES for row in made["ablation"].rows),
+        "beyond": any(
+            row.variant not in paper.ABLATION_TITLES for row in (ablation.rows if ablation else ())
+        ),
         "cost": paper.COST,
         "cost_note": paper.COST_NOTE,
         "orders": orders,
@@ -123,6 +129,9 @@ def _tables(compared: Sequence[Variant], ablated: Sequence[Variant]) -> dict[str
     whole = [variant for variant in compared if variant.name in paper.ABLATION_TITLES]  # + L_P: VMAE itself
     steps = [variant for variant in ablated if variant.name in paper.ABLATION_TITLES]
     beyond = [variant for variant in ablated if variant.name not in paper.ABLATION_TITLES]
+    seeds = {seed for variant in ablated for seed in variant.seeds}
+    if seeds:  # rows are compared at the seeds that they share
+        whole = [replace(v, units=[u for u in v.units if u.seed in seeds]) for v in whole]
     return {
         "reconstruction": make_table("Reconstruction", compared, tables.RECONSTRUCTION, paper.RECONSTRUCTION),
         "generation": make_table("Generation", compared, tables.GENERATION, paper.GENERATION),

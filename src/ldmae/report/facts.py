@@ -83,9 +83,8 @@ def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
     texts = []
     if widths:
         shown = " and ".join(f"{width:.4g}" for width in sorted(w for w in widths if w is not None))
-        texts.append(
-            f"the baselines' width is {shown} of the paper's, fitted to what VMAE's encode + decode costs"
-        )
+        fitted = ", fitted to what VMAE's encode + decode costs" if matching.get("fitted", True) else ""
+        texts.append(f"the baselines' width is {shown} of the paper's{fitted}")
     if flops:
         alike: dict[str, list[str]] = {}
         for title, value in flops.items():
@@ -94,7 +93,7 @@ def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
         texts.append(f"GFLOPs an image, a multiply-add counts 2: {counts}")
     full = mapping(matching.get("full_size"))
     operations, parameters = number(full.get("flops")), number(full.get("parameters"))
-    if operations and parameters:
+    if operations and parameters and widths != {1.0}:
         texts.append(
             f"a baseline at the paper's width, not trained here, would cost {format_value(operations / 1e9)} "
             f"GFLOPs and {format_count(parameters)} parameters"
