@@ -51,7 +51,8 @@ def evaluate(
 ) -> None:
     """Measure, print a table, and write results.json and report.html.
 
-    A run folder without other data: its autoencoder on its held-out images, and its generated images.
+    A run folder without other data: its autoencoder on its held-out images, and its generated images. The
+    settings given here stay the run's.
 
     pretrained:NAME alone: what ships in the package, likewise.
 

@@ -213,6 +213,19 @@ def test_two_processes_generate_and_measure_the_images_of_one(ldmae: Any, one: P
     assert not list(tmp_path.rglob("*.npy"))
 
 
+def test_two_processes_measure_any_autoencoder_once(
+    ldmae: Any, one: Path, pictures: Path, tmp_path: Path
+) -> None:
+    few = ("evaluation.images=9", "evaluation.latent_images=9", "--only", "reconstruction")
+    arguments = ("evaluate", one / "autoencoder", f"data={pictures}", *few)
+    finish_two(start_two(ldmae, *arguments, "--out", tmp_path / "two"))
+    alone = ldmae.start(*arguments, "--out", tmp_path / "one")
+    assert alone.wait() == 0, alone.output
+    found = [json.loads((tmp_path / name / "results.json").read_text())["results"] for name in ("one", "two")]
+    assert found[0] == found[1]
+    assert len(found[0]) >= 4
+
+
 def test_two_processes_with_sharded_parameters_make_the_losses_and_weights_of_one(
     ldmae: Any, preset: Path, one: Path, tmp_path: Path
 ) -> None:

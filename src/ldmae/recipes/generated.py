@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path, fingerprint, fingerprint_model, read_json, write_json
+from ldmae.core.files import SCALING, atomic_path, fingerprint, fingerprint_model, read_json, write_json
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
@@ -171,7 +171,8 @@ def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
     models = [fingerprint_model(part) for part in (pipeline.vae, pipeline.transformer)]
     statistics = {name: pipeline.config[name] for name in ("latents_mean", "latents_std")}
     scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
-    told = json.dumps([statistics, scheduler], sort_keys=True, default=str)
+    scaling = {name: pipeline.vae.config.get(name) for name in SCALING}
+    told = json.dumps([statistics, scheduler, scaling], sort_keys=True, default=str)
     return fingerprint([*models, told, str(sampling), labels.tobytes()])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,9 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         for variant in variants
         if variant.group not in groups
     ]
-    made = _tables(compared, ablated)
-    planned = {str(entry.get("variant")) for entry in records(plan.get("units"))}
-    if planned and not ablated and planned <= set(paper.TITLES):
-        del made["ablation"]  # nobody asked for one
+    made = _tables(compared, ablated, plan)
     orders = _orders(made)
-    ablation = made.get("ablation")
-    ablation_order = ranking.summary(ranking.agreements(ablation, paper.ABLATION)) if ablation else ""
+    ablation_order, beyond = _ablation(made)
     plots = _plots(compared)
     shown = mosaics.make_mosaics(compared, problems)
     heading = title or _title(variants, plan)
@@ -96,9 +92,7 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "problems": problems[:MAX_PROBLEMS],
         "more_problems": max(0, len(problems) - MAX_PROBLEMS),
         "tables": made,
-        "beyond": any(
-            row.variant not in paper.ABLATION_TITLES for row in (ablation.rows if ablation else ())
-        ),
+        "beyond": beyond,
         "cost": paper.COST,
         "cost_note": paper.COST_NOTE,
         "orders": orders,
@@ -125,14 +119,16 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     return path
 
 
-def _tables(compared: Sequence[Variant], ablated: Sequence[Variant]) -> dict[str, Table]:
+def _tables(
+    compared: Sequence[Variant], ablated: Sequence[Variant], plan: dict[str, Any]
+) -> dict[str, Table]:
     whole = [variant for variant in compared if variant.name in paper.ABLATION_TITLES]  # + L_P: VMAE itself
     steps = [variant for variant in ablated if variant.name in paper.ABLATION_TITLES]
     beyond = [variant for variant in ablated if variant.name not in paper.ABLATION_TITLES]
     seeds = {seed for variant in ablated for seed in variant.seeds}
     if seeds:  # rows are compared at the seeds that they share
         whole = [replace(v, units=[u for u in v.units if u.seed in seeds]) for v in whole]
-    return {
+    made = {
         "reconstruction": make_table("Reconstruction", compared, tables.RECONSTRUCTION, paper.RECONSTRUCTION),
         "generation": make_table("Generation", compared, tables.GENERATION, paper.GENERATION),
         "cost": make_table("Cost", compared, tables.COST),
@@ -142,6 +138,19 @@ def _tables(compared: Sequence[Variant], ablated: Sequence[Variant]) -> dict[str
         "smoothness": make_table("Smoothness", compared, _smoothness_metrics(compared)),
         "compression": make_table("Perceptual compression", compared, tables.COMPRESSION),
     }
+    planned = {str(entry.get("variant")) for entry in records(plan.get("units"))}
+    if planned and not ablated and planned <= set(paper.TITLES):
+        del made["ablation"]  # nobody asked for one
+    return made
+
+
+def _ablation(made: Mapping[str, Table]) -> tuple[str, bool]:
+    """Says how far the ablation's order is the paper's, and whether it has rows that the paper has not."""
+    table = made.get("ablation")
+    if table is None:
+        return "", False
+    beyond = any(row.variant not in paper.ABLATION_TITLES for row in table.rows)
+    return ranking.summary(ranking.agreements(table, paper.ABLATION)), beyond
 
 
 def _smoothness_metrics(variants: Sequence[Variant]) -> list[Metric]:
