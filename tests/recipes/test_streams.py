@@ -10,7 +10,7 @@ from PIL import Image
 from ldmae.config import load_config
 from ldmae.core.files import read_json
 from ldmae.latents.shards import LatentShards
-from ldmae.recipes import run_all
+from ldmae.recipes import evaluate_samples, run_all
 from ldmae.recipes.run import open_accelerator
 
 TINY = """
@@ -77,6 +77,11 @@ def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
     assert set(labels.tolist()) == {0, 1}
     names = {result["name"] for result in read_json(tmp_path / "run" / "results.json")["results"]}
     assert {"PSNR", "KID-efficientnet_lite0"} <= names
+
+    found = evaluate_samples(str(tmp_path / "run"), [], tmp_path / "figures")
+    assert "KID-efficientnet_lite0" in [result.name for result in found]
+    assert {result.counts.get("real") for result in found} >= {described["train"]}
+    assert (tmp_path / "figures" / "results" / "copies.json").exists()
 
 
 def test_runs_of_one_program_may_differ_in_precision(tmp_path):
