@@ -220,6 +220,17 @@ def test_what_a_training_was_begun_on_is_not_replaced_under_it(
     }
 
 
+def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path
+) -> None:
+    for name in ("autoencoder", "latents"):
+        shutil.copytree(copied / name, tmp_path / "own" / name)
+    words = ("train", "diffusion", preset, "latents.fingerprint=skip", "--out", tmp_path / "own")
+    for steps in (6, 8):
+        again = ldmae.start(*words, f"diffusion.training.steps={steps}")
+        assert again.wait() == 0, again.output
+
+
 def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
     assert "did you mean 'diffusion'" in message

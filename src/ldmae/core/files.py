@@ -168,19 +168,12 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()
 
 
-SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-"""Entries of an autoencoder's config that neither its `encode` nor its `decode` looks at."""
-
-
 def fingerprint_model(model: Any) -> str:
-    """Returns a short hash of what a model computes: its class, a diffusers config, its weights.
-
-    How a pipeline scales an autoencoder's latents is no part of it.
-    """
+    """Returns a short hash of what a model computes: its class, a diffusers config, its weights."""
     config = getattr(model, "config", None)
     told = config if isinstance(config, Mapping) else {}
     # without where it was loaded from, and what diffusers notes for itself
-    told = {k: v for k, v in told.items() if not k.startswith("_") and k not in SCALING}
+    told = {k: v for k, v in told.items() if not k.startswith("_")}
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     return fingerprint(
         [name, json.dumps(told, sort_keys=True, default=str), fingerprint_tensors(model.state_dict())]

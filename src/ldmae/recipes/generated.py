@@ -17,7 +17,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import SCALING, atomic_path, fingerprint, fingerprint_model, read_json, write_json
+from ldmae.core.files import (
+    atomic_path,
+    fingerprint,
+    fingerprint_model,
+    fingerprint_tensors,
+    read_json,
+    write_json,
+)
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
@@ -49,7 +56,7 @@ class Generated:
     sampling: SamplingConfig | None = None
     """How they were made; None where that is not known."""
     autoencoder: str = ""
-    """Fingerprint of what decoded them, where that is known."""
+    """Fingerprint of the weights that decoded them, where that is known."""
 
     def share(self, accelerator: Accelerator) -> Iterator[Tensor]:
         """Yields the images that this process is to look at, in whole batches."""
@@ -157,7 +164,14 @@ def keep_generated(
             yield torch.from_numpy(wanted).permute(0, 3, 1, 2).contiguous()
 
     return Generated(
-        batches, count, picture_size(pipeline), labels, how, batch, sampling, fingerprint_model(pipeline.vae)
+        batches,
+        count,
+        picture_size(pipeline),
+        labels,
+        how,
+        batch,
+        sampling,
+        fingerprint_tensors(pipeline.vae.state_dict()),
     )
 
 
@@ -171,8 +185,7 @@ def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
     models = [fingerprint_model(part) for part in (pipeline.vae, pipeline.transformer)]
     statistics = {name: pipeline.config[name] for name in ("latents_mean", "latents_std")}
     scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
-    scaling = {name: pipeline.vae.config.get(name) for name in SCALING}
-    told = json.dumps([statistics, scheduler, scaling], sort_keys=True, default=str)
+    told = json.dumps([statistics, scheduler], sort_keys=True, default=str)
     return fingerprint([*models, told, str(sampling), labels.tobytes()])
 
 

@@ -17,7 +17,14 @@ from ldmae.contracts import Result
 from ldmae.core.autoencoding import encode_moments, reconstruct
 from ldmae.core.device import device_name
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import atomic_path, fingerprint, fingerprint_model, read_json, write_json
+from ldmae.core.files import (
+    atomic_path,
+    fingerprint,
+    fingerprint_model,
+    fingerprint_tensors,
+    read_json,
+    write_json,
+)
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.random import key_seed
 from ldmae.evaluation.components import fit_components
@@ -47,7 +54,7 @@ PICTURES = {
 """Files of pictures that measurements leave beside their figures."""
 
 OF_GENERATED = ("generation", "samples", "copies")
-"""Measurements of generated images; each notes which `autoencoder` decoded them."""
+"""Measurements of generated images; each notes the weights of the `autoencoder` that decoded them."""
 
 STRIPS = 4
 """Pairs that are kept as pictures of an interpolation."""
@@ -80,10 +87,10 @@ def measure(subject: Subject, only: list[str] | None = None) -> None:
         UserError: a network or the masks that were asked for are not there, before anything is measured; or
             one of `only` can't be measured. With None it is said, and the others are measured.
     """
-    autoencoder = fingerprint_model(subject.autoencoder)
+    weights = fingerprint_tensors(subject.autoencoder.state_dict())
     maker = fingerprint(
         [
-            autoencoder,
+            fingerprint_model(subject.autoencoder),
             subject.held_out.fingerprint(),
             subject.train.fingerprint(),
             str(subject.size),
@@ -93,7 +100,7 @@ def measure(subject: Subject, only: list[str] | None = None) -> None:
     paths = {name: subject.folder / "results" / f"{name}.json" for name in MEASUREMENTS}
     wanted = [name for name in made_of if _kept(paths[name]).get("made_of") != made_of[name]]
     _open_networks_and_masks(subject, wanted)
-    _remove_strangers(paths, maker, autoencoder)
+    _remove_strangers(paths, maker, weights)
     for name in wanted:
         _remove(paths[name])
         try:
@@ -131,12 +138,12 @@ def _open_networks_and_masks(subject: Subject, names: list[str]) -> None:
         _ = subject.groups
 
 
-def _remove_strangers(paths: dict[str, Path], maker: str, autoencoder: str) -> None:
+def _remove_strangers(paths: dict[str, Path], maker: str, weights: str) -> None:
     strangers = [name for name, path in paths.items() if path.exists() and _kept(path).get("maker") != maker]
     folder = next(iter(paths.values())).parent
     generated = [folder / f"{name}.json" for name in OF_GENERATED]
     unknown = ("", None)  # images that were given, or measured by an older version
-    strangers += [p.stem for p in generated if _kept(p).get("autoencoder") not in (*unknown, autoencoder)]
+    strangers += [p.stem for p in generated if _kept(p).get("autoencoder") not in (*unknown, weights)]
     for name in strangers:
         _remove(folder / f"{name}.json")
     if strangers:

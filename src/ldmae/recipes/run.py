@@ -129,12 +129,17 @@ def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
     """Raises where a training was begun on what these settings would make anew, before that is replaced."""
     config, records, steps = run.config, run.book.records, training_steps(run.config)
 
+    trained = any(name.startswith("autoencoder.") for name in records)
+    by_hand = not trained and (run.folder / "autoencoder").exists()  # others' was put there, and is used
+
     def check(later: str, earlier: str) -> None:
         if later not in records or later in anew:
             return
         record = records.get(earlier)
         if record is not None and (record.status != "done" or record.steps == steps[earlier]):
             return  # what is not done is what was lost, and will come out the same
+        if record is None and by_hand:
+            return
         raise UserError(
             f"{later} was begun on another autoencoder than {earlier} would train with these settings. Type "
             f"the command with the old ones, name another folder with --out, or add --restart {later} to "
