@@ -40,8 +40,8 @@ JUDGES = {
 }
 """The measurement and the figure by which a stage's training states are chosen; the lowest wins."""
 
-CARD = Path(__file__).with_name("card.md")
-"""What the card says, with a place for each figure."""
+TEXTS = Path(__file__).parent
+"""Where what the card says lies: card.md, with a place for each figure, and limits-NAME.md, by who looked."""
 
 
 def ship(run: Path, name: str) -> Path:
@@ -49,6 +49,9 @@ def ship(run: Path, name: str) -> Path:
     if name not in SHIPPED:
         raise UserError(f"{name!r} is not among {list(SHIPPED)}; add it to ldmae.loading.SHIPPED first")
     _refuse_other_settings(run, name)
+    limits = TEXTS / f"limits-{name}.md"
+    if not limits.is_file():
+        raise UserError(f"look at {run}/samples, and write what is weak, as a list, into {limits}")
     folder = SHIPPED_FOLDER / name
     pipeline = LDMAEPipeline.from_pretrained(run / "pipeline").to(torch.float16)
     tried = {
@@ -76,7 +79,17 @@ def ship(run: Path, name: str) -> Path:
 def _refuse_other_settings(run: Path, name: str) -> None:
     """Raises a UserError for a run that was not made as the preset says, which the card names."""
     made, preset = (plain(load_config(str(source))) for source in (run / "config.yaml", SHIPPED[name]))
-    parts = ("data", "image_size", "autoencoder", "latents", "diffusion", "sampling", "evaluation")
+    parts = (
+        "seed",
+        "mixed_precision",
+        "data",
+        "image_size",
+        "autoencoder",
+        "latents",
+        "diffusion",
+        "sampling",
+        "evaluation",
+    )
     changed = changed_settings(*({part: config[part] for part in parts} for config in (preset, made)))
     if changed:
         raise UserError(f"{run} was made with other settings than {SHIPPED[name]}: {'; '.join(changed)}")
@@ -85,6 +98,10 @@ def _refuse_other_settings(run: Path, name: str) -> None:
 def _save(pipeline: LDMAEPipeline, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for path in folder.rglob("*.json"):
+        kept = read_json(path)
+        kept.pop("_name_or_path", None)  # the run's folder
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _choose(run: Path, stage: str, model: Any, pipeline: LDMAEPipeline, name: str) -> dict[int, float]:
@@ -111,6 +128,10 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     state = load_checkpoint(path)
     of_model = {name: value for name, value in state["objective"].items() if name.startswith("model.")}
     return {name.removeprefix("model."): value for name, value in of_model.items()} | state.get("average", {})
+
+
+def _took(stage: dict[str, Any]) -> str:
+    return f"- {stage['name']}: {stage['steps']:,} steps, {stage['seconds'] / 60:.0f} min ({stage['device']})"
 
 
 def _tried(stage: str, found: dict[int, float]) -> str:
@@ -152,33 +173,42 @@ def _card(
     ]
     shown = [entry for entry in results if entry["measurement"] in ("reconstruction", "samples", "copies")]
     shown += [entry for entry in results if entry["name"].endswith("-AUC")]
-    copies = next(entry for entry in results if entry["name"] == "copies")
     rows = [f"| {e['measurement']} | {e['name']} | {e['value']:.4g} {e['unit']} |" for e in shown]
-    share = f"{copies['value']:.1%} of {copies['counts']['generated']} generated pictures"
+    notes = [f"- {e['measurement']}/{e['name']}: {e['note']}." for e in shown if e["note"]]
+    figure = {f"{e['measurement']}/{e['name']}": e for e in shown}
+    near = 1 - figure["copies/authenticity"]["value"]
+    looked_at = figure["copies/authenticity"]["counts"]["generated"]
     from ldmae import __version__
 
-    return CARD.read_text(encoding="utf-8").format(
-        name=name,
-        classes=len(data["classes"]),
-        class_names=", ".join(entry["name"] for entry in data["classes"]),
-        size=config.image_size,
-        train=data["train"],
-        labelled=sum(entry["train"] for entry in data["classes"]),
-        held_out=data["held_out"],
-        parameters=sum(counts),
-        vae=counts[0],
-        transformer=counts[1],
-        guidance=config.sampling.guidance_scale,
-        steps=config.sampling.num_inference_steps,
-        samples=config.evaluation.samples,
-        preset=SHIPPED[name],
-        command=f"ldmae run {SHIPPED[name]}",
-        version=__version__,
-        hours=sum(stage["seconds"] for stage in trained) / 3600,
-        device=" and ".join(sorted({stage["device"] for stage in trained})),
-        figures="\n".join(rows),
-        tried="\n".join(_tried(stage, found) for stage, found in tried.items()),
-        copies=f"{share} are called copies ({copies['note']})",
+    return (
+        (TEXTS / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            name=name,
+            classes=len(data["classes"]),
+            class_names=", ".join(entry["name"] for entry in data["classes"]),
+            size=config.image_size,
+            train=data["train"],
+            labelled=sum(entry["train"] for entry in data["classes"]),
+            held_out=data["held_out"],
+            parameters=sum(counts),
+            vae=counts[0],
+            transformer=counts[1],
+            guidance=config.sampling.guidance_scale,
+            steps=config.sampling.num_inference_steps,
+            samples=config.evaluation.samples,
+            preset=SHIPPED[name],
+            version=__version__,
+            hours=sum(stage["seconds"] for stage in trained) / 3600,
+            stages="\n".join(_took(stage) for stage in trained),
+            latent_noise=config.autoencoder.tuning.objective.latent_noise,
+            figures="\n".join(rows),
+            notes="\n".join(notes),
+            limits=(TEXTS / f"limits-{name}.md").read_text(encoding="utf-8").rstrip(),
+            near=f"{near:.0%}",
+            looked_at=looked_at,
+            tried="\n".join(_tried(stage, found) for stage, found in tried.items()),
+        )
     )
 
 

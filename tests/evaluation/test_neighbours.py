@@ -36,6 +36,21 @@ def test_a_training_image_that_comes_again_is_a_copy_and_a_new_one_is_not():
     assert found.distances[0, 0] == 0
 
 
+def test_what_lies_nearer_to_a_training_image_than_another_one_does_is_not_authentic():
+    training = random_images(20, 1)
+    blend = [
+        (training[0].float().lerp(training[1].float(), share)).round().to(torch.uint8) for share in (0.1, 0.4)
+    ]
+    training[1] = training[0].int().add(20).clamp(0, 255).to(torch.uint8)  # a family of two look-alikes
+    found = nearest_images(torch.stack([training[2], *blend]), training)
+    for i, other in enumerate(found.indices[:, 0].tolist()):
+        others = torch.cat([training[:other], training[other + 1 :]])
+        expected = nearest_images(training[other : other + 1], others).distances[0, 0]
+        torch.testing.assert_close(found.spacing[i], expected)
+    assert found.authentic().tolist() == [False, False, True]
+    assert not found.copies()[1:].any()
+
+
 def test_a_copy_of_a_picture_that_training_saw_twice_is_one():
     training = random_images(20, 1)
     training[8] = training[7]
@@ -61,8 +76,11 @@ def test_a_symmetric_training_image_is_not_its_own_second_neighbour():
 def test_results_stand_beside_those_of_held_out_images():
     training = random_images(20, 1)
     generated = nearest_images(torch.cat([training[:1], random_images(3, 3)]), training)
-    copies, distance = copying_results(generated, nearest_images(random_images(6, 4), training))
+    copies, authenticity, distance = copying_results(generated, nearest_images(random_images(6, 4), training))
     assert copies.value == 0.25
+    assert authenticity.value == pytest.approx(generated.authentic().float().mean().item())
+    assert authenticity.value <= 0.75
+    assert "; of held-out real images " in authenticity.note
     assert copies.counts == {"generated": 4, "held out": 6}
     assert copies.note.endswith("of held-out real images 0.000")
     assert distance.value == pytest.approx(generated.distances[:, 0].median().item())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     settings.write_text(preset.read_text())
     monkeypatch.setattr(loading, "SHIPPED", {"tiny": str(settings)})
     monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "shipped")
-    spec = importlib.util.spec_from_file_location("ship", Path(__file__).parents[2] / "tools" / "ship.py")
+    tools = Path(__file__).parents[2] / "tools"
+    shutil.copy(tools / "card.md", tmp_path)
+    (tmp_path / "limits-tiny.md").write_text("- It knows nothing but noise.\n")
+    spec = importlib.util.spec_from_file_location("ship", tools / "ship.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "TEXTS", tmp_path)
     AcceleratorState._reset_state(True)
     yield module
     AcceleratorState._reset_state(True)
@@ -39,12 +44,18 @@ def test_the_best_training_states_ship_with_a_card_of_what_they_are(tool, tmp_pa
     folder = tool.ship(run, "tiny")
     card, figures = (folder / "README.md").read_text(), json.loads((folder / "figures.json").read_text())
     shipped = LDMAEPipeline.from_pretrained(folder)
+    assert "- It knows nothing but noise.\n" in card
+    near = 1 - figures["copies/authenticity"]
+    assert f"{near:.0%} of " in card
+    written = [path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md")]
+    assert len(written) >= 5
+    assert not any(str(run) in text or str(folder) in text for text in written)
     for stage, model, figure in (
         ("autoencoder.tuning", shipped.vae, "reconstruction/ST-LPIPS-alex"),
         ("diffusion", shipped.transformer, "samples/KID-efficientnet_lite0"),
     ):
         states = dict(list_checkpoints(run / "checkpoints" / stage))
-        line = next(line for line in card.splitlines() if line.startswith(f"- {stage}"))
+        line = next(line for line in card.splitlines() if line.startswith(f"- {stage}, by"))
         tried = {int(step): float(value) for value, step in re.findall(r"(-?[\d.]+) after (\d+) steps", line)}
         assert set(tried) == set(states)
         assert len(tried) == 2

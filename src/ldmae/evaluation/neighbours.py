@@ -30,15 +30,25 @@ class Neighbours:
     """(N, 2) int64, into the training images."""
     distances: Tensor
     """(N, 2) float32, root mean squared differences in [0, 1]."""
+    spacing: Tensor
+    """(N,) float32: how far the nearest training image itself is from the training image nearest to it."""
 
     def copies(self) -> Tensor:
         """Returns which images are copies, (N,) bool."""
         nearest, second = self.distances.unbind(1)
         return (nearest < COPY_RATIO * second) | (nearest == 0)  # of a picture that training saw twice too
 
+    def authentic(self) -> Tensor:
+        """Returns which images are no nearer to their nearest training image than another such is, (N,) bool.
+
+        The measure of Alaa et al. 2022, "How faithful is your synthetic data?", here on pixels.
+        """
+        nearest = self.distances[:, 0]
+        return (nearest >= self.spacing) & (nearest > 0)
+
 
 def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> Neighbours:
-    """Finds the two training images that are nearest to each image.
+    """Finds the two training images that are nearest to each image, and how near these lie to others.
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -53,6 +63,14 @@ def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) 
             "nearest neighbours need at least two training images of the shape of the others, got "
             f"{tuple(training.shape)} for {tuple(images.shape)}"
         )
+    indices, distances = _two_nearest(images, training, mirrored)
+    unique, places = indices[:, 0].unique(return_inverse=True)
+    spacing = _two_nearest(training[unique], training, mirrored)[1][:, 1]  # the first is the image itself
+    return Neighbours(indices, distances, spacing[places])
+
+
+def _two_nearest(images: Tensor, training: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:
+    """Returns indices and distances (N, 2) of the two nearest training images."""
     nearest = torch.full((len(images), 2), torch.inf)
     indices = torch.zeros(len(images), 2, dtype=torch.int64)
     for first in range(0, len(training), AT_ONCE):
@@ -63,7 +81,7 @@ def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) 
         numbers = torch.arange(first, first + len(piece)).expand_as(distances)
         nearest, places = torch.cat([nearest, distances], dim=1).topk(2, dim=1, largest=False)
         indices = torch.cat([indices, numbers], dim=1).gather(1, places)
-    return Neighbours(indices, nearest)
+    return indices, nearest
 
 
 def _distances(images: Tensor, training: Tensor) -> Tensor:
@@ -82,6 +100,7 @@ def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]
     """
     counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
     real = float(held_out.copies().float().mean())
+    authentic = [float(found.authentic().float().mean()) for found in (generated, held_out)]
     median = [float(found.distances[:, 0].median()) for found in (generated, held_out)]
     return [
         Result(
@@ -91,6 +110,14 @@ def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]
             counts=counts,
             note="share whose nearest training image is closer than a third of the second nearest's "
             f"distance, pixel by pixel; of held-out real images {real:.3f}",
+        ),
+        Result(
+            name="authenticity",
+            value=authentic[0],
+            better="higher",
+            counts=counts,
+            note="share that is no nearer to its nearest training image than another training image is, "
+            f"pixel by pixel; of held-out real images {authentic[1]:.3f}",
         ),
         Result(
             name="RMSE-nearest",

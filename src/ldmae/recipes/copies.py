@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmae.contracts import ImageSource
-from ldmae.evaluation.neighbours import copying_results, nearest_images
+from ldmae.evaluation.neighbours import Neighbours, copying_results, nearest_images
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.recipes.measurements import PICTURES, merge_results, save_pictures, write_results
 from ldmae.recipes.subject import draw, image_keys, read_batches
@@ -54,14 +54,27 @@ def measure_copies(
     samples, real = torch.cat(list(generated)), read(training, TRAINING)
     found = nearest_images(samples, real, mirrored=mirrored)
     reference = nearest_images(read(held_out, COMPARED), real, mirrored=mirrored)
-    ratios = found.distances[:, 0] / found.distances[:, 1]
-    first = ratios.nan_to_num(0).argsort()[:SHOWN]  # both 0: a picture that training saw twice
+    first = _nearest_first(found)[:SHOWN]
     pictures = {"generated": samples[first], "nearest": real[found.indices[first, 0]]}
     save_pictures(
         folder / "results" / PICTURES["copies"],
         {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
     )
     write_results(folder, "copies", copying_results(found, reference), autoencoder=autoencoder)
+
+
+def _nearest_first(found: Neighbours) -> Tensor:
+    """Returns numbers of generated images, one a training image, the likest to it first, (K,) int64.
+
+    How near an image lies is reckoned against the training image's distance to the next one: a heart lies
+    near to every heart.
+    """
+    ratios = found.distances[:, 0] / found.spacing
+    order = ratios.nan_to_num(0).argsort()  # 0 / 0: of a picture that training saw twice
+    likest: dict[int, int] = {}
+    for i in order.tolist():
+        likest.setdefault(int(found.indices[i, 0]), i)
+    return torch.tensor(list(likest.values()))
 
 
 def forget_copies(folder: Path) -> None:
