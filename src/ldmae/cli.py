@@ -144,6 +144,7 @@ def encode(
 @app.command(
     epilog=examples(
         "ldmae sample runs/emoji",
+        "ldmae sample pretrained:emoji --class animals",
         "ldmae sample runs/emoji --class clocks --class flags --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
     )
@@ -293,6 +294,7 @@ def presets() -> None:
 @app.command(
     "app",
     epilog=examples(
+        "ldmae app",
         "ldmae app runs/emoji",
         "ldmae app runs/emoji --compare runs/digits --compare OWNER/NAME --host 0.0.0.0",
     ),
@@ -321,6 +323,13 @@ def open_page(
             "choose among these only.",
         ),
     ] = None,
+    only_offered: Annotated[
+        bool,
+        typer.Option(
+            "--only-offered",
+            help="Let no visitor name further ones, also on 127.0.0.1: for a page behind a proxy.",
+        ),
+    ] = False,
     max_upload_mb: Annotated[float, typer.Option(help="MiB of an uploaded file at most.")] = 10,
     max_megapixels: Annotated[
         float, typer.Option(help="Million pixels of an uploaded picture at most.")
@@ -333,7 +342,7 @@ def open_page(
 ) -> None:
     """Open a web page: generate, look into the autoencoder, compare autoencoders, read the report.
 
-    Without a source: pretrained:emoji, which no version holds yet. It needs Gradio, the extra `app`.
+    Without a source: the model in the package, pretrained:emoji. It needs Gradio, the extra `app`.
     """
     from ldmae.app.serve import serve
 
@@ -343,6 +352,7 @@ def open_page(
         port=port,
         share=share,
         compare=tuple(compare or ()),
+        only_offered=only_offered,
         max_upload_mb=max_upload_mb,
         max_megapixels=max_megapixels,
         perceptual=perceptual,

@@ -1,23 +1,30 @@
 """The page in a real browser, end to end: Debian's chromium, driven by Playwright."""
 
+import contextlib
 import io
 import re
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from ldmae import LDMAEPipeline
 from ldmae.app.generate import read_settings
-from ldmae.app.uploads import MIB, Limits
+from ldmae.app.looking import as_picture
+from ldmae.app.uploads import MIB, Limits, squared
 from ldmae.app.workbench import Workbench, open_workbench
+from ldmae.evaluation.reconstruction import to_uint8
 
-from .conftest import CLASSES, photo
+from .conftest import CLASSES, SIZE, photo
 
 gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
 
@@ -43,20 +50,28 @@ def served(
     folders: SimpleNamespace, browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
     """The page of the tiny run, served by this process to browsers on this machine."""
-    from ldmae.app.page import build_page, launch
-    from ldmae.app.serve import free_port
-
     bench = open_workbench(
         str(folders.run), device="cpu", may_name=True, limits=LIMITS, offered=(str(folders.other),)
     )
-    uploads = tmp_path_factory.mktemp("uploads")
     brake = Brake()
     bench.pipeline.transformer.register_forward_pre_hook(brake)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
-        page = build_page(bench)
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        with serving(bench) as (address, page):
+            yield SimpleNamespace(address=address, bench=bench, brake=brake, page=page)
+
+
+@contextlib.contextmanager
+def serving(bench: Workbench) -> Iterator[tuple[str, Any]]:
+    """Serves a page and gives its address and the page."""
+    from ldmae.app.page import build_page, launch
+    from ldmae.app.serve import free_port
+
+    page = build_page(bench)
+    try:
         (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
-        yield SimpleNamespace(address=address, bench=bench, brake=brake, uploads=uploads)
+        yield address, page
+    finally:
         page.close(verbose=False)
 
 
@@ -216,7 +231,7 @@ def test_pictures_are_shown_on_their_way_and_the_job_can_be_stopped(page: Page, 
     wish(page, count=2, steps=200)
     expect(page.locator("#generate-stop")).to_be_disabled()
     page.locator("#generate").click()
-    expect(page.locator("#generate-pictures")).to_contain_text("on its way")
+    expect(page.locator("#generate-pictures")).to_contain_text("unfinished")
     expect(page.locator("#generate-status")).to_contain_text(re.compile(r"step \d+ of 200 .* to go"))
     before = shown(page, "generate-pictures", 0)
     wait_until(page, lambda: not np.array_equal(before, shown(page, "generate-pictures", 0)))
@@ -226,10 +241,39 @@ def test_pictures_are_shown_on_their_way_and_the_job_can_be_stopped(page: Page, 
     steps = served.brake.steps
     page.wait_for_timeout(500)
     assert served.brake.steps == steps
+    expect(page.locator("#generate-status")).to_contain_text("Stopped.")
     expect(page.locator("#generate-stop")).to_be_disabled()
     served.brake.seconds = 0.0
     wish(page, count=1)
     assert len(generate(page)) == 1  # and the page works on
+
+
+def test_a_job_that_fails_midway_says_so(page: Page, served: SimpleNamespace):
+    def fail(*_: object) -> None:
+        if served.brake.steps % 4 == 3:
+            raise torch.OutOfMemoryError("no memory")
+
+    failing = served.bench.pipeline.transformer.register_forward_hook(fail)
+    try:
+        wish(page, count=1, steps=30)
+        page.locator("#generate").click()
+        expect(message(page)).to_contain_text("memory does not suffice")
+        expect(page.locator("#generate-status")).to_contain_text("That did not work")
+        expect(page.locator("#generate-stop")).to_be_disabled()
+    finally:
+        failing.remove()
+    assert len(generate(page)) == 1  # and the page works on
+
+
+def test_all_pictures_come_in_one_file_and_a_seed_can_be_drawn(page: Page):
+    wish(page, count=2)
+    page.locator("#random-seed").click()
+    seed = page.get_by_label("Seed", exact=True)
+    expect(seed).not_to_have_value("3")
+    pictures = generate(page)
+    assert read_settings(pictures[0])["seed"] == int(seed.input_value())
+    whole = zipfile.ZipFile(io.BytesIO(_download(page, page.locator("a.ld-all"))))
+    assert [whole.read(name) for name in sorted(whole.namelist())] == pictures
 
 
 def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: SimpleNamespace):
@@ -278,7 +322,6 @@ def test_an_uploaded_image_is_looked_into(page: Page, served: SimpleNamespace):
     assert np.array_equal(shown(page, "look-whole", 1), looker.reconstruction(latent).picture)
     expect(page.locator("#look-whole")).to_contain_text("PSNR")
     expect(page.locator("#look-whole")).to_contain_text("ST-LPIPS-alex")
-    assert list(served.uploads.rglob("mine.png")) == []  # nothing of a visitor's stays on the disk
     page.locator("#look-drop input[type=file]").wait_for(state="attached")
 
 
@@ -396,7 +439,93 @@ def test_a_wrong_name_is_told(page: Page):
         page.locator("#compare-names").get_by_role("button", name=f"Remove {name}").click()
 
 
+def test_a_comparison_is_stopped(page: Page, served: SimpleNamespace):
+    tab(page, "Compare")
+    decode = served.bench.pipeline.vae.decoder_pred.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    try:
+        page.locator("#compare").click()
+        expect(page.locator("#compare-status")).to_contain_text("1 of 2")
+        page.locator("#compare-stop").click()
+        expect(page.locator("#compare-status")).to_contain_text("Stopped.")
+        wait_until(page, lambda: not jobs(), 15)
+    finally:
+        decode.remove()
+    page.wait_for_timeout(300)
+    expect(page.locator("#compare-status")).to_contain_text("Stopped.")
+    expect(page.locator("#compare-stop")).to_be_disabled()
+
+
+def test_an_image_that_was_forgotten_is_asked_for_again(page: Page, served: SimpleNamespace):
+    tab(page, "Compare")
+    drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
+    expect(page.locator("#compare-result img")).to_have_count(1)
+    picture = as_picture(to_uint8(squared(photo(seed=8), served.bench.size)))
+    wait_until(page, lambda: np.array_equal(picture, shown(page, "compare-result", 0)))
+    tab(page, "Look into")
+    expect(page.locator("#look-whole img")).to_have_count(4)
+    for session in served.page.app.state_holder.session_data.values():  # as after two hours
+        session.state_data.clear()
+    slide(page, "strength", 9)
+    expect(message(page)).to_contain_text("your image was forgotten", ignore_case=True)
+    page.get_by_test_id("toast-close").first.click()
+    tab(page, "Compare")
+    page.locator("#compare").click()
+    expect(message(page)).to_contain_text("choose it again")
+    expect(page.locator("#compare-status")).to_contain_text("That did not work")
+
+
 # ---- report, visitors, looks
+
+
+def test_a_saved_pipeline_opens_with_its_card_which_fetches_nothing(
+    tmp_path: Path, pipeline: LDMAEPipeline, browser: Browser
+):
+    folder = tmp_path / "boxed"
+    pipeline.save_pretrained(folder)
+    photo(SIZE, SIZE).save(folder / "samples.png")
+    far = "https://example.org/far"
+    (folder / "README.md").write_text(
+        f"---\nlicense: mit\n---\n# boxed\n\n![pictures](samples.png)\n\n![a [b]]({far}.png)\n\n![c][d]\n\n"
+        f"[d]: {far}.jpg\n\n<video src='{far}.mp4' autoplay></video>\n\nThe end."
+    )
+    asked: list[str] = []
+    context = browser.new_context()
+    with serving(open_workbench(str(folder), device="cpu", may_name=False)) as (address, _):
+        page = visit(context, SimpleNamespace(address=address))
+        context.on("response", lambda answer: asked.append(answer.url))
+        context.on("requestfailed", lambda one: asked.append(one.url) if one.failure != "csp" else None)
+        expect(number(page, "Guidance")).to_have_value("3")
+        wish(page, class_name="clocks", count=1, steps=3)
+        assert read_settings(generate(page)[0])["class"] == "clocks"
+        tab(page, "Look into")
+        expect(page.locator("#look-whole img")).to_have_count(4)
+        tab(page, "Compare")
+        expect(page.locator("#compare-status")).to_contain_text("nothing to compare with")
+        expect(page.locator("#compare")).to_be_disabled()
+        tab(page, "Report")
+        expect(page.locator("#report-card h1")).to_have_text("boxed")
+        expect(page.locator("#report-card")).to_contain_text("The end.")
+        picture = page.locator("#report-card img").first
+        assert picture.evaluate("image => image.naturalWidth") == SIZE
+        page.wait_for_timeout(300)
+    assert [url for url in asked if "example.org" in url] == []
+    context.close()
+
+
+def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: SimpleNamespace):
+    context = browser.new_context()
+    other = visit(context, served)
+    picture = served.bench.looker.encode(photo(seed=12)).picture
+    for visitor in (page, other):
+        tab(visitor, "Look into")
+        expect(visitor.locator("#look-whole img")).to_have_count(4)
+    with served.bench.turns.turn():  # nothing is looked at before both have sent it
+        for visitor in (page, other):
+            drop(visitor, "look-drop", "same.png", png(photo(seed=12)))
+            visitor.wait_for_timeout(500)
+    for visitor in (page, other):
+        wait_until(visitor, lambda: np.array_equal(picture, shown(visitor, "look-whole", 0)))  # noqa: B023
+    context.close()
 
 
 def test_the_report_is_shown_in_a_frame_without_rights(page: Page):
@@ -459,20 +588,13 @@ def _foreign(address: str, served: SimpleNamespace) -> bool:
 
 
 def test_visitors_from_elsewhere_get_no_field_for_names(folders: SimpleNamespace, browser: Browser):
-    from ldmae.app.page import build_page, launch
-    from ldmae.app.serve import free_port
-
-    bench: Workbench = open_workbench(str(folders.run), device="cpu", may_name=False, limits=LIMITS)
-    built = build_page(bench)
-    (address,) = launch(built, bench, "127.0.0.1", free_port("127.0.0.1", 0))
+    bench = open_workbench(str(folders.run), device="cpu", may_name=False, limits=LIMITS)
     context = browser.new_context()
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    page.goto(address)
-    tab(page, "Compare")
-    type_name(page, str(folders.other))
-    expect(page.locator("#compare-names")).not_to_contain_text(str(folders.other))
-    whole = page.content() + page.evaluate("JSON.stringify(window.gradio_config)")
-    assert str(folders.base) not in whole  # nor does the page say where the models lie
+    with serving(bench) as (address, _):
+        page = visit(context, SimpleNamespace(address=address))
+        tab(page, "Compare")
+        type_name(page, str(folders.other))
+        expect(page.locator("#compare-names")).not_to_contain_text(str(folders.other))
+        whole = page.content() + page.evaluate("JSON.stringify(window.gradio_config)")
+        assert str(folders.base) not in whole  # nor does the page say where the models lie
     context.close()
-    built.close(verbose=False)

@@ -89,6 +89,7 @@ def test_progress_is_told_after_every_evaluation(pipeline, solver, evaluations):
     generate(pipeline, wish(solver=solver), CLASSES, report=seen.append)
     assert [news.done for news in seen[:evaluations]] == list(range(1, evaluations + 1))
     assert {news.total for news in seen} == {evaluations}
+    assert {news.steps for news in seen} == {4}
     assert all(x.seconds <= y.seconds for x, y in pairwise(seen))
 
 
@@ -109,8 +110,12 @@ def test_a_preview_is_where_the_path_ends_if_it_goes_straight_on(pipeline, solve
 def test_previews_are_of_the_first_few_pictures_and_not_of_every_step(pipeline):
     seen: list[Progress] = []
     generate(pipeline, wish(count=SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
-    previews = [news.preview for news in seen if news.preview is not None]
-    assert 0 < len(previews) < 39
+    assert seen[0].preview is None
+    previews = [news.preview for news in seen[2:]]
+    assert 0 < len({id(each) for each in previews}) < 39
+    assert all(
+        each is not None for each in previews
+    )  # the newest one is told again, as reports may be skipped
     assert previews[0].shape == (SHOWN, SIZE, SIZE, 3)
     assert previews[0].dtype == np.uint8
 
@@ -161,7 +166,9 @@ def test_a_picture_carries_what_makes_it_again(pipeline):
         "guidance_channels": 3,
         "solver": "heun",
     }
-    made = generate(pipeline, wish(None, count=3, **sampling), CLASSES, "mine")[2]
+    made = generate(pipeline, wish(None, count=3, **sampling), CLASSES, {"model": "mine", "weights": "f00"})[
+        2
+    ]
     settings = read_settings(made.png())
     assert settings["model"] == "mine"
     again = wish_from(settings, CLASSES, SIZE)

@@ -84,9 +84,15 @@ def test_generated_pictures_can_be_saved_one_by_one_and_all_at_once():
 
 
 def test_progress_tells_what_is_done_and_what_is_left():
-    text = markup.progress(Progress(done=10, total=40, seconds=5.0))
+    text = markup.progress(Progress(done=10, total=40, seconds=5.0, steps=40))
     assert 'aria-valuenow="25"' in text
     assert "step 10 of 40 · 5.0 s · about 15 s to go" in text
+    heun = [markup.progress(Progress(done=done, total=99, seconds=5.0, steps=50)) for done in (1, 37, 99)]
+    assert [re.findall(r"step \d+ of 50", text) for text in heun] == [
+        ["step 1 of 50"],
+        ["step 19 of 50"],
+        ["step 50 of 50"],
+    ]
 
 
 def test_a_report_may_run_no_script_and_reach_nothing():

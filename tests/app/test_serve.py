@@ -74,6 +74,7 @@ def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
     """In a process of its own, as a user starts it; everything else is tested in this one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "ldmae", "app", str(folders.pipeline), "--port", "0", "--device", "cpu"]
+    command.append("--only-offered")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     ) as process:
@@ -84,7 +85,9 @@ def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
             assert line.startswith("page: http://127.0.0.1:"), line
             address = line.removeprefix("page: ").strip()
             with urllib.request.urlopen(address, timeout=20) as answer:
-                assert b"LDMAE" in answer.read()
+                text = answer.read()
+            assert b"LDMAE" in text
+            assert b"There is nothing to compare with" in text
             for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
                 _refuses_or_is_empty(f"{address}{hidden}")
             (private,) = tmp_path.glob("ldmae-app-*")

@@ -10,9 +10,11 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
 
-from ldmae.app.generate_tab import values_of, wish_of  # noqa: E402 - where there is Gradio
+from ldmae.app.generate import Wish  # noqa: E402
+from ldmae.app.generate_tab import _filled, values_of, wish_of  # noqa: E402 - where there is Gradio
 from ldmae.app.skin import KEPT, as_message, drop_zone, picked, told, told_stream, uploaded  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
+from ldmae.diffusion.settings import SamplingConfig  # noqa: E402
 
 from .conftest import photo  # noqa: E402
 
@@ -96,15 +98,29 @@ def test_an_interval_that_ends_before_it_begins_is_told():
         wish_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
 
 
-def test_of_a_huge_picture_its_middle_is_kept(bench, tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (3000, 2 * KEPT), "red").save(buffer, "PNG")
-    (tmp_path / "huge.png").write_bytes(buffer.getvalue())
-    assert uploaded(bench, str(tmp_path / "huge.png")).size == (KEPT, KEPT)
-    Image.new("RGB", (3 * KEPT, 40), "red").save(tmp_path / "long.png")
-    assert uploaded(bench, str(tmp_path / "long.png")).size == (40, 40)
-    photo(70, 50).save(tmp_path / "small.png")
-    assert uploaded(bench, str(tmp_path / "small.png")).size == (70, 50)
+def test_only_the_same_weights_make_a_picture_again(bench):
+    wish = Wish(label=1, count=1, sampling=SamplingConfig())
+    own = bench.made_by
+    assert _filled(bench, dict(own), wish)[1] == "good"
+    other = {own["model"]: "other weights than those of small", "far": "made with far", "": "without a name"}
+    for name, told_so in other.items():
+        text, kind = _filled(bench, {"model": name, "weights": "f00"}, wish)
+        assert kind == "plain"
+        assert told_so in text
+        assert "makes another picture" in text
+    assert _filled(bench, {"model": own["model"]}, wish)[1] == "plain"
+
+
+def test_of_a_huge_picture_its_middle_is_kept(bench):
+    def sent(image: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    huge, long = (Image.new("RGB", size, "red") for size in ((3000, 2 * KEPT), (3 * KEPT, 40)))
+    assert uploaded(bench, sent(huge)).size == (KEPT, KEPT)
+    assert uploaded(bench, sent(long)).size == (40, 40)
+    assert uploaded(bench, sent(photo(70, 50))).size == (70, 50)
     with pytest.raises(UserError, match="no file arrived"):
         uploaded(bench, None)
 

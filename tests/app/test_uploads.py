@@ -1,14 +1,15 @@
+import asyncio
 import io
 import struct
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldmae.app.uploads import Limits, decode_picture, read_upload, squared
+from ldmae.app import uploads
+from ldmae.app.uploads import MOST_AT_ONCE, Gatekeeper, Limits, decode_picture, squared
 from ldmae.core.errors import UserError
 from ldmae.images.transforms import center_crop, to_rgb, to_tensor
 
@@ -113,16 +114,42 @@ def test_formats_that_could_start_programs_or_hide_their_size_are_refused(kind, 
         decode_picture(encoded(photo(), kind), LIMITS)
 
 
-def test_nothing_that_was_sent_stays_on_the_disk(tmp_path: Path):
-    small, large = tmp_path / "small", tmp_path / "large"
-    small.write_bytes(b"abc")
-    large.write_bytes(bytes(LIMITS.bytes + 1))
-    assert read_upload(small, LIMITS) == b"abc"
-    with pytest.raises(UserError, match="send a smaller one"):
-        read_upload(large, LIMITS)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="did not arrive"):
-        read_upload(small, LIMITS)
+def ask(keeper: Gatekeeper, path: str, size: int = 0, method: str = "POST") -> int:
+    """Returns the status of the answer, 200 where the request is passed on."""
+    statuses = []
+
+    async def send(message) -> None:
+        statuses.append(message.get("status"))
+
+    headers = [(b"content-length", str(size).encode())]
+    asyncio.run(keeper({"type": "http", "method": method, "path": path, "headers": headers}, None, send))
+    return statuses[0]
+
+
+async def passed(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def test_all_visitors_together_send_only_so_much_in_a_while(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now[0])
+    keeper = Gatekeeper(passed, LIMITS)
+    statuses = [ask(keeper, "/gradio_api/upload", LIMITS.bytes) for _ in range(2 * MOST_AT_ONCE)]
+    taken = statuses.count(200)
+    assert MOST_AT_ONCE <= taken < 2 * MOST_AT_ONCE
+    assert statuses == [200] * taken + [503] * (2 * MOST_AT_ONCE - taken)
+    assert ask(keeper, "/gradio_api/queue/join", 100) == 200  # what is no upload goes on
+    now[0] += uploads.KEPT_FOR + uploads.CLEANED_EVERY + 1
+    assert ask(keeper, "/gradio_api/upload", LIMITS.bytes) == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/file=https://example.org/x", "/FILE=/etc/passwd", "/file=x.png"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_page_serves_no_files_and_fetches_no_addresses(path, method):
+    assert ask(Gatekeeper(passed, LIMITS), path, method=method) == 403
+    assert ask(Gatekeeper(passed, LIMITS), "/", method=method) == 200
 
 
 def test_limits_must_leave_room():
@@ -134,6 +161,14 @@ def test_squared_prepares_an_image_as_for_training():
     image = photo(90, 70)
     assert squared(image, 32).shape == (1, 3, 32, 32)
     assert squared(image, 32)[0].equal(to_tensor(center_crop(image, 32)))
+
+
+def test_a_tiff_whose_tile_size_is_no_number_is_told(monkeypatch):
+    image = Image.open(io.BytesIO(encoded(photo(), "TIFF")))
+    image.tag_v2[322] = "wide"
+    monkeypatch.setattr("ldmae.app.uploads.open_picture", lambda _: image)
+    with pytest.raises(UserError, match="not a picture this page can read"):
+        decode_picture(encoded(photo(), "TIFF"), LIMITS)
 
 
 def test_a_tiff_of_tiles_larger_than_it_is_refused(monkeypatch):

@@ -11,10 +11,21 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import MOST, SIZES, Measured, check_names, measure
+from ldmae.app.compare import FEWEST, MOST, SIZES, Measured, check_names, measure
 from ldmae.app.looking import as_picture
 from ldmae.app.markup import Card
-from ldmae.app.skin import KEPT_FOR, PICKING, picked, picker, stoppable, take, told, told_stream, uploaded
+from ldmae.app.skin import (
+    KEPT_FOR,
+    PICKING,
+    forgotten,
+    picked,
+    picker,
+    stoppable,
+    take,
+    told,
+    told_stream,
+    uploaded,
+)
 from ldmae.app.turns import Job, followed
 from ldmae.app.uploads import squared
 from ldmae.app.workbench import Workbench, runs_nearby
@@ -24,6 +35,11 @@ from ldmae.report.formatting import format_count
 
 STRENGTH = 4.0
 EMPTY = "Name two or more autoencoders, choose an image, and press Compare."
+ALONE = (
+    "There is nothing to compare with: who opened this page can offer more, with `ldmae app --compare NAME`."
+)
+WELL_KNOWN = ("stabilityai/sd-vae-ft-mse", "madebyollin/taesd")
+"""Autoencoders on the Hub for a start, downloaded once when they are chosen."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,9 @@ class _Parts:
     """The tab's components."""
 
     image: gr.State
-    """The visitor's image, RGB."""
+    """The visitor's image, RGB, or None before they chose one, when it is the first sample."""
+    chosen: gr.Checkbox
+    """Whether they chose one, which the browser remembers when the image is forgotten."""
     names: gr.Dropdown
     size: gr.Dropdown
     drop: gr.File
@@ -51,11 +69,14 @@ def build(bench: Workbench) -> None:
 
 def _layout(bench: Workbench) -> _Parts:
     first = bench.samples[0].image
-    image = gr.State(first, time_to_live=KEPT_FOR)
+    image = gr.State(None, time_to_live=KEPT_FOR)
+    chosen = gr.Checkbox(False, visible="hidden")
+    choices = [*bench.choices, *(_named_for_them(bench) if bench.may_name else [])]
+    possible = bench.may_name or len(choices) >= FEWEST
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
             names = gr.Dropdown(
-                [*bench.choices, *(runs_nearby(bench.source) if bench.may_name else [])],
+                choices,
                 value=bench.choices[:MOST],
                 multiselect=True,
                 max_choices=MOST,
@@ -72,29 +93,31 @@ def _layout(bench: Workbench) -> _Parts:
             )
             drop, thumbs = picker(bench, "Drop an image here", "compare")
             with gr.Row():
-                go = gr.Button("Compare", variant="primary", elem_id="compare", min_width=120)
+                go = gr.Button(
+                    "Compare", variant="primary", interactive=possible, elem_id="compare", min_width=120
+                )
                 stop = gr.Button(
                     "Stop", variant="stop", interactive=False, elem_id="compare-stop", min_width=80
                 )
         with gr.Column(scale=3, min_width=300):
-            status = gr.HTML(markup.note(EMPTY), elem_id="compare-status")
+            status = gr.HTML(markup.note(EMPTY if possible else ALONE), elem_id="compare-status")
             result = gr.HTML(_chosen(first, bench.size), elem_id="compare-result")
-    return _Parts(image, names, size, drop, thumbs, go, stop, status, result)
+    return _Parts(image, chosen, names, size, drop, thumbs, go, stop, status, result)
 
 
 def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
     def chosen(picture: Image.Image, side: int) -> list[Any]:
-        return [picture, markup.note(EMPTY), _chosen(picture, side)]
+        return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
 
     @told
-    def choose_uploaded(path: str | None, side: int) -> list[Any]:
-        return chosen(uploaded(bench, path), side)
+    def choose_uploaded(content: bytes | None, side: int) -> list[Any]:
+        return chosen(uploaded(bench, content), side)
 
     @told
     def choose_picked(event: gr.EventData, side: int) -> list[Any]:
         return chosen(picked(bench, event), side)
 
-    shown = [parts.image, parts.status, parts.result]
+    shown = [parts.image, parts.chosen, parts.status, parts.result]
     take(parts.drop, choose_uploaded, [parts.drop, parts.size], shown)
     parts.thumbs.click(choose_picked, parts.size, shown, **PICKING)
 
@@ -102,8 +125,11 @@ def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
 def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
     @told_stream
     async def run(
-        named: list[str] | None, side: int, picture: Image.Image
+        named: list[str] | None, side: int, picture: Image.Image | None, chosen: bool
     ) -> AsyncGenerator[tuple[Any, Any], None]:
+        if picture is None and chosen:
+            raise forgotten()
+        picture = picture or bench.samples[0].image
         names = check_names(named or [], bench.choices, bench.may_name)
         if side not in SIZES and side != bench.size:
             raise UserError(f"the image can't be brought to {side} px; choose one of the sizes offered")
@@ -117,18 +143,23 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
         parts.go,
         parts.stop,
         run,
-        [parts.names, parts.size, parts.image],
+        [parts.names, parts.size, parts.image, parts.chosen],
         parts.status,
         parts.result,
         "compare",
     )
 
 
+def _named_for_them(bench: Workbench) -> list[str]:
+    """Returns what a visitor who may name anything is likely to want."""
+    return [*runs_nearby(bench.source), *WELL_KNOWN]
+
+
 def _how_to_name(bench: Workbench) -> str:
     if bench.may_name:
         return (
             "Pick from the list, or type a run folder, an autoencoder's diffusers folder or its Hub name "
-            "(OWNER/NAME), and press Enter. Nothing is loaded that runs code."
+            "(OWNER/NAME, downloaded once), and press Enter. Nothing is loaded that runs code."
         )
     return "Those that the owner of this page offers."
 

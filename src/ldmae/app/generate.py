@@ -8,7 +8,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,10 @@ class Progress:
     total: int
     seconds: float
     """Since it began, waiting for others included."""
+    steps: int
+    """Steps of the solver in all; Heun's evaluates the network twice in each but the last."""
     preview: np.ndarray | None = None
-    """(n, H, W, 3) uint8: what the first few pictures will be as far as one can tell; None: no news."""
+    """(n, H, W, 3) uint8: the first few pictures as far as one could tell last; None: not yet."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def generate(
     pipeline: LDMAEPipeline,
     wish: Wish,
     class_names: list[str],
-    model_name: str = "",
+    made_by: Mapping[str, str] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Generated]:
     """Generates pictures; the same wish gives the same pictures.
@@ -141,7 +143,8 @@ def generate(
         pipeline: on its device.
         wish: what to make; see `check_wish`.
         class_names: by label.
-        model_name: what to call the model in the settings that the pictures carry.
+        made_by: what to say of the model in the settings that the pictures carry, by `model` (its name) and
+            `weights`.
         report: called after every evaluation of the network; what it raises ends the job.
 
     Raises:
@@ -151,12 +154,17 @@ def generate(
     own = _own_pipeline(pipeline, config.solver)
     labels = wish.labels(len(class_names))
     preview = _Preview(own)
+    shown: np.ndarray | None = None
 
     def on_step(pipe: LDMAEPipeline, step: int, _: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        total = pipe.num_timesteps
-        shown = preview.after(step, tensors["latents"])
-        report(Progress(step + 1, total, time.perf_counter() - began, shown))
+        nonlocal shown
+        new = preview.after(step, tensors["latents"])
+        shown = shown if new is None else new  # told again each time: reports may be skipped
+        report(news(step + 1, pipe.num_timesteps))
         return tensors
+
+    def news(done: int, total: int) -> Progress:
+        return Progress(done, total, time.perf_counter() - began, config.num_inference_steps, shown)
 
     latents: Tensor = own(
         labels,
@@ -172,11 +180,11 @@ def generate(
     pictures = []
     for piece in latents.split(IMAGES_DECODED_AT_ONCE):
         pictures += list(_pixels(own.decode_latents(piece)))
-        total = own.num_timesteps
-        report(Progress(total, total, time.perf_counter() - began))
+        report(news(own.num_timesteps, own.num_timesteps))
     return [
         Generated(
-            Image.fromarray(picture), _settings(wish, label, class_names[label], config.seed + k, model_name)
+            Image.fromarray(picture),
+            _settings(wish, label, class_names[label], config.seed + k) | dict(made_by or {}),
         )
         for k, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
@@ -230,7 +238,7 @@ def _pixels(images: Tensor) -> np.ndarray:
 # ---- settings that travel with a picture
 
 
-def _settings(wish: Wish, label: int, class_name: str, seed: int, model_name: str) -> dict[str, Any]:
+def _settings(wish: Wish, label: int, class_name: str, seed: int) -> dict[str, Any]:
     config = wish.sampling
     return {
         "class": class_name,
@@ -242,7 +250,6 @@ def _settings(wish: Wish, label: int, class_name: str, seed: int, model_name: st
         "guidance_interval": list(config.guidance_interval),
         "guidance_channels": config.guidance_channels,
         "timestep_shift": config.timestep_shift,
-        "model": model_name,
         "ldmae": __version__,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -17,6 +18,7 @@ from ldmae.app.generate import (
     MOST_STEPS,
     SEEDS,
     SHIFTS,
+    Generated,
     Progress,
     Wish,
     check_wish,
@@ -24,9 +26,8 @@ from ldmae.app.generate import (
     read_settings,
     wish_from,
 )
-from ldmae.app.skin import drop_zone, stoppable, take, told, told_stream
-from ldmae.app.turns import followed
-from ldmae.app.uploads import read_upload
+from ldmae.app.skin import arrived, drop_zone, stoppable, take, told, told_stream
+from ldmae.app.turns import Job, followed
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 from ldmae.diffusion.settings import SamplingConfig
@@ -55,25 +56,30 @@ def build(bench: Workbench) -> None:
         check_wish(wish, len(names), bench.size)
         yield markup.bar(0, "waiting for a turn"), markup.waiting("The first glimpse comes after two steps.")
         labels = [names[label] for label in wish.labels(len(names))]
-        job = followed(lambda job: generate(bench.pipeline, wish, names, bench.name, job.report), bench.turns)
-        seconds = 0.0
-        async for news in job:
+
+        def work(job: Job) -> tuple[list[Generated], float]:
+            began = time.perf_counter()
+            return generate(
+                bench.pipeline, wish, names, bench.made_by, job.report
+            ), time.perf_counter() - began
+
+        last = None
+        async for news in followed(work, bench.turns):
+            # in a thread: encoding pictures takes a second, in which nobody else would be heard
             if isinstance(news, Progress):
-                seconds = news.seconds
-                # in a thread: encoding pictures takes a second, in which nobody else would be heard
                 shown: Any = gr.skip()
-                if news.preview is not None:
-                    shown = await asyncio.to_thread(markup.previews, news.preview, labels)
+                if news.preview is not None and news.preview is not last:
+                    last = news.preview
+                    shown = await asyncio.to_thread(markup.previews, last, labels)
                 yield markup.progress(news), shown
             else:
-                shown = await asyncio.to_thread(markup.gallery, news)
+                made, seconds = news
+                shown = await asyncio.to_thread(markup.gallery, made)
                 yield markup.note(_done(wish, seconds), "good"), shown
 
     @told
-    def fill(path: str | None) -> list[Any]:
-        if path is None:
-            raise UserError("no file arrived; send it again")
-        settings = read_settings(read_upload(path, bench.limits))
+    def fill(content: bytes | None) -> list[Any]:
+        settings = read_settings(arrived(content))
         wish = wish_from(settings, bench.class_names, bench.size)
         values = values_of(wish)
         if not bench.guidable:
@@ -207,9 +213,11 @@ def _done(wish: Wish, seconds: float) -> str:
 def _filled(bench: Workbench, settings: dict[str, Any], wish: Wish) -> tuple[str, str]:
     """Returns what is said of settings that were filled in, and whether it is good news."""
     name = bench.class_names[wish.label or 0]
-    text = f"Settings filled in: {name}, seed {wish.sampling.seed}. Press Generate to make the picture again."
-    made_with = str(settings.get("model", ""))[:80]
-    if made_with != bench.name:
-        other = made_with or "another model"
-        return f"{text} It was made with {other}; {bench.name} will make another picture of it.", "plain"
-    return text, "good"
+    text = f"Settings filled in: {name}, seed {wish.sampling.seed}."
+    if settings.get("weights") == bench.made_by["weights"]:
+        return f"{text} Press Generate to make the picture again.", "good"
+    other = str(settings.get("model", ""))[:80] or "a model without a name"
+    text += (
+        f" It was made with {other if other != bench.name else f'other weights than those of {other} here'}"
+    )
+    return f"{text}; Generate makes another picture of them.", "plain"

@@ -18,6 +18,7 @@ from ldmae.app.skin import (
     KEPT_FOR,
     PICKING,
     QUICK,
+    forgotten,
     picked,
     picker,
     take,
@@ -222,8 +223,8 @@ def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None
             return bench.looker.encode(image), time.time()
 
     @told
-    def encode_uploaded(path: str | None) -> tuple[Latent, float]:
-        return encoded(uploaded(bench, path))
+    def encode_uploaded(content: bytes | None) -> tuple[Latent, float]:
+        return encoded(uploaded(bench, content))
 
     @told
     def encode_picked(event: gr.EventData) -> tuple[Latent, float]:
@@ -247,13 +248,15 @@ def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:
         @told
-        def handler(*values: Any) -> Any:
-            if None in values[:2]:  # there is no image yet
+        def handler(came: float, *values: Any) -> Any:
+            if not came:  # there is no image yet
                 return gr.skip()
+            if None in values[:2]:
+                raise forgotten()
             with bench.turns.turn():
                 return view(*values)
 
-        gr.on([each.change for each in triggers], handler, inputs, output, **QUICK)
+        gr.on([each.change for each in triggers], handler, [parts.first_came, *inputs], output, **QUICK)
 
     first, came = parts.first, parts.first_came
     listen(views.whole, [parts.strength, came], [first, parts.strength], parts.whole)

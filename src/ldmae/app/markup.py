@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,8 @@ def progress(news: Progress) -> str:
     share = news.done / news.total
     left = news.seconds / news.done * (news.total - news.done)
     rest = f"about {format_seconds(left)} to go" if news.done < news.total else "decoding"
-    text = f"step {news.done} of {news.total} · {format_seconds(news.seconds)} · {rest}"
+    step = math.ceil(news.done * news.steps / news.total)
+    text = f"step {step} of {news.steps} · {format_seconds(news.seconds)} · {rest}"
     return bar(share, text)
 
 
@@ -169,7 +171,7 @@ def bar(share: float, text: str) -> str:
 def previews(pictures: np.ndarray, labels: Sequence[str]) -> str:
     """Returns pictures (n, H, W, 3) on their way."""
     return cards(
-        [Card(picture, label, ["on its way"]) for picture, label in zip(pictures, labels, strict=False)],
+        [Card(picture, label, ["unfinished"]) for picture, label in zip(pictures, labels, strict=False)],
         "pictures on their way",
     )
 

@@ -13,17 +13,15 @@ from starlette.middleware import Middleware
 
 from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
 from ldmae.app.skin import JOBS, WAITING
-from ldmae.app.uploads import SizedRequests
+from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, Gatekeeper
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 
 STYLE = Path(__file__).with_name("style.css")
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-CLEANED_EVERY, KEPT_FOR = 600, 3600
-"""Seconds: how often, and after how long, files that the page has served are deleted."""
 SESSIONS = 200
-"""Visitors whose images are kept at once; the longest idle are forgotten first."""
+"""Visitors whose images are kept at once; those who came first are forgotten first."""
 
 
 def build_page(bench: Workbench) -> gr.Blocks:
@@ -89,7 +87,7 @@ def launch(
             ssr_mode=False,
             pwa=False,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [Middleware(SizedRequests, limits=bench.limits)]},
+            app_kwargs={"middleware": [Middleware(Gatekeeper, limits=bench.limits)]},
         )
     except OSError as error:  # somebody took the port since it was looked at
         raise UserError(

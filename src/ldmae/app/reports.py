@@ -22,13 +22,14 @@ def read_report(run_folder: Path | None) -> str | None:
 def read_card(pipeline_folder: Path | None) -> str | None:
     """Returns the Markdown of a model's card, without the metadata at its head, or None where it has none.
 
-    Its pictures that lie in the folder come with it; of others the description stays, as nothing is fetched.
+    Its pictures that lie in the folder come with it; of others the description stays. (Where one is written
+    in some other way, browsers do not fetch it: `uploads.ONLY_FROM_HERE`.)
     """
     text = None if pipeline_folder is None else _text(pipeline_folder / "README.md")
     if text is None or pipeline_folder is None:
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    text = re.sub(r"<img\b[^>]*>", "", text).strip()
+    text = re.sub(r"<img\b[^>]*>", "", text, flags=re.IGNORECASE).strip()
 
     def inlined(found: re.Match[str]) -> str:
         description, target = found[1], found[2]

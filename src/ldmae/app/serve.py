@@ -30,6 +30,7 @@ def serve(
     device: str = "auto",
     perceptual: str = "st-lpips-alex",
     compare: tuple[str, ...] = (),
+    only_offered: bool = False,
     max_upload_mb: float = 10,
     max_megapixels: float = 50,
     open_browser: bool = False,
@@ -48,6 +49,7 @@ def serve(
         device: `auto`, or a device's name.
         perceptual: name of the perceptual distance.
         compare: autoencoders to offer for comparison.
+        only_offered: let no visitor name further ones, also where the address is this machine's alone.
         max_upload_mb: MiB of an uploaded file at most.
         max_megapixels: million pixels of an uploaded picture at most.
         open_browser: open the page in the browser here.
@@ -82,7 +84,7 @@ def serve(
             device=device,
             perceptual=perceptual,
             offered=compare,
-            may_name=may_name_sources(host, share),
+            may_name=may_name_sources(host, share) and not only_offered,
             limits=limits,
         )
         page = build_page(bench)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import html
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.uploads import MIB, decode_picture, read_upload
+from ldmae.app.uploads import MIB, decode_picture
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 from ldmae.images.transforms import center_crop
@@ -26,7 +26,7 @@ JOBS = 3
 WAITING = 64
 """Visitors' requests that may wait; more are told to come back."""
 KEPT_FOR = 7200
-"""Seconds after which an idle visitor's images are forgotten."""
+"""Seconds after which a visitor's image is forgotten, counted from when it came."""
 KEPT = 1024
 """Pixels along a side that are kept of a visitor's image at most."""
 
@@ -96,10 +96,12 @@ def told_stream(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[
 def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
     """Adds a place to drop a file on, low, with its label above it."""
     gr.HTML(markup.label(label, hint))
-    drop = gr.File(label=label, show_label=False, height=64, elem_id=key, elem_classes="ld-drop")
+    drop = gr.File(
+        type="binary", label=label, show_label=False, height=64, elem_id=key, elem_classes="ld-drop"
+    )
     moved = drop.async_move_resource_to_block_cache
 
-    async def moved_if_sent(url_or_file_path: str | Path | None) -> str | None:
+    async def moved_if_sent(url_or_file_path: Any) -> str | None:
         # of an address that a forged request names Gradio would fetch whatever is there, of any size
         if url_or_file_path is not None and "://" in str(url_or_file_path):
             raise gr.Error("a picture must be sent, not named", print_exception=False)
@@ -143,16 +145,33 @@ def afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
     event.failure(function, None, output, **INSTANT)
 
 
-def uploaded(bench: Workbench, path: str | None) -> Image.Image:
+def arrived(content: bytes | None) -> bytes:
+    """Returns the content of a file that a visitor sent.
+
+    Raises:
+        UserError: there is none.
+    """
+    if content is None:
+        raise UserError("no file arrived; send it again")
+    return content
+
+
+def uploaded(bench: Workbench, content: bytes | None) -> Image.Image:
     """Returns the picture that a visitor sent, RGB; of one that is large or long its middle, a square.
 
     Raises:
         UserError: there is none, or it can't be taken (see `uploads`).
     """
-    if path is None:
-        raise UserError("no file arrived; send it again")
-    image = decode_picture(read_upload(path, bench.limits), bench.limits)
+    image = decode_picture(arrived(content), bench.limits)
     return center_crop(image, min(KEPT, *image.size)) if max(image.size) > KEPT else image
+
+
+def forgotten() -> UserError:
+    """Returns the error for an image that is not kept any more."""
+    hours = f"{KEPT_FOR / 3600:g} hours"
+    return UserError(
+        f"your image was forgotten, which happens after {hours} or a lost connection; choose it again"
+    )
 
 
 def picked(bench: Workbench, event: gr.EventData) -> Image.Image:
@@ -198,8 +217,12 @@ def stoppable(
         api_visibility="private",
     )
     afterwards(running, lambda: gr.Button(interactive=False), stop)
+    stopped, failed = markup.note("Stopped."), markup.note("That did not work; the message says why.", "bad")
+    # a job that was stopped has failed, too
+    unless_stopped = f"now => now === {json.dumps(stopped)} ? now : {json.dumps(failed)}"
+    running.failure(None, status, status, js=unless_stopped, **INSTANT)
     stop.click(
-        lambda: (markup.note("Stopped."), gr.Button(interactive=False)),
+        lambda: (stopped, gr.Button(interactive=False)),
         None,
         [status, stop],
         cancels=[running],

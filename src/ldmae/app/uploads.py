@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -26,6 +27,18 @@ MIB = 1 << 20
 FORM = 1 << 16
 """Bytes that a form may have around the file that it sends."""
 
+KEPT_FOR, CLEANED_EVERY = 300, 60
+"""Seconds: after how long files that visitors sent are deleted, and how often that is looked for. Not at
+once: a file that two visitors send lies in one place."""
+MOST_AT_ONCE = 50
+"""Files of the largest size that all visitors may send within that time."""
+
+DECODING = threading.Semaphore(2)
+"""Pictures that are decoded at once: a large one takes hundreds of megabytes."""
+
+ONLY_FROM_HERE = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
+"""The header's policy that keeps browsers from fetching what a model's card names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -44,49 +57,60 @@ class Limits:
             )
 
 
-class SizedRequests:
-    """ASGI middleware that refuses requests which say no size, or more than one upload's.
+class Gatekeeper:
+    """ASGI middleware that answers what Gradio would do and the page does not want.
 
-    Gradio limits each file, not how many come at once.
+    It refuses requests which say no size or more than one upload's (Gradio limits each file, not how many
+    come at once), uploads when many came lately, and Gradio's address for files: the page serves none, and
+    there Gradio would fetch whatever address on the web is named, for anybody. Browsers are told to show no
+    pictures from elsewhere.
     """
 
     def __init__(self, app: Any, limits: Limits):
         self.app = app
         self.limits = limits
+        self._lately: deque[tuple[float, int]] = deque()
+        """When uploads came, and their bytes."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or answers it."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        from starlette.responses import PlainTextResponse
+        refused = self._refused(scope)
+        if refused is not None:
+            from starlette.responses import PlainTextResponse
 
+            return await PlainTextResponse(*refused)(scope, receive, send)
+
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", ONLY_FROM_HERE)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+    def _refused(self, scope: Any) -> tuple[str, int] | None:
+        """Returns what to answer to a request that is not passed on, and the status; else None."""
+        if "/file=" in scope["path"].lower():
+            return "this page serves no files", 403
+        if scope["method"] != "POST":
+            return None
         said = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
         if not said.isdecimal():
-            refusal = PlainTextResponse("the request must say its size (Content-Length)", 411)
-        elif int(said) > self.limits.bytes + FORM:
-            refusal = PlainTextResponse(str(too_large(int(said), self.limits)), 413)
-        else:
-            return await self.app(scope, receive, send)
-        await refusal(scope, receive, send)
+            return "the request must say its size (Content-Length)", 411
+        size = int(said)
+        if size > self.limits.bytes + FORM:
+            return str(too_large(size, self.limits)), 413
+        return self._too_many(size) if scope["path"].endswith("/upload") else None
 
-
-def read_upload(path: Path | str, limits: Limits) -> bytes:
-    """Returns the content of a file that was sent, and removes it: nothing of a visitor's stays on the disk.
-
-    Raises:
-        UserError: the file is gone or too large.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > limits.bytes:
-            raise too_large(size, limits)
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError("the file did not arrive whole; send it again") from error
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
+    def _too_many(self, size: int) -> tuple[str, int] | None:
+        now = time.monotonic()
+        while self._lately and self._lately[0][0] < now - KEPT_FOR - CLEANED_EVERY:
+            self._lately.popleft()
+        if size + sum(each for _, each in self._lately) > MOST_AT_ONCE * (self.limits.bytes + FORM):
+            return "too many files were sent to this page lately; try again in a few minutes", 503
+        self._lately.append((now, size))
+        return None
 
 
 def too_large(size: int, limits: Limits) -> UserError:
@@ -110,15 +134,16 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
     Raises:
         UserError: it is too large, no picture, of another format, or broken.
     """
-    image = _opened(content, limits)
-    for width, height in (image.size, _tile(image)):
+    image, tile = _opened(content, limits)
+    for width, height in (image.size, tile):
         if width * height > limits.pixels:
             raise UserError(
                 f"the picture has {width:,} × {height:,} pixels, and this page takes "
                 f"{limits.pixels / 1e6:g} million at most; send a smaller one"
             )
     try:
-        return to_rgb(image)
+        with DECODING:
+            return to_rgb(image)
     except Exception as error:  # decoders raise whatever they like on broken files
         raise UserError(
             f"the {image.format} picture is broken or cut off ({_first_line(error)}); send it again"
@@ -131,11 +156,13 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return int(tags.get(TIFF_TILE_WIDTH, 0)), int(tags.get(TIFF_TILE_HEIGHT, 0))
 
 
-def _opened(content: bytes, limits: Limits) -> Image.Image:
+def _opened(content: bytes, limits: Limits) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns a picture of which only the head was read, and the size of its tiles."""
     if len(content) > limits.bytes:
         raise too_large(len(content), limits)
     try:
         image = open_picture(content)
+        tile = _tile(image)
     except Image.DecompressionBombError as error:
         raise UserError(
             "the picture has more pixels than this page takes or Pillow decodes; send a smaller one"
@@ -149,7 +176,7 @@ def _opened(content: bytes, limits: Limits) -> Image.Image:
         raise UserError(
             f"{image.format} pictures are not read here; this page takes PNG, JPEG, WebP, BMP, GIF and TIFF"
         )
-    return image
+    return image, tile
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from ldmae.app.turns import Turns
 from ldmae.app.uploads import Limits
 from ldmae.config import load_config
 from ldmae.core.device import device_name, pick_device
+from ldmae.core.files import fingerprint, fingerprint_model
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.efficiency import count_parameters
@@ -89,6 +90,12 @@ class Workbench:
         if may_be_hub_name(source) and not Path(source).exists():
             check_hub(source)
         return load_autoencoder(source)
+
+    @cached_property
+    def made_by(self) -> dict[str, str]:
+        """What the pictures say of the model that made them: its name, and a hash of it."""
+        parts = (self.pipeline.transformer, self.pipeline.vae)
+        return {"model": self.name, "weights": fingerprint([fingerprint_model(part) for part in parts])}
 
     @property
     def device(self) -> torch.device:
