@@ -170,16 +170,3 @@ def test_odd_and_broken_pictures_are_named(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no pictures in .*\.png, \.jpg, \.jpeg"):
         read_samples(tmp_path)
-
-
-def test_fingerprints_follow_the_images(tmp_path):
-    write_samples_npz(tmp_path / "a.npz", images(4).split(2), count=4)
-    write_samples_npz(tmp_path / "b.npz", images(4).split(3), count=4)
-    write_samples_npz(tmp_path / "c.npz", images(4).flip(0).split(2), count=4)
-    first, same, other = (read_samples(tmp_path / f"{name}.npz").fingerprint() for name in "abc")
-    assert first == same != other
-    save_pictures(tmp_path / "p", images(2), ["a.png", "b.png"])
-    before = read_samples(tmp_path / "p").fingerprint()
-    assert read_samples(tmp_path / "p").fingerprint() == before
-    (tmp_path / "p" / "b.png").rename(tmp_path / "p" / "c.png")
-    assert read_samples(tmp_path / "p").fingerprint() != before

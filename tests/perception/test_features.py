@@ -45,7 +45,7 @@ def test_features_do_not_depend_on_the_batch(lite0):
     together = lite0(images)
     assert together.shape == (8, lite0.dimensions)
     assert together.dtype == torch.float32
-    alone = lite0.extract(images.split(1))
+    alone = torch.cat([lite0(image) for image in images.split(1)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     assert torch.equal(together, lite0(images))
 
@@ -60,10 +60,6 @@ def test_features_ignore_the_callers_autocast(lite0):
 def test_images_must_be_uint8(lite0):
     with pytest.raises(AssertionError, match="uint8"):
         lite0(torch.zeros(1, 3, 32, 32))
-
-
-def test_no_batches_give_no_features(lite0):
-    assert lite0.extract([]).shape == (0, 1280)
 
 
 def test_one_pass_gives_pooled_and_spatial_features_and_logits(lite0):
@@ -81,13 +77,13 @@ def test_one_pass_gives_pooled_and_spatial_features_and_logits(lite0):
 
 def test_all_features_of_batches_are_joined_in_order(lite0):
     images = random_images(3)
-    joined = lite0.extract_all(images.split(2))
+    joined = Features.join([lite0.none(), *(lite0.measure(batch) for batch in images.split(2))])
     assert len(joined) == 3
     for kind in ("pooled", "spatial", "logits"):
         whole = getattr(lite0.measure(images), kind)
         torch.testing.assert_close(getattr(joined, kind), whole, rtol=1e-4, atol=1e-4)
         assert torch.equal(getattr(joined.select(torch.tensor([2, 0])), kind), getattr(joined, kind)[[2, 0]])
-    empty = lite0.extract_all([])
+    empty = lite0.none()
     assert (empty.pooled.shape, empty.spatial.shape, empty.logits.shape) == ((0, 1280), (0, 1372), (0, 1000))
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path, fingerprint
+from ldmae.core.files import atomic_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 """What counts as a picture in a folder of samples."""
@@ -79,19 +79,6 @@ class Samples:
                     yield images.permute(0, 3, 1, 2).contiguous()
         except BROKEN as error:
             raise broken_npz(self.path, error) from error
-
-    def fingerprint(self) -> str:
-        """Returns a hash of an .npz's checksum, or of the files' names, sizes and times of change."""
-        if self.files is None:
-            with zipfile.ZipFile(self.path) as archive:
-                member = archive.getinfo("arr_0.npy")
-            return fingerprint(("npz", str(member.CRC), str(member.file_size)))
-        parts = ["folder"]
-        for file in self.files:
-            status = file.stat()
-            name = file.relative_to(self.path).as_posix()
-            parts += [name, str(status.st_size), str(status.st_mtime_ns)]
-        return fingerprint(parts)
 
 
 def read_samples(path: Path | str) -> Samples:

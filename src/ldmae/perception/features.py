@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,15 +143,6 @@ class FeatureExtractor:
             pooled, middle, logits = self._forward(images.to(device))
         spatial = middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, h · w · 7)
         return Features(self.name, pooled.float(), spatial.float(), logits.float())
-
-    def extract(self, batches: Iterable[Tensor]) -> Tensor:
-        """Returns the features (N, D) of all batches, on the CPU."""
-        features = [self(images).cpu() for images in batches]
-        return torch.cat(features) if features else torch.empty(0, self.dimensions)
-
-    def extract_all(self, batches: Iterable[Tensor]) -> Features:
-        """Returns all features of all batches, on the CPU: about 20 kB an image."""
-        return Features.join([self.none(), *(self.measure(images).cpu() for images in batches)])
 
     def none(self) -> Features:
         """Returns the features of no images, on the CPU: what a process without a share has to join."""
