@@ -166,6 +166,24 @@ def test_restart_forgets_a_stage_and_all_after_it_and_what_they_made(tmp_path):
     StageBook(tmp_path).restart(stages_from(LATENTS), folders)  # nothing there: nothing to do
 
 
+def test_a_kill_while_a_stage_is_forgotten_leaves_it_forgotten(tmp_path, monkeypatch):
+    finish(tmp_path, LATENTS)
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "x").write_text("")
+
+    def killed(path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ldmae.stages.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            StageBook(tmp_path).restart([LATENTS], {LATENTS: [tmp_path / "latents"]})
+    assert not (tmp_path / "latents").exists()
+    assert StageBook(tmp_path).records == {}
+    with locked(tmp_path):  # the next start
+        assert not list(tmp_path.glob(".writing-*"))
+
+
 def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"no stage 'latent'; did you mean 'latents'\?; stages: autoencoder"):
         stages_from("latent")

@@ -97,7 +97,10 @@ def train_autoencoder(
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
-@train_app.command("diffusion", epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000"))
+@train_app.command(
+    "diffusion",
+    epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000 --restart diffusion"),
+)
 def train_diffusion(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import disk_errors, read_json, remove_leftovers, write_json
+from ldmae.core.files import TEMPORARY_PREFIX, disk_errors, read_json, remove_leftovers, write_json
 from ldmae.core.progress import console, duration
 
 STAGES = (
@@ -118,15 +118,19 @@ class StageBook:
         return record.output if record is not None and record.status == "done" else ""
 
     def restart(self, names: Sequence[str], folders: dict[str, list[Path]]) -> None:
-        """Forgets stages and deletes what they made."""
+        """Forgets stages and deletes what they made; a kill on the way leaves nothing half deleted."""
+        aside = []
         for name in names:
             self.records.pop(name, None)
             for path in folders.get(name, []) if self.writes else []:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                if path.exists():
+                    aside.append(path.rename(path.with_name(f"{TEMPORARY_PREFIX}forgotten-{path.name}")))
         self._write()
+        for path in aside:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def needed(
         self, name: str, settings: dict[str, Any], inputs: dict[str, str], made: Path, steps: int = 0

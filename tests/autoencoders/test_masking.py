@@ -3,7 +3,6 @@ import torch
 
 from ldmae.autoencoders.masking import (
     MaskingConfig,
-    complement,
     num_visible,
     random_visible_indices,
     visible_mask,
@@ -48,13 +47,12 @@ def test_every_place_is_hidden_about_as_often():
     torch.testing.assert_close(share, torch.full((10,), 0.4), rtol=0, atol=0.04)
 
 
-def test_mask_and_complement_tell_the_rest():
+def test_the_mask_is_true_where_patches_are_visible():
     visible = torch.tensor([[0, 3], [1, 2]])
     assert visible_mask(visible, 5).tolist() == [
         [True, False, False, True, False],
         [False, True, True, False, False],
     ]
-    assert complement(visible, 5).tolist() == [[1, 2, 4], [0, 3, 4]]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])

@@ -1,14 +1,11 @@
 """Randomness keyed by progress."""
 
-import contextlib
-import random
-
 import numpy as np
 import pytest
 import torch
 
 from ldmae.contracts import BatchKeys
-from ldmae.core.random import forked_seed, generator, key_seed, normal, uniform
+from ldmae.core.random import generator, key_seed, normal, uniform
 
 
 def keys(rows, seed=0, step=3, batch_size=8) -> BatchKeys:
@@ -71,22 +68,3 @@ def test_draws_leave_the_global_generators_alone():
 
 def test_on_the_meta_device_nothing_is_drawn():
     assert normal((4,), keys(range(2)), "noise", "meta").shape == (2, 4)
-
-
-def three_draws() -> tuple[float, float, float]:
-    return torch.rand(()).item(), float(np.random.rand()), random.random()
-
-
-def test_forked_seed_keys_the_three_global_generators_and_puts_them_back():
-    with forked_seed(1, "crop", 2):
-        first = three_draws()
-    after = three_draws()
-    with forked_seed(1, "crop", 2):
-        assert three_draws() == first
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    expected = three_draws()
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    with contextlib.suppress(KeyError), forked_seed(1, "other"):
-        assert three_draws() != first
-        raise KeyError
-    assert three_draws() == expected != after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -209,8 +210,9 @@ def test_what_a_training_was_begun_on_is_not_replaced_under_it(
         other = tmp_path / "other"
         assert ldmae.start("train", "autoencoder", preset, "seed=1", "--out", other).wait() == 0
         change = change.format(other=other)
-    kept = ("autoencoder/", "latents/", "diffusion/", "checkpoints/", "pipeline/")
+    kept = ("autoencoder/", "latents/", "diffusion/", "checkpoints/", "pipeline/", "config.yaml")
     before = contents(copied)
+    settings = (copied / "config.yaml").read_text()
     message = refusal(ldmae.start("run", preset, *change.split(), "--out", copied))
     assert words in message
     assert "name another folder with --out" in message
@@ -218,6 +220,7 @@ def test_what_a_training_was_begun_on_is_not_replaced_under_it(
     assert {k: v for k, v in before.items() if k.startswith(kept)} == {
         k: v for k, v in after.items() if k.startswith(kept)
     }
+    assert (copied / "config.yaml").read_text() == settings
 
 
 def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
@@ -229,6 +232,66 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     for steps in (6, 8):
         again = ldmae.start(*words, f"diffusion.training.steps={steps}")
         assert again.wait() == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("verb", "stage", "words"),
+    [
+        ("run", "autoencoder.baseline", "it trains: autoencoder.pretraining, autoencoder.tuning"),
+        ("train diffusion", "latents", "this command makes diffusion and not latents"),
+        ("train autoencoder", "diffusion", "not diffusion; begin that anew with `ldmae run PRESET"),
+    ],
+)
+def test_a_stage_that_the_command_does_not_make_is_not_forgotten(
+    ldmae: Any,
+    preset: Path,
+    copied: Path,
+    contents: Callable[[Path], dict[str, Any]],
+    verb: str,
+    stage: str,
+    words: str,
+) -> None:
+    before = contents(copied)
+    assert words in refusal(ldmae.start(*verb.split(), preset, "--restart", stage, "--out", copied))
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("image_size=48", "have 6 x 6 cells, the autoencoder makes 12 x 12 of an image of 48 pixels"),
+        ("data.classes=[{first}]", "bear labels up to 2, the images have 1 classes"),
+    ],
+)
+def test_shards_of_another_size_or_of_other_classes_are_refused(
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    for name in ("autoencoder", "latents"):
+        shutil.copytree(copied / name, tmp_path / "own" / name)
+    first = json.loads((copied / "data.json").read_text())["classes"][0]["name"]
+    message = refusal(
+        ldmae.start(
+            "train",
+            "diffusion",
+            preset,
+            "latents.fingerprint=skip",
+            change.format(first=first),
+            "--out",
+            tmp_path / "own",
+        )
+    )
+    assert words in message
+
+
+def test_more_steps_on_a_falling_rate_are_told(ldmae: Any, preset: Path, copied: Path) -> None:
+    words = ("train", "diffusion", preset, "diffusion.training.optimizer.schedule=cosine", "--out", copied)
+    first = ldmae.start(*words, "diffusion.training.steps=6", "--restart", "diffusion")
+    assert first.wait() == 0, first.output
+    again = ldmae.start(*words, "diffusion.training.steps=8")
+    assert again.wait() == 0, again.output
+    assert "planned" not in first.output
+    assert "diffusion was planned for 6 steps and is now to have 8" in again.output
+    assert "at 0.00029 in place of 0. To train" in again.output
 
 
 def test_unknown_stage_to_restart_is_named(ldmae: Any, preset: Path, copied: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -62,6 +63,19 @@ def finish_two(started: list[Any]) -> None:
     """Waits until both processes are done."""
     for process in started:
         assert process.wait() == 0, process.output
+
+
+def test_two_processes_compare_autoencoders(ldmae: Any, preset: Path, tmp_path: Path) -> None:
+    settings = {
+        "base": str(preset),
+        "comparison": {"autoencoders": ["ae", "vmae"], "seeds": [0], "ablation": []},
+        "autoencoder": {"baseline": {"model": {"width": 0.0625}, "training": {"steps": 4}}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    words = ("compare", tmp_path / "tiny.yaml", "--out", tmp_path / "runs", "--results", tmp_path / "results")
+    finish_two(start_two(ldmae, *words))
+    assert len(list((tmp_path / "results" / "units").glob("*/seed-0/unit.json"))) == 2
+    assert (tmp_path / "results" / "comparison.html").exists()
 
 
 @pytest.fixture(scope="module")

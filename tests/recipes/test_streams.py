@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ldmae.config import load_config
+from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.latents.shards import LatentShards
 from ldmae.recipes import evaluate_samples, run_all
@@ -77,6 +78,13 @@ def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
     assert set(labels.tolist()) == {0, 1}
     names = {result["name"] for result in read_json(tmp_path / "run" / "results.json")["results"]}
     assert {"PSNR", "KID-efficientnet_lite0"} <= names
+
+    for change in ("data.val=0.3", "data.split=test", f"data={address}/{{000..000}}.tar"):
+        with pytest.raises(UserError, match="keeps are of another stream: "):
+            run_all(
+                load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2", change]),
+                tmp_path / "run",
+            )
 
     found = evaluate_samples(str(tmp_path / "run"), [], tmp_path / "figures")
     assert "KID-efficientnet_lite0" in [result.name for result in found]

@@ -23,6 +23,15 @@ def test_without_keep_every_the_last_two_are_kept(tmp_path):
     assert steps(tmp_path) == [2, 3]
 
 
+def test_what_was_kept_stays_when_less_is_kept_from_now_on(tmp_path):
+    for step in range(5, 35, 5):
+        save_checkpoint(tmp_path, step, {}, keep_every=10)
+    save_checkpoint(tmp_path, 35, {}, keep_every=None)
+    assert steps(tmp_path) == [10, 20, 30, 35]
+    save_checkpoint(tmp_path, 40, {}, keep_every=None)
+    assert steps(tmp_path) == [10, 20, 35, 40]
+
+
 def test_a_state_comes_back_on_the_cpu_as_it_was(tmp_path):
     state = {"objective": {"a": torch.randn(3)}, "optimizer": {"state": {}, "betas": (0.9, 0.95)}}
     save_checkpoint(tmp_path, 7, state, None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmae.autoencoders.masking import MaskingConfig, num_visible, random_visible_indices, visible_mask
+from ldmae.autoencoders.reconstruction_objective import perceptual_share
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.errors import UserError
@@ -172,15 +173,7 @@ class MaskedObjective(nn.Module):
     def _perceptual_term(self, images: Tensor, decoded: Tensor, keys: BatchKeys) -> Tensor:
         (perceptual,) = self._perceptual
         assert perceptual is not None
-        count = min(self.config.perceptual_rows or keys.batch_size, keys.batch_size)
-        # of B rows n are taken, evenly spread, by their place in the whole batch
-        rows = [i for i, row in enumerate(keys.rows) if row * count % keys.batch_size < count]
-        if not rows:
-            return decoded.new_zeros(())
-        if len(rows) < len(images):
-            chosen = torch.tensor(rows, device=images.device)
-            images, decoded = images.index_select(0, chosen), decoded.index_select(0, chosen)
-        return perceptual(decoded, images).float().sum() / count
+        return perceptual_share(perceptual, decoded, images, keys, self.config.perceptual_rows)
 
 
 def patch_errors(decoded: Tensor, images: Tensor, patch_size: int) -> Tensor:

@@ -55,9 +55,3 @@ def visible_mask(visible_indices: Tensor, num_tokens: int) -> Tensor:
     """Returns (b, N) booleans, true at the visible places (b, V)."""
     mask = torch.zeros(len(visible_indices), num_tokens, dtype=torch.bool, device=visible_indices.device)
     return mask.scatter(1, visible_indices, True)
-
-
-def complement(visible_indices: Tensor, num_tokens: int) -> Tensor:
-    """Returns the hidden places (b, N - V) in ascending order."""
-    hidden = (~visible_mask(visible_indices, num_tokens)).int()
-    return torch.sort(hidden, dim=1, stable=True).indices[:, visible_indices.shape[1] :]

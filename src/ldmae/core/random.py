@@ -6,12 +6,8 @@ nor of processes changes what a row of the batch sees.
 
 # b rows of this process in the batch
 
-import contextlib
 import hashlib
-import random
-from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,22 +51,3 @@ def uniform(
 ) -> Tensor:
     """Draws U[0, 1) of (b, *shape), each row by (seed, stream, step, global row) alone."""
     return _per_row(lambda out, source: out.uniform_(generator=source), shape, keys, stream, device)
-
-
-@contextlib.contextmanager
-def forked_seed(*key: int | str) -> Iterator[None]:
-    """Seeds the CPU generators of torch, numpy and random by the key, and puts their states back afterwards.
-
-    For transforms that take no generator of their own.
-    """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seed = key_seed(*key)
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])

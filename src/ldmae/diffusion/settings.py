@@ -73,6 +73,10 @@ class SamplingConfig:
             raise UserError(
                 f"sampling.timestep_shift must be 0 or more, got {self.timestep_shift}; 0 and 1: none"
             )
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise UserError(
+                f"sampling.guidance_channels must be at least 1 or null, got {self.guidance_channels}"
+            )
         for name in ("per_class", "max_classes", "num_inference_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"sampling.{name} must be at least 1, got {getattr(self, name)}")

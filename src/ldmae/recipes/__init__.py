@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
 from ldmae.loading import is_run_folder
@@ -24,7 +25,7 @@ from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.training import train_autoencoder, train_diffusion
 from ldmae.report.html import render_report
 from ldmae.settings import Config
-from ldmae.stages import locked
+from ldmae.stages import STAGES, locked, stages_from
 
 __all__ = [
     "Run",
@@ -56,6 +57,12 @@ __all__ = [
 
 ARROWS = (train_autoencoder, encode, train_diffusion, save_pipeline, sample, evaluate, report)
 
+MADE_BY: dict[Callable[[Run], object], tuple[str, ...]] = {
+    train_autoencoder: tuple(stage for stage in STAGES if stage.startswith("autoencoder.")),
+    train_diffusion: ("diffusion",),
+}
+"""The stages that can be begun anew by a command of their own."""
+
 
 def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
     """Runs every stage that is not done; the same call goes on where it was interrupted.
@@ -81,7 +88,18 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
 def run_arrows(
     config: Config, folder: Path, *arrows: Callable[[Run], object], restart: str | None = None
 ) -> Run:
-    """Runs some stages, whose inputs must be there; like `run_all` otherwise."""
+    """Runs some stages, whose inputs must be there; like `run_all` otherwise.
+
+    Raises:
+        UserError: as `run_all`; or `restart` names a stage that none of these makes.
+    """
+    stages_from(restart)  # its name is looked at
+    made = [stage for arrow in arrows for stage in MADE_BY.get(arrow, ())]
+    if restart is not None and restart not in made:
+        raise UserError(
+            f"this command makes {', '.join(made)} and not {restart}; begin that anew with "
+            f"`ldmae run PRESET --restart {restart}`"
+        )
     with locked(folder):
         return _finish(open_run(config, folder, restart), arrows)
 

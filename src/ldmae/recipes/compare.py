@@ -237,7 +237,8 @@ def compare(
     chosen = _chosen(units, only, seeds)
     for unit in chosen:
         _refuse_changes(unit, results)
-    main = open_accelerator(units[0].config, folder).is_main_process
+    accelerator = open_accelerator(units[0].config, folder)
+    main = accelerator.is_main_process
     words = shlex.join(command or [])
 
     def publish() -> None:
@@ -263,6 +264,7 @@ def compare(
                 publish()
     if main:
         publish()
+    accelerator.end_training()
 
 
 def _chosen(units: list[Unit], only: list[str] | None, seeds: list[int] | None) -> list[Unit]:
@@ -304,7 +306,8 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
         began = time.monotonic()
         measure_autoencoder()(run)
         report(run)
-        run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
+            tracker.finish()
     evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references")
     if run.main:
         seconds = time.monotonic() - began

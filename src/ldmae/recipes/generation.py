@@ -27,9 +27,10 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_pipeline, settings_of
-from ldmae.recipes.run import Run, run_autoencoder
+from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.report.figures import class_grid, save_png
+from ldmae.stages import changed_settings
 
 
 def save_pipeline(run: Run) -> None:
@@ -52,6 +53,7 @@ def save_pipeline(run: Run) -> None:
         mean, std = load_statistics(run.folder / "latents")
         statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
         vae: Any = run_autoencoder(run)
+        _check_encoder(run, vae)
         own = isinstance(vae, AutoencoderVMAE)
         if own:
             vae.register_to_config(**statistics)
@@ -69,6 +71,16 @@ def save_pipeline(run: Run) -> None:
                 pipeline.save_pretrained(temporary)
         record.output = fingerprint([*inputs.values(), str(settings)])
         run.accelerator.wait_for_everyone()
+
+
+def _check_encoder(run: Run, vae: Any) -> None:
+    """Raises for an autoencoder whose latents are not those that the diffusion model learned."""
+    record = run.book.records.get("latents")
+    if record is not None:
+        encoder = latents_fingerprint(vae, run.config.image_size)
+        changed = changed_settings(record.inputs, record.inputs | {"encoder": encoder})
+        if changed:
+            raise other_latents(changed)
 
 
 def sample(run: Run) -> None:

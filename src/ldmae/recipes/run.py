@@ -18,7 +18,7 @@ from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import save_config
+from ldmae.config import load_config, save_config
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.device import device_name, resolve_precision
@@ -32,11 +32,17 @@ from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
-from ldmae.recipes.settings import autoencoder_output, latents_settings, training_settings, training_steps
+from ldmae.recipes.settings import (
+    autoencoder_output,
+    latents_settings,
+    training_settings,
+    training_steps,
+    trainings,
+)
 from ldmae.recipes.streams import open_streamed
 from ldmae.settings import Config, as_dict
 from ldmae.stages import StageBook, changed_settings, stages_from
-from ldmae.training.engine import Trainer
+from ldmae.training.engine import Trainer, check_share
 
 
 @dataclasses.dataclass
@@ -92,8 +98,11 @@ def open_run(
             nothing is changed then.
     """
     stages_from(restart)  # its name is looked at before anything is opened
+    _check_restart(config, restart)
     _check_models(config)
     accelerator = open_accelerator(config, folder)
+    for name, training in trainings(config).items():
+        check_share(name, training, accelerator)
     world, device = accelerator.num_processes, device_name(accelerator.device)
     book = StageBook(folder, accelerator.is_main_process, world, device)
     with accelerator.main_process_first():
@@ -123,6 +132,15 @@ def open_run(
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
+
+
+def _check_restart(config: Config, restart: str | None) -> None:
+    trained = [f"autoencoder.{stage}" for stage in config.autoencoder.stages]
+    if restart is not None and restart.startswith("autoencoder.") and restart not in trained:
+        which = ", ".join(trained) or f"none, as it takes {config.autoencoder.source}"
+        raise UserError(
+            f"--restart {restart}: this run does not train that; of its autoencoder it trains: {which}"
+        )
 
 
 def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
@@ -156,8 +174,19 @@ def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
         check("diffusion", f"autoencoder.{stages[0 if frozen else -1]}")
     if "latents" in records and "diffusion" in records and "latents" not in anew:
         changed = changed_settings(records["latents"].settings, latents_settings(config))
+        if config.autoencoder.source is not None:  # else images and weights are compared by the trainings
+            inputs = {**records["latents"].inputs, **run.images, **_other_source(run)}
+            changed += changed_settings(records["latents"].inputs, inputs)
         if changed and "diffusion" not in anew:
             raise other_latents(changed)
+
+
+def _other_source(run: Run) -> dict[str, str]:
+    """Returns what latents would be made of, where the settings name another autoencoder than before."""
+    path, source = run.folder / "config.yaml", run.config.autoencoder.source
+    if source is None or (path.is_file() and load_config(str(path)).autoencoder.source == source):
+        return {}
+    return {"encoder": latents_fingerprint(load_autoencoder(source), run.config.image_size)}
 
 
 def other_latents(changed: list[str]) -> UserError:

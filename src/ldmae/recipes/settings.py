@@ -73,6 +73,15 @@ def latents_settings(config: Config) -> dict[str, Any]:
     return {k: v for k, v in plain(config.latents).items() if k not in ("batch_size", "fingerprint")}
 
 
+def trainings(config: Config) -> dict[str, TrainingConfig]:
+    """Returns the settings of the trainings that a run makes, by stage."""
+    auto = config.autoencoder
+    stages = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
+    return {f"autoencoder.{part}": getattr(auto, part).training for part in stages} | {
+        "diffusion": config.diffusion.training
+    }
+
+
 def training_steps(config: Config) -> dict[str, int]:
     """Returns the steps that the settings ask for, by stage."""
     auto = config.autoencoder

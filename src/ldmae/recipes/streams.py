@@ -9,10 +9,12 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder
+from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.images.base import Subset
 from ldmae.images.sources import DataConfig, FolderSource
 from ldmae.images.streams import StreamSource, open_stream
+from ldmae.recipes.settings import plain
+from ldmae.stages import changed_settings
 
 KEPT = {"train": 2000, "held_out": 500}
 """Images of each part that are kept on disk, for measurements and reports."""
@@ -29,10 +31,29 @@ def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, Im
         The stream that training reads; the kept training images; the kept held-out images.
 
     Raises:
-        UserError: the stream has no image in one of its parts.
+        UserError: the stream has no image in one of its parts, or those that are kept are of another one.
     """
+    _check_kept(config, cache_dir)
     stream = open_stream(config)
     return stream, _kept(stream, "train", cache_dir), _kept(stream, "held_out", cache_dir)
+
+
+def _check_kept(config: DataConfig, cache_dir: Path) -> None:
+    """Raises where what is kept was taken from another stream; notes what it is taken from."""
+    path = cache_dir / "kept_of.json"
+    now = {name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")}
+    if not path.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    changed = changed_settings(read_json(path), now)
+    if changed:
+        kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
+        raise UserError(
+            f"the images that this run keeps are of another stream: {'; '.join(changed)}. Type the command "
+            "with the old settings, or name another folder with --out; to use this one, delete "
+            f"{path}, {kept}"
+        )
 
 
 def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:

@@ -131,6 +131,7 @@ def train_diffusion(run: Run) -> None:
     autoencoder = run_autoencoder(run)
     _check_shards(run, shards, autoencoder)
     channels, grid = latent_channels(autoencoder, run.config.image_size)
+    _check_fit(run, shards, grid)
     mean, std = load_statistics(run.folder / "latents")
     keep = np.flatnonzero(shards.labels() >= 0)
     if not len(keep):
@@ -228,6 +229,23 @@ def _foreign_latents(run: Run) -> str:
     return fingerprint(
         f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths
     )
+
+
+def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:
+    """Raises for latents of another size than the autoencoder's, or of classes that the run does not have."""
+    found, size = tuple(shards.shape[1:]), run.config.image_size
+    if found != (grid, grid):
+        raise UserError(
+            f"the latents in {shards.folder} have {found[0]} x {found[1]} cells, the autoencoder makes "
+            f"{grid} x {grid} of an image of {size} pixels; set image_size to that of their images, or "
+            "take the autoencoder that made them"
+        )
+    largest, classes = int(shards.labels().max()), len(run.train.classes)
+    if largest >= classes:
+        raise UserError(
+            f"the latents in {shards.folder} bear labels up to {largest}, the images have {classes} classes; "
+            "give the data that they were made of"
+        )
 
 
 def _check_shards(run: Run, shards: LatentShards, autoencoder: nn.Module) -> None:

@@ -29,8 +29,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_every: 
 
 
 def drop_old_checkpoints(folder: Path, keep_every: int | None) -> None:
-    """Deletes all training states but the last 2 and those of steps that are multiples of `keep_every`."""
-    for old, path in list_checkpoints(folder)[:-2]:
+    """Deletes the last training state but two, unless its step is a multiple of `keep_every`.
+
+    Older ones were kept by what `keep_every` was then.
+    """
+    for old, path in list_checkpoints(folder)[-3:-2]:
         if not (keep_every and old % keep_every == 0):
             path.unlink(missing_ok=True)
 

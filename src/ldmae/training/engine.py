@@ -174,11 +174,7 @@ class Trainer:
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
-        if config.batch_size < accelerator.num_processes:
-            raise UserError(
-                f"{self.stage}: batch_size={config.batch_size} is less than "
-                f"{accelerator.num_processes} processes; give each process at least one image"
-            )
+        check_share(self.stage, config, accelerator)
         rank, world = accelerator.process_index, accelerator.num_processes
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
@@ -253,6 +249,21 @@ class Trainer:
         self.step, self._logged = state["step"], state.get("logged", state["step"])
         for name, total in state.get("totals", {}).items():
             self._totals[name] = total.to(self.accelerator.device)
+        self._tell_of_other_plan(state.get("planned", self.config.steps))
+
+    def _tell_of_other_plan(self, planned: int) -> None:
+        """Says so where the rate, which falls over all steps, does not go on as it would have."""
+        before, now = (
+            learning_rate_at(self.step, steps, self.config.optimizer)
+            for steps in (planned, self.config.steps)
+        )
+        if before != now and self.accelerator.is_main_process:
+            console.print(
+                f"{self.stage} was planned for {planned:,} steps and is now to have {self.config.steps:,}: "
+                f"its learning rate goes on at {now:.2g} in place of {before:.2g}. To train it on one "
+                f"schedule, add --restart {self.stage}",
+                soft_wrap=True,
+            )
 
     def _save(self) -> None:
         self._gather_sums()
@@ -262,6 +273,7 @@ class Trainer:
         average = None if self._average is None else self._average.state_dict()
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "maker": self.maker}
+            state["planned"] = self.config.steps
             # what the next line of metrics.jsonl is the mean of
             totals = {name: total.cpu() for name, total in self._totals.items()}
             state |= {"logged": self._logged, "totals": totals}
@@ -371,3 +383,12 @@ class Trainer:
         del self._wrapped, self._optimizer, self._average
         self.accelerator.free_memory()  # it keeps what it prepared, and the next stage needs the room
         return model.to(self.accelerator.device).eval()
+
+
+def check_share(stage: str, config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Raises a UserError where a training has not an image a step for each process."""
+    if config.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"{stage}: batch_size={config.batch_size} is less than {accelerator.num_processes} processes; "
+            "give each process at least one image"
+        )
