@@ -27,6 +27,7 @@ app = typer.Typer()
 @app.command(
     epilog=examples(
         "ldmae evaluate runs/emoji",
+        "ldmae evaluate pretrained:emoji",
         "ldmae evaluate runs/emoji evaluation.images=500 --only smoothness",
         "ldmae evaluate official:vmaef8d16.pth data=PATH",
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
