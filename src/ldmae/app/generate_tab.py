@@ -59,9 +59,8 @@ def build(bench: Workbench) -> None:
 
         def work(job: Job) -> tuple[list[Generated], float]:
             began = time.perf_counter()
-            return generate(
-                bench.pipeline, wish, names, bench.made_by, job.report
-            ), time.perf_counter() - began
+            made = generate(bench.pipeline, wish, names, bench.made_by, job.report)
+            return made, time.perf_counter() - began
 
         last = None
         async for news in followed(work, bench.turns):

@@ -107,6 +107,7 @@ class Gatekeeper:
         now = time.monotonic()
         while self._lately and self._lately[0][0] < now - KEPT_FOR - CLEANED_EVERY:
             self._lately.popleft()
+        size = max(size, FORM)  # many small files fill a disk too
         if size + sum(each for _, each in self._lately) > MOST_AT_ONCE * (self.limits.bytes + FORM):
             return "too many files were sent to this page lately; try again in a few minutes", 503
         self._lately.append((now, size))
