@@ -101,8 +101,19 @@ def drop(page: Page, key: str, name: str, content: bytes) -> None:
     page.locator(f"#{key} input[type=file]").set_input_files(file)  # type: ignore[arg-type]
 
 
+def enter(field: Locator, value: float) -> None:
+    """Fills a field in; again where what has only just been unfolded took its first value once more."""
+
+    def filled() -> bool:
+        field.fill(str(value))
+        field.page.wait_for_timeout(150)
+        return float(field.input_value()) == value
+
+    wait_until(field.page, filled)
+
+
 def slide(page: Page, key: str, value: float) -> None:
-    page.locator(f"#{key} input[type=range]").fill(str(value))
+    enter(page.locator(f"#{key} input[type=range]"), value)
 
 
 def number(page: Page, label: str) -> Locator:
@@ -113,9 +124,9 @@ def wish(page: Page, *, class_name: str = "", count: int = 2, seed: int = 3, ste
     if class_name:
         page.get_by_label("Class", exact=True).click()
         page.get_by_role("option", name=class_name).click()
-    number(page, "Number of pictures").fill(str(count))
-    number(page, "Steps").fill(str(steps))
-    page.get_by_label("Seed", exact=True).fill(str(seed))
+    enter(number(page, "Number of pictures"), count)
+    enter(number(page, "Steps"), steps)
+    enter(page.get_by_label("Seed", exact=True), seed)
     page.get_by_label("Seed", exact=True).press("Tab")
 
 
@@ -202,8 +213,8 @@ def test_the_same_seed_gives_the_same_picture_and_another_another(page: Page):
 def test_a_dropped_picture_fills_in_its_settings_and_is_made_again(page: Page):
     wish(page, class_name="clocks", count=2, seed=21, steps=6)
     page.get_by_text("Guidance interval, solver").click()
+    enter(number(page, "Guide from t ="), 0.4)
     page.get_by_label("Heun").check()
-    number(page, "Guide from t =").fill("0.4")
     number(page, "Guide from t =").press("Tab")
     picture = generate(page)[1]
     page.reload()
@@ -291,8 +302,8 @@ def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: Sim
 
 def test_settings_that_make_no_sense_are_told(page: Page):
     page.get_by_text("Guidance interval, solver").click()
-    number(page, "Guide from t =").fill("0.95")
-    number(page, "to t =").fill("0.5")
+    enter(number(page, "Guide from t ="), 0.95)
+    enter(number(page, "to t ="), 0.5)
     number(page, "to t =").press("Tab")
     page.locator("#generate").click()
     expect(message(page)).to_contain_text("before it begins")

@@ -202,10 +202,12 @@ def stoppable(
         result: what there is so far, which stays when the job is stopped.
         key: of the line in which jobs of this kind wait.
     """
-    scroll = (
-        f"() => {{ if (innerWidth < 700) document.getElementById('{status.elem_id}').scrollIntoView(); }}"
-    )
-    go.click(lambda: gr.Button(interactive=True), None, stop, js=scroll, **INSTANT)
+    stopping = f"window['stopping-{status.elem_id}']"
+    begin = f"""() => {{
+        {stopping} = false;
+        if (innerWidth < 700) document.getElementById('{status.elem_id}').scrollIntoView();
+    }}"""
+    go.click(lambda: gr.Button(interactive=True), None, stop, js=begin, **INSTANT)
     running = go.click(
         job,
         inputs,
@@ -218,13 +220,14 @@ def stoppable(
     )
     afterwards(running, lambda: gr.Button(interactive=False), stop)
     stopped, failed = markup.note("Stopped."), markup.note("That did not work; the message says why.", "bad")
-    # a job that was stopped has failed, too
-    unless_stopped = f"now => now === {json.dumps(stopped)} ? now : {json.dumps(failed)}"
-    running.failure(None, status, status, js=unless_stopped, **INSTANT)
+    # a job that is stopped fails, too, maybe before the server has said that it is stopped
+    how = f"() => {stopping} ? {json.dumps(stopped)} : {json.dumps(failed)}"
+    running.failure(None, None, status, js=how, **INSTANT)
     stop.click(
         lambda: (stopped, gr.Button(interactive=False)),
         None,
         [status, stop],
+        js=f"() => {{ {stopping} = true; }}",
         cancels=[running],
         **INSTANT,
     )
