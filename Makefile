@@ -11,7 +11,7 @@ demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a
 	$(BIN)/ldmae run $(PRESET)
 
 test: $(VENV)/installed-dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -115,6 +115,16 @@ def test_impossible_settings_are_refused_before_anything_is_trained(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_network_that_only_tuning_needs_is_missed_before_pretraining(
+    ldmae: Any, preset: Path, tmp_path: Path
+) -> None:
+    nowhere = {"TORCH_HOME": str(tmp_path / "empty"), "https_proxy": "http://127.0.0.1:9"}
+    words = ("autoencoder.tuning.objective.perceptual=lpips-vgg", "--out", tmp_path / "run")
+    message = refusal(ldmae.start("run", preset, *words, environment=nowhere))
+    assert "vgg16-397923af.pth" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_resuming_with_other_settings_names_them_and_changes_nothing(
     ldmae: Any, preset: Path, copied: Path, contents: Callable[[Path], dict[str, Any]]
 ) -> None:

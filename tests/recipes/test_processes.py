@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,8 +42,10 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What the launcher tells its processes of `distributed_type: FSDP`."""
 
 
-def start_two(ldmae: Any, *arguments: str | Path, sharded: bool = False) -> list[Any]:
-    """Starts two processes of one run, as a launcher does."""
+def start_two(
+    ldmae: Any, *arguments: str | Path, sharded: bool = False, folders: tuple[Path, ...] = ()
+) -> list[Any]:
+    """Starts two processes of one run, as a launcher does; `folders` are the run as each sees it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +57,11 @@ def start_two(ldmae: Any, *arguments: str | Path, sharded: bool = False) -> list
     }
     common |= {"ACCELERATE_USE_CPU": "true"} | (FSDP if sharded else {})
     return [
-        ldmae.start(*arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        ldmae.start(
+            *arguments,
+            *(("--out", folders[rank]) if folders else ()),
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(2)
     ]
 
@@ -191,6 +198,28 @@ def test_two_killed_processes_go_on_bitwise(
         assert [process.wait() for process in started] == [-9, -9], started[0].output
     finish_two(start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", folder))
     assert_same_run(folder, two)
+
+
+def test_a_process_that_sees_an_older_state_of_the_disk_goes_on_with_the_main_one(
+    ldmae: Any, preset: Path, two: Path, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
+    run, older = tmp_path / "run", tmp_path / "older"
+    started = start_two(ldmae, "run", preset, *MICRO_BATCHES, "--out", run)
+    while not (run / "checkpoints/diffusion/step-00000010.pt").exists():
+        assert all(process.poll() is None for process in started), started[0].output
+        time.sleep(0.001)
+    for process in started:
+        process.kill()
+    assert [process.wait() for process in started] == [-9, -9], started[0].output
+    shutil.copytree(run, older)
+    shutil.rmtree(older / "checkpoints" / "diffusion")
+    for name in ("diffusion", "pipeline"):  # what is made from now on it sees in time
+        (older / name).symlink_to(run / name)
+    book = json.loads((older / "stages.json").read_text())
+    book["stages"] = [record for record in book["stages"] if record["name"] != "diffusion"]
+    (older / "stages.json").write_text(json.dumps(book))
+    finish_two(start_two(ldmae, "run", preset, *MICRO_BATCHES, folders=(run, older)))
+    assert_same_run(run, two)
 
 
 def test_run_goes_on_with_another_number_of_processes(

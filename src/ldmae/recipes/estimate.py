@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from statistics import median
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldmae.core.progress import console, duration
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.recipes.plan import TrainingPlan, plan_trainings
+from ldmae.recipes.plan import TrainingPlan, latent_shape, plan_trainings
 from ldmae.recipes.run import Run
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import Trainer
@@ -55,7 +56,9 @@ class RunEstimate:
 
     def _text(self, trainer: Trainer, seconds_a_step: float) -> str:
         run = self.run
-        plans = plan_trainings(run.config, run.accelerator.num_processes, len(run.train.classes))
+        model: Any = trainer.objective.model
+        shape = latent_shape(model.config) if trainer.stage == "diffusion" else None
+        plans = plan_trainings(run.config, run.accelerator.num_processes, len(run.train.classes), shape)
         flops = {plan.stage: plan.flops / plan.steps + self._perceptual_flops(plan) for plan in plans}
         rate = seconds_a_step / flops[trainer.stage]
         times = {plan.stage: self._steps_left(plan, trainer) * flops[plan.stage] * rate for plan in plans}

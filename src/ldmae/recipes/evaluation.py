@@ -15,7 +15,7 @@ from torch import Tensor
 from ldmae.config import load_config
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
-from ldmae.core.files import write_json
+from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -28,7 +28,7 @@ from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generated import KEPT, forget_generated, keep_generated
 from ldmae.recipes.measurements import measure, write_results
-from ldmae.recipes.plan import plan_trainings
+from ldmae.recipes.plan import latent_shape, plan_trainings
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
@@ -107,7 +107,8 @@ def measure_autoencoder(only: list[str] | None = None) -> Callable[[Run], None]:
 def report(run: Run) -> Path:
     """Writes `report.html` and `overview.png` of what the run folder holds."""
     if run.main:
-        plans = plan_trainings(run.config, num_classes=len(run.train.classes))
+        shape = latent_shape(read_json(run.folder / "diffusion" / "config.json"))
+        plans = plan_trainings(run.config, num_classes=len(run.train.classes), latent_shape=shape)
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts[plans[0].stage], "diffusion": counts["diffusion"]}
         if not run.config.autoencoder.stages:

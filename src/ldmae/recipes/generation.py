@@ -18,7 +18,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, fingerprint, write_json
+from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.flow import scheduler_shift
@@ -38,7 +38,7 @@ def save_pipeline(run: Run) -> None:
     folder, book = run.folder / "pipeline", run.book
     settings = {"timestep_shift": run.config.sampling.timestep_shift}
     inputs = {
-        "autoencoder": book.output(autoencoder_output(run.config)) or str(run.config.autoencoder.source),
+        "autoencoder": book.output(autoencoder_output(run.config)) or _weights_of_others(run),
         "latents": book.output("latents"),
         "diffusion": book.output("diffusion"),
     }
@@ -71,6 +71,11 @@ def save_pipeline(run: Run) -> None:
                 pipeline.save_pretrained(temporary)
         record.output = fingerprint([*inputs.values(), str(settings)])
         run.accelerator.wait_for_everyone()
+
+
+def _weights_of_others(run: Run) -> str:
+    """Returns a fingerprint of an autoencoder that this run did not train: its folder may get another."""
+    return fingerprint_tensors(run_autoencoder(run).state_dict())
 
 
 def _check_encoder(run: Run, vae: Any) -> None:

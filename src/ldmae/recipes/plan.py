@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,20 @@ class TrainingPlan:
     """Bytes on one device: weights, gradients, AdamW's moments, averaged weights, kept activations."""
 
 
-def plan_trainings(config: Config, processes: int = 1, num_classes: int | None = None) -> list[TrainingPlan]:
+def plan_trainings(
+    config: Config,
+    processes: int = 1,
+    num_classes: int | None = None,
+    latent_shape: tuple[int, int] | None = None,
+) -> list[TrainingPlan]:
     """Counts what each training of a run costs.
 
     Args:
         config: the settings.
         processes: how many share a batch.
         num_classes: of the data; 1000 where it is not known.
+        latent_shape: channels of the latents and their cells along a side; of another's autoencoder, where
+            they are not known, 16 and an eighth of the image's.
     """
     auto = config.autoencoder
     plans = []
@@ -67,8 +75,10 @@ def plan_trainings(config: Config, processes: int = 1, num_classes: int | None =
                 objective = MaskedObjective(model, without)
         row = {"images": torch.zeros(1, 3, size, size, device="meta")}
         plans.append(_count(f"autoencoder.{part}", objective, row, stage.training, processes))
-    grid = config.image_size // (auto.patch_size if auto.stages else 8)
-    channels = auto.latent_channels if auto.stages else 16
+    if auto.stages:
+        latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
+    patch = config.diffusion.model.patch_size
+    channels, grid = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
     with torch.device("meta"):
         classes = num_classes or 1000
         transformer = LightningDiTTransformer2DModel(
@@ -79,6 +89,11 @@ def plan_trainings(config: Config, processes: int = 1, num_classes: int | None =
     objective = FlowMatchingObjective(transformer, config.diffusion.flow)
     plans.append(_count("diffusion", objective, row, config.diffusion.training, processes))
     return plans
+
+
+def latent_shape(transformer: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the channels and the cells along a side of what a diffusion model of this config generates."""
+    return transformer["in_channels"], transformer["sample_size"]
 
 
 def _count(
@@ -150,6 +165,11 @@ def describe_plan(config: Config, folder: Path) -> str:
             "trainable), "
             f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
             f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
+        )
+    if not config.autoencoder.stages:
+        lines.append(
+            f"# {config.autoencoder.source} is not opened for it: its latents are taken to have 16 channels "
+            "and an eighth of the image's side."
         )
     lines.append(
         "# Counted for one process, the diffusion model with 1,000 classes, as no image is opened for it."

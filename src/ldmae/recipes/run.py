@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
@@ -75,10 +75,9 @@ class Run:
     ) -> bool:
         """Says whether a stage must run, as `StageBook.needed` does.
 
-        All processes look before any goes on, so that none sees what another is already making.
+        What the main process sees holds for all: a network disk may show others an older state.
         """
-        wanted = self.book.needed(name, settings, inputs, made, steps)
-        self.accelerator.wait_for_everyone()
+        (wanted,) = broadcast_object_list([self.book.needed(name, settings, inputs, made, steps)])
         return wanted
 
 
@@ -105,6 +104,7 @@ def open_run(
         check_share(name, training, accelerator)
     world, device = accelerator.num_processes, device_name(accelerator.device)
     book = StageBook(folder, accelerator.is_main_process, world, device)
+    (book.records,) = broadcast_object_list([book.records])
     with accelerator.main_process_first():
         if is_stream(config.data):
             stream, train, held_out = open_streamed(config.data, folder / "data")

@@ -47,8 +47,19 @@ from ldmae.training.settings import TrainingConfig
 def train_autoencoder(run: Run) -> None:
     """Masked pre-training, then decoder tuning, or a baseline's one training; makes `autoencoder/`."""
     arrows = {"pretraining": _pretrain, "tuning": _tune, "baseline": _train_baseline}
+    _check_perceptual(run)
     for part in run.config.autoencoder.stages:
         arrows[part](run)
+
+
+def _check_perceptual(run: Run) -> None:
+    """Loads the networks that the trainings to come need, so that one that can't be had is told at once."""
+    auto, records = run.config.autoencoder, run.book.records
+    for part in auto.stages:
+        record = records.get(f"autoencoder.{part}")
+        skipped = part == "tuning" and not auto.tuning.enabled
+        if not skipped and (record is None or record.status != "done"):
+            _perceptual(run, getattr(auto, part).objective)
 
 
 def _pretrain(run: Run) -> None:

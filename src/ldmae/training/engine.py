@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn.utils import clip_grad_norm_
@@ -202,7 +202,7 @@ class Trainer:
         self._logged, self._since, self._data_seconds = 0, time.monotonic(), 0.0
 
     def _resume(self) -> None:
-        found = list_checkpoints(self.folder)
+        (found,) = broadcast_object_list([list_checkpoints(self.folder)])  # what the main process sees
         if found:
             path = found[-1][1]
             self._restore(load_checkpoint(path), path)
