@@ -71,3 +71,5 @@ def test_photos_keep_their_own_split(tmp_path):
     source = PhotoSource()
     assert len(held_out) == source.held_out.sum()
     assert len(train) == (~source.held_out).sum()
+    config = DataConfig(source="photos", classes=source.classes[:2])
+    assert len(open_images(config, tmp_path, progress=False)[1]) == source.held_out.sum()

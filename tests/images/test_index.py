@@ -192,6 +192,29 @@ def test_training_images_cannot_be_the_held_out_ones(make, tmp_path):
             opened(tmp_path / "train", tmp_path / "cache", val=str(val))
 
 
+def test_held_out_images_that_are_training_images_are_refused(make, tmp_path):
+    make.folder(tmp_path / "train", {"a": [1, 2], "b": [3, 4]})
+    with pytest.raises(UserError, match="train has no splits, 'val' is asked for"):
+        opened(tmp_path / "train", tmp_path / "cache", val="split:val")
+    with pytest.raises(UserError, match=r"2 of the 2 images that data.val=.* holds out are training images"):
+        opened(tmp_path / "train", tmp_path / "cache", val=str(make.folder(tmp_path / "b", {"b": [3, 4]})))
+
+
+def test_held_out_images_without_subfolders_are_refused(make, tmp_path):
+    make.folder(tmp_path / "train", {"a": [1], "b": [2]})
+    make.folder(tmp_path / "val", {"": [4, 5]})
+    with pytest.raises(UserError, match="lie in no subfolders, so that their classes are not known"):
+        opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+
+
+def test_chosen_classes_move_no_image_to_the_other_side(make, tmp_path):
+    make.folder(tmp_path / "set", {"a": list(range(30)), "b": list(range(30, 60))})
+    _, held_out = opened(tmp_path / "set", tmp_path / "cache")
+    _, chosen = opened(tmp_path / "set", tmp_path / "cache", classes=["b"])
+    assert contents(chosen) == contents(held_out)
+    assert chosen.classes == ["b"]
+
+
 def test_two_flat_folders_are_the_same_class(make, tmp_path):
     make.folder(tmp_path / "train", {"": [1, 2]})
     make.folder(tmp_path / "val", {"": [3]})

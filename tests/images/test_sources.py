@@ -46,6 +46,23 @@ def test_folder_of_splits_is_refused_with_the_settings_to_use(make, tmp_path):
     make.folder(tmp_path, {"train/cats": [1], "val/cats": [2]})
     with pytest.raises(UserError, match=r"data.source=.*train data.val=.*val"):
         FolderSource(tmp_path)
+    make.folder(tmp_path / "alone", {"train/cats": [1]})
+    with pytest.raises(UserError, match=r"\(train\): use data.source=.*alone/train$"):
+        FolderSource(tmp_path / "alone")
+
+
+def test_folder_that_cannot_be_looked_into_is_named(make, tmp_path, monkeypatch):
+    make.folder(tmp_path, {"a": [1], "lost+found": [2], "secret": [3]})
+    scandir = os.scandir
+
+    def refuse(folder):
+        if folder.endswith((b"secret", b"lost+found")):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot look into the folder .*secret \(Permission denied\)"):
+        FolderSource(tmp_path)
 
 
 def test_link_to_a_folder_above_does_not_loop(make, tmp_path):

@@ -21,16 +21,16 @@ def quiet_and_offline(tmp_path, monkeypatch):
     datasets.disable_progress_bars()
 
 
-def table(make, count=6, **columns):
-    rows = {"image": [{"bytes": make.encoded(make.image(k)), "path": None} for k in range(count)]}
+def table(make, count=6, first=0, **columns):
+    rows = {"image": [{"bytes": make.encoded(make.image(first + k)), "path": None} for k in range(count)]}
     return {**rows, "label": [k % 3 for k in range(count)], **columns}
 
 
-def typed(make, count=6):
+def typed(make, count=6, first=0):
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cow"])}
     )
-    return datasets.Dataset.from_dict(table(make, count), features=features)
+    return datasets.Dataset.from_dict(table(make, count, first), features=features)
 
 
 def test_parquet_folder_with_types_is_found_and_read_by_index(make, tmp_path):
@@ -53,12 +53,26 @@ def test_parquet_folder_with_types_is_found_and_read_by_index(make, tmp_path):
 def test_held_out_images_may_be_another_split(make, tmp_path):
     (tmp_path / "set").mkdir()
     typed(make).to_parquet(tmp_path / "set" / "train.parquet")
-    typed(make, 3).to_parquet(tmp_path / "set" / "test.parquet")
+    typed(make, 3, first=6).to_parquet(tmp_path / "set" / "test.parquet")
     train, held_out = open_images(
         DataConfig(source=str(tmp_path / "set"), val="split:test"), tmp_path / "cache", progress=False
     )
     assert (len(train), len(held_out)) == (6, 3)
     assert held_out.classes == train.classes
+
+
+def test_files_that_have_no_splits_hold_none_out(make, tmp_path):
+    typed(make).to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(UserError, match=r"6 of the 6 images that data.val=split:test holds out are training"):
+        open_images(
+            DataConfig(source=str(tmp_path / "all.parquet"), val="split:test"), tmp_path, progress=False
+        )
+
+
+def test_copy_of_a_hub_dataset_in_a_folder_named_after_its_configuration_is_found(make, tmp_path):
+    (tmp_path / "set" / "plain_text").mkdir(parents=True)
+    typed(make).to_parquet(tmp_path / "set" / "plain_text" / "train-00000-of-00001.parquet")
+    assert len(open_source(DataConfig(source=str(tmp_path / "set")), tmp_path / "cache")) == 6
 
 
 def test_plain_parquet_file_with_bytes_and_named_labels(make, tmp_path):

@@ -115,6 +115,12 @@ class Subset:
         source, index = self.source, int(self.indices[index])
         return source.origin(index) if isinstance(source, Subset) else (source, index)
 
+    @property
+    def held_out(self) -> np.ndarray | None:
+        """(N,) bool, which images the underlying source holds out itself; None where it holds out none."""
+        own = getattr(self.source, "held_out", None)
+        return None if own is None else own[self.indices]
+
     def fingerprint(self) -> str:
         """Returns a hash of the underlying source's fingerprint, the indices, labels and classes."""
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)

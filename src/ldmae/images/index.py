@@ -18,12 +18,12 @@ from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console, progress_bar
 from ldmae.images.base import Subset, with_classes
 from ldmae.images.duplicates import group_near_duplicates
-from ldmae.images.sources import DataConfig, held_out_share, open_source
+from ldmae.images.sources import DataConfig, FolderSource, held_out_share, open_source
 from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = "1"
+INDEX_VERSION = "2"
 HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
 THUMB_SIDE = 8
@@ -62,6 +62,8 @@ def is_held_out(hashed: int, share: float) -> bool:
 
 def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Returns content hash, difference hash (32,) uint8, the mirror image's, thumbnail (8, 8, 3) uint8."""
+    if isinstance(source, Subset):  # other labels: the file is the same
+        source, index = source.origin(index)
     read_bytes = getattr(source, "read_bytes", None)
     if read_bytes is None:
         image = source.read(index)
@@ -263,6 +265,7 @@ def open_images(
         other = _open_val(config, source, cache_dir)
         train = _subset(source, usable, index)
         unseen = _subset(other, *_usable(other, config, cache_dir, progress))
+        _refuse_seen(train, unseen, config)
     train.unreadable = len(source) - len(usable)
     return train, unseen
 
@@ -301,9 +304,26 @@ def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> Image
             )
         named = replace(config, source=config.val, val="0.5", classes=None)
     other = open_source(named, cache_dir)
+    if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
+        raise UserError(
+            f"the held-out images of data.val={config.val} lie in no subfolders, so that their classes are "
+            "not known; put them into one subfolder a class, named as those of the training images"
+        )
     if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
         return Subset(other, np.arange(len(other)), classes=source.classes)
     return with_classes(other, source.classes, strict=config.classes is None)
+
+
+def _refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
+    """Raises where most held-out images are training images, as those of files that have no splits are."""
+    assert train.content is not None
+    assert unseen.content is not None
+    seen = int(np.isin(unseen.content, train.content).sum())
+    if 2 * seen > len(unseen):
+        raise UserError(
+            f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
+            f"data.source={config.source}; name others, or hold a share of these out, such as data.val=0.05"
+        )
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -101,6 +101,7 @@ class FolderSource(FileSource):
         self._sizes = np.frombuffer(sizes, dtype="<i8")
         self.labels = np.frombuffer(labels, dtype="<i4").astype(np.int64)
         self.classes = classes or [self.name]
+        self.flat = not classes
         self._refuse_odd_layouts(len(flat), [os.fsdecode(entry.name) for entry in subfolders])
 
     def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
@@ -116,13 +117,12 @@ class FolderSource(FileSource):
                 f"expected one or "
                 "the other: move all into subfolders, one a class, or point data.source at one of them"
             )
-        if len(self.classes) > 1 and {name.lower() for name in self.classes} <= _SPLIT_NAMES:
+        if not self.flat and {name.lower() for name in self.classes} <= _SPLIT_NAMES:
             train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
-            other = next(n for n in self.classes if n != train)
+            others = [f" data.val={self.folder / name}" for name in self.classes if name != train]
             raise UserError(
-                f"the subfolders of {self.folder} look like splits, not classes "
-                f"({', '.join(subfolders)}): use "
-                f"data.source={self.folder / train} data.val={self.folder / other}"
+                f"the subfolders of {self.folder} look like splits, not classes ({', '.join(subfolders)}): "
+                f"use data.source={self.folder / train}{''.join(others[:1])}"
             )
 
     def path(self, index: int) -> str:
@@ -147,14 +147,20 @@ class FolderSource(FileSource):
 
 def _list(folder: bytes) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[bytes]]]:
     files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((b".", b"__MACOSX")):
-                continue
-            if entry.is_dir():
-                folders.append(entry)
-            elif os.fsdecode(entry.name).lower().endswith(EXTENSIONS) and entry.is_file():
-                files.append(entry)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith((b".", b"__MACOSX", b"lost+found")):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry)
+                elif os.fsdecode(entry.name).lower().endswith(EXTENSIONS) and entry.is_file():
+                    files.append(entry)
+    except OSError as error:
+        raise UserError(
+            f"cannot look into the folder {os.fsdecode(folder)} ({error.strerror}); make it readable, or "
+            "point data.source elsewhere"
+        ) from error
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
 
 
@@ -209,22 +215,26 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             "latents): download it first and give the local path, or leave data.stream off"
         )
     name = config.source
-    if name in BUILTIN:
-        source = open_builtin(name)
+    kind = "set" if name in BUILTIN else _kind(name)
+    if kind != "table" and config.split != DataConfig().split:
+        raise UserError(
+            f"{name} has no splits, {config.split!r} is asked for; leave data.split out, and name held-out "
+            "images by their place or as a share, such as data.val=0.05"
+        )
+    if kind == "set":
+        source: ImageSource = open_builtin(name)
+    elif kind == "folder":
+        source = FolderSource(Path(name).expanduser())
+    elif kind == "shards":
+        source = ShardSource(name, cache_dir=cache_dir)
     else:
-        kind = _kind(name)
-        if kind == "folder":
-            source = FolderSource(Path(name).expanduser())
-        elif kind == "shards":
-            source = ShardSource(name, cache_dir=cache_dir)
-        else:
-            source = TableSource(
-                name,
-                split=config.split,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                cache_dir=cache_dir,
-            )
+        source = TableSource(
+            name,
+            split=config.split,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            cache_dir=cache_dir,
+        )
     if config.classes is None:
         return source
     absent = [wanted for wanted in config.classes if wanted not in source.classes]
@@ -262,7 +272,9 @@ def _kind(name: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    for place in (folder, *(folder / name for name in ("data", "default", *sorted(_SPLIT_NAMES)))):
+    first = sorted(path for path in folder.iterdir() if not path.name.startswith("."))[:1]
+    known = [folder / name for name in ("data", "default", *sorted(_SPLIT_NAMES))]
+    for place in (folder, *known, *first):  # the first may be named after a configuration of a Hub dataset
         if not place.is_dir():
             continue
         with os.scandir(place) as entries:
