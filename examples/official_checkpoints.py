@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.conversion import load_official_lightningdit, load_official_vmae
 from ldmae.conversion.lightningdit import to_official_lightningdit
-from ldmae.conversion.vmae import to_official_vmae
+from ldmae.conversion.vmae import to_official_checkpoint, to_official_vmae
 
 
 def make_official_files(folder: Path) -> dict[str, Path]:
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
     # --8<-- [end:pipeline]
 
     # --8<-- [start:back]
-    torch.save({"model": to_official_vmae(vae)}, out / "vmae-again.pth")
+    torch.save(to_official_checkpoint(vae), out / "vmae-again.pth")
     # --8<-- [end:back]
     print(f"{out / 'picture.png'}: {picture.width} × {picture.height}")
     return pipeline

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
 from ldmae.conversion.checkpoints import read_official_checkpoint
-from ldmae.conversion.vmae import to_official_vmae
+from ldmae.conversion.vmae import to_official_checkpoint, to_official_vmae
 from ldmae.core.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
@@ -30,6 +30,23 @@ def model(**changes) -> AutoencoderVMAE:
         "mlp_ratio": 2.0,
     }
     return AutoencoderVMAE(**{**sizes, **changes}).eval()
+
+
+def test_file_of_ours_comes_back_with_what_the_official_layout_has_no_place_for(tmp_path):
+    ours = model(
+        encoder_num_attention_heads=4,
+        decoder_num_attention_heads=2,
+        hidden_act="silu",
+        latents_mean=[0.5, 1.0, -1.0],
+        latents_std=[1.0, 2.0, 3.0],
+    )
+    torch.save(to_official_checkpoint(ours), tmp_path / "vmae.pth")
+    again = load_official_vmae(tmp_path / "vmae.pth")
+    assert all(again.config[key] == value for key, value in ours.config.items() if not key.startswith("_"))
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(again(x, sample_posterior=False).sample, ours(x, sample_posterior=False).sample)
+    other = load_official_vmae(tmp_path / "vmae.pth", encoder_num_attention_heads=8)
+    assert other.config["encoder_num_attention_heads"] == 8
 
 
 def write(path, state, **entries) -> Path:

@@ -41,6 +41,16 @@ OFFICIAL_HEADS = {  # (encoder width, decoder width, patch size): (encoder heads
 HEAD_WIDTH = 16
 """What all other official sizes have."""
 
+OWN_ENTRY = "ldmae"
+"""Beside "model", what the official layout has no place for and the official code does not look at."""
+OWN_KEYS = (
+    "encoder_num_attention_heads",
+    "decoder_num_attention_heads",
+    "hidden_act",
+    "latents_mean",
+    "latents_std",
+)
+
 
 def load_official_vmae(
     path: str | Path,
@@ -51,8 +61,9 @@ def load_official_vmae(
     """Loads an official VMAE checkpoint, from either training stage.
 
     All sizes are read from the tensors' shapes but the numbers of heads, which neither a shape nor the
-    arguments in the file tell. Where they are not given, they are those of the official model of the same
-    widths (96: 8 heads, 192: 12, 384: 16, or 12 with patches of 16 pixels), else width / 16.
+    arguments in the file tell. Where they are not given, they are what the file says that
+    `to_official_checkpoint` wrote; else those of the official model of the same widths (96: 8 heads,
+    192: 12, 384: 16, or 12 with patches of 16 pixels), else width / 16.
 
     Args:
         path: `.pth` file, `{"model": …}` or a bare state dict.
@@ -67,9 +78,16 @@ def load_official_vmae(
     Raises:
         UserError: the file can't be read safely, is of another layout, or its tensors do not fit one another.
     """
-    state = _model_state(read_official_checkpoint(path))
+    checkpoint = read_official_checkpoint(path)
+    state = _model_state(checkpoint)
     require_keys(state, SHAPE_KEYS, path, "VMAE checkpoint")
-    config = _config(state, path, encoder_num_attention_heads, decoder_num_attention_heads)
+    own = checkpoint.get(OWN_ENTRY)
+    own = {key: own[key] for key in OWN_KEYS if key in own} if isinstance(own, Mapping) else {}
+    config = _config(state, path) | own
+    if encoder_num_attention_heads is not None:
+        config["encoder_num_attention_heads"] = encoder_num_attention_heads
+    if decoder_num_attention_heads is not None:
+        config["decoder_num_attention_heads"] = decoder_num_attention_heads
     if latents_stats is not None:
         config.update(_read_latents_stats(latents_stats, config["latent_channels"]))
     with torch.device("meta"):  # nothing is drawn: every tensor comes from the file
@@ -80,14 +98,23 @@ def load_official_vmae(
 
 
 def to_official_vmae(model: AutoencoderVMAE) -> dict[str, Tensor]:
-    """Returns the model's state dict in the official layout, on the CPU.
-
-    `torch.save({"model": to_official_vmae(model)}, path)` writes a file that the official code loads.
-    """
+    """Returns the model's state dict in the official layout, on the CPU."""
     smooth = model.config["smooth_output"]
     return {
         key if smooth else key.replace(SMOOTH_HEAD, PLAIN_HEAD): tensor.detach().cpu().clone()
         for key, tensor in model.state_dict().items()
+    }
+
+
+def to_official_checkpoint(model: AutoencoderVMAE) -> dict[str, Any]:
+    """Returns what `torch.save` writes as a file that the official code loads, and `load_official_vmae` too.
+
+    The official layout has no place for numbers of heads and for the activation: the entry "ldmae" holds
+    them, so that the file comes back as the same model.
+    """
+    return {
+        "model": to_official_vmae(model),
+        OWN_ENTRY: {key: value for key in OWN_KEYS if (value := model.config[key]) is not None},
     }
 
 
@@ -100,9 +127,7 @@ def _model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _config(
-    state: dict[str, Tensor], path: str | Path, encoder_heads: int | None, decoder_heads: int | None
-) -> dict[str, Any]:
+def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     require_keys(state, [SMOOTH_HEAD + "weight"], path, "VMAE checkpoint")
     width, in_channels, p, _ = state["patch_embed.proj.weight"].shape
     decoder_width = state["decoder_embed.weight"].shape[0]
@@ -124,10 +149,10 @@ def _config(
         "latent_channels": state["from_latent.weight"].shape[1],
         "encoder_hidden_size": width,
         "encoder_num_hidden_layers": _depth(state, "blocks."),
-        "encoder_num_attention_heads": heads[0] if encoder_heads is None else encoder_heads,
+        "encoder_num_attention_heads": heads[0],
         "decoder_hidden_size": decoder_width,
         "decoder_num_hidden_layers": _depth(state, "decoder_blocks."),
-        "decoder_num_attention_heads": heads[1] if decoder_heads is None else decoder_heads,
+        "decoder_num_attention_heads": heads[1],
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "smooth_output": "decoder_pred.conv_smoother.weight" in state,
         "use_mask_token": "mask_token" in state,

@@ -10,7 +10,7 @@ import torch
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion.checkpoints import listed, read_official_checkpoint, state_dict_of
 from ldmae.conversion.lightningdit import load_official_lightningdit, to_official_lightningdit
-from ldmae.conversion.vmae import load_official_vmae, to_official_vmae
+from ldmae.conversion.vmae import load_official_vmae, to_official_checkpoint
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, atomic_path, read_json
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
@@ -73,11 +73,13 @@ def convert_to_official(folder: Path, file: Path) -> Any:
     name = read_json(path).get("_class_name")
     if name == "AutoencoderVMAE":
         model: Any = AutoencoderVMAE.from_pretrained(folder)
-        checkpoint: dict[str, Any] = {"model": to_official_vmae(model)}
+        checkpoint = to_official_checkpoint(model)
     elif name == "LightningDiTTransformer2DModel":
         model = LightningDiTTransformer2DModel.from_pretrained(folder)
         weights = to_official_lightningdit(model)
-        checkpoint = {"model": weights, "ema": weights}  # one set of weights; its readers take either
+        data = {"num_classes": model.config["num_classes"]}  # which the class table does not tell for certain
+        # one set of weights; its readers take either
+        checkpoint = {"model": weights, "ema": weights, "config": {"data": data}}
     else:
         raise UserError(
             f"{folder} holds {name}, which has no official layout; expected a VMAE or LightningDiT"
