@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import yaml
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
+from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 SHIPPED = {"emoji": "emoji-long"}
@@ -94,6 +96,9 @@ def load_autoencoder(source: str) -> Any:
     source = _unshipped(source)
     folder = Path(source)
     if is_run_folder(source):
+        own = _own_class(folder)
+        if own is not None:
+            return _import(own)
         inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
         folder = (
             folder / "autoencoder" if (folder / "autoencoder").exists() or not inside.exists() else inside
@@ -131,7 +136,9 @@ def load_pipeline(source: str) -> LDMAEPipeline:
     if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
     try:
-        pipeline = LDMAEPipeline.from_pretrained(folder if folder.exists() else source)
+        own = _own_class(Path(source)) if is_run_folder(source) else None
+        parts = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
+        pipeline = LDMAEPipeline.from_pretrained(folder if folder.exists() else source, **parts)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot load the pipeline {source}: {error}. Expected {_PIPELINE_FORMS}, whole"
@@ -142,6 +149,14 @@ def load_pipeline(source: str) -> LDMAEPipeline:
             "give it a FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler"
         )
     return pipeline
+
+
+def _own_class(run: Path) -> str | None:
+    """Returns `package.module:Name` where a run's settings name a class of the user's own."""
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    part = settings.get("autoencoder") if isinstance(settings, dict) else None
+    source = part.get("source") if isinstance(part, dict) else None
+    return source if isinstance(source, str) and _is_import_path(source) else None
 
 
 def may_be_hub_name(source: str) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
+from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,6 +23,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_lightningdit, load_official_vmae
 from ldmae.core.errors import UserError
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
@@ -418,6 +421,42 @@ def test_pipeline_with_a_foreign_autoencoder_saves_and_loads(tmp_path):
     loaded = LDMAEPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
     assert loaded.transformer.dtype == loaded.vae.dtype == torch.float16
     assert isinstance(loaded.vae, AutoencoderKL)
+
+
+class AutoencoderRAE(ModelMixin):
+    """Decodes to [0, 1], as diffusers' class of this name does."""
+
+    config = MappingProxyType({})
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2) > 0).float()
+
+
+def test_pictures_of_a_decoder_to_zero_and_one_are_not_washed_out():
+    latents = noise()
+    images = pipeline(AutoencoderRAE()).decode_latents(latents)
+    assert torch.equal(images[..., ::4, ::4], latents[:, :3].sign())
+
+
+class Own(torch.nn.Module):
+    """A user's own autoencoder without weights, which knows nothing of diffusers."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 4)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
+def test_module_of_ones_own_is_taken_but_never_loaded_from_a_folder(tmp_path):
+    pipe = pipeline(Own()).to("cpu")
+    expected = pipe.decode_latents(noise())
+    assert torch.equal(expected, Own().decode(noise()).clamp(-1, 1))
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"names a module of somebody's own.*vae=OwnAutoencoder"):
+        LDMAEPipeline.from_pretrained(tmp_path)
+    again = LDMAEPipeline.from_pretrained(tmp_path, vae=OwnAutoencoder(Own()))
+    assert torch.equal(again.decode_latents(noise()), expected)
 
 
 def test_pipeline_made_from_another_shares_its_parts():

@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from PIL import Image
 
-from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
+from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
+from ldmae.loading import load_pipeline
 from ldmae.recipes.run import open_accelerator, run_autoencoder
 from ldmae.stages import StageBook
 
@@ -76,3 +79,27 @@ def test_a_source_with_another_decoder_gives_another_pipeline_of_the_same_latent
     joined: Any = AutoencoderVMAE.from_pretrained(folder / "pipeline" / "vae")
     assert torch.equal(joined.decoder_pred.conv_smoother.bias, vae.decoder_pred.conv_smoother.bias)
     assert (folder / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() == trained
+
+
+OWN = """\
+import torch, torch.nn.functional as F
+
+class Means(torch.nn.Module):
+    "Has no weights at all."
+    def encode(self, images): return F.avg_pool2d(images, 4)
+    def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
+"""
+
+
+def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_of_a_run.py").write_text(OWN)
+    recipes.run_all(load_config(str(preset), ["autoencoder.source=own_of_a_run:Means"]), Path("run"))
+    results = json.loads(Path("run/results.json").read_text())["results"]
+    assert {"reconstruction", "generation"} <= {entry["measurement"] for entry in results}
+    made = recipes.sample_from("run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu")
+    pixels = np.asarray(Image.open(next((made.parent / "images").iterdir())).convert("RGB"))
+    assert pixels.shape == (24, 24, 3)
+    assert (pixels[::4, ::4] == pixels[3::4, 3::4]).all()  # as its decoder makes them
+    with pytest.raises(UserError, match="names a module of somebody's own"):
+        load_pipeline("run/pipeline")

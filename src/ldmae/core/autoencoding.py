@@ -62,8 +62,10 @@ def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | N
     return mean.float(), None if logvar is None else logvar.float()
 
 
-def decode(autoencoder: Any, latents: Tensor) -> Tensor:
+def decode(autoencoder: Any, latents: Tensor, device: torch.device | None = None) -> Tensor:
     """Decodes raw latents (B, C, h, w), as `encode_moments` gives them, to images (B, 3, H, W) in [-1, 1].
+
+    They go to `device`; None: to where the weights are, which those of an offloaded model are only later.
 
     `decode` of the autoencoder may return a tensor; an object or a dictionary with `sample`, or whose only
     tensor of four dimensions the images are; or a tuple, whose first such counts. Values outside [-1, 1] are
@@ -72,9 +74,9 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
     Raises:
         UserError: it failed, or its output holds no images, or infinity.
     """
-    device, dtype = placement(autoencoder)
+    where, dtype = placement(autoencoder)
     with _explained(autoencoder, "decode", latents):
-        output = autoencoder.decode(latents.to(device, dtype))
+        output = autoencoder.decode(latents.to(device or where, dtype))
     images = _find(output, ("sample", "images"))
     if images is None:
         raise UserError(
@@ -127,14 +129,14 @@ def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
     if _is_kind(autoencoder, "AutoencoderRAE"):
         return latents
     if _is_kind(autoencoder, "AutoencoderKLFlux2"):
-        p, bn = _setting(autoencoder, "patch_size")[0], autoencoder.bn
+        p, bn = setting(autoencoder, "patch_size")[0], autoencoder.bn
         patches = F.pixel_unshuffle(latents, p)  # (B, C·p·p, h/p, w/p)
         mean, variance = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
         return F.pixel_shuffle((patches - mean) / (variance + bn.eps).sqrt(), p)
-    scale = _setting(autoencoder, "scaling_factor") or 1.0
-    mean, std = (_setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
+    scale = setting(autoencoder, "scaling_factor") or 1.0
+    mean, std = (setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
-        return (latents - (_setting(autoencoder, "shift_factor") or 0.0)) * scale
+        return (latents - (setting(autoencoder, "shift_factor") or 0.0)) * scale
     mean, std = (
         torch.as_tensor(t, dtype=latents.dtype, device=latents.device).reshape(1, -1, 1, 1)
         for t in (mean, std)
@@ -147,15 +149,15 @@ def size_multiple(autoencoder: Any) -> int | None:
 
     Known of ours and diffusers' classes; a user's own may have an attribute `spatial_compression_ratio`.
     """
-    told = _setting(autoencoder, "spatial_compression_ratio")
+    told = setting(autoencoder, "spatial_compression_ratio")
     if told is None:
         told = getattr(autoencoder, "spatial_compression_ratio", None)
     if isinstance(told, int) or not _is_known(autoencoder):
         return told if isinstance(told, int) else None
     for name in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels", "ch_mult"):
-        if (stages := _setting(autoencoder, name)) is not None:
+        if (stages := setting(autoencoder, name)) is not None:
             return 2 ** (len(stages) - 1)  # each stage but one halves the grid
-    patch = _setting(autoencoder, "patch_size")
+    patch = setting(autoencoder, "patch_size")
     return patch if isinstance(patch, int) else None
 
 
@@ -167,15 +169,15 @@ def _check_images(autoencoder: Any, images: Tensor) -> None:
     assert images.ndim == 4, f"images are (B, 3, H, W), got {tuple(images.shape)}"
     size, name = f"{images.shape[-2]}x{images.shape[-1]}", _name(autoencoder)
     if _is_known(autoencoder):
-        channels = _setting(autoencoder, "in_channels") or _setting(autoencoder, "num_channels")
+        channels = setting(autoencoder, "in_channels") or setting(autoencoder, "num_channels")
         if channels is not None and channels != images.shape[1]:
             raise UserError(
                 f"{name} takes images of {channels} channels, got {images.shape[1]}; "
                 f"name an autoencoder of images of {images.shape[1]} channels"
             )
     if _is_kind(autoencoder, "AutoencoderRAE"):  # it would resize whatever it gets
-        patches = _setting(autoencoder, "encoder_input_size") // _setting(autoencoder, "encoder_patch_size")
-        fixed = patches * _setting(autoencoder, "patch_size")
+        patches = setting(autoencoder, "encoder_input_size") // setting(autoencoder, "encoder_patch_size")
+        fixed = patches * setting(autoencoder, "patch_size")
         if tuple(images.shape[-2:]) != (fixed, fixed):
             raise UserError(
                 f"{name} takes images of {fixed}x{fixed} only, got {size}; give image_size={fixed}"
@@ -223,7 +225,8 @@ def _sees_zero_to_one(autoencoder: Any) -> bool:
     return _is_kind(autoencoder, "AutoencoderRAE")
 
 
-def _setting(autoencoder: Any, name: str) -> Any:
+def setting(autoencoder: Any, name: str) -> Any:
+    """Returns an entry of an autoencoder's config; None where it has none, or no config."""
     config = getattr(autoencoder, "config", None)
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 

@@ -17,14 +17,16 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.core.autoencoding import decode, setting
 from ldmae.core.errors import UserError, nearest
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
 
@@ -37,7 +39,8 @@ class LDMAEPipeline(DiffusionPipeline):
     """Generates images of classes: flow matching in an autoencoder's latents.
 
     Args:
-        vae: `AutoencoderVMAE`, or any diffusers autoencoder with `decode`.
+        vae: `AutoencoderVMAE`, any diffusers autoencoder, or a module of your own, which a saved pipeline
+            does not hold (see `OwnAutoencoder`).
         transformer: predicts the velocity.
         scheduler: `FlowMatchEulerDiscreteScheduler` or `FlowMatchHeunDiscreteScheduler`.
         id2label: names of the classes by number; lets `class_labels` be names. A name may list synonyms
@@ -57,7 +60,7 @@ class LDMAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin,  # from_pipe compares these types
+        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module,  # from_pipe compares these types
         transformer: LightningDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
         id2label: dict[int, str] | dict[str, str] | None = None,
@@ -69,6 +72,8 @@ class LDMAEPipeline(DiffusionPipeline):
             raise UserError(
                 "latents_mean and latents_std belong together, got only one of them; give both or none"
             )
+        if not isinstance(vae, ModelMixin):
+            vae = OwnAutoencoder(vae)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         # JSON turns the numbers into strings, which a loaded pipeline hands in again
         names = None if id2label is None else {int(key): str(name) for key, name in id2label.items()}
@@ -213,23 +218,22 @@ class LDMAEPipeline(DiffusionPipeline):
             latents: (B, C, h, w), normalised.
 
         Returns:
-            Images (B, 3, H, W), float32 in [-1, 1] or somewhat beyond, on the CPU.
+            Images (B, 3, H, W), float32 in [-1, 1], on the CPU.
         """
         decoded = [
-            self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu()
+            decode(self.vae, piece, piece.device).cpu()
             for piece in self._denormalise(latents).split(IMAGES_DECODED_AT_ONCE)
         ]
         return torch.cat(decoded)
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Undoes the normalisation that the transformer was trained in, by the first statistics there are."""
-        config = self.vae.config
         mean, std, scale = self.config["latents_mean"], self.config["latents_std"], 1.0
         if mean is None:
-            mean, std = config.get("latents_mean"), config.get("latents_std")
-            scale = config.get("scaling_factor") or 1.0
+            mean, std = (setting(self.vae, name) for name in ("latents_mean", "latents_std"))
+            scale = setting(self.vae, "scaling_factor") or 1.0
         if mean is None or std is None:
-            return latents / scale + (config.get("shift_factor") or 0.0)
+            return latents / scale + (setting(self.vae, "shift_factor") or 0.0)
         mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
         return latents * std / scale + mean
 
@@ -303,13 +307,13 @@ class LDMAEPipeline(DiffusionPipeline):
         if output_type == "latent":
             return
         channels = self.transformer.config["in_channels"]
-        own = self.vae.config.get("latent_channels", channels)
-        if own != channels:
+        own = setting(self.vae, "latent_channels")
+        if own not in (None, channels):
             raise UserError(
                 f"the autoencoder's latents have {own} channels, the transformer's {channels}; "
                 "take the autoencoder that the transformer was trained with"
             )
-        mean = self.config["latents_mean"] or self.vae.config.get("latents_mean")
+        mean = self.config["latents_mean"] or setting(self.vae, "latents_mean")
         if mean is not None and len(mean) not in (1, channels):
             raise UserError(
                 f"latents_mean has {len(mean)} numbers for {channels} channels; give one for each channel"

@@ -18,12 +18,11 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
-from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results
 from ldmae.evaluation.recognition import check_recognisable, recognition_result, train_recogniser
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.settings import EvaluationConfig
-from ldmae.loading import settings_of
+from ldmae.loading import load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generated import KEPT, forget_generated, keep_generated
@@ -137,7 +136,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Result]
     real_images = bearing[order][: config.real_images]
     extractor = load_features(config.features, run.accelerator.device)
     theirs = _share(len(real_images), run)
-    pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
+    pipeline = load_pipeline(str(run.folder)).to(run.accelerator.device)
     sampling = dataclasses.replace(
         run.config.sampling,
         seed=config.seed + 1,  # not the noise of the grid

@@ -96,7 +96,7 @@ def sample(run: Run) -> None:
         return
     with run.book.running("samples", settings, inputs):
         if run.main:
-            pipeline = LDMAEPipeline.from_pretrained(run.folder / "pipeline").to(run.accelerator.device)
+            pipeline = load_pipeline(str(run.folder)).to(run.accelerator.device)
             classes = class_choice(len(run.train.classes), config.max_classes)
             labels = [label for label in classes for _ in range(config.per_class)]
             save_samples(pipeline, labels, config, folder)

@@ -1,0 +1,67 @@
+"""A module of a user's own in the place where diffusers' pipelines hold an autoencoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from ldmae.core.errors import UserError
+
+
+class OwnAutoencoder(ModelMixin):
+    """Gives a module the `device` and `dtype` that a pipeline asks for; `encode` and `decode` are its own.
+
+    A saved pipeline does not hold it, for a folder must not say which code is to be run: it is loaded with
+    `LDMAEPipeline.from_pretrained(FOLDER, vae=OwnAutoencoder(…))`, and that of a run folder by what the run's
+    settings name.
+
+    Args:
+        module: has `decode`, as `ldmae.core.autoencoding` calls it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("_place", torch.zeros(()), persistent=False)  # where a module without weights is
+
+    @property
+    def config(self) -> Any:
+        """The module's own config, or an empty one."""
+        return getattr(self.module, "config", {})
+
+    @property
+    def spatial_compression_ratio(self) -> int | None:
+        """The module's own, where it has one."""
+        return getattr(self.module, "spatial_compression_ratio", None)
+
+    def encode(self, images: Any) -> Any:
+        """Does what the module's `encode` does."""
+        return self.module.encode(images)  # pyright: ignore[reportCallIssue]
+
+    def decode(self, latents: Any) -> Any:
+        """Does what the module's `decode` does."""
+        return self.module.decode(latents)  # pyright: ignore[reportCallIssue]
+
+    def save_pretrained(self, save_directory: Any, **_: Any) -> None:
+        """Writes which class it is, and no weights."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        made_of = f"{type(self.module).__module__}:{type(self.module).__qualname__}"
+        (folder / "config.json").write_text(
+            json.dumps({"_class_name": type(self).__name__, "module": made_of}, indent=2) + "\n",
+            encoding="utf-8",
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **_: Any) -> Any:
+        """Raises a UserError: what was saved is the class's name alone."""
+        raise UserError(
+            f"{pretrained_model_name_or_path} names a module of somebody's own, which a saved pipeline does "
+            "not hold; name the run folder that it lies in, or load it with LDMAEPipeline.from_pretrained("
+            "FOLDER, vae=OwnAutoencoder(MODULE)), of ldmae.diffusion.own_autoencoder"
+        )
