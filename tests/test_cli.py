@@ -244,7 +244,8 @@ def test_a_run_made_verb_by_verb_equals_the_whole(made, ldmae, tmp_path):
 
 
 def test_encode_writes_lightningdit_shards_of_all_images(made, images, ldmae, tmp_path):
-    encoded = ldmae("encode", made.folder, f"data={images}", "--out", tmp_path / "latents")
+    bf16 = "mixed_precision=bf16"  # is for training: what is kept is not rounded
+    encoded = ldmae("encode", made.folder, f"data={images}", bf16, "--out", tmp_path / "latents")
     assert (encoded.code, encoded.out.strip()) == (0, f"latents of 48 images: {tmp_path / 'latents'}")
     (shard,) = (tmp_path / "latents").glob("*.safetensors")
     assert shard.name == "latents_rank00_shard000.safetensors"
@@ -254,22 +255,37 @@ def test_encode_writes_lightningdit_shards_of_all_images(made, images, ldmae, tm
         "latents_flip": (48, 8, 4, 4),
         "labels": (48,),
     }
+    assert (tensors["latents"] != tensors["latents"].bfloat16()).float().mean() > 0.9
     stats = torch.load(tmp_path / "latents" / "latents_stats.pt", weights_only=True)
     assert stats["mean"].shape == stats["std"].shape == (1, 4, 1, 1)
 
 
-def test_encode_keeps_whole_shards_and_drops_those_of_other_images(made, tmp_path, ldmae):
+def test_encode_keeps_whole_shards_and_refuses_a_folder_of_other_latents(made, tmp_path, ldmae):
     images, out = draw_images(tmp_path / "few", count=3), tmp_path / "latents"
     command = ("encode", made.folder / "autoencoder", f"data={images}", "latents.shard_size=4", "--out", out)
     assert ldmae(*command).code == 0
     first = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert len(first) == 2
     assert ldmae(*command).code == 0
+    made_of = out / "made_of.json"
+    made_of.write_text(json.dumps({**json.loads(made_of.read_text()), "processes": 3}))
+    assert ldmae(*command, "latents.statistics_samples=2").code == 0
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == first
 
-    (images / "box" / "00.png").unlink()
-    assert ldmae(*command).out.startswith("latents of 5 images")
-    assert sum(len(load_file(path)["labels"]) for path in out.glob("*.safetensors")) == 5
+    lost = next(iter(out.glob("*.safetensors")))
+    lost.unlink()
+    again = ldmae(*command)
+    assert again.code == 0
+    assert "encoding all anew: processes: 3 -> 1" in again.err
+    assert lost.exists()
+
+    for other in ("latents.flip=false", "image_size=40", None):
+        if other is None:
+            (images / "box" / "00.png").unlink()
+        refused = ldmae(*command, *filter(None, [other]))
+        assert refused.code == 2
+        assert "holds latents of something else: " in refused.err
+    assert sum(len(load_file(path)["labels"]) for path in out.glob("*.safetensors")) == 6
 
 
 # ---- sample

@@ -79,7 +79,7 @@ def test_plain_parquet_file_with_bytes_and_named_labels(make, tmp_path):
     labels = pa.array(["x", "y", None, "x"])
     content = [make.encoded(make.image(k)) for k in range(4)]
     pq.write_table(pa.table({"picture": content, "kind": labels, "id": [1, 2, 3, 4]}), tmp_path / "a.parquet")
-    source = TableSource(str(tmp_path / "a.parquet"), label_column="kind", cache_dir=tmp_path / "cache")
+    source = TableSource(str(tmp_path / "a.parquet"), label_column="kind")
     assert source.classes == ["x", "y"]
     assert source.labels.tolist() == [0, 1, -1, 0]
     assert source.read(2).tobytes() == make.image(2).tobytes()
@@ -87,7 +87,7 @@ def test_plain_parquet_file_with_bytes_and_named_labels(make, tmp_path):
 
 def test_table_without_labels_is_one_class(make, tmp_path):
     pq.write_table(pa.table({"image": table(make)["image"]}), tmp_path / "leaves.parquet")
-    source = TableSource(str(tmp_path / "leaves.parquet"), cache_dir=tmp_path / "cache")
+    source = TableSource(str(tmp_path / "leaves.parquet"))
     assert source.classes == ["leaves"]
     assert source.labels.tolist() == [0] * 6
 
@@ -107,10 +107,10 @@ def test_columns_that_are_missing_or_ambiguous_are_named(make, tmp_path):
     content = [make.encoded(make.image(k)) for k in range(2)]
     pq.write_table(pa.table({"left": content, "right": content}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"several columns .* data.image_column"):
-        TableSource(str(tmp_path / "a.parquet"), cache_dir=tmp_path / "cache")
+        TableSource(str(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match="no column 'rihgt'; did you mean 'right'"):
-        TableSource(str(tmp_path / "a.parquet"), image_column="rihgt", cache_dir=tmp_path / "cache")
-    chosen = TableSource(str(tmp_path / "a.parquet"), image_column="right", cache_dir=tmp_path / "cache")
+        TableSource(str(tmp_path / "a.parquet"), image_column="rihgt")
+    chosen = TableSource(str(tmp_path / "a.parquet"), image_column="right")
     assert len(chosen) == 2
 
 

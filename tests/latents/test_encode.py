@@ -1,6 +1,5 @@
 """Every training image encoded once, and once mirrored, into safetensors shards."""
 
-import contextlib
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,8 @@ def encode(folder, dataset=None, autoencoder=None, fingerprint="maker", **settin
         autoencoder or tiny_vmae(),
         dataset or Images(),
         Path(folder),
-        LatentsConfig(**{"batch_size": 3, "shard_size": 4, **settings}),
+        LatentsConfig(**{"batch_size": 3, "shard_size": 4, "num_workers": 0, **settings}),
         fingerprint,
-        num_workers=0,
-        autocast=contextlib.nullcontext,
         **process,
     )
     return LatentShards(folder)
@@ -171,7 +168,8 @@ def test_shards_of_another_autoencoder_are_made_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"dtype": "float64"}, {"fingerprint": "no"}, {"batch_size": 0}, {"shard_size": 0}]
+    "settings",
+    [{"dtype": "float64"}, {"fingerprint": "no"}, {"batch_size": 0}, {"shard_size": 0}, {"num_workers": -1}],
 )
 def test_impossible_settings_are_refused_by_name(settings):
     with pytest.raises(UserError, match=rf"latents\.{next(iter(settings))} must be"):
@@ -187,11 +185,10 @@ class Stream(IterableDataset):
 
 
 def test_a_stream_becomes_shards_in_its_order(tmp_path):
-    config = LatentsConfig(batch_size=3, shard_size=4)
-    arguments = {"num_workers": 0, "autocast": contextlib.nullcontext}
-    encode_stream(tiny_vmae(), Stream(10), tmp_path, config, "maker", **arguments)
+    config = LatentsConfig(batch_size=3, shard_size=4, num_workers=0)
+    encode_stream(tiny_vmae(), Stream(10), tmp_path, config, "maker")
     shards = LatentShards(tmp_path)
     torch.testing.assert_close(read_all(shards), moments(pictures()), rtol=1e-4, atol=1e-5)
     assert shards.labels().tolist() == [index % 3 for index in range(10)]
     with pytest.raises(UserError, match="the stream gave no image"):
-        encode_stream(tiny_vmae(), Stream(0), tmp_path, config, "maker", **arguments)
+        encode_stream(tiny_vmae(), Stream(0), tmp_path, config, "maker")

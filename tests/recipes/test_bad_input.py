@@ -239,6 +239,9 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     for name in ("autoencoder", "latents"):
         shutil.copytree(copied / name, tmp_path / "own" / name)
     words = ("train", "diffusion", preset, "latents.fingerprint=skip", "--out", tmp_path / "own")
+    (tmp_path / "own" / "latents" / "latents_stats.pt").unlink()
+    assert "make it with `ldmae encode`" in refusal(ldmae.start(*words))
+    assert ldmae.start("encode", tmp_path / "own").wait() == 0
     for steps in (6, 8):
         again = ldmae.start(*words, f"diffusion.training.steps={steps}")
         assert again.wait() == 0, again.output

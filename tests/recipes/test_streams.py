@@ -69,6 +69,9 @@ def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
     preset = tmp_path / "tiny.yaml"
     preset.write_text(TINY)
     source = f"data={address}/{{000..001}}.tar"
+    mistyped = load_config(str(preset), [f"data={address}/{{100..101}}.tar", "data.classes=[cat,dog]"])
+    with pytest.raises(UserError, match="404"):
+        run_all(mistyped, tmp_path / "run")  # which stands in the way of nothing
     run_all(load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2"]), tmp_path / "run")
 
     described = read_json(tmp_path / "run" / "data.json")

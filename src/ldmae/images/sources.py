@@ -203,7 +203,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
 
     Args:
         config: which images.
-        cache_dir: where an index of tar shards or an arrow copy of parquet files may be kept.
+        cache_dir: where an index of tar shards may be kept.
 
     Raises:
         UserError: nothing of that name, nothing in it, or a stream (see `ldmae.images.streams.open_stream`).
@@ -233,7 +233,6 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             split=config.split,
             image_column=config.image_column,
             label_column=config.label_column,
-            cache_dir=cache_dir,
         )
     if config.classes is None:
         return source

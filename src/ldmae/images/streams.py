@@ -306,7 +306,7 @@ def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSou
     from ldmae.images.tables import load_table
 
     dataset, image_column, label_column, classes = load_table(
-        config.source, config.split, config.image_column, config.label_column, cache_dir=None, streaming=True
+        config.source, config.split, config.image_column, config.label_column, streaming=True
     )
     if config.classes is not None and classes is not None:
         raise UserError("data.classes cannot re-order the classes of a streamed dataset; leave it out")

@@ -25,8 +25,9 @@ class TableSource(FileSource):
         image_column: the column of images; found by type (Image, or bytes and path), then by name.
         label_column: the column of labels; found by type (ClassLabel), then by name. Without one, all are
             one class.
-        cache_dir: where parquet is unpacked to arrow files, which are then memory-mapped (`datasets`' own
-            cache if None).
+
+    Parquet is unpacked to arrow files in the cache of `datasets` (HF_DATASETS_CACHE), once for all runs; they
+    are then memory-mapped.
 
     Raises:
         UserError: no such dataset, split or column, or it cannot be fetched.
@@ -39,11 +40,10 @@ class TableSource(FileSource):
         split: str = "train",
         image_column: str | None = None,
         label_column: str | None = None,
-        cache_dir: Path | None = None,
     ):
         self.name = Path(name).stem if Path(name).exists() or is_pattern(name) else name.split("/")[-1]
         table, self._image_column, label_column, classes = load_table(
-            name, split, image_column, label_column, cache_dir=cache_dir, streaming=False
+            name, split, image_column, label_column, streaming=False
         )
         if not len(table):
             raise UserError(f"the split {split!r} of {name} has no rows; check data.source and data.split")
@@ -101,7 +101,6 @@ def load_table(
     image_column: str | None,
     label_column: str | None,
     *,
-    cache_dir: Path | None,
     streaming: bool,
 ) -> tuple[Any, str, str | None, list[str] | None]:
     """Opens a dataset and finds its columns; images come undecoded, as `{"bytes", "path"}`.
@@ -116,7 +115,7 @@ def load_table(
     import datasets
 
     try:
-        table = _load(name, split, cache_dir, streaming)
+        table = _load(name, split, streaming)
     except UserError:
         raise
     except Exception as error:  # the Hub, the network, broken files: `datasets` lets each raise its own
@@ -148,14 +147,10 @@ def load_table(
     return table, image_column, label_column, classes
 
 
-def _load(name: str, split: str, cache_dir: Path | None, streaming: bool) -> Any:
+def _load(name: str, split: str, streaming: bool) -> Any:
     import datasets
 
-    options = {
-        "split": split,
-        "streaming": streaming,
-        "cache_dir": str(cache_dir / "datasets") if cache_dir else None,
-    }
+    options = {"split": split, "streaming": streaming}
     folder = Path(name).expanduser()
     files = [str(path) for path in _local_files(name)]
     if is_pattern(name) and not files:

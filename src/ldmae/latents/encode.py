@@ -40,22 +40,19 @@ def encode_images(
     *,
     rank: int = 0,
     world: int = 1,
-    num_workers: int = 1,
-    autocast: Callable[[], Any],
     advance: Callable[[int, str], None] = lambda n, note: None,
 ) -> None:
     """Writes this process's shards; one that is whole and bears the fingerprint is not made again.
 
     Args:
-        autoencoder: encodes (B, 3, H, W) in [-1, 1].
+        autoencoder: encodes (B, 3, H, W) in [-1, 1], in the precision of its weights, without autocast: what
+            is kept is what is measured.
         dataset: `dataset[(0, index)]` gives `images` (3, H, W) and `labels` (), without augmentation.
         folder: where the shards go; it holds no other `.safetensors`.
         config: format and sizes.
         fingerprint: of the autoencoder's encoder and of the preprocessing; written into each shard.
         rank: this process.
         world: how many processes share the work.
-        num_workers: processes that load images.
-        autocast: makes the context in which the autoencoder runs.
         advance: called with the number of images done.
     """
     length = len(dataset)  # pyright: ignore[reportArgumentType]
@@ -66,11 +63,12 @@ def encode_images(
             continue
         tensors: dict[str, Tensor] = {}
         keys = Subset(_Unaugmented(dataset), images)
-        loader = DataLoader(keys, config.batch_size, num_workers=num_workers, collate_fn=default_collate)
+        loader = DataLoader(
+            keys, config.batch_size, num_workers=config.num_workers, collate_fn=default_collate
+        )
         done = 0
         for batch in loader:
-            with autocast():
-                rows = _encoded(autoencoder, batch, config)
+            rows = _encoded(autoencoder, batch, config)
             for name, part in rows.items():  # filled in place: a list and its concatenation would be twice it
                 if name not in tensors:
                     tensors[name] = part.new_empty(len(images), *part.shape[1:])
@@ -82,6 +80,7 @@ def encode_images(
 
 
 @torch.no_grad()
+@loading_errors()
 def encode_stream(
     autoencoder: Any,
     dataset: IterableDataset[Any],
@@ -90,21 +89,18 @@ def encode_stream(
     fingerprint: str,
     *,
     rank: int = 0,
-    num_workers: int = 1,
-    autocast: Callable[[], Any],
     advance: Callable[[int, str], None] = lambda n, note: None,
 ) -> None:
     """Writes shards of one epoch of a stream; begins anew after an interruption.
 
     Args:
-        autoencoder: encodes (B, 3, H, W) in [-1, 1].
+        autoencoder: encodes (B, 3, H, W) in [-1, 1], in the precision of its weights, without autocast: what
+            is kept is what is measured.
         dataset: yields `images` (3, H, W) and `labels` () of this process's share, without augmentation.
         folder: where the shards go.
         config: format and sizes.
         fingerprint: of the autoencoder's encoder and of the preprocessing.
         rank: this process.
-        num_workers: processes that load images.
-        autocast: makes the context in which the autoencoder runs.
         advance: called with the number of images done.
 
     Raises:
@@ -118,9 +114,8 @@ def encode_stream(
         with atomic_path(folder / shard_name(rank, shard)) as temporary:
             save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
 
-    for batch in DataLoader(dataset, config.batch_size, num_workers=num_workers):
-        with autocast():
-            parts.append(_encoded(autoencoder, batch, config))
+    for batch in DataLoader(dataset, config.batch_size, num_workers=config.num_workers):
+        parts.append(_encoded(autoencoder, batch, config))
         held += len(parts[-1]["labels"])
         advance(len(parts[-1]["labels"]), "")
         if held >= config.shard_size:

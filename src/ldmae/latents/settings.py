@@ -17,6 +17,8 @@ class LatentsConfig:
     """Number format on disk: `float32`, `float16` or `bfloat16`."""
     batch_size: int = 64
     """Images encoded at once on each process."""
+    num_workers: int = 1
+    """Processes that load images, beside each that encodes; 0: none. More may change a stream's order."""
     shard_size: int = 10_000
     """Images a shard."""
     statistics_samples: int = 10_000
@@ -29,6 +31,11 @@ class LatentsConfig:
             raise UserError(f"latents.dtype must be float32, float16 or bfloat16, got {self.dtype!r}")
         if self.fingerprint not in ("check", "skip"):
             raise UserError(f"latents.fingerprint must be check or skip, got {self.fingerprint!r}")
-        for name in ("batch_size", "shard_size", "statistics_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"latents.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("batch_size", 1),
+            ("num_workers", 0),
+            ("shard_size", 1),
+            ("statistics_samples", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"latents.{name} must be at least {least}, got {getattr(self, name)}")

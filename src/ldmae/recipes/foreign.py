@@ -17,7 +17,7 @@ from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import DataConfig
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
 from ldmae.recipes.evaluation import perceptual_teachers
-from ldmae.recipes.latents import encode_into
+from ldmae.recipes.latents import encode_into, refuse_other_latents
 from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
 from ldmae.recipes.samples import evaluate_samples
@@ -48,6 +48,7 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
             "images": images.fingerprint(),
             "encoder": latents_fingerprint(autoencoder, config.image_size),
         }
+        refuse_other_latents(folder, config, inputs)
         dataset = ImageDataset(images, config.image_size, config.seed, None)
         encode_into(folder, autoencoder.to(accelerator.device), dataset, config, accelerator, inputs)
         if accelerator.is_main_process:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
@@ -32,8 +33,11 @@ def encode(run: Run) -> None:
     """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
     config, folder = run.config, run.folder / "latents"
     foreign = config.latents.fingerprint == "skip" and "latents" not in run.book.records
-    if foreign and any(folder.glob("*.safetensors")):
-        return  # shards that others made are used as they are
+    if foreign and any(folder.glob("*.safetensors")):  # shards that others made are used as they are
+        if run.main and not (folder / FILE_NAME).exists():
+            _save_statistics(folder, latent_channels(run_autoencoder(run), config.image_size)[0], config)
+        run.accelerator.wait_for_everyone()
+        return
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
     settings, inputs = latents_settings(config), {**run.images, "encoder": maker}
@@ -60,6 +64,9 @@ def encode_into(
 ) -> None:
     """Writes shards and their statistics into a folder; goes on where it was interrupted.
 
+    What is there is kept where it is whole, however many processes made it. Part of it made by another number
+    of them is made anew.
+
     Args:
         folder: where they go.
         autoencoder: any, on its device.
@@ -68,24 +75,27 @@ def encode_into(
         accelerator: each process writes a contiguous range.
         inputs: what the shards are made of, `encoder` among it; shards of anything else are deleted.
     """
-    world = accelerator.num_processes
+    count = None if isinstance(images, StreamDataset) else len(images)
+    whole = False
     if accelerator.is_main_process:
-        mark = {"processes": world, "precision": accelerator.mixed_precision}
-        _drop_stale_shards(folder, {**mark, "settings": latents_settings(config), "inputs": inputs})
-    accelerator.wait_for_everyone()
+        whole = _make_room(folder, _mark(config, inputs), accelerator.num_processes, count)
+    (whole,) = broadcast_object_list([whole])
     if isinstance(images, StreamDataset):
         _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
-    else:
+    elif not whole:
         _encode_indexed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        channels = latent_channels(autoencoder, config.image_size)[0]
-        shards = LatentShards(folder)
-        samples = min(config.latents.statistics_samples, len(shards))
-        with progress_bar("statistics", samples, "latents") as advance:
-            statistics = latent_statistics(shards, channels, samples, config.seed, advance)
-        save_statistics(folder, *statistics)
+        _save_statistics(folder, latent_channels(autoencoder, config.image_size)[0], config)
     accelerator.wait_for_everyone()
+
+
+def _save_statistics(folder: Path, channels: int, config: Config) -> None:
+    shards = LatentShards(folder)
+    samples = min(config.latents.statistics_samples, len(shards))
+    with progress_bar("statistics", samples, "latents") as advance:
+        statistics = latent_statistics(shards, channels, samples, config.seed, advance)
+    save_statistics(folder, *statistics)
 
 
 def _encode_indexed(
@@ -102,7 +112,6 @@ def _encode_indexed(
             maker,
             rank=rank,
             world=world,
-            autocast=lambda: accelerator.autocast(),
             advance=advance,
         )
 
@@ -134,13 +143,38 @@ def _encode_streamed(
         config.latents,
         maker,
         rank=accelerator.process_index,
-        autocast=lambda: accelerator.autocast(),
         advance=advance,
     )
 
 
-def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:
-    """Deletes shards that other images, settings or numbers of processes made, and says what follows.
+def _mark(config: Config, inputs: dict[str, str]) -> dict[str, Any]:
+    """Returns what shards are made of, as `made_of.json` beside them has it."""
+    settings = latents_settings(config)
+    del settings["statistics_samples"]  # of shards that are there
+    return {"settings": settings, "inputs": inputs}
+
+
+def refuse_other_latents(folder: Path, config: Config, inputs: dict[str, str]) -> None:
+    """Raises for a folder that holds latents of another autoencoder, of other images or settings.
+
+    Raises:
+        UserError: it does; they may have taken days.
+    """
+    path = folder / "made_of.json"
+    if not path.exists() or not any(folder.glob("*.safetensors")):
+        return
+    before = {name: value for name, value in read_json(path).items() if name in ("settings", "inputs")}
+    before.get("settings", {}).pop("statistics_samples", None)  # as an older version wrote it
+    changed = changed_settings(before, _mark(config, inputs))
+    if changed:
+        raise UserError(
+            f"{folder} holds latents of something else: {'; '.join(changed)}. Name another folder with "
+            "--out, or remove that one"
+        )
+
+
+def _make_room(folder: Path, mark: dict[str, Any], processes: int, count: int | None) -> bool:
+    """Deletes shards that do not belong to what is to be made, and says so; returns whether all is there.
 
     Raises:
         UserError: the folder holds shards that were not made here.
@@ -151,7 +185,16 @@ def _drop_stale_shards(folder: Path, mark: dict[str, Any]) -> None:
             f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others "
             "with latents.fingerprint=skip, or move them away to encode into this folder"
         )
-    if not path.exists() or read_json(path) != mark:
-        for stale in [*shards, folder / FILE_NAME]:
-            stale.unlink(missing_ok=True)
-        write_json(path, mark)
+    before = read_json(path) if path.exists() else {}
+    if shards and {**before, "processes": 0} == {**mark, "processes": 0}:
+        if len(LatentShards(folder)) == count:
+            return True
+        if before["processes"] == processes:
+            return False
+    if shards:
+        changed = changed_settings(before, {**mark, "processes": processes})
+        console.print(f"encoding all anew: {'; '.join(changed)}", markup=False, soft_wrap=True)
+    for stale in [*shards, folder / FILE_NAME]:
+        stale.unlink(missing_ok=True)
+    write_json(path, {**mark, "processes": processes})
+    return False

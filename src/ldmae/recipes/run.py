@@ -304,12 +304,15 @@ def latent_channels(autoencoder: Any, image_size: int) -> tuple[int, int]:
 
 def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
     """Returns what tells latents apart: the encoder's weights and the preprocessing, not the decoder's."""
+    shape: list[str] = []
     if isinstance(autoencoder, AutoencoderVMAE):
         weights = autoencoder.encoder_state()
+        # which are in no tensor
+        shape = [str(autoencoder.config[key]) for key in ("encoder_num_attention_heads", "hidden_act")]
     else:
         decoder = ("decoder", "post_quant_conv")  # what is called otherwise may be the encoder's
         weights = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith(decoder)}
-    return fingerprint([fingerprint_tensors(weights), preprocessing_fingerprint(image_size)])
+    return fingerprint([fingerprint_tensors(weights), *shape, preprocessing_fingerprint(image_size)])
 
 
 def image_dataset(run: Run, size: int, augment: AugmentConfig | None) -> ImageDataset | StreamDataset:

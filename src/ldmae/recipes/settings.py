@@ -70,7 +70,8 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
 
 def latents_settings(config: Config) -> dict[str, Any]:
     """Returns the settings that change the latents that are written."""
-    return {k: v for k, v in plain(config.latents).items() if k not in ("batch_size", "fingerprint")}
+    how = ("batch_size", "num_workers", "fingerprint")
+    return {k: v for k, v in plain(config.latents).items() if k not in how}
 
 
 def trainings(config: Config) -> dict[str, TrainingConfig]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,18 +36,16 @@ def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, Im
     """
     _check_kept(config, cache_dir)
     stream = open_stream(config)
+    _note_kept(config, cache_dir)
     return stream, _kept(stream, "train", cache_dir), _kept(stream, "held_out", cache_dir)
 
 
 def _check_kept(config: DataConfig, cache_dir: Path) -> None:
-    """Raises where what is kept was taken from another stream; notes what it is taken from."""
+    """Raises where what is kept was taken from another stream."""
     path = cache_dir / "kept_of.json"
-    now = {name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")}
-    if not path.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
-        return
-    changed = changed_settings(read_json(path), now)
+    if not path.exists() or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
+        return  # a stream that gave nothing keeps no other away
+    changed = changed_settings(read_json(path), _identity(config))
     if changed:
         kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
         raise UserError(
@@ -54,6 +53,16 @@ def _check_kept(config: DataConfig, cache_dir: Path) -> None:
             "with the old settings, or name another folder with --out; to use this one, delete "
             f"{path}, {kept}"
         )
+
+
+def _note_kept(config: DataConfig, cache_dir: Path) -> None:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    write_json(cache_dir / "kept_of.json", _identity(config))
+
+
+def _identity(config: DataConfig) -> dict[str, Any]:
+    """Returns the settings that tell one stream from another."""
+    return {name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")}
 
 
 def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:
