@@ -184,6 +184,19 @@ def test_the_limit_draws_images_by_key_and_seed_and_bounds_the_memory():
     assert drawn[0] != list(range(10))
 
 
+@pytest.mark.parametrize("limit", [11, 30, 1000])
+def test_adding_the_chosen_images_alone_gives_the_same_results(limit):
+    latents, groups = some_latents(count=30)
+    keys = [f"{k * 7 % 31}" for k in range(30)]
+    whole, part = (CompressionMetrics(["part"], limit, seed=2) for _ in range(2))
+    whole.update(keys, latents, {"part": groups})
+    places = part.chosen(keys)
+    part.pass_over(30 - len(places))
+    assert len(places) == min(limit, 30)
+    part.update([keys[k] for k in places], latents[places], {"part": groups[places]})
+    assert part.compute() == whole.compute()  # notes too
+
+
 def test_images_without_two_groups_are_left_out_of_rho_and_counted():
     latents, groups = some_latents()
     alone, single = groups.copy(), np.arange(42).reshape(6, 7)

@@ -76,14 +76,25 @@ def test_a_symmetric_training_image_is_not_its_own_second_neighbour():
 def test_results_stand_beside_those_of_held_out_images():
     training = random_images(20, 1)
     generated = nearest_images(torch.cat([training[:1], random_images(3, 3)]), training)
-    copies, authenticity, distance = copying_results(generated, nearest_images(random_images(6, 4), training))
+    held_out = nearest_images(random_images(6, 4), training)
+    copies, authenticity, distance = copying_results(generated, held_out, searched=20, training=20)
     assert copies.value == 0.25
     assert authenticity.value == pytest.approx(generated.authentic().float().mean().item())
     assert authenticity.value <= 0.75
     assert "; of held-out real images " in authenticity.note
-    assert copies.counts == {"generated": 4, "held out": 6}
+    assert copies.counts == {"generated": 4, "held out": 6, "training": 20}
     assert copies.note.endswith("of held-out real images 0.000")
     assert distance.value == pytest.approx(generated.distances[:, 0].median().item())
+
+
+def test_results_say_where_not_all_training_images_were_searched():
+    training = random_images(20, 1)
+    found = nearest_images(random_images(3, 3), training)
+    for result in copying_results(found, found, searched=20, training=1_281_167):
+        assert result.counts["training"] == 20
+        assert result.note.endswith("; searched 20 of 1,281,167 training images")
+    for result in copying_results(found, found, searched=20, training=20):
+        assert "searched" not in result.note
 
 
 @pytest.mark.parametrize("training", [random_images(1, 0), torch.zeros(5, 3, 4, 4, dtype=torch.uint8)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config, save_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
+from ldmae.evaluation.compression import CompressionMetrics
+from ldmae.recipes import groups, measurements
 from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.measurements import _halves
 from ldmae.recipes.run import latents_fingerprint
@@ -148,6 +151,28 @@ def test_keys_of_images_that_nobody_looked_at_are_their_places():
 
     assert image_keys(Streamed()) == sorted(image_keys(Streamed()))  # type: ignore[arg-type]
     assert len(set(image_keys(Streamed()))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [7, 1000])
+def test_compression_segments_no_more_images_than_it_keeps(pictures, limit, monkeypatch):
+    monkeypatch.setattr(
+        measurements, "CompressionMetrics", functools.partial(CompressionMetrics, limit=limit)
+    )
+    segmented: list[int] = []
+    parts, few = groups.parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
+
+    def counted(pixels: np.ndarray) -> np.ndarray:
+        segmented.append(1)
+        return parts(pixels)
+
+    monkeypatch.setattr(groups, "parts_by_felzenszwalb", counted)
+    chosen = evaluated(autoencoder(), pictures, *few, only=["compression"], out="chosen")
+    assert len(segmented) == min(limit, 20)
+    monkeypatch.setattr(CompressionMetrics, "chosen", lambda self, keys: list(range(len(keys))))
+    whole = evaluated(autoencoder(), pictures, *few, only=["compression"], out="whole")
+    assert len(segmented) == min(limit, 20) + 20
+    assert chosen == whole  # to the bit, and notes too
+    assert ("drawn from 20" in chosen["compression sigma2(part)"]["note"]) == (limit == 7)
 
 
 # ---- what is measured

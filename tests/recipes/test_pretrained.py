@@ -81,7 +81,8 @@ def test_it_is_measured_on_the_images_held_out_from_it_and_its_samples_beside_th
     generated, training = next(e["counts"].values() for e in found["samples"] if len(e["counts"]) == 2)
     assert generated == 12
     assert training < 60  # of all pictures, those that were not held out
-    assert found["copies"][0]["counts"] == {"generated": 12, "held out": 60 - training}
+    counts = {"generated": 12, "held out": 60 - training, "training": training}
+    assert found["copies"][0]["counts"] == counts
     recipes.evaluate_with(
         "pretrained:tiny", [], Path("figures"), ["reconstruction"]
     )  # not refused as another's

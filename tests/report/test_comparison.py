@@ -85,7 +85,8 @@ def test_page_shows_every_part_of_a_comparison(whole: Path):
         "CPU, 2 threads",
         "ldmae compare compare-photos",
         "paper 32.18",
-        "Compare its order, not its size.",
+        "The paper's figures are of ImageNet-1K, at 256 px, by LPIPS and on Inception's features; ours of "
+        "photos, at 64 px, by ST-LPIPS-alex and on efficientnet_lite0's features. Where these differ, ",
         "17,331",
         "447.6",
         "in the paper in 7 of 10",
@@ -253,7 +254,7 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
     variants = read_variants(tmp_path, [])
     axes, left_out = radar_axes(variants)
     assert [(axis.subject, axis.title) for axis in axes] == [
-        ("smoothness", "ST-LPIPS-alex-AUC"),
+        ("smoothness", "rKID-efficientnet_lite0 at ε = 0.3"),
         ("compression", "σ², mean of 2 levels"),
         ("compression", "ρ, mean of 2 levels"),
         ("reconstruction", "PSNR"),
@@ -274,6 +275,65 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
     axes, left_out = radar_axes(read_variants(tmp_path, []))
     assert "PSNR" not in [axis.title for axis in axes]
     assert left_out == ["PSNR (equal for all)"]
+
+
+def test_the_radars_smoothness_is_at_the_largest_noise_that_all_have_else_the_area(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vae", "vmae"], [0])
+    path = tmp_path / "units" / "ae" / "seed-0"
+    results = json.loads((path / "unit.json").read_text())["results"]
+    for gone, title in (("eps=0.3", "rKID-efficientnet_lite0 at ε = 0.2"), ("eps=", "ST-LPIPS-alex-AUC")):
+        for name in ("ae", "vae", "vmae") if gone == "eps=" else ("ae",):
+            unit = tmp_path / "units" / name / "seed-0"
+            results = json.loads((unit / "unit.json").read_text())["results"]
+            edit(unit, results=[r for r in results if gone not in r["name"]])
+        axes, _ = radar_axes(read_variants(tmp_path, []))
+        assert [axis.title for axis in axes if axis.subject == "smoothness"] == [title]
+
+
+def test_the_radar_marks_what_autoencoders_were_trained_on(whole: Path):
+    axes, _ = radar_axes([v for v in read_variants(whole, []) if v.group == "autoencoders"])
+    taught = {axis.title: axis.taught for axis in axes if axis.taught}
+    assert taught == {"ST-LPIPS-alex": ["SD-VAE", "VMAE (ours)"]}
+    assert [axis.label for axis in axes if axis.taught] == ["reconstruction\nST-LPIPS-alex†"]
+    said = section(Page(whole / "comparison.html"), "radar")
+    assert "† trained on ST-LPIPS-alex: SD-VAE and VMAE (ours)." in said
+    assert "rKID-efficientnet_lite0 at ε = 0.3 contains what reconstruction without noise costs, too." in said
+
+
+def test_what_is_measured_as_the_paper_does_is_not_called_other(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vmae"], [0])
+    for name in ("ae", "vmae"):
+        unit = tmp_path / "units" / name / "seed-0"
+        results = json.loads((unit / "unit.json").read_text())["results"]
+        for entry in results:
+            for ours, papers in (("-efficientnet_lite0", ""), ("ST-LPIPS-alex", "LPIPS-vgg"), ("FD", "FID")):
+                entry["name"] = entry["name"].replace(ours, papers)
+        edit(unit, results=results, image_size=256, data={"name": "imagenet-1k"})
+    text = render_comparison(tmp_path).with_name("tables.md").read_text()
+    assert "ours of imagenet-1k, at 256 px, by LPIPS-vgg and on Inception's features." in text
+    for name in ("ae", "vmae"):
+        edit(tmp_path / "units" / name / "seed-0", results=[], image_size=None, data=None)
+    assert "The paper's figures are" not in render_comparison(tmp_path).with_name("tables.md").read_text()
+
+
+def test_shares_that_are_all_next_to_0_are_in_no_count_and_are_named(tmp_path: Path):
+    write_units(tmp_path, ["ae", "vae", "vmae"], [0])
+    before = Page(render_comparison(tmp_path)).text
+    assert "of the 11 figures of reconstruction and generation" in before
+    assert "Over 11 figures, " in before
+    assert "not counted" not in before
+    for name in ("ae", "vae", "vmae"):
+        unit = tmp_path / "units" / name / "seed-0"
+        results = json.loads((unit / "unit.json").read_text())["results"]
+        few = {"recall-efficientnet_lite0": 0.019, "L1": 0.001}  # an L1 may be small, and says a lot
+        edit(unit, results=[r | {"value": few.get(r["name"], r["value"])} for r in results])
+    text = Page(render_comparison(tmp_path)).text
+    assert "of the 10 figures of reconstruction and generation" in text
+    assert "Over 10 figures, " in text
+    assert "not counted: recall-efficientnet_lite0, whose means all lie below 0.02" in text
+    tables = (tmp_path / "tables.md").read_text()
+    assert "not counted: recall-efficientnet\\_lite0, whose means all lie below 0.02." in tables
+    assert "| recall-efficientnet\\_lite0 | recall |" in tables  # it is shown
 
 
 def test_units_that_differ_in_what_was_compared_say_so(tmp_path: Path):

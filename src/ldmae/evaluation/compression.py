@@ -55,9 +55,10 @@ class CompressionMetrics:
     """Collects latents and their groups, so that no figure depends on batches, processes or their order.
 
     Images are kept whole, for a cell can be standardised only when all have been seen. Of more than `limit`
-    images those are kept whose keys hash lowest, whoever sees them and when. Memory (and what processes send
-    each other): `limit` · h · w · 4 bytes · (C + levels), 78 MB for 1,000 images of 32 × 32 × 16 at three
-    levels; computing takes three times that for a moment.
+    images those are kept whose keys hash lowest, whoever sees them and when. Who knows all keys beforehand
+    need add no others: see `chosen`. Memory (and what processes send each other): `limit` · h · w · 4 bytes ·
+    (C + levels), 78 MB for 1,000 images of 32 × 32 × 16 at three levels; computing takes three times that for
+    a moment.
 
     Args:
         levels: what kinds of groups there are, such as `object`, `part` and `pattern`.
@@ -75,6 +76,14 @@ class CompressionMetrics:
         self._seed = seed
         self._seen = 0
         self._images: dict[Key, _Image] = {}
+
+    def chosen(self, keys: Sequence[Key]) -> list[int]:
+        """Returns the places, in order, of the keys whose images would be kept, were they all added."""
+        return sorted(sorted(range(len(keys)), key=lambda place: self._order(keys[place]))[: self._limit])
+
+    def pass_over(self, count: int) -> None:
+        """Counts images that were not added because they are not `chosen`: the figures' notes name them."""
+        self._seen += count
 
     def update(self, keys: Sequence[Key], latents: Tensor, groups: Mapping[str, Any]) -> None:
         """Adds a batch.
@@ -124,11 +133,11 @@ class CompressionMetrics:
         self._images.update(images)
         assert len({image.latents.shape for image in self._images.values()}) == 1, "latents differ in shape"
         if len(self._images) > self._limit:
-            ranked = sorted(self._images, key=lambda key: (self._rank(key), str(key)))
+            ranked = sorted(self._images, key=self._order)
             self._images = {key: self._images[key] for key in ranked[: self._limit]}
 
-    def _rank(self, key: Key) -> int:
-        return key_seed(self._seed, "compression", key)
+    def _order(self, key: Key) -> tuple[int, str]:
+        return key_seed(self._seed, "compression", key), str(key)
 
     def compute(self) -> list[Result]:
         """Returns `sigma2(LEVEL)` and `rho(LEVEL)` of every level; see `unmeasured` for those left out.
@@ -138,9 +147,7 @@ class CompressionMetrics:
         """
         if not self._images:
             raise UserError("there are no images to measure compression on; hold some out with data.val")
-        images = [
-            self._images[key] for key in sorted(self._images, key=lambda key: (self._rank(key), str(key)))
-        ]
+        images = [self._images[key] for key in sorted(self._images, key=self._order)]
         mean, deviation = channel_statistics([image.latents for image in images])
         if not deviation.any():
             raise UserError(

@@ -91,14 +91,21 @@ def _distances(images: Tensor, training: Tensor) -> Tensor:
     return torch.cdist(ours, theirs, compute_mode=exact) / ours.shape[1] ** 0.5
 
 
-def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]:
+def copying_results(
+    generated: Neighbours, held_out: Neighbours, *, searched: int, training: int
+) -> list[Result]:
     """Says how many generated images are copies, beside how many held-out real ones would be called so.
 
     Args:
         generated: neighbours of generated images among the training images.
         held_out: neighbours of real images that were kept from training, among the same.
+        searched: how many training images these neighbours were looked for among.
+        training: how many there are; where they are more, copies of the others go unseen, and notes say so.
     """
-    counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
+    counts = {
+        "generated": len(generated.distances), "held out": len(held_out.distances), "training": searched
+    }  # fmt: skip
+    part = f"; searched {searched:,} of {training:,} training images" if searched < training else ""
     real = float(held_out.copies().float().mean())
     authentic = [float(found.authentic().float().mean()) for found in (generated, held_out)]
     median = [float(found.distances[:, 0].median()) for found in (generated, held_out)]
@@ -109,7 +116,7 @@ def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]
             better="lower",
             counts=counts,
             note="share whose nearest training image is closer than a third of the second nearest's "
-            f"distance, pixel by pixel; of held-out real images {real:.3f}",
+            f"distance, pixel by pixel; of held-out real images {real:.3f}{part}",
         ),
         Result(
             name="authenticity",
@@ -117,13 +124,13 @@ def copying_results(generated: Neighbours, held_out: Neighbours) -> list[Result]
             better="higher",
             counts=counts,
             note="share that is no nearer to its nearest training image than another training image is, "
-            f"pixel by pixel; of held-out real images {authentic[1]:.3f}",
+            f"pixel by pixel; of held-out real images {authentic[1]:.3f}{part}",
         ),
         Result(
             name="RMSE-nearest",
             value=median[0],
             counts=counts,
             note="median distance to the nearest training image, images in [0, 1]; of held-out real images "
-            f"{median[1]:.3f}",
+            f"{median[1]:.3f}{part}",
         ),
     ]

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldmae.contracts import ImageSource
 from ldmae.evaluation.neighbours import Neighbours, copying_results, nearest_images
 from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.recipes.generated import Generated
 from ldmae.recipes.measurements import PICTURES, merge_results, save_pictures, write_results
 from ldmae.recipes.subject import draw, image_keys, read_batches
 
 COMPARED, TRAINING, SHOWN = 200, 10_000, 12
 """Generated images that are looked at, training images they are compared with, pairs kept as pictures."""
+
+
+def compared_images(made: Generated, seed: int) -> Iterator[Tensor]:
+    """Yields the generated images that are looked at, (b, 3, H, W) in uint8.
+
+    They are the first ones, which are of all classes alike where labels take turns; of more classes than are
+    looked at, images are drawn from all.
+
+    Args:
+        made: all that were generated.
+        seed: which are drawn.
+    """
+    if made.labels is None or len(np.unique(made.labels)) <= COMPARED:
+        yield from made.batches(0, min(made.count, COMPARED))
+        return
+    numbers = draw([f"{number:016x}" for number in range(made.count)], COMPARED, seed)
+    for first in np.unique(numbers // made.batch) * made.batch:
+        stop = min(int(first) + made.batch, made.count)
+        here = numbers[(numbers >= first) & (numbers < stop)] - first
+        yield torch.cat(list(made.batches(int(first), stop)))[here]
 
 
 def measure_copies(
@@ -34,7 +56,7 @@ def measure_copies(
 
     Args:
         generated: batches of images (b, 3, H, W) in uint8.
-        training: the images that the model was trained on, of which 10,000 at most are drawn.
+        training: the images that the model was trained on, of which 10,000 at most are drawn and searched.
         held_out: real images kept from training, to compare with.
         folder: where the results go.
         size: side of the images, H = W.
@@ -60,7 +82,8 @@ def measure_copies(
         folder / "results" / PICTURES["copies"],
         {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
     )
-    write_results(folder, "copies", copying_results(found, reference), autoencoder=autoencoder)
+    results = copying_results(found, reference, searched=len(real), training=len(training))
+    write_results(folder, "copies", results, autoencoder=autoencoder)
 
 
 def _nearest_first(found: Neighbours) -> Tensor:

@@ -254,13 +254,18 @@ def _interpolation(subject: Subject) -> list[Result]:
 
 
 def _compression(subject: Subject) -> list[Result]:
-    maps = subject.groups
-    metrics = CompressionMetrics(list(maps), seed=subject.config.seed)
-    latents = subject.held_out_latents
+    maps, config = subject.groups, subject.config
+    metrics = CompressionMetrics(list(maps), seed=config.seed)
+    places = metrics.chosen([subject.keys[row] for row in subject.chosen])
+    metrics.pass_over(len(subject.chosen) - len(places))  # segmenting them is slow, and for nothing
+    chosen = subject.chosen[places]
+    # Encoded among the others, as the probe's are: in other batches they would differ by rounding
+    latents = subject.held_out_latents[places]
     grid = latents.shape[2], latents.shape[3]
+    batches = read_batches(subject.held_out, chosen, subject.size, config.batch_size, subject.device)
     done = 0
-    with progress_bar("compression", len(latents), "images") as advance:
-        for rows, images in subject.batches():
+    with progress_bar("compression", len(chosen), "images") as advance:
+        for rows, images in batches:
             pixels = [hwc(image) for image in images]
             groups = {
                 level: np.stack(

@@ -27,7 +27,7 @@ from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
-from ldmae.recipes.copies import COMPARED, forget_copies, measure_copies
+from ldmae.recipes.copies import compared_images, forget_copies, measure_copies
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
 from ldmae.recipes.measurements import write_results
 from ldmae.recipes.run import open_accelerator
@@ -179,7 +179,7 @@ def _measure_copies(made: Generated, own: Trained, config: Config, folder: Path)
         forget_copies(folder)
         return
     measure_copies(
-        made.batches(0, min(made.count, COMPARED)),
+        compared_images(made, config.evaluation.seed),
         *own,
         folder,
         size=made.size,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ldmae.report.curves import COLOURS, INK, plain_label, style_axes
-from ldmae.report.units import Spread, Variant, measured_names
+from ldmae.report.labels import NamedPoint, name_points
+from ldmae.report.units import DAGGER, Spread, Variant, measured_names
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
 LOOKS = {
@@ -44,6 +44,13 @@ class Axis:
     better: str
     values: dict[str, float]
     """By autoencoder's name."""
+    taught: list[str] = field(default_factory=list)
+    """Titles of the autoencoders that were trained on it."""
+
+    @property
+    def label(self) -> str:
+        """Both names, the figure's with the dagger where an autoencoder was trained on it."""
+        return f"{self.subject}\n{plain_label(self.title, 40)}{DAGGER if self.taught else ''}"
 
 
 def looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
@@ -98,7 +105,7 @@ def radar(axes: Sequence[Axis], variants: Sequence[Variant]) -> Figure:
             ax.fill(angles, radii, color=colour, alpha=0.08, linewidth=0)
     ax.set_ylim(0, 1.02)
     ax.set_yticks([])
-    ax.set_xticks(angles, [f"{axis.subject}\n{plain_label(axis.title, 40)}" for axis in axes])
+    ax.set_xticks(angles, [axis.label for axis in axes])
     for label, angle in zip(ax.get_xticklabels(), angles, strict=True):
         label.set_color(INK)
         label.set_fontsize(9)
@@ -218,7 +225,9 @@ def compression(levels: Sequence[Level], variants: Sequence[Variant]) -> Figure:
                 markersize=11 if marker == "*" else 7,
                 elinewidth=1,
             )
-        _name_points(ax, [(v, level.points[v.name]) for v in variants if v.name in level.points], drawn)
+        there = [v for v in variants if v.name in level.points]
+        named = [(plain_label(v.title), *level.points[v.name], drawn[v.name][0]) for v in there]
+        name_points(ax, [NamedPoint(*each) for each in named])
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.set_title(plain_label(level.name), color=INK, fontsize=10, loc="left")
@@ -228,55 +237,6 @@ def compression(levels: Sequence[Level], variants: Sequence[Variant]) -> Figure:
         there = [v for v in variants if any(v.name in level.points for level in levels)]
         _legend(figure, _handles(there, drawn))
     return figure
-
-
-PLACES = (
-    (9, 0, "left"),
-    (-9, 0, "right"),
-    (0, 13, "center"),
-    (0, -13, "center"),
-    (9, 11, "left"),
-    (9, -11, "left"),
-)
-"""Where a point's name may stand, in typographic points from it: the first place that is free is taken."""
-
-
-def _name_points(
-    ax: Axes, points: list[tuple[Variant, tuple[Spread, Spread]]], drawn: dict[str, tuple[str, str]]
-) -> None:
-    """Writes the autoencoders' names beside their points, clear of other points and names where it can be."""
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    width, height = 230, 190  # of such a plot, in typographic points, about
-    spots = [
-        (width * (x.mean - left) / (right - left), height * (y.mean - low) / (high - low))
-        for _, (x, y) in points
-    ]
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
-    for (variant, (variance, separability)), spot in zip(points, spots, strict=True):
-        title = plain_label(variant.title)
-        boxes = [_name_box(spot, place, 6.2 * len(title)) for place in PLACES]
-        overlaps = [sum(_meet(box, other) for other in taken) for box in boxes]
-        best = overlaps.index(min(overlaps))
-        taken.append(boxes[best])
-        dx, dy, side = PLACES[best]
-        ax.annotate(
-            title, (variance.mean, separability.mean), (dx, dy), textcoords="offset points",
-            color=drawn[variant.name][0], fontsize=9, fontweight="bold", ha=side, va="center",
-        )  # fmt: skip
-
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
-
-
-def _name_box(spot: tuple[float, float], place: tuple[int, int, str], length: float) -> Box:
-    (x, y), (dx, dy, side) = spot, place
-    start = x + dx - {"left": 0, "center": length / 2, "right": length}[side]
-    return start, y + dy - 6, start + length, y + dy + 6
-
-
-def _meet(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _handles(variants: Sequence[Variant], drawn: dict[str, tuple[str, str]]) -> list[Line2D]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,22 +12,24 @@ from matplotlib.figure import Figure
 
 from ldmae.core.files import atomic_path, write_text
 from ldmae.report import charts, mosaics, paper, ranking, tables
-from ldmae.report.facts import commands, gather_facts, missing_units, seeds_line
+from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line
 from ldmae.report.formatting import join_words
 from ldmae.report.markdown import comparison_markdown
 from ldmae.report.pages import chart, write_page
 from ldmae.report.pictures import encode_picture
 from ldmae.report.reading import cut, mapping, read_json, records
 from ldmae.report.tables import Metric, Table, find_columns, make_table
-from ldmae.report.units import ABLATION, AUTOENCODERS, Variant, read_variants
+from ldmae.report.units import ABLATION, AUTOENCODERS, DAGGER, Variant, read_variants
 
 PROPERTIES = {
-    "smoothness": (tables.AREA,),
+    "smoothness": (),  # hangs on the noise that was measured
     "compression": (Metric("compression", r"sigma2\(.*\)"), Metric("compression", r"rho\(.*\)")),
     "reconstruction": (tables.RECONSTRUCTION[1], *tables.RECONSTRUCTION[3:]),
     "generation": tables.GENERATION[:2],
 }
 """The radar's axes; σ² and ρ are means over the levels."""
+UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
+"""Figures by which smoothness is measured: of images decoded from latents with noise."""
 MAX_PROBLEMS = 200
 """Sentences on what is left out that are shown at most."""
 CAPTIONS = {
@@ -83,11 +86,13 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     shown = mosaics.make_mosaics(compared, problems)
     heading = title or _title(variants, plan)
     facts = gather_facts(variants, plan)
+    against = against_the_paper(variants, [made["reconstruction"], made["generation"]])
     missing = [*missing_units(variants, plan), *_missing_figures(plots, shown)]
     context = {
         "title": heading,
         "lead": _lead(compared, made, orders),
         "facts": facts,
+        "against": against,
         "missing_parts": missing,
         "problems": problems[:MAX_PROBLEMS],
         "more_problems": max(0, len(problems) - MAX_PROBLEMS),
@@ -108,9 +113,8 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "seed": shown.seed,
         "commands": commands(variants, plan),
     }
-    write_text(
-        folder / "tables.md", comparison_markdown(heading, facts, made, orders, ablation_order, missing)
-    )
+    text = comparison_markdown(heading, facts, against, made, orders, ablation_order, missing)
+    write_text(folder / "tables.md", text)
     for plot in plots:
         _save_plot(plot, folder / f"{plot.file}.png")
     mosaics.save_mosaics(shown, folder)
@@ -172,8 +176,7 @@ def _orders(made: dict[str, Table]) -> list[ranking.Agreement]:
 def _plots(compared: Sequence[Variant]) -> list[_Plot]:
     names = join_words([variant.title for variant in compared])
     axes, left_out = radar_axes(compared)
-    said = f"Each axis from the worst (inner ring) to the best (rim) of {names}"
-    said += f". Left out: {'; '.join(left_out)}" if left_out else ""
+    said = _radar_caption(names, axes, left_out)
     figure = None
     if len(compared) < 2:
         said = "a radar needs two autoencoders, for its axes run from the worst to the best"
@@ -205,6 +208,36 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
     ]
 
 
+def _radar_caption(names: str, axes: Sequence[charts.Axis], left_out: Sequence[str]) -> str:
+    sentences = [f"Each axis from the worst (inner ring) to the best (rim) of {names}"]
+    smooth = [axis.title for axis in axes if axis.subject == "smoothness"]
+    if smooth:
+        noun = "contains" if len(smooth) == 1 else "contain"
+        sentences.append(f"{join_words(smooth)} {noun} what reconstruction without noise costs, too")
+    taught: dict[str, list[str]] = {}
+    for axis in axes:
+        if axis.taught:
+            taught.setdefault(join_words(axis.taught), []).append(axis.title)
+    for who, titles in taught.items():
+        sentences.append(f"{DAGGER} trained on {join_words(titles)}: {who}")
+    if left_out:
+        sentences.append(f"Left out: {'; '.join(left_out)}")
+    return ". ".join(sentences)
+
+
+def smoothness_axes(variants: Sequence[Variant]) -> list[Metric]:
+    """Returns the distances of features at the largest noise that all have; without any, the area.
+
+    The area is of a perceptual distance, on which some autoencoders were trained.
+    """
+    found = []
+    for curve in charts.noise_curves(variants):
+        sizes = set.intersection(*({size for size, _ in line} for line in curve.lines.values()))
+        if UNDER_NOISE.fullmatch(curve.title) and max(sizes, default=0) > 0:
+            found.append(Metric("smoothness", re.escape(f"{curve.title}(eps={max(sizes):g})")))
+    return found or [tables.AREA]
+
+
 def radar_axes(variants: Sequence[Variant]) -> tuple[list[charts.Axis], list[str]]:
     """Returns the radar's axes, and in words those that are left out.
 
@@ -213,10 +246,11 @@ def radar_axes(variants: Sequence[Variant]) -> tuple[list[charts.Axis], list[str
     axes: list[charts.Axis] = []
     for subject, metrics in PROPERTIES.items():
         levels: dict[str, list[charts.Axis]] = {}
-        for column in find_columns(variants, metrics):
+        for column in find_columns(variants, metrics or smoothness_axes(variants)):
             known = [(v.name, v.spread(column.metric.measurement, column.name)) for v in variants]
             values = {name: spread.mean for name, spread in known if spread}
-            axis = charts.Axis(subject, column.title, column.better, values)
+            taught = [v.title for v in variants if v.trained_on(column.metric.measurement, column.name)]
+            axis = charts.Axis(subject, column.title, column.better, values, taught)
             if subject != "compression":
                 axes.append(axis)
             elif len(values) == len(variants):
@@ -263,7 +297,7 @@ def _lead(compared: Sequence[Variant], made: dict[str, Table], orders: Sequence[
         (table, k)
         for table in (made["reconstruction"], made["generation"])
         for k, column in enumerate(table.columns)
-        if len(table.rows) > 1 and column.better
+        if len(table.rows) > 1 and column.better and not table.says_nothing(k)
     ]
     leads = sum(row.cells[k].best for table, k in columns for row in table.rows if row.variant == "vmae")
     if columns and any(variant.name == "vmae" for variant in compared):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ldmae.report import paper
 from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
 from ldmae.report.reading import cut, mapping, number, records
+from ldmae.report.tables import PERCEPTUAL, Table
 from ldmae.report.units import ABLATION, AUTOENCODERS, Unit, Variant
+
+ON_FEATURES = re.compile(r"r?(?:FI?D|KID|sFI?D|IS|precision|recall)(?:-(.+))?")
+"""The names of figures on features, and the network's, which Inception's don't bear."""
 
 
 def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tuple[str, str]]:
@@ -70,6 +75,36 @@ def _diffusion(unit: Unit) -> str:
     steps, solver = number(sampling.get("num_inference_steps")), sampling.get("solver")
     drawn = f"; images are drawn in {steps:.0f} steps ({solver})" if steps and solver else ""
     return f"the same{size}, {_steps(unit, 'diffusion')} steps on each one's latents{drawn}"
+
+
+def against_the_paper(variants: Sequence[Variant], made: Sequence[Table]) -> str:
+    """Says what the paper's figures were measured on, and ours; nothing where there are none of ours.
+
+    Args:
+        variants: the autoencoders.
+        made: the tables of the figures that stand beside the paper's.
+    """
+    units = [unit.record for variant in variants for unit in variant.units]
+    names = [column.name for table in made for column in table.columns]
+    features = [match[1] for name in names if (match := ON_FEATURES.fullmatch(name))]
+    ours = (
+        [cut(str(mapping(record.get("data")).get("name") or ""), 100) for record in units],
+        [f"{size:g} px" for record in units if (size := number(record.get("image_size")))],
+        [cut(name, 60) for name in names if re.fullmatch(PERCEPTUAL, name)],
+        [f"{cut(name, 60)}'s features" if name else paper.MEASURED_ON[3] for name in features],
+    )
+    words = [join_words([text for text in dict.fromkeys(texts) if text]) for texts in ours]
+    pairs = [
+        (f"{how} {theirs}", f"{how} {mine}")
+        for how, theirs, mine in zip(("of", "at", "by", "on"), paper.MEASURED_ON, words, strict=True)
+        if mine
+    ]
+    if not pairs:
+        return ""
+    theirs, mine = (join_words(list(texts)) for texts in zip(*pairs, strict=True))
+    return (
+        f"The paper's figures are {theirs}; ours {mine}. Where these differ, compare the order, not the size."
+    )
 
 
 def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:

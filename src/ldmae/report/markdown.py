@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from ldmae.report import paper
 from ldmae.report.formatting import format_value
 from ldmae.report.ranking import Agreement, summary
-from ldmae.report.tables import DAGGER, Table
-from ldmae.report.units import TRAINED_ON
+from ldmae.report.tables import Table
+from ldmae.report.units import DAGGER, TRAINED_ON
 
-COMPARABLE = (
-    "Means ± sample standard deviations over seeds; bold is the best mean. The paper's figures are of other "
-    "images, at another size and on other features: compare the order, not the size."
-)
+MEANS = "Means ± sample standard deviations over seeds; bold is the best mean."
 COST_COLUMNS = (
     "",
     "printed MB",
@@ -39,6 +36,7 @@ ORDER_COLUMNS = (
 def comparison_markdown(
     heading: str,
     facts: Sequence[tuple[str, str]],
+    against: str,
     made: dict[str, Table],
     orders: Sequence[Agreement],
     ablation_order: str,
@@ -49,13 +47,14 @@ def comparison_markdown(
     Args:
         heading: the page's.
         facts: what was compared, as names and texts.
+        against: what the paper measured on, and we, or nothing.
         made: the tables.
         orders: our orders against the paper's.
         ablation_order: how far the ablation's order is the paper's, or nothing.
         missing: what is not there yet, in words.
     """
     lines = [f"# {_text(heading)}", "", *(f"- {name}: {_text(text)}" for name, text in facts), ""]
-    lines += [COMPARABLE, ""]
+    lines += [_text(f"{MEANS} {against}"), ""]
     for name, table in made.items():
         lines += [table_markdown(table)]
         if name == "ablation" and ablation_order:
@@ -65,7 +64,12 @@ def comparison_markdown(
             lines += [*(_line(row) for row in paper.COST), "", paper.COST_NOTE, ""]
     lines += ["## Does the paper's order hold?", ""]
     if orders:
-        lines += [f"{summary(orders)}.", "", _line(ORDER_COLUMNS), _rule(ORDER_COLUMNS, left=(0, 1, 6, 7, 8))]
+        lines += [
+            f"{_text(summary(orders))}.",
+            "",
+            _line(ORDER_COLUMNS),
+            _rule(ORDER_COLUMNS, left=(0, 1, 6, 7, 8)),
+        ]
         lines += [_order_line(entry) for entry in orders]
     else:
         lines += ["It takes three autoencoders to compare an order."]

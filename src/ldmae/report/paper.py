@@ -18,6 +18,9 @@ ABLATION_TITLES = {
 }
 """The ablation's rows: each adds a term to the one above; the last is VMAE itself."""
 
+MEASURED_ON = ("ImageNet-1K", "256 px", "LPIPS", "Inception's features")
+"""What the two tables below were measured on: images, size, perceptual distance, features."""
+
 BETTER = {
     "L1": "lower",
     "PSNR": "higher",

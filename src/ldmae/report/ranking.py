@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ldmae.report import paper
-from ldmae.report.tables import Table
+from ldmae.report.formatting import join_words
+from ldmae.report.tables import NOTHING, Table
 from ldmae.report.units import Spread
 
 FEWEST = 3
@@ -42,6 +43,8 @@ class Agreement:
     """Pairs that are equal in one of the two."""
     close: list[tuple[str, str]]
     """Pairs, of whichever kind, that differ by less than the spread of their difference over seeds."""
+    says_nothing: bool = False
+    """Whether ours are shares of images, each next to 0."""
 
 
 def compare_orders(
@@ -86,7 +89,10 @@ def compare_orders(
         spearman=float(spearman.statistic) if varied else math.nan,
         kendall=float(kendall.statistic) if varied else math.nan,
         chance=_chance(x, y) if varied else math.nan,
-        **pairs,
+        agreeing=pairs["agreeing"],
+        opposed=pairs["opposed"],
+        tied=pairs["tied"],
+        close=pairs["close"],
     )
 
 
@@ -133,7 +139,8 @@ def agreements(table: Table, figures: Mapping[str, Mapping[str, str]]) -> list[A
             if spread is not None and printed is not None:
                 ours[row.title], theirs[row.title] = spread, float(printed)
         if len(ours) >= FEWEST:
-            found.append(compare_orders(column.title, ours, column.better, theirs_name, theirs))
+            order = compare_orders(column.title, ours, column.better, theirs_name, theirs)
+            found.append(replace(order, says_nothing=table.says_nothing(k)))
     return found
 
 
@@ -143,9 +150,14 @@ def chance_of_full_agreement(count: int) -> str:
 
 
 def summary(found: Sequence[Agreement]) -> str:
-    """Returns how many pairs agree over all figures, or nothing where there is no order to compare."""
-    agreeing = sum(len(entry.agreeing) for entry in found)
-    pairs = agreeing + sum(len(entry.opposed) + len(entry.tied) for entry in found)
-    if not pairs:
-        return ""
-    return f"Over {len(found)} figures, {agreeing} of {pairs} pairs stand in the paper's order"
+    """Returns how many pairs agree over all figures that say anything, or nothing where there is no order."""
+    counted = [entry for entry in found if not entry.says_nothing]
+    silent = [entry.ours for entry in found if entry.says_nothing]
+    agreeing = sum(len(entry.agreeing) for entry in counted)
+    pairs = agreeing + sum(len(entry.opposed) + len(entry.tied) for entry in counted)
+    parts = []
+    if pairs:
+        parts.append(f"Over {len(counted)} figures, {agreeing} of {pairs} pairs stand in the paper's order")
+    if silent:
+        parts.append(f"not counted: {join_words(silent)}, whose means all lie below {NOTHING}")
+    return "; ".join(parts)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from ldmae.report import paper
 from ldmae.report.formatting import format_spread, format_value
-from ldmae.report.units import TRAINED_ON, Spread, Variant, measured_names
+from ldmae.report.units import DAGGER, Spread, Variant, measured_names
 
 ARROWS = {"higher": "↑", "lower": "↓"}
-DAGGER = "†"
-"""Marks a figure of an autoencoder that was trained on the metric that judges it."""
+NOTHING = 0.02
+"""A column of shares of images whose means all lie below it says nothing: they are of a few images each."""
 FOOTNOTES = {
     "ST-LPIPS": "ST-LPIPS is the shift-tolerant perceptual metric with its own weights (ECCV 2022). "
     "It is not LPIPS: its figures can't be compared with the LPIPS of papers.",
@@ -38,6 +38,8 @@ class Metric:
     unit: str = ""
     counted: bool = False
     """Whether it is counted, not measured, so that equal values at all seeds need no spread."""
+    share: bool = False
+    """Whether it is a share of images, in [0, 1]."""
 
 
 PERCEPTUAL = r".*LPIPS-\w+"
@@ -54,8 +56,8 @@ GENERATION = (
     Metric("samples", r"KID(-.*)?", order_of="gFID"),
     Metric("samples", r"sFI?D(-.*)?", "sFID"),
     Metric("samples", r"IS(-.*)?", "IS"),
-    Metric("samples", r"precision(-.*)?", "precision"),
-    Metric("samples", r"recall(-.*)?", "recall"),
+    Metric("samples", r"precision(-.*)?", "precision", share=True),
+    Metric("samples", r"recall(-.*)?", "recall", share=True),
 )
 AREA = Metric("smoothness", r".*-AUC")
 ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:2], AREA)
@@ -148,6 +150,12 @@ class Table:
         """Whether a figure bears the dagger."""
         return any(cell.mark for row in self.rows for cell in row.cells)
 
+    def says_nothing(self, column: int) -> bool:
+        """Returns whether a column holds shares of images of which every mean is next to 0."""
+        spreads = [row.cells[column].spread for row in self.rows]
+        means = [spread.mean for spread in spreads if spread]
+        return self.columns[column].metric.share and max(means, default=0) < NOTHING
+
 
 def find_columns(variants: Sequence[Variant], metrics: Sequence[Metric]) -> list[Column]:
     """Returns a column for every name that a metric's pattern matches; figures of two networks never mix."""
@@ -221,8 +229,7 @@ def _cell(variant: Variant, column: Column, printed: str) -> Cell:
     text = format_value(spread.mean) if counted else format_spread(spread.mean, spread.deviation)
     if spread.count < len(variant.units):
         text += f" (n = {spread.count})"
-    notes = [figure.note for figure in variant.figures(metric.measurement, column.name)]
-    mark = DAGGER if any(TRAINED_ON in note for note in notes) else ""
+    mark = DAGGER if variant.trained_on(metric.measurement, column.name) else ""
     return Cell(text, spread, False, mark, printed)
 
 

@@ -18,6 +18,8 @@ TIMES = {"autoencoder training": "autoencoder.", "diffusion training": "diffusio
 """Figures of the measurement `time`, summed over the stages whose names begin so."""
 TRAINED_ON = "trained on this metric"
 """What the note of a figure says where the autoencoder was trained on the metric that judges it."""
+DAGGER = "†"
+"""Marks such a figure."""
 
 
 class Spread(NamedTuple):
@@ -75,6 +77,10 @@ class Variant:
         """Returns a figure at the seeds that have it."""
         known = [unit.figures.get((measurement, name)) for unit in self.units]
         return [figure for figure in known if figure]
+
+    def trained_on(self, measurement: str, name: str) -> bool:
+        """Returns whether it was trained on the metric of a figure."""
+        return any(TRAINED_ON in figure.note for figure in self.figures(measurement, name))
 
 
 def spread_of(values: list[float]) -> Spread | None:
