@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
+from ldmae.autoencoders.baselines import build_baseline
 from ldmae.config import load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
+from ldmae.core.flops import count_autoencoder_flops
 from ldmae.recipes.plan import plan_trainings
 from ldmae.settings import Config, as_dict
 
@@ -66,6 +69,48 @@ def test_quick_has_the_cost_of_emoji_and_asks_for_images():
     )
     assert quick.diffusion == emoji.diffusion
     assert load_config("quick", ["data=some/folder"]).data.source == "some/folder"
+
+
+@pytest.mark.parametrize("name", ["quick", "emoji", "emoji-long"])
+def test_baselines_train_as_in_the_comparison(name):
+    own, compared = (load_config(preset).autoencoder.baseline for preset in (name, "compare-photos"))
+    assert own.training.optimizer == dataclasses.replace(
+        compared.training.optimizer, warmup_steps=own.training.optimizer.warmup_steps
+    )
+    for part in ("initial_logvar", "augment", "objective", "discriminator_layers", "discriminator_channels"):
+        assert getattr(own, part) == getattr(compared, part), part
+    assert (compared.training.optimizer.schedule, compared.training.optimizer.gradient_clip) == (
+        "cosine",
+        1.0,
+    )
+
+
+@pytest.mark.parametrize("name", ["quick", "emoji-long"])
+def test_a_baseline_gets_the_images_and_steps_of_both_of_vmaes_trainings(name):
+    auto = load_config(name).autoencoder
+    first, second, baseline = auto.pretraining.training, auto.tuning.training, auto.baseline.training
+    assert baseline.steps == first.steps + second.steps
+    assert baseline.batch_size == first.batch_size == second.batch_size
+
+
+def test_sd_vae_of_the_readme_is_made_as_in_the_comparison_and_costs_what_quicks_vmae_costs():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    command = readme.split("ldmae run quick data=PATH autoencoder.kind=sd-vae")[1].split(" --out")[0]
+    settings = re.findall(r"autoencoder\.\S+=\S+", command)
+    config = load_config("quick", ["autoencoder.kind=sd-vae", *settings])
+    auto, objective = config.autoencoder, config.autoencoder.baseline.objective
+    fitted = load_config("compare-photos").comparison.settings["sd-vae"]
+    assert f"autoencoder.baseline.objective.perceptual_weight={objective.perceptual_weight}" in fitted
+    assert objective.adversarial_start_step == auto.baseline.training.steps // 2
+    with torch.device("meta"):
+        costs = [
+            count_autoencoder_flops(model, config.image_size).total
+            for model in (
+                AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model)),
+                build_baseline(auto.baseline.model, config.image_size),
+            )
+        ]
+    assert costs[1] == pytest.approx(costs[0], rel=0.03)
 
 
 # ---- the paper's settings, as METHOD states them

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -211,6 +212,27 @@ def test_losses_are_single_precision_under_autocast():
     exact = piece(module, range(BATCH))
     torch.testing.assert_close(output.loss, exact.loss, rtol=0.05, atol=0)
     output.loss.backward()
+
+
+def test_the_official_posteriors_noise_is_not_rounded_away_under_autocast(monkeypatch):
+    module = objective()
+    with torch.no_grad():
+        module.model.to_latent.weight[3:] = 0
+        module.model.to_latent.bias[:3] = 1.5
+    set_initial_logvar(module.model, 2 * math.log(1e-3))
+    decoded, decode = [], module.model.decode
+
+    def listen(z, **options):
+        decoded.append(z.detach())
+        return decode(z, **options)
+
+    monkeypatch.setattr(module.model, "decode", listen)
+    with torch.autocast("cpu", torch.bfloat16):
+        piece(module, range(BATCH))
+        visible = random_visible_indices(keys(), 16, 0.6)
+        mean = module.model.encode(images(), visible_indices=visible).latent_dist.mean.detach()
+    noise = 1e-3 * normal((3, visible.shape[1]), keys(), "posterior")
+    torch.testing.assert_close(decoded[0] - mean, noise, rtol=1e-2, atol=1e-6)
 
 
 def test_images_of_another_size_than_the_models_train_masked():

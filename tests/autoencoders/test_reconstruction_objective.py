@@ -204,6 +204,26 @@ def test_a_piece_without_word_of_the_whole_batch_is_a_mistake():
         piece(objective(adversary=True), range(3))
 
 
+@pytest.mark.parametrize(("size", "batch_size"), [(12, 2), (12, 4096), (192, 2)])
+def test_gradients_for_the_adaptive_weight_neither_vanish_nor_overflow_in_fp16(size, batch_size):
+    module = objective(adversary=True)
+    batch = {"images": torch.ones(2, 3, size, size)}
+    where = BatchKeys(seed=0, step=5, rows=[0, 1], batch_size=batch_size)
+    exact = module.look_ahead(batch, where)
+    with torch.autocast("cpu", torch.float16):
+        half = module.look_ahead(batch, where)
+    for found, expected in zip(half, exact, strict=True):
+        assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_infinite_gradients_stop_the_training_in_place_of_a_weight_at_its_limit():
+    module = objective(lambda x, y: 1e38 * (x - y).square().mean((1, 2, 3)), adversary=True)
+    with pytest.raises(
+        UserError, match=r"at step 5 .*not finite: norm (inf|nan) of the reconstruction.*bf16"
+    ):
+        piece(module)
+
+
 def test_losses_are_single_precision_under_autocast():
     module = objective(Distance(), adversary=True)
     exact = piece(module)

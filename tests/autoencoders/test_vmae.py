@@ -310,7 +310,58 @@ def test_autocast_runs_masked_and_whole():
     torch.testing.assert_close(whole.float(), model(images()).sample, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_posteriors_noise_reaches_the_decoder_under_autocast(dtype):
+    model = tiny(use_mask_token=True)
+    with torch.no_grad():
+        model.to_latent.bias[:3] = 1.5  # beside it bfloat16's numbers lie 8e-3 apart
+    noise = 1e-3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    tokens = []
+    model.decoder_embed.register_forward_hook(lambda *call: tokens.append(call[2].detach().float()))
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype):
+            mean = model.encode(images()).latent_dist.mean
+            z = mean + noise.to(mean.dtype)
+            assert (z == mean).float().mean() < 0.01
+            model.decode(z), model.decode(mean)
+        layers = model.decoder_embed.weight @ model.from_latent.weight
+    expected = noise.flatten(2).transpose(1, 2) @ layers.T
+    torch.testing.assert_close(tokens[0] - tokens[1], expected, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_runs_under_autocast_too(dtype):
+    model = tiny(use_mask_token=True).to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        z = model.encode(images().to(dtype), visible_indices=VISIBLE).latent_dist.mean
+        assert z.dtype == dtype
+        assert model.decode(z, visible_indices=VISIBLE).sample.isfinite().all()
+
+
 # ---- what diffusers offers
+
+
+def test_switches_by_place_are_diffusers():
+    model, x = tiny(), images()
+    (posterior,) = model.encode(x, False)
+    (sample,) = model.decode(posterior.mean, False, torch.Generator())
+    torch.testing.assert_close(sample, model(x).sample)
+
+
+def test_tiling_is_refused_with_what_helps_instead():
+    model = tiny()
+    with pytest.raises(NotImplementedError, match=r"no tiling.*enable_slicing\(\)"):
+        model.enable_tiling()
+    model.disable_tiling()
+    assert model(images()).sample.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", [{"offload_type": "leaf_level"}, {"num_blocks_per_group": 1}])
+def test_group_offloading_is_refused_before_anything_moves(kind):
+    model = tiny()
+    with pytest.raises(ValueError, match="AutoencoderVMAE does not support group offloading"):
+        model.enable_group_offload(onload_device=torch.device("cpu"), **kind)
+    assert not any(hasattr(module, "_diffusers_hook") for module in model.modules())
 
 
 def test_slicing_changes_nothing():
@@ -344,6 +395,17 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert not checkpointed.is_gradient_checkpointing
 
 
+def test_gradient_checkpointing_gives_the_same_gradients_under_autocast():
+    plain, checkpointed = tiny(), tiny()
+    checkpointed.enable_gradient_checkpointing()
+    for model in (plain.train(), checkpointed.train()):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images()).sample.float().square().mean()
+        loss.backward()
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_attributes_that_diffusers_reads_are_there():
     import ldmae.autoencoders.vmae as module
 
@@ -368,6 +430,9 @@ def test_whole_model_compiles_as_one_graph():
         torch.testing.assert_close(latent_dist.mean, model.encode(x).latent_dist.mean)
         decode = torch.compile(model.decode, backend="aot_eager", fullgraph=True, dynamic=False)
         torch.testing.assert_close(decode(latent_dist.mean).sample, model(x).sample)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = compiled["masked"](x, visible)
+            torch.testing.assert_close(half, _masked_pass(model)(x, visible), rtol=0, atol=0.02)
     torch._dynamo.reset()
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -144,6 +145,40 @@ def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path: Pat
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
         for text, value in zip(line.split()[1:], (unfitted[name], fitted[name]), strict=True):
             assert float(text) == pytest.approx(value, rel=0.02), name
+
+
+def test_a_run_with_networks_of_its_own_is_measured_by_those_of_the_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = shutil.copytree(trained, tmp_path / "own")
+    config = (own / "config.yaml").read_text()
+    assert config.count("  perceptual: st-lpips-alex\n  features:") == 1
+    other = config.replace(
+        "  perceptual: st-lpips-alex\n  features:", "  perceptual: st-lpips-vgg\n  features:"
+    )
+    (own / "config.yaml").write_text(other)
+    capsys.readouterr()
+    figures = run(
+        "measure_autoencoders.py",
+        *(
+            own,
+            trained / "autoencoder",
+            "--image-size",
+            "32",
+            "--images",
+            "12",
+            "--out",
+            tmp_path / "results",
+        ),
+    )
+    first, second = figures.values()
+    assert first["ST-LPIPS-alex"] == pytest.approx(second["ST-LPIPS-alex"], rel=1e-5)
+    table = capsys.readouterr().out.splitlines()[-7:]
+    assert [line.split()[0] for line in table] == [
+        *("PSNR", "ST-LPIPS-alex", "ST-LPIPS-alex-AUC", "rKID-efficientnet_lite0"),
+        *("sigma2(pattern)", "rho(pattern)", "parameters"),
+    ]
+    assert not any("nan" in line for line in table)
 
 
 def test_costs_are_those_of_the_dry_run(capsys: pytest.CaptureFixture[str]) -> None:

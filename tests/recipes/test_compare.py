@@ -18,7 +18,9 @@ from ldmae.core.errors import UserError
 from ldmae.recipes.compare import VARIANTS, compare, plan_comparison
 from ldmae.recipes.settings import training_steps
 from ldmae.settings import AUTOENCODER_KINDS
+from ldmae.stages import changed_settings
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
 TINY = [
     "device=cpu",
@@ -71,6 +73,17 @@ def test_baselines_cost_what_the_vmae_costs(preset):
     assert matching.baseline_flops == pytest.approx(matching.vmae_flops, rel=0.02)
     assert matching.full_size["parameters"] == pytest.approx(83.82e6, rel=1e-3)  # METHOD
     assert matching.full_size["flops"] > 50 * matching.vmae_flops
+
+
+@pytest.mark.parametrize("preset", COMPARISONS)
+def test_units_that_were_made_are_those_that_the_preset_makes(preset):
+    made = RESULTS / preset / "units"
+    planned = {unit.place: unit for unit in plan_comparison(preset, [])[0]}
+    found = [path.parent.relative_to(made) for path in made.rglob("unit.json")]
+    assert len(found) >= 5
+    for place in found:
+        kept = json.loads((made / place / "unit.json").read_text())
+        assert changed_settings(kept["settings"], planned[place].settings) == [], place
 
 
 def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():

@@ -44,6 +44,12 @@ def test_cosine_is_that_of_torch():
         optimizer.step(), scheduler.step()
 
 
+def test_a_cosine_that_ends_later_goes_on_as_the_longer_training_began():
+    longer = rates(100, schedule="cosine", warmup_steps=4)
+    stopped = rates(30, schedule="cosine", warmup_steps=4, schedule_steps=100)
+    assert stopped == longer[:30]
+
+
 def test_a_run_shorter_than_its_warm_up_has_a_rate_throughout():
     assert rates(2, schedule="cosine", warmup_steps=4) == [0.5, 1.0]
     assert all(rate > 0 for rate in rates(4, schedule="cosine", warmup_steps=4))

@@ -39,6 +39,24 @@ def test_an_impossible_value_is_refused_by_name_with_what_was_got(kind, settings
         kind(**settings)
 
 
+@pytest.mark.parametrize(("steps", "warmup", "end"), [(11, 0, 10), (100, 5, 99), (8, 10, 10), (1, 3, 2)])
+def test_a_cosine_that_ends_before_the_training_or_its_warm_up_is_refused(steps, warmup, end):
+    cosine = OptimizerConfig(schedule="cosine", warmup_steps=warmup, schedule_steps=end)
+    expected = f"at least training.steps={steps} and above .*warmup_steps={warmup}, got {end}; .* null"
+    with pytest.raises(UserError, match=f"optimizer.schedule_steps must be {expected}"):
+        TrainingConfig(steps=steps, optimizer=cosine)
+
+
+def test_a_cosine_may_end_with_the_training_or_after_it_and_a_constant_rate_has_no_end():
+    for optimizer in (
+        {"schedule": "cosine", "warmup_steps": 9, "schedule_steps": 10},
+        {"schedule": "cosine", "schedule_steps": 100},
+        {"schedule": "cosine", "warmup_steps": 20},  # its last step moves with the training's
+        {"schedule": "constant", "schedule_steps": 5},
+    ):
+        TrainingConfig(steps=10, optimizer=OptimizerConfig(**optimizer))
+
+
 def test_keys_that_change_no_weight_are_keys():
     assert set(TrainingConfig.__dataclass_fields__) > CHANGES_NO_WEIGHT
     assert not CHANGES_NO_WEIGHT & {"batch_size", "ema_decay", "optimizer"}

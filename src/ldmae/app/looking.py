@@ -162,8 +162,11 @@ class Looker:
         h, w = latent.mean.shape[2:]
         device, dtype = placement(self.autoencoder)
         visible = random_visible_indices(BatchKeys(draw, 0, [0], 1), h * w, share).to(device)  # (1, V)
-        posterior = self.autoencoder.encode(latent.image.to(device, dtype), visible).latent_dist
-        images = self.autoencoder.decode(posterior.mode(), visible, grid=(h, w)).sample.float().clamp(-1, 1)
+        posterior = self.autoencoder.encode(
+            latent.image.to(device, dtype), visible_indices=visible
+        ).latent_dist
+        output = self.autoencoder.decode(posterior.mode(), visible_indices=visible, grid=(h, w))
+        images = output.sample.float().clamp(-1, 1)
         seen = visible_mask(visible, h * w).view(h, w).cpu().numpy()
         patch = self.size // h
         window = seen.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]  # (S, S, 1)

@@ -139,6 +139,9 @@ class ReconstructionObjective(nn.Module):
             a weight), and once the adversary takes part `adversarial` (what it says of reconstructions, the
             smaller the better), `discriminator` (its own loss) and `adaptive_weight`. In evaluation mode the
             adversary takes no part.
+
+        Raises:
+            UserError: gradients that are infinite or not a number, for the adversary's weight.
         """
         images = batch["images"].float()
         decoded, posterior = self._restore(batch["images"], keys)
@@ -153,6 +156,7 @@ class ReconstructionObjective(nn.Module):
             if gradients is None:
                 assert len(keys.rows) == keys.batch_size, "a batch in pieces must be looked ahead at"
                 gradients = self._last_gradients(restoration, adversarial, decoded, keys)
+            _require_finite(gradients, keys)
             weight = adaptive_weight(gradients[0], gradients[1])
             discriminator = self._discriminator(decoded, images, keys)
             loss = loss + self.config.adversarial_weight * weight * adversarial + discriminator
@@ -224,13 +228,24 @@ class ReconstructionObjective(nn.Module):
         self, restoration: Tensor, adversarial: Tensor, decoded: Tensor, keys: BatchKeys
     ) -> Tensor:
         last = self.model.decoder.conv_out.weight
-        # half precision would lose gradients of means over many pixels: take those of sums, then divide
-        scale = keys.batch_size * decoded[0].numel()
+        # fp16 would lose the gradients of a mean by its n pixels (1/n) and overflow at those of a sum by the
+        # weight (n): both are about √n away from 1 at this scale, which the share is divided by afterwards
+        scale = keys.batch_size * math.sqrt(decoded[0].numel() / len(decoded))
         found = [
             torch.autograd.grad(term * scale, last, retain_graph=True)[0]
             for term in (restoration, adversarial)
         ]
         return torch.stack(found).float() / scale
+
+
+def _require_finite(gradients: Tensor, keys: BatchKeys) -> None:
+    if not bool(gradients.isfinite().all()):
+        restoration, adversarial = (torch.linalg.vector_norm(gradient).item() for gradient in gradients)
+        raise UserError(
+            f"at step {keys.step} the gradients that give the adversary its weight are not finite: norm "
+            f"{restoration} of the reconstruction loss, {adversarial} of the adversary's. Take "
+            "mixed_precision=bf16 or no in place of fp16, whose numbers end at 65,504; else a lower rate"
+        )
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -129,6 +129,19 @@ class PixelHead(nn.Module):
         return images if self.conv_smoother is None else self.conv_smoother(images)
 
 
+def _exact(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """Applies a layer of float32 weights in float32, under autocast too.
+
+    A narrow posterior's noise would be rounded away: the official prior's is 1e-3, and bfloat16's numbers
+    beside a latent of 1 lie 8e-3 apart.
+    """
+    kind = tokens.device.type
+    if layer.weight.dtype != torch.float32 or not torch.amp.is_autocast_available(kind):
+        return layer(tokens)
+    with torch.autocast(kind, enabled=False):
+        return layer(tokens.float())
+
+
 class AutoencoderVMAE(ModelMixin, ConfigMixin):
     """Variational masked autoencoder (arXiv 2507.09984): ViT encoder, Gaussian latent a token, ViT decoder.
 
@@ -162,6 +175,9 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VMAEBlock"]  # noqa: RUF012 (diffusers reads it as a plain class attribute)
     _repeated_blocks = ["VMAEBlock"]  # noqa: RUF012 (as above)
+    # its groups come to the device by `forward`, which `encode` and `decode` go around: position tables and
+    # mask token would stay behind. It is small; in a pipeline `exclude_modules="vae"` leaves it out
+    _supports_group_offloading = False
 
     @register_to_config
     def __init__(
@@ -243,14 +259,14 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(
-        self, x: Tensor, visible_indices: Tensor | None = None, return_dict: bool = True
+        self, x: Tensor, return_dict: bool = True, *, visible_indices: Tensor | None = None
     ) -> AutoencoderKLOutput | tuple[PosteriorDistribution]:
         """Encodes images, or only some of their patches.
 
         Args:
             x: (B, 3, H, W) in [-1, 1], H and W multiples of `patch_size`.
-            visible_indices: (B, V) int64, distinct places in the grid, row by row; only these patches enter.
             return_dict: False gives a tuple.
+            visible_indices: (B, V) int64, distinct places in the grid, row by row; only these patches enter.
 
         Returns:
             `latent_dist`, the posterior of latents (B, C, h, w), or (B, C, V) of the visible patches in their
@@ -279,7 +295,7 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
             # hidden patches are taken out, not replaced: the blocks' work shrinks with them
             tokens = tokens.gather(1, visible_indices[..., None].expand(-1, -1, tokens.shape[2]))  # (B, V, D)
         tokens = self._run(self.blocks, tokens)
-        moments = self.to_latent(self.norm(tokens)).transpose(1, 2)  # (B, 2C, N or V)
+        moments = _exact(self.to_latent, self.norm(tokens)).transpose(1, 2)  # (B, 2C, N or V)
         return moments if visible_indices is not None else moments.unflatten(2, (h, w))
 
     # ---- decoder
@@ -288,19 +304,20 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
     def decode(
         self,
         z: Tensor,
-        visible_indices: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
+        *,
+        visible_indices: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Decodes latents, with mask tokens in the place of patches that have none.
 
         Args:
             z: (B, C, h, w), or (B, C, V) with `visible_indices`.
-            visible_indices: (B, V) int64, their places in the grid; needs `use_mask_token=True`.
-            grid: (h, w) of the whole image in tokens, for `visible_indices` (None: that of `sample_size`).
             return_dict: False gives a tuple.
             generator: not used; pipelines pass it to every autoencoder.
+            visible_indices: (B, V) int64, their places in the grid; needs `use_mask_token=True`.
+            grid: (h, w) of the whole image in tokens, for `visible_indices` (None: that of `sample_size`).
 
         Returns:
             `sample`, images (B, 3, h·p, w·p), about in [-1, 1], not clamped.
@@ -334,11 +351,12 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def _pixels(self, z: Tensor, visible_indices: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        tokens = self.decoder_embed(self.from_latent(z.flatten(2).transpose(1, 2)))  # (B, N or V, D)
+        tokens = _exact(self.from_latent, z.flatten(2).transpose(1, 2))
+        tokens = _exact(self.decoder_embed, tokens)  # (B, N or V, D)
         if visible_indices is not None:
             assert self.mask_token is not None
             b, _, width = tokens.shape
-            # under autocast the tokens are in half precision, the parameter is not
+            # autocast may give the tokens another type than the weights have
             hidden = self.mask_token.to(tokens.dtype).expand(b, grid[0] * grid[1], width)
             tokens = hidden.scatter(1, visible_indices[..., None].expand(-1, -1, width), tokens)  # (B, N, D)
         tokens = tokens + self._positions(self.decoder_pos_embed, *grid)
@@ -422,6 +440,16 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
     def disable_slicing(self) -> None:
         """Encodes and decodes whole batches at once again."""
         self.use_slicing = False
+
+    def enable_tiling(self) -> None:
+        """Raises NotImplementedError, as diffusers' autoencoders without tiling do."""
+        raise NotImplementedError(
+            "AutoencoderVMAE has no tiling, for each of its tokens sees the whole image; enable_slicing() "
+            "saves memory, one image of a batch at a time"
+        )
+
+    def disable_tiling(self) -> None:
+        """Changes nothing: there is no tiling."""
 
     def _encoder_modules(self) -> dict[str, nn.Module]:
         return {

@@ -109,10 +109,12 @@ class Unit:
         """All that its figures follow from, as JSON holds it."""
         config = self.config
         rest = ("data", "image_size", "latents", "sampling", "evaluation")
+        others = {name: value for name, value in plain(config).items() if name in rest}
+        del others["latents"]["num_workers"]  # changes no figure
         return {
             **training_settings(config, config.mixed_precision),
             "steps": training_steps(config),
-            **{name: value for name, value in plain(config).items() if name in rest},
+            **others,
         }
 
 

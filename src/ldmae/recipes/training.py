@@ -215,7 +215,10 @@ def _perceptual(
 
 
 def _resized(model: Any, size: int) -> AutoencoderVMAE:
-    """Returns a copy for another image size: the same weights, positions computed for the new grid."""
+    """Returns a copy for another image size: the same weights, positions for the new grid.
+
+    Sine-cosine positions are computed anew, others (official files hold a stretched table) resampled.
+    """
     if not isinstance(model, AutoencoderVMAE):
         raise UserError(
             f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
@@ -226,6 +229,11 @@ def _resized(model: Any, size: int) -> AutoencoderVMAE:
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tables}
     if model.mask_token is None:  # a final official checkpoint lacks it: it starts as it was drawn
         weights["mask_token"] = copy.state_dict()["mask_token"]
+    side = size // model.config["patch_size"]
+    for name in tables:
+        stored = model.state_dict()[name]
+        if not bool(model._is_sincos(stored)):
+            tables[name] = model._positions(stored, side, side)
     copy.load_state_dict({**weights, **tables})
     return copy
 

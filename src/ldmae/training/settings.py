@@ -21,7 +21,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
     schedule_steps: int | None = None
-    """Step at which the half cosine reaches 0, where the training stops before it; null: its last step."""
+    """Step at which the half cosine reaches 0: `steps` or later, after the warm-up; null: the last step."""
     gradient_clip: float | None = None
     """Largest norm of the whole gradient, and of an adversary's; null: none."""
     adversary_learning_rate: float | None = None
@@ -112,6 +112,14 @@ class TrainingConfig:
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must lie in [0, 1) or be null, got {self.ema_decay}")
+        end, warmup = self.optimizer.schedule_steps, self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and end is not None and (end < self.steps or end <= warmup):
+            # beyond its end the rate is 0: nothing would be learned, and nothing would be said
+            raise UserError(
+                f"training.optimizer.schedule_steps must be at least training.steps={self.steps} and above "
+                f"training.optimizer.warmup_steps={warmup}, got {end}; set it so, or to null, which lets the "
+                "cosine end with the training"
+            )
 
 
 CHANGES_NO_WEIGHT = {
