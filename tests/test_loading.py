@@ -63,6 +63,14 @@ def test_a_folder_of_any_form_gives_its_autoencoder_ready_for_use(saved, source)
             assert torch.equal(model.state_dict()[name], weight)
 
 
+def test_a_run_whose_settings_are_damaged_is_named(saved, tmp_path):
+    run = shutil.copytree(saved / "run", tmp_path / "run")
+    (run / "config.yaml").write_text("autoencoder: [unclosed\n")
+    for load in (load_autoencoder, load_pipeline):
+        with pytest.raises(UserError, match=r"config\.yaml can't be read: .*; put back the run's own"):
+            load(str(run))
+
+
 def test_an_official_checkpoint_gives_the_same_weights(saved):
     model = load_autoencoder(f"official:{saved / 'official.pth'}")
     assert not model.training

@@ -153,7 +153,13 @@ def load_pipeline(source: str) -> LDMAEPipeline:
 
 def _own_class(run: Path) -> str | None:
     """Returns `package.module:Name` where a run's settings name a class of the user's own."""
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    path = run / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} can't be read: {str(error).splitlines()[0]}; put back the run's own"
+        ) from error
     part = settings.get("autoencoder") if isinstance(settings, dict) else None
     source = part.get("source") if isinstance(part, dict) else None
     return source if isinstance(source, str) and _is_import_path(source) else None
