@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 import ldmae.autoencoders.vmae
 import ldmae.diffusion.lightningdit
-from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
-from ldmae.autoencoders.masking import MaskingConfig
+from ldmae.autoencoders.masked_objective import MaskedObjective
+from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.contracts import BatchKeys
 from ldmae.core.device import resolve_precision, reuse_freed_memory
-from ldmae.diffusion.flow import FlowConfig, FlowMatchingObjective
+from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.settings import FlowConfig
 from ldmae.settings import as_dict
 from ldmae.training.optim import build_optimizer
 from ldmae.training.settings import OptimizerConfig

@@ -17,8 +17,8 @@ from skimage import data
 from torch import Tensor
 
 from ldmae import AutoencoderVMAE
-from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
-from ldmae.autoencoders.masking import MaskingConfig
+from ldmae.autoencoders.masked_objective import MaskedObjective
+from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
 
 

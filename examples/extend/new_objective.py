@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldmae import AutoencoderVMAE
-from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig
+from ldmae.autoencoders.masked_objective import MaskedObjective
+from ldmae.autoencoders.settings import MaskedObjectiveConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset

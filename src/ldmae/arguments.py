@@ -65,8 +65,11 @@ def name_of(source: str) -> str:
     return re.sub(r"\.(pth|pt)$", "", last)
 
 
-def open_recipes() -> Any:
-    """Imports the recipes, and prepares the process for long work."""
+def open_recipes(overrides: list[str] | None = None) -> Any:
+    """Checks the overrides of a verb that resolves them later, imports the recipes, prepares the process."""
+    from ldmae.config import check_overrides
+
+    check_overrides(overrides or [])  # before the imports, which take seconds
     from diffusers.utils.logging import disable_progress_bar
 
     from ldmae import recipes

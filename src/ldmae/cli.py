@@ -131,7 +131,7 @@ def encode(
 
     With data=PATH: all images there, by any autoencoder, into --out.
     """
-    recipes = open_recipes()
+    recipes = open_recipes(overrides)
     if recipes.is_run_folder(source) and not overrides:
         refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
         folder = Path(source)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldmae.autoencoders.baselines import KINDS, baseline_objective
+from ldmae.autoencoders.settings import KINDS, baseline_objective
 from ldmae.core.errors import UserError, closest, nearest
 from ldmae.core.files import write_text
 from ldmae.settings import Config, as_dict
@@ -45,18 +47,41 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
             combination.
     """
     layers = [*_layers(preset, ()), _override_layer(overrides or [])]
-    for layer in layers:
-        if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
-            layer["mixed_precision"] = "no"
-        _check_keys(layer, Config, "")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+    with _setting_errors():
+        merged = _merge(layers)
         kind = merged.autoencoder.kind
         if kind in KINDS:  # its objective, where the layers say nothing else
             objective = as_dict(baseline_objective(kind, merged.autoencoder.baseline.model.factor))
             defaults = {"autoencoder": {"baseline": {"objective": objective}}}
-            merged = OmegaConf.merge(OmegaConf.structured(Config), defaults, *layers)
+            merged = _merge([defaults, *layers])
         config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Checks dotted overrides by themselves, before it is known which settings they change.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), or a value of the wrong type.
+    """
+    with _setting_errors():
+        _merge([_override_layer(overrides)])
+
+
+def _merge(layers: list[dict[str, Any]]) -> Any:
+    for layer in layers:
+        if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
+            layer["mixed_precision"] = "no"
+        _check_keys(layer, Config, "")
+    return OmegaConf.merge(OmegaConf.structured(Config), *layers)
+
+
+@contextlib.contextmanager
+def _setting_errors() -> Iterator[None]:
+    """Turns OmegaConf's errors, and those of impossible values, into a UserError that names the setting."""
+    try:
+        yield
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -66,8 +91,6 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
             f"{f'setting {where}' if where else 'settings'}: {reason}; see `ldmae run PRESET --dry-run` for "
             "all settings"
         ) from error
-    assert isinstance(config, Config)
-    return config
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -17,6 +17,7 @@ from ldmae.arguments import (
     name_of,
     open_recipes,
     refuse,
+    resolve,
     run_config,
 )
 from ldmae.terminal import main_process, say, table
@@ -59,7 +60,7 @@ def evaluate(
 
     With data=PATH: any autoencoder on all images there.
     """
-    recipes = open_recipes()
+    recipes = open_recipes(overrides)
     own = all(item.startswith("evaluation.") for item in overrides or [])
     if recipes.is_run_folder(source) and own:
         refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
@@ -106,7 +107,7 @@ def evaluate_samples(
     evaluation.features=inception.
     """
     folder = out or Path("results") / f"{name_of(source)}-samples"
-    open_recipes().evaluate_samples(source, overrides or [], folder, reference, npz)
+    open_recipes(overrides).evaluate_samples(source, overrides or [], folder, reference, npz)
     _say_results(folder)
 
 
@@ -155,11 +156,11 @@ def compare(
 
     The same command goes on where it was interrupted, also on another machine that has the results so far.
     """
+    _, folder = resolve(preset, overrides, out)
     recipes = open_recipes()
     if dry_run:
         say(recipes.describe_comparison(*recipes.plan_comparison(preset, overrides or [])))
         return
-    folder = out or Path("runs") / Path(preset).stem
     results = results or folder / "results"
     recipes.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]])
     say(f"report: {results / 'comparison.html'}\ntables: {results / 'tables.md'}")

@@ -7,19 +7,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldmae.autoencoders.baselines import KINDS, BaselineConfig
-from ldmae.autoencoders.masked_objective import MaskedObjectiveConfig
-from ldmae.autoencoders.masking import MaskingConfig
-from ldmae.autoencoders.reconstruction_objective import ReconstructionObjectiveConfig
-from ldmae.autoencoders.settings import VMAEConfig
+from ldmae.autoencoders.settings import (
+    KINDS,
+    BaselineConfig,
+    MaskedObjectiveConfig,
+    MaskingConfig,
+    ReconstructionObjectiveConfig,
+    VMAEConfig,
+)
 from ldmae.core.errors import UserError, nearest
-from ldmae.diffusion.flow import FlowConfig
-from ldmae.diffusion.settings import LightningDiTConfig, SamplingConfig
+from ldmae.diffusion.settings import FlowConfig, LightningDiTConfig, SamplingConfig
 from ldmae.evaluation.settings import EvaluationConfig
-from ldmae.images.sources import DataConfig
-from ldmae.images.transforms import AugmentConfig
+from ldmae.images.settings import AugmentConfig, DataConfig
 from ldmae.latents.settings import LatentsConfig
-from ldmae.perception.lpips import SMALLEST
+from ldmae.perception.names import SMALLEST
 from ldmae.training.settings import TrainingConfig
 
 

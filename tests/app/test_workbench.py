@@ -14,7 +14,7 @@ from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
-from ldmae.images.sources import DataConfig
+from ldmae.images.settings import DataConfig
 
 from .conftest import CLASSES, SIZE, tiny_pipeline
 

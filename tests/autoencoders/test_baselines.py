@@ -2,18 +2,15 @@ import pytest
 import torch
 
 from ldmae import AutoencoderVMAE
-from ldmae.autoencoders.baselines import (
+from ldmae.autoencoders.baselines import block_widths, build_baseline, fit_width, norm_groups
+from ldmae.autoencoders.reconstruction_objective import gaussian_kl
+from ldmae.autoencoders.settings import (
     KINDS,
     VAE_PIXEL_STD,
     BaselineConfig,
     baseline_objective,
-    block_widths,
-    build_baseline,
     elbo_kl_weight,
-    fit_width,
-    norm_groups,
 )
-from ldmae.autoencoders.reconstruction_objective import gaussian_kl
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 

@@ -6,14 +6,9 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldmae.autoencoders.masked_objective import (
-    MaskedObjective,
-    MaskedObjectiveConfig,
-    patch_errors,
-    set_initial_logvar,
-    variance_kl,
-)
-from ldmae.autoencoders.masking import MaskingConfig, random_visible_indices, visible_mask
+from ldmae.autoencoders.masked_objective import MaskedObjective, patch_errors, set_initial_logvar, variance_kl
+from ldmae.autoencoders.masking import random_visible_indices, visible_mask
+from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError

@@ -1,12 +1,8 @@
 import pytest
 import torch
 
-from ldmae.autoencoders.masking import (
-    MaskingConfig,
-    num_visible,
-    random_visible_indices,
-    visible_mask,
-)
+from ldmae.autoencoders.masking import num_visible, random_visible_indices, visible_mask
+from ldmae.autoencoders.settings import MaskingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 

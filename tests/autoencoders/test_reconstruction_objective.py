@@ -4,13 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldmae.autoencoders.baselines import BaselineConfig, build_baseline
+from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator, hinge_discriminator_loss
-from ldmae.autoencoders.reconstruction_objective import (
-    ReconstructionObjective,
-    ReconstructionObjectiveConfig,
-    gaussian_kl,
-)
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, gaussian_kl
+from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal

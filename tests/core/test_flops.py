@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ldmae import AutoencoderVMAE
-from ldmae.autoencoders.baselines import BaselineConfig, build_baseline
+from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.settings import BaselineConfig
 from ldmae.core.flops import count_autoencoder_flops, count_flops
 
 

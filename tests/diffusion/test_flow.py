@@ -6,14 +6,9 @@ from torch import nn
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
-from ldmae.diffusion.flow import (
-    FlowConfig,
-    FlowMatchingObjective,
-    interpolate,
-    scheduler_shift,
-    set_sampling_times,
-)
+from ldmae.diffusion.flow import FlowMatchingObjective, interpolate, scheduler_shift, set_sampling_times
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.settings import FlowConfig
 
 
 def objective(config=None, **changes) -> FlowMatchingObjective:

@@ -3,7 +3,7 @@ import pytest
 
 from ldmae.images.builtin import DigitsSource, EmojiSource, PhotoSource
 from ldmae.images.index import open_images
-from ldmae.images.sources import DataConfig
+from ldmae.images.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from torch.utils.data import DataLoader
 
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import ImageDataset
+from ldmae.images.settings import AugmentConfig
 from ldmae.images.sources import FolderSource
-from ldmae.images.transforms import AugmentConfig, center_crop, to_tensor
+from ldmae.images.transforms import center_crop, to_tensor
 
 
 @pytest.fixture

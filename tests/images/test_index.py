@@ -7,7 +7,8 @@ from PIL import Image
 from ldmae.core.errors import UserError
 from ldmae.images import index as module
 from ldmae.images.index import build_index, open_images, split_by_group
-from ldmae.images.sources import DataConfig, FolderSource
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import FolderSource
 
 
 def opened(folder, cache, **changes):

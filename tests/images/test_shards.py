@@ -7,8 +7,9 @@ import pytest
 
 from ldmae.core.errors import UserError
 from ldmae.images import shards
+from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource, expand_braces, image_part, split_key
-from ldmae.images.sources import DataConfig, open_source
+from ldmae.images.sources import open_source
 
 
 def write_shards(make, folder, count=3, each=4):

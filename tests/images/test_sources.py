@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from ldmae.core.errors import UserError
 from ldmae.images.base import Names, Subset, with_classes
-from ldmae.images.sources import DataConfig, FolderSource, is_stream, open_source
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import FolderSource, is_stream, open_source
 
 
 def test_subfolders_are_classes_in_order_with_nested_files(make, tmp_path):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from ldmae.core.errors import UserError
 from ldmae.images import streams
 from ldmae.images.dataset import StreamDataset
-from ldmae.images.sources import DataConfig
+from ldmae.images.settings import DataConfig
 from ldmae.images.streams import open_stream
 
 

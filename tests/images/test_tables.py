@@ -8,7 +8,8 @@ import pytest
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.sources import DataConfig, open_source
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import open_source
 from ldmae.images.streams import open_stream
 from ldmae.images.tables import TableSource
 

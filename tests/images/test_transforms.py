@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from ldmae.core.errors import UserError
+from ldmae.images.settings import AugmentConfig
 from ldmae.images.transforms import (
-    AugmentConfig,
     augment,
     center_crop,
     preprocessing_fingerprint,

@@ -5,7 +5,8 @@ import skimage.data
 import torch
 
 from ldmae.core.errors import UserError
-from ldmae.perception.features import LABELS, Features, load_features
+from ldmae.perception.features import Features, load_features
+from ldmae.perception.names import FEATURES
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_fingerprint_follows_the_weights(lite0):
 def test_only_inception_bears_the_literatures_names(lite0):
     assert (lite0.kid_label, lite0.fd_label) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
     assert all(name.endswith("-efficientnet_lite0") for name in lite0.labels)
-    assert LABELS["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall")
+    assert FEATURES["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall")
 
 
 def test_unknown_features_propose_the_nearest():

@@ -9,7 +9,8 @@ import torchvision
 
 from ldmae.core.errors import UserError
 from ldmae.perception import lpips
-from ldmae.perception.lpips import LABELS, SMALLEST, load_perceptual
+from ldmae.perception.lpips import load_perceptual
+from ldmae.perception.names import DISTANCES, SMALLEST
 
 # (network, height, width): distances of `pattern_pairs` by the authors' own code (stlpips_pytorch 0.0.2)
 REFERENCE = {
@@ -97,7 +98,7 @@ def test_unknown_name_proposes_the_nearest():
 
 def test_labels_never_call_the_shift_tolerant_distance_lpips(alex):
     assert (alex.name, alex.label) == ("st-lpips-alex", "ST-LPIPS-alex")
-    assert all(label.startswith("ST-") == name.startswith("st-") for name, label in LABELS.items())
+    assert all(label.startswith("ST-") == name.startswith("st-") for name, label in DISTANCES.items())
 
 
 def test_equal_images_are_at_distance_zero_and_order_does_not_matter(alex):
@@ -173,7 +174,7 @@ def test_nothing_in_it_can_train_or_be_registered(alex):
     assert alex.to("cpu") is alex
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_smallest_size_works_and_one_pixel_less_is_refused(name, offline_lpips):
     if not name.startswith("st-"):
         offline_lpips(name.removeprefix("lpips-"))

@@ -12,7 +12,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from ldmae.autoencoders.baselines import KINDS
+from ldmae.autoencoders.settings import KINDS
 from ldmae.config import load_config, preset_names
 from ldmae.core.errors import UserError
 from ldmae.recipes.compare import VARIANTS, compare, plan_comparison

@@ -13,7 +13,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import Result
 from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.sources import FolderSource
-from ldmae.perception.features import LABELS as FEATURES
+from ldmae.perception.names import FEATURES
 from ldmae.recipes.copies import measure_copies
 from ldmae.recipes.measurements import MEASUREMENTS, Subject, measure
 from ldmae.recipes.samples import evaluate_samples

@@ -9,9 +9,10 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.data import Dataset
 
-from ldmae.autoencoders.baselines import BaselineConfig, build_baseline
+from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
-from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, ReconstructionObjectiveConfig
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
+from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.random import generator, normal
 from ldmae.training.engine import Trainer

@@ -26,8 +26,7 @@ from ldmae.app.skin import (
     uploaded,
 )
 from ldmae.app.workbench import Workbench
-from ldmae.evaluation.interpolation import FRACTIONS
-from ldmae.evaluation.smoothness import EPSILONS
+from ldmae.evaluation.settings import EPSILONS, FRACTIONS
 
 NOISE, HIDDEN, HALF_WAY, STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""

@@ -24,7 +24,8 @@ from ldmae.evaluation.components import Components, fit_components
 from ldmae.evaluation.interpolation import interpolated_decodings
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.smoothness import as_saved, noisy_decodings, pair_figures
-from ldmae.perception.lpips import SMALLEST, PerceptualDistance
+from ldmae.perception.lpips import PerceptualDistance
+from ldmae.perception.names import SMALLEST
 
 MOST_HIDDEN = 0.95
 """Share of the patches that may be hidden; one always stays."""

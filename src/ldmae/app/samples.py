@@ -19,7 +19,7 @@ from ldmae.core.errors import UserError
 from ldmae.images.base import BUILTIN
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
-from ldmae.images.sources import DataConfig
+from ldmae.images.settings import DataConfig
 from ldmae.report.pictures import UNREADABLE
 
 COUNT, FEWEST = 12, 2

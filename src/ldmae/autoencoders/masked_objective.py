@@ -6,59 +6,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ldmae.autoencoders.masking import MaskingConfig, num_visible, random_visible_indices, visible_mask
+from ldmae.autoencoders.masking import num_visible, random_visible_indices, visible_mask
 from ldmae.autoencoders.reconstruction_objective import perceptual_share
+from ldmae.autoencoders.settings import MaskedObjectiveConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal, uniform
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedObjectiveConfig:
-    """The terms' weights and what they are taken of; the defaults are the paper's."""
-
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """What is hidden from the encoder; a ratio of 0 is plain autoencoding (decoder tuning)."""
-    visible_weight: float = 1.0
-    """Weight of L_R, the squared error of visible patches."""
-    masked_weight: float = 1.0
-    """λ_M, weight of L_M, the squared error of masked patches."""
-    perceptual_weight: float = 1.0
-    """λ_P, weight of L_P, the perceptual distance between the image and the whole decoded image."""
-    perceptual: str = "lpips-vgg"
-    """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
-    perceptual_rows: int | None = None
-    """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
-    kl_weight: float = 1e-6
-    """λ_reg, weight of L_reg, which pulls the posterior's variance to the prior's."""
-    prior_std: float = 1.0
-    """s, the standard deviation that the posterior's is pulled to; the official script has 1e-3."""
-    sample_posterior: bool = True
-    """Whether a draw from the posterior is decoded rather than its mean."""
-    latent_noise: float = 0.0
-    """Largest deviation of normal noise added before decoding, as a share of the deviation of an
-    image's own latents; each draws its share evenly from [0, this]. It readies a tuned decoder for generated
-    latents, which are never exact (after RAE, arXiv 2510.11690); the paper has none."""
-
-    def __post_init__(self) -> None:
-        for name in ("visible_weight", "masked_weight", "perceptual_weight", "kl_weight", "latent_noise"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(
-                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
-                )
-        if not self.prior_std > 0:
-            raise UserError(f"prior_std must be above 0, got {self.prior_std}; the paper takes 1")
-        if self.perceptual_rows is not None and self.perceptual_rows < 1:
-            raise UserError(
-                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
-                "leave it empty for all rows, or set perceptual_weight=0 for none"
-            )
 
 
 class MaskedObjective(nn.Module):

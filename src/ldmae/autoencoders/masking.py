@@ -4,28 +4,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ldmae.contracts import BatchKeys
-from ldmae.core.errors import UserError
 from ldmae.core.random import uniform
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
-    """How much of an image is hidden."""
-
-    ratio: float = 0.6
-    """Share of the patches hidden from the encoder, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise UserError(
-                f"masking.ratio is a share in [0, 1), got {self.ratio}; the paper takes 0.6, 0 hides none"
-            )
 
 
 def num_visible(num_tokens: int, ratio: float) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,55 +19,10 @@ from ldmae.autoencoders.discriminator import (
     hinge_discriminator_loss,
     hinge_generator_loss,
 )
+from ldmae.autoencoders.settings import ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionObjectiveConfig:
-    """The terms' weights and what they are taken of; the pixel loss has weight 1."""
-
-    pixel_loss: str = "mse"
-    """`mse` or `l1`: the mean over pixels and colours of the squared or absolute error, in [-1, 1]."""
-    input_noise: float = 0.0
-    """Deviation of Gaussian noise on the image that is encoded; the clean one is to be restored (DAE)."""
-    sample_posterior: bool = True
-    """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
-    kl_weight: float = 1e-6
-    """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
-    perceptual_weight: float = 1.0
-    """Weight of the perceptual distance between the image and the decoded image."""
-    perceptual: str = "lpips-vgg"
-    """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
-    perceptual_rows: int | None = None
-    """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
-    adversarial_weight: float = 0.0
-    """Weight of the adversary's term, after the adaptive weight; 0: no adversary. The usual is 0.5."""
-    adversarial_start_step: int = 0
-    """Step from which the adversary learns and is listened to: before, reconstruction warms up alone."""
-
-    def __post_init__(self) -> None:
-        if self.pixel_loss not in PIXEL_LOSSES:
-            raise UserError(f"pixel_loss must be {' or '.join(PIXEL_LOSSES)}, got {self.pixel_loss!r}")
-        for name in ("input_noise", "kl_weight", "perceptual_weight", "adversarial_weight"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(
-                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
-                )
-        if self.perceptual_rows is not None and self.perceptual_rows < 1:
-            raise UserError(
-                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
-                "leave it empty for all rows, or set perceptual_weight=0 for none"
-            )
-        if self.adversarial_start_step < 0:
-            raise UserError(
-                f"adversarial_start_step must be at least 0, got {self.adversarial_start_step}; "
-                "0 has an adversary from the start"
-            )
-
-
-PIXEL_LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 WHOLE_BATCH = "whole_batch"
 """Key under which a piece of a batch bears what `look_ahead` said of all pieces, summed."""
@@ -204,7 +158,8 @@ class ReconstructionObjective(nn.Module):
         self, decoded: Tensor, images: Tensor, keys: BatchKeys
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum of what compares decoded images with images, and its raw terms."""
-        errors = PIXEL_LOSSES[self.config.pixel_loss](decoded, images, reduction="none")
+        pixel_loss = F.l1_loss if self.config.pixel_loss == "l1" else F.mse_loss
+        errors = pixel_loss(decoded, images, reduction="none")
         loss = errors.flatten(1).mean(1).sum() / keys.batch_size
         terms = {"pixel": loss}
         (perceptual,) = self._perceptual

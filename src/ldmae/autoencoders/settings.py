@@ -1,6 +1,23 @@
-"""Settings of the autoencoder's shape."""
+"""Settings of the autoencoders: shapes and objectives."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ldmae.core.errors import UserError
+
+PIXEL_LOSSES = ("mse", "l1")
+
+KINDS = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE"}
+"""The baselines' names in settings, and in tables."""
+
+VAE_PIXEL_STD = 0.16
+"""Deviation of the VAE's Gaussian decoder, in images in [-1, 1]; the paper names none.
+
+At the optimum each latent number adds its square to a patch's squared error: 16 times it over 192 numbers
+makes about the step from the paper's AE (32.2 dB) to its VAE (29.4 dB).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +46,159 @@ class VMAEConfig:
     """Activation of the hidden layers."""
     smooth_output: bool = True
     """End in a 3 × 3 convolution on the image, which removes seams between patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How much of an image is hidden."""
+
+    ratio: float = 0.6
+    """Share of the patches hidden from the encoder, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise UserError(
+                f"masking.ratio is a share in [0, 1), got {self.ratio}; the paper takes 0.6, 0 hides none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedObjectiveConfig:
+    """The terms' weights and what they are taken of; the defaults are the paper's."""
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """What is hidden from the encoder; a ratio of 0 is plain autoencoding (decoder tuning)."""
+    visible_weight: float = 1.0
+    """Weight of L_R, the squared error of visible patches."""
+    masked_weight: float = 1.0
+    """λ_M, weight of L_M, the squared error of masked patches."""
+    perceptual_weight: float = 1.0
+    """λ_P, weight of L_P, the perceptual distance between the image and the whole decoded image."""
+    perceptual: str = "lpips-vgg"
+    """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
+    perceptual_rows: int | None = None
+    """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
+    kl_weight: float = 1e-6
+    """λ_reg, weight of L_reg, which pulls the posterior's variance to the prior's."""
+    prior_std: float = 1.0
+    """s, the standard deviation that the posterior's is pulled to; the official script has 1e-3."""
+    sample_posterior: bool = True
+    """Whether a draw from the posterior is decoded rather than its mean."""
+    latent_noise: float = 0.0
+    """Largest deviation of normal noise added before decoding, as a share of the deviation of an
+    image's own latents; each draws its share evenly from [0, this]. It readies a tuned decoder for generated
+    latents, which are never exact (after RAE, arXiv 2510.11690); the paper has none."""
+
+    def __post_init__(self) -> None:
+        for name in ("visible_weight", "masked_weight", "perceptual_weight", "kl_weight", "latent_noise"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(
+                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
+                )
+        if not self.prior_std > 0:
+            raise UserError(f"prior_std must be above 0, got {self.prior_std}; the paper takes 1")
+        if self.perceptual_rows is not None and self.perceptual_rows < 1:
+            raise UserError(
+                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
+                "leave it empty for all rows, or set perceptual_weight=0 for none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The shape of a baseline; width 1, factor 8 and 16 channels are the paper's, 83.8 M parameters."""
+
+    factor: int = 8
+    """Pixels of the image along one side of a latent cell; a power of two, for each block halves."""
+    latent_channels: int = 16
+    """Channels C of the latent."""
+    width: float = 1.0
+    """Multiplier of 128, 256, 512, 512 channels; each is rounded to an even number."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.factor & (self.factor - 1):
+            powers = [
+                2 ** int(math.log2(max(1, self.factor))),
+                2 ** math.ceil(math.log2(max(1, self.factor))),
+            ]
+            near = " or ".join(str(power) for power in dict.fromkeys(powers))
+            raise UserError(
+                f"factor must be a power of two, for each block of an AutoencoderKL halves the image, "
+                f"got {self.factor}; take {near}"
+            )
+        if self.latent_channels < 1:
+            raise UserError(f"latent_channels must be at least 1, got {self.latent_channels}")
+        if not 0 < self.width < math.inf:
+            raise UserError(f"width must be above 0, got {self.width}; 1 is the paper's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionObjectiveConfig:
+    """The terms' weights and what they are taken of; the pixel loss has weight 1."""
+
+    pixel_loss: str = "mse"
+    """`mse` or `l1`: the mean over pixels and colours of the squared or absolute error, in [-1, 1]."""
+    input_noise: float = 0.0
+    """Deviation of Gaussian noise on the image that is encoded; the clean one is to be restored (DAE)."""
+    sample_posterior: bool = True
+    """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
+    kl_weight: float = 1e-6
+    """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance between the image and the decoded image."""
+    perceptual: str = "lpips-vgg"
+    """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
+    perceptual_rows: int | None = None
+    """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversary's term, after the adaptive weight; 0: no adversary. The usual is 0.5."""
+    adversarial_start_step: int = 0
+    """Step from which the adversary learns and is listened to: before, reconstruction warms up alone."""
+
+    def __post_init__(self) -> None:
+        if self.pixel_loss not in PIXEL_LOSSES:
+            raise UserError(f"pixel_loss must be {' or '.join(PIXEL_LOSSES)}, got {self.pixel_loss!r}")
+        for name in ("input_noise", "kl_weight", "perceptual_weight", "adversarial_weight"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(
+                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
+                )
+        if self.perceptual_rows is not None and self.perceptual_rows < 1:
+            raise UserError(
+                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
+                "leave it empty for all rows, or set perceptual_weight=0 for none"
+            )
+        if self.adversarial_start_step < 0:
+            raise UserError(
+                f"adversarial_start_step must be at least 0, got {self.adversarial_start_step}; "
+                "0 has an adversary from the start"
+            )
+
+
+def baseline_objective(kind: str, factor: int = 8) -> ReconstructionObjectiveConfig:
+    """Returns what sets a baseline apart, its objective, by its name in `KINDS`.
+
+    AE: squared error. DAE: the same, of the clean image from a noisy one. VAE: the negative evidence bound of
+    a decoder with deviation `VAE_PIXEL_STD`. SD-VAE: L1 + LPIPS + 1e-6 · KL + the adversary's adaptive term.
+    """
+    if kind == "ae":
+        return ReconstructionObjectiveConfig(sample_posterior=False, kl_weight=0.0, perceptual_weight=0.0)
+    if kind == "dae":
+        return ReconstructionObjectiveConfig(
+            sample_posterior=False, kl_weight=0.0, perceptual_weight=0.0, input_noise=0.1
+        )
+    if kind == "vae":
+        weight = elbo_kl_weight(VAE_PIXEL_STD, factor)
+        return ReconstructionObjectiveConfig(kl_weight=weight, perceptual_weight=0.0)
+    if kind == "sd-vae":
+        return ReconstructionObjectiveConfig(pixel_loss="l1", adversarial_weight=0.5)
+    raise UserError(f"there is no baseline {kind!r}; take one of: {', '.join(KINDS)}")
+
+
+def elbo_kl_weight(pixel_std: float, factor: int) -> float:
+    """Returns the weight that makes MSE + weight · KL the negative evidence bound, up to its scale.
+
+    The bound of an image is Σ error² / (2 s²) + Σ_cells KL. Times 2 s² / (3 H W) its first term is the mean
+    squared error; there are H W / f² cells, so the mean over cells of the KL bears the weight 2 s² / (3 f²).
+    """
+    return 2 * pixel_std**2 / (3 * factor**2)

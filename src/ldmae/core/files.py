@@ -1,5 +1,7 @@
 """Atomic writes and fingerprints: a half-written file is never read, and every artefact knows its maker."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -10,13 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ldmae.core.errors import UserError
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import Tensor
 
 TEMPORARY_PREFIX = ".writing-"
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
@@ -184,7 +187,7 @@ def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
     """Returns a short hash of named tensors, taken in fp32 on the CPU."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        tensor = tensors[name].detach().cpu().float().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -14,9 +14,7 @@ The convention of time, stated here once for the whole package:
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,33 +23,8 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from torch import Tensor, nn
 
 from ldmae.contracts import BatchKeys, ObjectiveOutput
-from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import normal, uniform
-
-TIME_DENSITIES = ("logit_normal", "uniform")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """Where on the path from noise to data the training looks."""
-
-    time_density: str = "logit_normal"
-    """`logit_normal`: t = sigmoid(mean + std · N(0, 1)) (arXiv 2403.03206); `uniform`: t ~ U[0, 1)."""
-    logit_mean: float = 0.0
-    """Mean of the normal inside `logit_normal`; above 0 looks more at nearly clean latents."""
-    logit_std: float = 1.0
-    """Deviation of the normal inside `logit_normal`, above 0."""
-
-    def __post_init__(self):
-        if self.time_density not in TIME_DENSITIES:
-            raise UserError(
-                f"time_density must be one of {', '.join(TIME_DENSITIES)}, got {self.time_density!r}"
-                f"{nearest(str(self.time_density), TIME_DENSITIES)}"
-            )
-        if not 0 < self.logit_std < math.inf:
-            raise UserError(f"logit_std must be above 0, got {self.logit_std}; 1.0 is usual")
-        if not math.isfinite(self.logit_mean):
-            raise UserError(f"logit_mean must be a number, got {self.logit_mean}; 0.0 is usual")
+from ldmae.diffusion.settings import FlowConfig
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

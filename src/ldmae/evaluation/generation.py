@@ -20,7 +20,8 @@ from ldmae.contracts import Result
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.evaluation.references import Reference, Statistics
-from ldmae.perception.features import LABELS, FeatureExtractor, Features, Labels
+from ldmae.perception.features import FeatureExtractor, Features
+from ldmae.perception.names import FEATURES, Labels
 
 SUBSET_SIZE = 1000
 """Images in each subset of the kernel distance, the literature's; smaller sets take all they have."""
@@ -274,7 +275,7 @@ def generation_results(
         raise UserError(
             f"at least 2 generated images are needed to measure, got {len(generated)}; generate more"
         )
-    labels, images = LABELS[generated.extractor], reference.images
+    labels, images = FEATURES[generated.extractor], reference.images
     pooled, spatial = (None, None) if images is None else (images.pooled, images.spatial)
     found: list[Result | str] = [
         _frechet_result(labels.fd, generated.pooled, reference.pooled, pooled, shrink, reference.origin),

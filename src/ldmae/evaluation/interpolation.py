@@ -24,11 +24,9 @@ from ldmae.contracts import Result
 from ldmae.core.autoencoding import decode
 from ldmae.core.errors import UserError
 from ldmae.core.random import key_seed
+from ldmae.evaluation.settings import FRACTIONS
 from ldmae.evaluation.smoothness import Key, as_saved, mean_result, pair_figures
 from ldmae.perception.lpips import PerceptualDistance
-
-FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Places on the line: 0 is the first image, 1 the second."""
 
 ENDS = ("first", "second")
 

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from ldmae.core.errors import UserError, nearest
-from ldmae.evaluation.interpolation import FRACTIONS
-from ldmae.evaluation.smoothness import EPSILONS
-from ldmae.perception.features import LABELS
+from ldmae.perception.names import FEATURES
+
+EPSILONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3)
+"""Sizes of the noise, in deviations of the latents' channels."""
+
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Places on the line: 0 is the first image, 1 the second."""
 
 SPEED_DTYPES = ("float32", "bfloat16", "float16")
 _COUNTS = ("samples", "real_images", "images", "latent_images", "pairs", "speed_batch_size", "batch_size")
@@ -66,10 +70,10 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"evaluation.{name} must be at least 1, got {value}")
-        if self.features not in LABELS:
+        if self.features not in FEATURES:
             raise UserError(
-                f"evaluation.features={self.features!r} is unknown{nearest(self.features, LABELS)}; "
-                f"known: {', '.join(LABELS)}"
+                f"evaluation.features={self.features!r} is unknown{nearest(self.features, FEATURES)}; "
+                f"known: {', '.join(FEATURES)}"
             )
         for name, highest in (("epsilons", math.inf), ("fractions", 1.0)):
             values = getattr(self, name)

@@ -23,11 +23,9 @@ from ldmae.core.autoencoding import decode
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.evaluation.reconstruction import feature_distances, psnr, to_uint8
+from ldmae.evaluation.settings import EPSILONS
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
-
-EPSILONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3)
-"""Sizes of the noise, in deviations of the latents' channels."""
 
 Key = int | str
 

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, IterableDataset
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
+from ldmae.images.settings import AugmentConfig
 from ldmae.images.streams import StreamSource
-from ldmae.images.transforms import AugmentConfig, augment, center_crop, to_tensor
+from ldmae.images.transforms import augment, center_crop, to_tensor
 
 
 class ImageDataset(Dataset[dict[str, Tensor]]):

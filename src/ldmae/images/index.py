@@ -18,7 +18,8 @@ from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console, progress_bar
 from ldmae.images.base import Subset, with_classes
 from ldmae.images.duplicates import group_near_duplicates
-from ldmae.images.sources import DataConfig, FolderSource, held_out_share, open_source
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import FolderSource, held_out_share, open_source
 from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)

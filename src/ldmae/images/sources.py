@@ -5,7 +5,6 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,44 +23,12 @@ from ldmae.images.base import (
     with_classes,
 )
 from ldmae.images.builtin import open_builtin
+from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource
 from ldmae.images.tables import TableSource
 
 _SEPARATOR = os.fsencode(os.sep)
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the images come from, and which of them are held out."""
-
-    source: str = ""
-    """A folder (its subfolders are classes), `emoji`, `digits` or `photos`, a Hugging Face dataset, parquet
-    or arrow files, tar shards such as `shards/{000..012}.tar`, or their http(s) address."""
-    val: str = "0.05"
-    """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME`."""
-    max_unreadable: float = 0.01
-    """Share of the images that may be unreadable (named, skipped and counted) before it is an error."""
-    split: str = "train"
-    """Which split of a Hugging Face dataset to take."""
-    image_column: str | None = None
-    """A table's column of images; found by type if not given."""
-    label_column: str | None = None
-    """A table's column of labels; found by type or name if not given."""
-    stream: bool = False
-    """Read a Hub dataset or shards front to back without storing them; such a run does not resume exactly."""
-    classes: list[str] | None = None
-    """Keep only these as classes, in this order; other images train the autoencoder alone. For a
-    stream of shards it names the labels."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_unreadable <= 1:
-            raise UserError(f"data.max_unreadable must be a share in [0, 1], got {self.max_unreadable}")
-        if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
-            raise UserError(
-                f"data.classes must name each class once, at least one, got {self.classes}; leave it out to "
-                "take all"
-            )
 
 
 class FolderSource(FileSource):

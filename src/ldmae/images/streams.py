@@ -18,8 +18,9 @@ from torch.utils.data import get_worker_info
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
 from ldmae.images.index import content_hash, is_held_out
+from ldmae.images.settings import DataConfig
 from ldmae.images.shards import expand_braces, find_shards, group_members, image_part, parse_label
-from ldmae.images.sources import DataConfig, held_out_share
+from ldmae.images.sources import held_out_share
 from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)

@@ -4,39 +4,17 @@
 
 import io
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint
+from ldmae.images.settings import AugmentConfig
 
 PREPROCESSING_VERSION = "1"
 """Counts up whenever a pixel that `to_rgb`, `center_crop` or `to_tensor` returns changes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes to training images; held-out images and latents never see them."""
-
-    crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])
-    """Share of the image's area that a random crop keeps: smallest and largest, in (0, 1]."""
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
-    """Width over height of a random crop: smallest and largest."""
-    horizontal_flip: bool = True
-    """Whether every other image is mirrored; wrong for digits and writing."""
-
-    def __post_init__(self) -> None:
-        for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit:
-                raise UserError(
-                    f"augment.{name} must be [smallest, largest] with 0 < smallest <= largest"
-                    f"{' <= 1' if limit == 1 else ''}, got {bounds}"
-                )
 
 
 def preprocessing_fingerprint(size: int) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +18,10 @@ from torch import Tensor, nn
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import fingerprint, fingerprint_tensors
 from ldmae.perception import efficientnet
+from ldmae.perception.names import FEATURES
 
 SPATIAL_CHANNELS = 7
 """Channels of a middle layer that sFID looks at, whose whole grid counts: 7 · 17² = 2023 on Inception."""
-
-
-class Labels(NamedTuple):
-    """What the figures on one network's features are called."""
-
-    kid: str
-    fd: str
-    sfd: str
-    inception_score: str
-    precision: str
-    recall: str
-
-
-LABELS = {
-    "efficientnet_lite0": Labels(
-        *(f"{kind}-efficientnet_lite0" for kind in ("KID", "FD", "sFD", "IS", "precision", "recall"))
-    ),
-    "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall"),
-}
-"""By network: only the figures on Inception's features bear the literature's names."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ class FeatureExtractor:
     ) -> None:
         self.name = name
         self.dimensions, self.spatial_dimensions, self.classes = sizes
-        self.labels = LABELS[name]
+        self.labels = FEATURES[name]
         self.kid_label, self.fd_label = self.labels.kid, self.labels.fd
         self._network, self._forward = network, forward
 
@@ -172,9 +152,9 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     Raises:
         UserError: the name is unknown, or the weights can't be had.
     """
-    if name not in LABELS:
+    if name not in FEATURES:
         raise UserError(
-            f"unknown features {name!r}{nearest(name, LABELS)}; expected one of {', '.join(LABELS)}"
+            f"unknown features {name!r}{nearest(name, FEATURES)}; expected one of {', '.join(FEATURES)}"
         )
     extractor = _load_efficientnet() if name == "efficientnet_lite0" else _load_inception()
     return extractor.to(device)

@@ -21,17 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmae.core.errors import UserError, nearest
-
-LABELS = {
-    "st-lpips-alex": "ST-LPIPS-alex",
-    "st-lpips-vgg": "ST-LPIPS-vgg",
-    "lpips-alex": "LPIPS-alex",
-    "lpips-vgg": "LPIPS-vgg",
-}
-"""The distances' names in settings, and in tables: the shift-tolerant ones are never called LPIPS."""
-
-SMALLEST = {"st-lpips-alex": 21, "st-lpips-vgg": 18, "lpips-alex": 31, "lpips-vgg": 16}
-"""Pixels that an image needs in height and in width: below, a stage has nothing left to look at."""
+from ldmae.perception.names import DISTANCES, SMALLEST
 
 VGG16_STAGES = (2, 2, 3, 3, 3)
 """Convolutions before each reduction (the fifth has none behind it)."""
@@ -50,7 +40,7 @@ class PerceptualDistance:
 
     def __init__(self, name: str, trunk: _Trunk) -> None:
         self.name = name
-        self.label = LABELS[name]
+        self.label = DISTANCES[name]
         self._trunk = trunk
         self._copies: dict[torch.dtype, _Trunk] = {torch.float32: trunk}
 
@@ -118,10 +108,10 @@ def load_perceptual(name: str, device: torch.device | str = "cpu") -> Perceptual
     Raises:
         UserError: the name is unknown, or the weights can't be had.
     """
-    if name not in LABELS:
+    if name not in DISTANCES:
         raise UserError(
-            f"unknown perceptual distance {name!r}{nearest(name, LABELS)}; "
-            f"expected one of {', '.join(LABELS)}"
+            f"unknown perceptual distance {name!r}{nearest(name, DISTANCES)}; "
+            f"expected one of {', '.join(DISTANCES)}"
         )
     family, _, network = name.rpartition("-")
     read = _read_shift_tolerant if family == "st-lpips" else _read_lpips

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldmae.autoencoders.baselines import KINDS, BaselineConfig, build_baseline, fit_width
-from ldmae.autoencoders.settings import VMAEConfig
+from ldmae.autoencoders.baselines import build_baseline, fit_width
+from ldmae.autoencoders.settings import KINDS, BaselineConfig, VMAEConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.core.errors import UserError, nearest

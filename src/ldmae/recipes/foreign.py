@@ -14,7 +14,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
-from ldmae.images.sources import DataConfig
+from ldmae.images.settings import DataConfig
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
 from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents

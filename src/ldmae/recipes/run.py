@@ -28,9 +28,10 @@ from ldmae.core.progress import console
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
+from ldmae.images.settings import AugmentConfig
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
-from ldmae.images.transforms import AugmentConfig, preprocessing_fingerprint
+from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import load_autoencoder
 from ldmae.recipes.settings import (
     autoencoder_output,

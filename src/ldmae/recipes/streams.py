@@ -12,7 +12,8 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.images.base import Subset
-from ldmae.images.sources import DataConfig, FolderSource
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, open_stream
 from ldmae.recipes.settings import plain
 from ldmae.stages import changed_settings

@@ -12,11 +12,9 @@ from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
-from ldmae.autoencoders.masked_objective import MaskedObjective, MaskedObjectiveConfig, set_initial_logvar
-from ldmae.autoencoders.reconstruction_objective import (
-    ReconstructionObjective,
-    ReconstructionObjectiveConfig,
-)
+from ldmae.autoencoders.masked_objective import MaskedObjective, set_initial_logvar
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
+from ldmae.autoencoders.settings import MaskedObjectiveConfig, ReconstructionObjectiveConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError

@@ -1,0 +1,36 @@
+"""The networks that judge images, by their names in settings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DISTANCES = {
+    "st-lpips-alex": "ST-LPIPS-alex",
+    "st-lpips-vgg": "ST-LPIPS-vgg",
+    "lpips-alex": "LPIPS-alex",
+    "lpips-vgg": "LPIPS-vgg",
+}
+"""The distances' names in settings, and in tables: the shift-tolerant ones are never called LPIPS."""
+
+SMALLEST = {"st-lpips-alex": 21, "st-lpips-vgg": 18, "lpips-alex": 31, "lpips-vgg": 16}
+"""Pixels that an image needs in height and in width: below, a stage has nothing left to look at."""
+
+
+class Labels(NamedTuple):
+    """What the figures on one network's features are called."""
+
+    kid: str
+    fd: str
+    sfd: str
+    inception_score: str
+    precision: str
+    recall: str
+
+
+FEATURES = {
+    "efficientnet_lite0": Labels(
+        *(f"{kind}-efficientnet_lite0" for kind in ("KID", "FD", "sFD", "IS", "precision", "recall"))
+    ),
+    "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall"),
+}
+"""By network: only the figures on Inception's features bear the literature's names."""
