@@ -1,7 +1,27 @@
 """Times alternatives side by side: turn by turn in one run, so that what else the machine does hits both."""
 
+import os
+import platform
+import re
 import time
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+
+def machine() -> str:
+    """Returns what a figure was measured on: processor, cores, what it computes bf16 with, versions."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = {key: re.search(rf"^{key}\s*: (.*)$", info, re.MULTILINE) for key in ("model name", "flags")}
+    name = found["model name"][1] if found["model name"] else platform.machine()
+    flags = found["flags"][1].split() if found["flags"] else []
+    units = [label for flag, label in UNITS.items() if flag in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = f"Python {platform.python_version()}, torch {metadata.version('torch')}"
+    return f"{name} ({', '.join(units) or 'neither AVX2 nor AVX-512'}), {cores} cores, {versions}"
+
+
+UNITS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
 
 
 def side_by_side(
