@@ -118,7 +118,7 @@ def measure_speed(
         note = f"{batch_size} at once, {size} px, {str(dtype).removeprefix('torch.')}, {device_name(device)}"
         results = []
         for name, work in works.items():
-            memory, how = _peak_memory(work, device)
+            memory, how = peak_memory(work, device)
             rate = batch_size / _seconds(work, device, turns)
             results += [
                 Result(name=f"{name} rate", value=rate, unit="images/s", better="higher", note=note),
@@ -145,7 +145,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, str]:
+def peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, str]:
     """Returns the bytes that a piece of work takes at its peak, and how they were measured."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -161,12 +161,12 @@ def _peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int,
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):  # the high-water mark starts anew (Linux)
         Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water()
+    before = high_water()
     work()
-    return _high_water() - before, "growth of the process's resident memory; a fresh process measures best"
+    return high_water() - before, "growth of the process's resident memory; a fresh process measures best"
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """Returns the highest resident memory of this process in bytes."""
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text().splitlines()
