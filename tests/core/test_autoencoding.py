@@ -7,7 +7,8 @@ from typing import ClassVar
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ConsistencyDecoderVAE, VQModel
+from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import nn
 
@@ -399,10 +400,102 @@ def test_classes_that_are_named_in_tests_are_there():
     assert {AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel} <= {type(tiny(name)) for name in THERE}
 
 
-def test_infinity_is_told_and_not_clipped_to_a_picture():
-    class Overflowing(torch.nn.Module):
-        def decode(self, latents):
-            return latents / 0
+class Constant(torch.nn.Module):
+    """Decodes and encodes to one value."""
 
-    with pytest.raises(UserError, match="decode returned infinity, computing in float32"):
-        decode(Overflowing(), torch.ones(1, 3, 4, 4))
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def encode(self, images):
+        return torch.full_like(images, self.value)
+
+    decode = encode
+
+
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "NaN"), (float("-inf"), "infinity")])
+def test_a_decoder_that_is_not_finite_is_told_and_not_clipped_to_a_picture(value, told):
+    with pytest.raises(UserError, match=f"Constant.decode returned {told}.*computing in float32; load it in"):
+        decode(Constant(value), torch.ones(1, 3, 4, 4))
+
+
+def test_an_encoder_that_is_not_finite_is_told():
+    with pytest.raises(UserError, match=r"Constant.encode returned NaN for image 0 of the batch"):
+        encode_moments(Constant(float("nan")), IMAGES)
+
+
+def test_a_posterior_without_noise_is_taken():
+    class Exact(torch.nn.Module):
+        def encode(self, images):
+            return SimpleNamespace(mean=images, variance=torch.zeros_like(images))
+
+    assert encode_moments(Exact(), IMAGES)[1].isneginf().all()
+
+
+def test_an_overflow_in_half_precision_is_told():
+    model = tiny_kl()
+    for parameter in model.decoder.conv_in.parameters():
+        parameter.data.mul_(1e30)  # float16 overflows; group normalisation turns that into NaN
+    with pytest.raises(UserError, match=r"AutoencoderKL.decode returned NaN.*computing in float16"):
+        decode(model.half(), torch.ones(1, 4, 16, 16))
+
+
+def test_a_compiled_autoencoder_counts_as_what_it_is():
+    model = tiny_kl(scaling_factor=0.5)
+    compiled = torch.compile(model, backend="eager")
+    assert size_multiple(compiled) == size_multiple(model) == 1
+    with pytest.raises(UserError, match="AutoencoderKL takes images of 3 channels, got 1"):
+        encode_moments(compiled, IMAGES[:, :1])
+
+
+class Drawing(torch.nn.Module):
+    """Its decoder draws noise."""
+
+    def decode(self, latents, generator=None):
+        return randn_tensor(latents.shape, generator)
+
+
+def test_a_decoder_that_draws_noise_gets_the_generator():
+    latents = torch.zeros(2, 3, 4, 4)
+    one, other = (decode(Drawing(), latents, None, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_a_consistency_decoder_without_a_generator_gives_each_image_the_same_noise_in_any_batch():
+    torch.manual_seed(0)
+    model = ConsistencyDecoderVAE(
+        encoder_block_out_channels=(4,),
+        encoder_down_block_types=("DownEncoderBlock2D",),
+        encoder_norm_num_groups=2,
+        encoder_layers_per_block=1,
+        decoder_block_out_channels=(8, 8),
+        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
+        decoder_layers_per_block=1,
+        decoder_norm_num_groups=2,
+    ).eval()
+    latents = torch.ones(1, 4, 8, 8)
+    alone = decode(model, latents)
+    torch.testing.assert_close(decode(model, latents.repeat(2, 1, 1, 1)), alone.repeat(2, 1, 1, 1))
+    other = decode(model, latents, None, torch.Generator().manual_seed(1))
+    assert not torch.equal(other, alone)
+
+
+def test_an_autoencoder_of_sound_or_videos_is_named_as_one():
+    for name, medium, arguments in (
+        (
+            "AutoencoderOobleck",
+            "sound",
+            {"encoder_hidden_size": 4, "decoder_channels": 4, "decoder_input_channels": 4},
+        ),
+        (
+            "AutoencoderSAME",
+            "sound",
+            {"encoder_channels": 8, "encoder_transformer_depths": [1], "dim_heads": 8},
+        ),
+        ("AutoencoderKLCogVideoX", "videos", {"block_out_channels": (4, 4, 4, 4), "norm_num_groups": 2}),
+    ):
+        kind = getattr(diffusers, name, None)
+        if kind is not None:
+            with pytest.raises(UserError, match=f"{name} is an autoencoder of {medium}; name one of images"):
+                encode_moments(kind(**arguments), IMAGES)

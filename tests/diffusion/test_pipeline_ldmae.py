@@ -11,11 +11,13 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -467,6 +469,74 @@ def test_pipeline_made_from_another_shares_its_parts():
         assert torch.equal(sampled(other, ("hen",), latents=noise(1)), sampled(pipe, (3,), latents=noise(1)))
 
 
+def test_parts_of_a_pipeline_make_one_that_gives_the_same_images():
+    pipe = pipeline(tiny_kl(), id2label=NAMES, latents_mean=MEAN, latents_std=STD)
+    other = LDMAEPipeline(**pipe.components)
+    assert other.class_id("hen") == 3
+    assert torch.equal(other.decode_latents(noise()), pipe.decode_latents(noise()))
+
+
+def test_pipeline_made_from_another_keeps_any_autoencoder():
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    )
+    for vae in (tiny, Own()):
+        pipe = pipeline(vae, id2label=NAMES)
+        assert LDMAEPipeline.from_pipe(pipe).vae is pipe.vae
+
+
+def test_pipeline_with_a_compiled_autoencoder_saves_its_weights(tmp_path):
+    vae = torch.compile(tiny_vmae(), backend="eager")
+    pipe = LDMAEPipeline(vae, tiny_transformer(), FlowMatchEulerDiscreteScheduler(), NAMES)
+    pipe.save_pretrained(tmp_path)
+    loaded = LDMAEPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decode_latents(noise()), pipe.decode_latents(noise()))
+
+
+def test_a_decoder_that_draws_noise_draws_it_from_the_call_s_generator():
+    class Drawing(Own):
+        def decode(self, latents, generator=None):
+            return super().decode(latents) + randn_tensor((len(latents), 3, 16, 16), generator)
+
+    pipe = pipeline(Drawing())
+
+    def images(labels, seeds):
+        noises = tuple(torch.Generator().manual_seed(seed) for seed in seeds)
+        return pipe(labels, num_inference_steps=1, output_type="pt", generator=noises).images
+
+    both = images([1, 2], (7, 8))
+    assert torch.equal(both, images([1, 2], (7, 8)))
+    torch.testing.assert_close(both[1:], images([2], (8,)))
+
+
+def test_numbers_are_taken_in_the_forms_that_users_give_them():
+    pipe = pipeline()
+    expected = sampled(pipe, guidance_scale=2.0)
+    found = sampled(pipe, num_inference_steps=4.0, guidance_scale=torch.tensor(2), guidance_interval=None)
+    assert torch.equal(found, expected)
+
+
+# ---- what is not finite
+
+
+def test_an_autoencoder_that_overflows_raises_and_makes_no_black_image():
+    vae = tiny_vmae()
+    vae.from_latent.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"AutoencoderVMAE.decode returned NaN"):
+        pipeline(vae)([1], num_inference_steps=1)
+
+
+def test_a_transformer_that_overflows_raises_also_where_latents_are_asked_for():
+    transformer = tiny_transformer()
+    next(transformer.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="LightningDiTTransformer2DModel returned NaN"):
+        sampled(pipeline(transformer=transformer))
+
+
 # ---- mistakes
 
 
@@ -482,12 +552,28 @@ def test_pipeline_made_from_another_shares_its_parts():
         ([1], {"latents": torch.zeros(1, 3, 4, 4)}, r"got \(1, 3, 4, 4\)"),
         ([1], {"guidance_interval": (0.5, 1.2)}, "guidance_interval"),
         ([1], {"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
-        ([1], {"guidance_channels": 5}, "guidance_channels must be from 1 to 4"),
-        ([1], {"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+        ([1], {"guidance_channels": 5}, "guidance_channels must be a whole number from 1 to 4"),
+        ([1], {"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1"),
         ([1], {"timestep_shift": -1.0}, "timestep_shift"),
         ([1], {"output_type": "pill"}, "did you mean 'pil'"),
         ([1], {"callback_on_step_end_tensor_inputs": ["velocity"]}, "callback_on_step_end_tensor_inputs"),
         ([1, 2], {"generator": [torch.Generator()]}, "one for each image, got 1 for 2"),
+        ([1, 2], {"generator": (torch.Generator(),)}, "one for each image, got 1 for 2"),
+        ([1], {"generator": 5}, r"got 5; make one of a seed with torch\.Generator\(\)\.manual_seed"),
+        ([1], {"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
+        ([1], {"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
+        ([1], {"guidance_scale": "2"}, "guidance_scale must be a finite number, got '2'"),
+        ([1], {"guidance_interval": (float("nan"), 1.0)}, "guidance_interval must be a finite number"),
+        ([1], {"guidance_interval": (0.1, float("inf"))}, "guidance_interval must be a finite number"),
+        ([1], {"guidance_interval": 0.5}, "guidance_interval must be two rising times"),
+        ([1], {"guidance_channels": "3"}, "guidance_channels must be a finite number"),
+        ([1], {"num_inference_steps": 2.5}, "num_inference_steps must be a whole number from 1"),
+        ([1], {"num_inference_steps": 10**15}, "to 1,000,000, got"),
+        ([1], {"timestep_shift": float("nan")}, "timestep_shift must be a finite number"),
+        ([1], {"timestep_shift": float("inf")}, "timestep_shift must be a finite number"),
+        ([1], {"timestep_shift": 1e-320}, "timestep_shift must be 0 or at least 1e-06"),
+        ([1], {"latents": torch.full((1, 4, 4, 4), float("nan"))}, "latents hold NaN"),
+        ([1], {"latents": np.zeros((1, 4, 4, 4))}, "got ndarray"),
     ],
 )
 def test_mistakes_are_named(labels, options, message):

@@ -1,6 +1,7 @@
 """Every training image encoded once, and once mirrored, into safetensors shards."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +193,32 @@ def test_a_stream_becomes_shards_in_its_order(tmp_path):
     assert shards.labels().tolist() == [index % 3 for index in range(10)]
     with pytest.raises(UserError, match="the stream gave no image"):
         encode_stream(tiny_vmae(), Stream(0), tmp_path, config, "maker")
+
+
+def test_an_autoencoder_that_gives_nan_is_refused_by_image_before_a_shard_is_written(tmp_path):
+    class NanAtThree(torch.nn.Module):
+        def encode(self, images):
+            broken = (images - pictures()[3]).abs().flatten(1).max(1).values < 1e-6
+            return torch.where(broken[:, None, None, None], torch.nan, images)
+
+    dataset = Images()
+    dataset.source = SimpleNamespace(describe="picture-{}.png".format)
+    with pytest.raises(
+        UserError, match=r"NanAtThree.encode returned NaN for picture-3\.png, computing in float32"
+    ):
+        encode_images(
+            NanAtThree(), dataset, tmp_path, LatentsConfig(num_workers=0, shard_size=100, batch_size=2), "m"
+        )
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_latents_that_a_format_cannot_hold_are_refused(tmp_path):
+    class Large(torch.nn.Module):
+        def encode(self, images):
+            return images + 1e6
+
+    with pytest.raises(
+        UserError,
+        match=r"latents of up to 1e\+06 do not fit latents.dtype=float16; give latents.dtype=float32",
+    ):
+        encode_images(Large(), Images(), tmp_path, LatentsConfig(num_workers=0, dtype="float16"), "m")

@@ -10,7 +10,8 @@ takes what `encode` gave. Latents that are handed around are RAW: as `encode` gi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldmae.core.errors import UserError
+
+_BY_ROW = "image {} of the batch".format
 
 
 def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
@@ -28,7 +31,9 @@ def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
-def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def encode_moments(
+    autoencoder: Any, images: Tensor, describe: Callable[[int], str] = _BY_ROW
+) -> tuple[Tensor, Tensor | None]:
     """Encodes images to the posterior's mean and log variance.
 
     Args:
@@ -37,6 +42,7 @@ def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | N
             are; a distribution (with `mean`, and `logvar` or `variance`); or a tuple, whose first such
             counts.
         images: (B, 3, H, W) in [-1, 1].
+        describe: what an error message calls an image, by its row in the batch.
 
     Returns:
         The mean (B, C, h, w), and the log variance (B, C, h, w) or None where the latent is deterministic;
@@ -44,7 +50,7 @@ def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | N
 
     Raises:
         UserError: the images are of a size or of channels that it does not take, it failed, or its output
-            holds no latents.
+            holds no latents, NaN or infinity.
     """
     _check_images(autoencoder, images)
     device, dtype = placement(autoencoder)
@@ -58,25 +64,62 @@ def encode_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor | N
             "tensor (B, C, h, w), a tuple that begins with one, or an object with latent_dist, latent or "
             "latents"
         )
-    mean, logvar = moments
-    return mean.float(), None if logvar is None else logvar.float()
+    mean, logvar = (None if moment is None else moment.float() for moment in moments)
+    assert mean is not None
+    require_finite(mean, f"{_name(autoencoder)}.encode", dtype, describe)
+    if logvar is not None:  # -inf is a posterior without noise
+        require_finite(logvar.clamp_min(-1e9), f"{_name(autoencoder)}.encode", dtype, describe)
+    return mean, logvar
 
 
-def decode(autoencoder: Any, latents: Tensor, device: torch.device | None = None) -> Tensor:
+def require_finite(
+    output: Tensor, what: str, dtype: torch.dtype, describe: Callable[[int], str] = _BY_ROW
+) -> None:
+    """Checks what a network returned, before clipping or normalising makes something of NaN or infinity.
+
+    Args:
+        output: (B, ...); a tensor without memory passes.
+        what: the name of what returned it.
+        dtype: what it computed in.
+        describe: what the message calls an image, by its row.
+
+    Raises:
+        UserError: it holds NaN or infinity.
+    """
+    if output.is_meta or output.isfinite().all():
+        return
+    row = int(output.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
+    value = "NaN" if output[row].isnan().any() else "infinity"
+    raise UserError(
+        f"{what} returned {value} for {describe(row)}, computing in {str(dtype).removeprefix('torch.')}; "
+        "load it in float32 or bfloat16, or name one whose weights are sound"
+    )
+
+
+def decode(
+    autoencoder: Any,
+    latents: Tensor,
+    device: torch.device | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Tensor:
     """Decodes raw latents (B, C, h, w), as `encode_moments` gives them, to images (B, 3, H, W) in [-1, 1].
 
     They go to `device`; None: to where the weights are, which those of an offloaded model are only later.
+    `generator` goes to a `decode` that takes one, as a ConsistencyDecoderVAE's does to draw noise. Without it
+    each image of such a class of diffusers gets the same noise, so that none depends on its batch.
 
     `decode` of the autoencoder may return a tensor; an object or a dictionary with `sample`, or whose only
     tensor of four dimensions the images are; or a tuple, whose first such counts. Values outside [-1, 1] are
     clipped. A VQModel's `decode` quantises what it gets.
 
     Raises:
-        UserError: it failed, or its output holds no images, or infinity.
+        UserError: it failed, or its output holds no images, or NaN or infinity.
     """
     where, dtype = placement(autoencoder)
     with _explained(autoencoder, "decode", latents):
-        output = autoencoder.decode(latents.to(device or where, dtype))
+        output = autoencoder.decode(
+            latents.to(device or where, dtype), **_noise(autoencoder, latents, generator)
+        )
     images = _find(output, ("sample", "images"))
     if images is None:
         raise UserError(
@@ -84,23 +127,33 @@ def decode(autoencoder: Any, latents: Tensor, device: torch.device | None = None
             "tensor (B, 3, H, W), a tuple that begins with one, or an object with sample"
         )
     images = images.float()
-    if not images.is_meta and images.isinf().any():  # clipping would make a picture of it
-        raise UserError(
-            f"{_name(autoencoder)}.decode returned infinity, computing in "
-            f"{str(dtype).removeprefix('torch.')}; load it in float32 or bfloat16, or name "
-            "one whose weights are sound"
-        )
+    require_finite(images, f"{_name(autoencoder)}.decode", dtype)
     return (images * 2 - 1 if _sees_zero_to_one(autoencoder) else images).clamp(-1, 1)
 
 
+def _noise(autoencoder: Any, latents: Tensor, generator: Any) -> dict[str, Any]:
+    """Returns the generator as an argument of `decode`, where that takes one."""
+    inner = plain_module(getattr(autoencoder, "module", autoencoder))
+    if "generator" not in inspect.signature(inner.decode).parameters:
+        return {}
+    if generator is None and _is_known(autoencoder):
+        generator = [torch.Generator().manual_seed(0) for _ in latents]
+    return {} if generator is None else {"generator": generator}
+
+
+def plain_module(module: Any) -> Any:
+    """Returns the module that torch.compile was given, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
 @torch.no_grad()
-def reconstruct(autoencoder: Any, images: Tensor) -> Tensor:
+def reconstruct(autoencoder: Any, images: Tensor, describe: Callable[[int], str] = _BY_ROW) -> Tensor:
     """Encodes to the posterior mean and decodes it: (B, 3, H, W) to (B, 3, H, W), in [-1, 1].
 
     Raises:
         UserError: as `encode_moments` and `decode`; or what comes back is of another shape.
     """
-    restored = decode(autoencoder, encode_moments(autoencoder, images)[0])
+    restored = decode(autoencoder, encode_moments(autoencoder, images, describe)[0])
     if restored.shape != images.shape:
         move = (
             f"give image_size a multiple of its patches, such as image_size={restored.shape[-1]}"
@@ -169,6 +222,11 @@ def _check_images(autoencoder: Any, images: Tensor) -> None:
     assert images.ndim == 4, f"images are (B, 3, H, W), got {tuple(images.shape)}"
     size, name = f"{images.shape[-2]}x{images.shape[-1]}", _name(autoencoder)
     if _is_known(autoencoder):
+        for medium, names in _OTHER_MEDIA.items():
+            if any(setting(autoencoder, entry) is not None for entry in names):
+                raise UserError(
+                    f"{name} is an autoencoder of {medium}; name one of images, such as an AutoencoderKL"
+                )
         channels = setting(autoencoder, "in_channels") or setting(autoencoder, "num_channels")
         if channels is not None and channels != images.shape[1]:
             raise UserError(
@@ -192,6 +250,19 @@ def _check_images(autoencoder: Any, images: Tensor) -> None:
         )
 
 
+_OTHER_MEDIA = {
+    "sound": ("sampling_rate", "sample_rate", "audio_channels"),
+    "videos": (
+        "temporal_compression_ratio",
+        "temperal_downsample",  # as diffusers spells it
+        "temporal_expansions",
+        "spatio_temporal_scaling",
+        "temporal_compress_times",
+    ),
+}
+"""Entries of a diffusers autoencoder's config that tell what it is of."""
+
+
 @contextlib.contextmanager
 def _explained(autoencoder: Any, method: str, tensor: Tensor) -> Iterator[None]:
     """Turns whatever an autoencoder raises into a message that names it and what it got."""
@@ -211,13 +282,13 @@ def _explained(autoencoder: Any, method: str, tensor: Tensor) -> Iterator[None]:
 
 def _is_kind(autoencoder: Any, name: str) -> bool:
     # by name: not every diffusers that is supported has every class
-    return any(kind.__name__ == name for kind in type(autoencoder).__mro__)
+    return any(kind.__name__ == name for kind in type(plain_module(autoencoder)).__mro__)
 
 
 def _is_known(autoencoder: Any) -> bool:
     """Says whether the names in its config mean what they mean in diffusers."""
     homes = ("diffusers.models.autoencoders.", "ldmae.autoencoders.")
-    return any(kind.__module__.startswith(homes) for kind in type(autoencoder).__mro__)
+    return any(kind.__module__.startswith(homes) for kind in type(plain_module(autoencoder)).__mro__)
 
 
 def _sees_zero_to_one(autoencoder: Any) -> bool:
@@ -282,7 +353,7 @@ def _described(output: Any) -> str:
 
 
 def _name(autoencoder: Any) -> str:
-    return type(autoencoder).__name__
+    return type(plain_module(autoencoder)).__name__
 
 
 def _pictures(images: Tensor) -> str:

@@ -43,9 +43,9 @@ class OwnAutoencoder(ModelMixin):
         """Does what the module's `encode` does."""
         return self.module.encode(images)  # pyright: ignore[reportCallIssue]
 
-    def decode(self, latents: Any) -> Any:
+    def decode(self, latents: Any, **arguments: Any) -> Any:
         """Does what the module's `decode` does."""
-        return self.module.decode(latents)  # pyright: ignore[reportCallIssue]
+        return self.module.decode(latents, **arguments)  # pyright: ignore[reportCallIssue]
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
         """Writes which class it is, and no weights."""

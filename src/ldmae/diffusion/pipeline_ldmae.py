@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.core.autoencoding import decode, setting
+from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
 from ldmae.core.errors import UserError, nearest
+from ldmae.diffusion import pipeline_arguments as arguments
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
@@ -60,7 +61,7 @@ class LDMAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module,  # from_pipe compares these types
+        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module,
         transformer: LightningDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
         id2label: dict[int, str] | dict[str, str] | None = None,
@@ -72,7 +73,7 @@ class LDMAEPipeline(DiffusionPipeline):
             raise UserError(
                 "latents_mean and latents_std belong together, got only one of them; give both or none"
             )
-        if not isinstance(vae, ModelMixin):
+        if not isinstance(plain_module(vae), ModelMixin):
             vae = OwnAutoencoder(vae)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         # JSON turns the numbers into strings, which a loaded pipeline hands in again
@@ -105,11 +106,11 @@ class LDMAEPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[Any] | Tensor,
         guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
         num_inference_steps: int = 50,
         timestep_shift: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -127,7 +128,7 @@ class LDMAEPipeline(DiffusionPipeline):
             guidance_scale: classifier-free guidance v_null + scale · (v_class - v_null); 1 is none, 0 leaves
                 the class out.
             guidance_interval: guidance acts at times t in this interval, ends included; 0 is noise, 1 is
-                data.
+                data. None: at all times.
             guidance_channels: guide only that many first latent channels (3 is what the official sampler
                 does); None guides all, which wants a smaller scale, of about 4.
             num_inference_steps: steps N. Euler's are N evaluations of the transformer on a uniform grid (the
@@ -137,7 +138,7 @@ class LDMAEPipeline(DiffusionPipeline):
                 shift (which is 1/s); below 1 spends more steps near the noise. 0 and 1 mean no shift, None
                 the scheduler's own.
             generator: one for the whole batch, or a list of one for each image, whose images then don't
-                depend on the batch they are in.
+                depend on the batch they are in. A decoder that draws noise gets it too.
             latents: (B, C, h, w) noise to start from, in place of the generator's; any h and w that fit the
                 patch size.
             output_type: `pil` (a list of images), `np` ((B, H, W, 3) float32 in [0, 1]), `pt` ((B, 3, H, W)
@@ -151,24 +152,31 @@ class LDMAEPipeline(DiffusionPipeline):
             `ImagePipelineOutput` with `images`, or a tuple of them.
 
         Raises:
-            UserError: an argument does not fit the models.
+            UserError: an argument does not fit the models, or a model returned NaN or infinity.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        labels = [self.class_id(label) for label in _flattened(class_labels)]
+        labels = [self.class_id(label) for label in arguments.flattened(class_labels)]
         if not labels:
             raise UserError("class_labels is empty; give at least one class number or name")
         self._check_models(output_type)
-        self._check_guidance(guidance_scale, guidance_interval, guidance_channels)
-        _check_steps(num_inference_steps, timestep_shift)
-        _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        self._guidance_scale, self._interrupt = guidance_scale, False
+        interval = arguments.guidance_interval(guidance_interval)
+        steps = arguments.whole_number(
+            "num_inference_steps", num_inference_steps, arguments.MOST_STEPS, "50 is usual"
+        )
+        shift = arguments.timestep_shift(timestep_shift)
+        noises = arguments.generators(generator, len(labels))
+        guided_channels = self._guided_channels(guidance_channels)
+        arguments.check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        self._guidance_scale = arguments.number("guidance_scale", guidance_scale, "1 is none")
+        self._check_guidance(self._guidance_scale)
+        self._interrupt = False
 
         device = self._execution_device
-        x: Tensor = self._starting_latents(len(labels), latents, generator, device)  # (B, C, h, w), x_t
+        x: Tensor = self._starting_latents(len(labels), latents, noises, device)  # (B, C, h, w), x_t
         classes = torch.tensor(labels, device=device)  # (B,)
         tokens = x[0, 0].numel() // self.transformer.config["patch_size"] ** 2
-        set_sampling_times(self.scheduler, num_inference_steps, timestep_shift, tokens, device)
+        set_sampling_times(self.scheduler, steps, shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         # to the CPU at once, so that the loop does not wait for the device at every step
@@ -185,20 +193,34 @@ class LDMAEPipeline(DiffusionPipeline):
                     classes,
                     null_class=self._null_class,
                     scale=self.guidance_scale,  # a callback may change it
-                    interval=guidance_interval,
-                    channels=guidance_channels,
+                    interval=interval,
+                    channels=guided_channels,
                 )
                 # float32 in, float32 out: steps of a half-precision sampler would round away
-                x = self.scheduler.step(-velocity, timestep, x, generator=generator, return_dict=False)[0]
+                x = self.scheduler.step(-velocity, timestep, x, generator=noises, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     tensors = callback_on_step_end(self, i, timestep, tensors)
                     x = tensors.pop("latents", x)
                 bar.update()
 
-        images = x if output_type == "latent" else _as_output(self.decode_latents(x), output_type)
+        require_finite(x, type(self.transformer).__name__, self.transformer.dtype)
+        images = x if output_type == "latent" else _as_output(self.decode_latents(x, noises), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The models, and what else `LDMAEPipeline(**pipe.components)` needs to make the same images."""
+        settings = ("id2label", "latents_mean", "latents_std")
+        return super().components | {name: self.config[name] for name in settings}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Makes a pipeline of another's models, with whatever autoencoder, as diffusers' `from_pipe` does."""
+        # handed in by name, for diffusers passes over a model whose class is not in __init__'s annotation
+        parts = pipeline.components if isinstance(pipeline, LDMAEPipeline) else {}
+        return super().from_pipe(pipeline, **{**parts, **kwargs})
 
     @property
     def _null_class(self) -> int | None:
@@ -211,19 +233,22 @@ class LDMAEPipeline(DiffusionPipeline):
         ].float()
 
     @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(
+        self, latents: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> Tensor:
         """Decodes what `output_type="latent"` gives, a few at a time.
 
         Args:
             latents: (B, C, h, w), normalised.
+            generator: of a decoder that draws noise; one, or one for each image.
 
         Returns:
             Images (B, 3, H, W), float32 in [-1, 1], on the CPU.
         """
-        decoded = [
-            decode(self.vae, piece, piece.device).cpu()
-            for piece in self._denormalise(latents).split(IMAGES_DECODED_AT_ONCE)
-        ]
+        decoded, n = [], IMAGES_DECODED_AT_ONCE
+        for i, piece in enumerate(self._denormalise(latents).split(n)):
+            noise = generator[i * n : (i + 1) * n] if isinstance(generator, list) else generator
+            decoded.append(decode(self.vae, piece, piece.device, noise).cpu())
         return torch.cat(decoded)
 
     def _denormalise(self, latents: Tensor) -> Tensor:
@@ -247,20 +272,17 @@ class LDMAEPipeline(DiffusionPipeline):
         config = self.transformer.config
         channels, size, patch = config["in_channels"], config["sample_size"], config["patch_size"]
         if latents is not None:
-            shape = tuple(latents.shape)
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else ()
             matched = len(shape) == 4 and shape[:2] == (batch, channels)
             if not matched or any(n == 0 or n % patch for n in shape[2:]):
                 raise UserError(
                     f"latents must have the shape ({batch}, {channels}, h, w), a row for each label, h and w "
-                    f"multiples of {patch}, got {shape}; "
+                    f"multiples of {patch}, got {shape or type(latents).__name__}; "
                     f"draw them with torch.randn({batch}, {channels}, {size}, {size})"
                 )
+            if not latents.isfinite().all():
+                raise UserError(f"latents hold NaN or infinity; draw them with torch.randn{shape}")
             return latents.to(device, torch.float32)
-        if isinstance(generator, list) and len(generator) != batch:
-            raise UserError(
-                f"a list of generators needs one for each image, got {len(generator)} for {batch} class "
-                "labels; give as many, or a single generator"
-            )
         return randn_tensor((batch, channels, size, size), generator, device, torch.float32)
 
     def class_id(self, label: int | str) -> int:
@@ -319,37 +341,18 @@ class LDMAEPipeline(DiffusionPipeline):
                 f"latents_mean has {len(mean)} numbers for {channels} channels; give one for each channel"
             )
 
-    def _check_guidance(self, scale: float, interval: tuple[float, float], channels: int | None) -> None:
+    def _guided_channels(self, channels: Any) -> int | None:
+        if channels is None:
+            return None
+        most = self.transformer.config["in_channels"]
+        return arguments.whole_number("guidance_channels", channels, most, "None guides all")
+
+    def _check_guidance(self, scale: float) -> None:
         if scale != 1 and self._null_class is None:
             raise UserError(
                 f"guidance_scale={scale} needs a null class, which this transformer does not have "
                 "(one class only, or class_dropout_prob=0); use guidance_scale=1"
             )
-        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
-            raise UserError(
-                f"guidance_interval must be two rising times in [0, 1], got {tuple(interval)}; "
-                "the official one is (0.1, 1.0)"
-            )
-        most = self.transformer.config["in_channels"]
-        if channels is not None and not 1 <= channels <= most:
-            raise UserError(f"guidance_channels must be from 1 to {most}, or None for all, got {channels}")
-
-
-def _check_steps(num_inference_steps: int, timestep_shift: float | None) -> None:
-    if num_inference_steps < 1:
-        raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}; 50 is usual")
-    if timestep_shift is not None and timestep_shift < 0:
-        raise UserError(
-            f"timestep_shift must be positive, or 0 or 1 for none, got {timestep_shift}; 0.3 is usual"
-        )
-
-
-def _check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
-    unknown = [name for name in names or () if name not in allowed]
-    if unknown:
-        raise UserError(
-            f"callback_on_step_end_tensor_inputs may hold {list(allowed)}, got {unknown}; leave them out"
-        )
 
 
 def _as_floats(values: Any) -> list[float] | None:
@@ -372,16 +375,6 @@ def _listed(names: Iterable[str], at_most: int = 10) -> str:
     """Returns the first few names, and whether there are more."""
     names = list(names)
     return ", ".join(names[:at_most]) + (", …" if len(names) > at_most else "")
-
-
-def _flattened(labels: Any) -> Iterator[Any]:
-    if isinstance(labels, Tensor | np.ndarray):
-        labels = labels.tolist()
-    if isinstance(labels, list | tuple | range):
-        for label in labels:
-            yield from _flattened(label)
-    else:
-        yield labels
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

@@ -2,7 +2,7 @@
 
 # n images of a shard, C latent channels, h w latent grid
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def encode_images(
         )
         done = 0
         for batch in loader:
-            rows = _encoded(autoencoder, batch, config)
+            places = images[done : done + len(batch["labels"])]
+            rows = _encoded(autoencoder, batch, config, _names(dataset, places))
             for name, part in rows.items():  # filled in place: a list and its concatenation would be twice it
                 if name not in tensors:
                     tensors[name] = part.new_empty(len(images), *part.shape[1:])
@@ -107,7 +108,7 @@ def encode_stream(
         UserError: the stream gave no image.
     """
     parts: list[dict[str, Tensor]] = []
-    shard = held = 0
+    shard = held = seen = 0
 
     def write() -> None:
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -115,7 +116,8 @@ def encode_stream(
             save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
 
     for batch in DataLoader(dataset, config.batch_size, num_workers=config.num_workers):
-        parts.append(_encoded(autoencoder, batch, config))
+        parts.append(_encoded(autoencoder, batch, config, f"image {{}} after {seen} of the stream".format))
+        seen += len(parts[-1]["labels"])
         held += len(parts[-1]["labels"])
         advance(len(parts[-1]["labels"]), "")
         if held >= config.shard_size:
@@ -127,20 +129,36 @@ def encode_stream(
         raise UserError("the stream gave no image to encode; check its address")
 
 
-def _encoded(autoencoder: Any, batch: dict[str, Tensor], config: LatentsConfig) -> dict[str, Tensor]:
+def _names(dataset: Any, places: Sequence[int]) -> Callable[[int], str]:
+    """Returns what an error message calls an image, by its row in the batch."""
+    describe = dataset.source.describe if hasattr(dataset, "source") else "image {}".format
+    return lambda row: describe(places[row])
+
+
+def _encoded(
+    autoencoder: Any, batch: dict[str, Tensor], config: LatentsConfig, describe: Callable[[int], str]
+) -> dict[str, Tensor]:
     """Returns a batch as it is kept, the images once and once mirrored."""
     pixels = batch["images"]
-    rows = {"labels": batch["labels"], "latents": _stored(autoencoder, pixels, config)}
+    rows = {"labels": batch["labels"], "latents": _stored(autoencoder, pixels, config, describe)}
     if config.flip:
-        rows["latents_flip"] = _stored(autoencoder, pixels.flip(-1), config)
+        rows["latents_flip"] = _stored(autoencoder, pixels.flip(-1), config, describe)
     return rows
 
 
-def _stored(autoencoder: Any, pixels: Tensor, config: LatentsConfig) -> Tensor:
+def _stored(
+    autoencoder: Any, pixels: Tensor, config: LatentsConfig, describe: Callable[[int], str]
+) -> Tensor:
     """Returns what is kept of each image: (n, 2C, h, w) moments, or the mean (n, C, h, w)."""
-    mean, logvar = encode_moments(autoencoder, pixels)
+    mean, logvar = encode_moments(autoencoder, pixels, describe)
     keep = torch.cat([mean, logvar], dim=1) if config.moments and logvar is not None else mean
-    return keep.to("cpu", getattr(torch, config.dtype))
+    stored = keep.to("cpu", getattr(torch, config.dtype))
+    if not stored.isfinite().all() and keep.isfinite().all():
+        raise UserError(
+            f"latents of up to {keep.abs().max().item():.3g} do not fit latents.dtype={config.dtype}; give "
+            "latents.dtype=float32"
+        )
+    return stored
 
 
 class _Unaugmented(Dataset[Any]):

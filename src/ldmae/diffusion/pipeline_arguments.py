@@ -1,0 +1,120 @@
+"""Checks the arguments of a call of the pipeline; each returns what is used, or says what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.core.errors import UserError
+
+SMALLEST_SHIFT = 1e-6
+"""Below it the shifted times are all the same in float32."""
+MOST_STEPS = 1_000_000
+
+
+def number(name: str, value: Any, usual: str) -> float:
+    """Returns a finite number, also from a tensor of one element or of numpy.
+
+    Raises:
+        UserError: it is none; `usual` is what the message recommends.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value!r}; {usual}")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, most: int, usual: str) -> int:
+    """Returns a whole number from 1 to `most`, also from a float without a fraction.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = number(name, value, usual)
+    if found != int(found) or not 1 <= found <= most:
+        raise UserError(f"{name} must be a whole number from 1 to {most:,}, got {value!r}; {usual}")
+    return int(found)
+
+
+def guidance_interval(value: Any) -> tuple[float, float]:
+    """Returns the two times between which guidance acts; None: all times.
+
+    Raises:
+        UserError: they are not two rising times in [0, 1].
+    """
+    if value is None:
+        return (0.0, 1.0)
+    usual = "the official one is (0.1, 1.0), None guides at all times"
+    times = (
+        [number("guidance_interval", time, usual) for time in value]
+        if isinstance(value, list | tuple | Tensor | np.ndarray)
+        else []
+    )
+    if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
+        raise UserError(f"guidance_interval must be two rising times in [0, 1], got {value!r}; {usual}")
+    return times[0], times[1]
+
+
+def timestep_shift(value: Any) -> float | None:
+    """Returns the time shift s; None: the scheduler's own.
+
+    Raises:
+        UserError: it is negative, or so small that no times would be left.
+    """
+    if value is None:
+        return None
+    usual = "0.3 is usual, 0 and 1 mean none"
+    shift = number("timestep_shift", value, usual)
+    if shift < 0 or 0 < shift < SMALLEST_SHIFT:
+        raise UserError(f"timestep_shift must be 0 or at least {SMALLEST_SHIFT:g}, got {value!r}; {usual}")
+    return shift
+
+
+def generators(value: Any, batch: int) -> torch.Generator | list[torch.Generator] | None:
+    """Returns one generator, a list of one for each image, or None.
+
+    Raises:
+        UserError: it is something else, such as a seed, or a list of another length.
+    """
+    if value is None or isinstance(value, torch.Generator):
+        return value
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    for one in several:
+        if not isinstance(one, torch.Generator):
+            raise UserError(
+                f"generator must be a torch.Generator or a list of them, got {one!r}; make one of a seed "
+                "with torch.Generator().manual_seed(SEED)"
+            )
+    if len(several) != batch:
+        raise UserError(
+            f"a list of generators needs one for each image, got {len(several)} for {batch} class "
+            "labels; give as many, or a single generator"
+        )
+    return several
+
+
+def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises a UserError for tensors that a callback cannot have."""
+    unknown = [name for name in names or () if name not in allowed]
+    if unknown:
+        raise UserError(
+            f"callback_on_step_end_tensor_inputs may hold {list(allowed)}, got {unknown}; leave them out"
+        )
+
+
+def flattened(labels: Any) -> Iterator[Any]:
+    """Yields the class labels in lists, tuples, tensors and arrays, nested or not."""
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    if isinstance(labels, list | tuple | range):
+        for label in labels:
+            yield from flattened(label)
+    else:
+        yield labels
