@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldmae.autoencoders.settings import KINDS, baseline_objective
 from ldmae.core.errors import UserError, closest, nearest
 from ldmae.core.files import write_text
+from ldmae.core.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.settings import Config, as_dict
 
 
@@ -70,6 +71,7 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def _merge(layers: list[dict[str, Any]]) -> Any:
+    check_plain(layers)
     for layer in layers:
         if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
             layer["mixed_precision"] = "no"
@@ -84,9 +86,9 @@ def _setting_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, *YAML_FAILURES) as error:
         where = getattr(error, "full_key", None)
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"{f'setting {where}' if where else 'settings'}: {reason}; see `ldmae run PRESET --dry-run` for "
             "all settings"
@@ -121,7 +123,14 @@ def _layers(preset: str | dict[str, Any], seen: tuple[str, ...]) -> list[dict[st
     if not isinstance(base, str):
         raise UserError(f"{name}: base must be a preset or a YAML file, got {base!r}")
     beside = Path(name).parent / base
-    return [*_layers(str(beside.resolve()) if beside.is_file() else base, (*seen, name)), layer]
+    return [*_layers(str(beside.resolve()) if _is_file(beside) else base, (*seen, name)), layer]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
 
 
 def _read_layer(preset: str) -> dict[str, Any]:
@@ -129,15 +138,15 @@ def _read_layer(preset: str) -> dict[str, Any]:
     try:
         if preset in names:
             text = preset_text(preset)
-        elif Path(preset).suffix in (".yaml", ".yml") and Path(preset).is_file():
+        elif Path(preset).suffix in (".yaml", ".yml") and _is_file(Path(preset)):
             text = Path(preset).read_text(encoding="utf-8")
         else:
             raise UserError(
                 f"no preset or YAML file {preset!r}{nearest(preset, names)}; presets: {', '.join(names)}"
             )
-        layer = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{preset} is not YAML: {error}") from error
+    layer = read_yaml(text, preset) or {}
     if not isinstance(layer, dict):
         raise UserError(f"{preset} must hold a mapping of settings, got {type(layer).__name__}")
     return layer
@@ -151,10 +160,13 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
             )
     # A path may hold what OmegaConf would take for syntax, so names of paths are set apart.
     plain = [item for item in overrides if item.partition("=")[0] not in _PATHS]
+    for item in plain:
+        read_yaml(item.partition("=")[2], f"the override {item[:100]!r}")
     try:
         layer = OmegaConf.to_container(OmegaConf.from_dotlist(plain))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the overrides {plain}: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, yaml.YAMLError, *YAML_FAILURES) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read the overrides {plain}: {reason}") from error
     assert isinstance(layer, dict)
     for item in overrides:
         key, _, value = item.partition("=")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from ldmae.autoencoders.settings import (
     ReconstructionObjectiveConfig,
     VMAEConfig,
 )
+from ldmae.core.bounds import MOST_PIXELS, SEEDS, Bounded, number
 from ldmae.core.errors import UserError, nearest
 from ldmae.diffusion.settings import FlowConfig, LightningDiTConfig, SamplingConfig
 from ldmae.evaluation.settings import EvaluationConfig
@@ -25,12 +25,14 @@ from ldmae.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingConfig:
+class PretrainingConfig(Bounded):
     """Masked pre-training of the whole autoencoder."""
 
-    image_size: int | None = None
+    group = "autoencoder.pretraining."
+
+    image_size: int | None = number(None, ge=1, le=MOST_PIXELS)
     """Pixels along an image's side; null: the run's."""
-    initial_logvar: float | None = None
+    initial_logvar: float | None = number(None, ge=-30, le=20, hint="-4 starts soon")
     """Log variance of the posterior at the start (its bias); null: 0, as the official code."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crops and mirror images."""
@@ -61,20 +63,22 @@ class TuningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineTrainingConfig:
+class BaselineTrainingConfig(Bounded):
     """Training of one of the paper's baselines, at the run's image size; `autoencoder.kind` says which."""
+
+    group = "autoencoder.baseline."
 
     model: BaselineConfig = field(default_factory=BaselineConfig)
     """Its shape."""
-    initial_logvar: float | None = None
+    initial_logvar: float | None = number(None, ge=-30, le=20, hint="-4 starts soon")
     """Log variance of the posterior at the start (its bias); null: torch's, near 0. AE and DAE have none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crops and mirror images."""
     objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
     """Weights of the loss's terms; what is not set is as the kind has it."""
-    discriminator_layers: int = 2
+    discriminator_layers: int = number(2, ge=1, le=10)
     """Halvings of the adversary, where the objective has one: 2 for 32 to 64 px, 3 for 256 px."""
-    discriminator_channels: int = 64
+    discriminator_channels: int = number(64, ge=1, le=8192)
     """Its channels after the first halving."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Steps, batch, optimizer."""
@@ -138,17 +142,19 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonConfig:
+class ComparisonConfig(Bounded):
     """What `ldmae compare` sets side by side; a single run takes no notice of it."""
+
+    group = "comparison."
 
     autoencoders: list[str] = field(default_factory=lambda: [*KINDS, "vmae"])
     """Autoencoders, each with a diffusion model of its own: `ae`, `dae`, `vae`, `sd-vae`, `vmae`."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = number([0], **SEEDS)
     """Each autoencoder is trained and measured once with each."""
     ablation: list[str] = field(default_factory=list)
     """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself; and one beyond it,
     `vmae-noise`, whose decoder is tuned on latents with noise."""
-    ablation_seeds: list[int] = field(default_factory=lambda: [0])
+    ablation_seeds: list[int] = number([0], **SEEDS)
     """The seeds of the ablation."""
     match_flops: bool = True
     """Shrink the baselines until encode and decode cost as many operations as the VMAE's; false: as wide as
@@ -158,6 +164,7 @@ class ComparisonConfig:
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (("autoencoders", AUTOENCODER_KINDS), ("ablation", ABLATION)):
             for value in getattr(self, name):
                 if value not in known:
@@ -176,12 +183,12 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Bounded):
     """All settings of a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
-    image_size: int = 256
+    image_size: int = number(256, ge=1, le=MOST_PIXELS)
     """Pixels along an image's side, from decoder tuning on."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """First model."""
@@ -195,7 +202,7 @@ class Config:
     """What is measured."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     """What `ldmae compare` sets side by side."""
-    seed: int = 0
+    seed: int = number(0, **SEEDS)
     """Key of all randomness in training."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
@@ -208,10 +215,9 @@ class Config:
     """`tensorboard`, `wandb` (an extra), or `none`; metrics.jsonl is always written."""
 
     def __post_init__(self):
-        _check_positive(self)
+        super().__post_init__()
         self._check_autoencoder()
         self._check_perceptual()
-        self._check_starts()
         transformer = self.diffusion.model
         if transformer.attention_head_dim % 4:
             raise UserError(
@@ -243,7 +249,7 @@ class Config:
         name, patch = "model.patch_size" if vmae else "baseline.model.factor", autoencoder.patch_size
         sizes = {"image_size": self.image_size, "autoencoder.pretraining.image_size": self.pretraining_size}
         for key, pixels in sizes.items():
-            if pixels < 1 or (autoencoder.source is None and pixels % patch):
+            if autoencoder.source is None and pixels % patch:
                 raise UserError(
                     f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
                     f"take {max(1, round(pixels / patch)) * patch}"
@@ -281,33 +287,10 @@ class Config:
                     "images or another distance"
                 )
 
-    def _check_starts(self) -> None:
-        """Raises for a log variance to start from that is no number."""
-        auto = self.autoencoder
-        for name, value in (
-            ("pretraining", auto.pretraining.initial_logvar),
-            ("baseline", auto.baseline.initial_logvar),
-        ):
-            if value is not None and not math.isfinite(value):
-                raise UserError(
-                    f"autoencoder.{name}.initial_logvar must be a number or null, got {value}; -4 starts soon"
-                )
-
     @property
     def pretraining_size(self) -> int:
         """Pixels along an image's side in pre-training."""
         return self.autoencoder.pretraining.image_size or self.image_size
-
-
-def _check_positive(config: Config) -> None:
-    """Refuses a model of no layers, heads, channels …, before hours of training come to build it."""
-    for name, model in (
-        ("autoencoder.model", config.autoencoder.model),
-        ("diffusion.model", config.diffusion.model),
-    ):
-        for key, value in vars(model).items():
-            if type(value) in (int, float) and value <= 0 and key != "class_dropout_prob":
-                raise UserError(f"{name}.{key} must be above 0, got {value}")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -23,11 +23,11 @@ def test_settings_go_through_omegaconf_and_unknown_keys_fail():
     ("wrong", "message"),
     [
         ({"features": "inceptoin"}, "'inceptoin' is unknown; did you mean 'inception'"),
-        ({"epsilons": [0.1, 0.1]}, "epsilons must be distinct numbers of 0 or more"),
-        ({"epsilons": [-0.1]}, "epsilons must be distinct numbers of 0 or more"),
-        ({"epsilons": [math.nan]}, "epsilons must be distinct numbers of 0 or more"),
-        ({"fractions": [0.5, 2.0]}, r"fractions must be distinct numbers in \[0, 1\]"),
-        ({"fractions": []}, r"fractions must be distinct numbers in \[0, 1\]"),
+        ({"epsilons": [0.1, 0.1]}, "epsilons must be distinct numbers"),
+        ({"epsilons": [-0.1]}, "epsilons must be at least 0"),
+        ({"epsilons": [math.nan]}, "epsilons must be a number"),
+        ({"fractions": [0.5, 2.0]}, "fractions must be at most 1"),
+        ({"fractions": []}, "fractions must be distinct numbers"),
         ({"samples": 0}, "samples must be at least 1"),
     ],
 )

@@ -235,8 +235,6 @@ def test_tensor_spans_minus_one_to_one():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"crop_scale": [0.0, 1.0]},
-        {"crop_scale": [0.5, 1.5]},
         {"crop_ratio": [2, 1]},
         {"crop_scale": [0.5]},
         {"crop_ratio": []},
@@ -245,6 +243,12 @@ def test_tensor_spans_minus_one_to_one():
 def test_impossible_augmentation_is_refused(wrong):
     with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be \[smallest, largest\]"):
         AugmentConfig(**wrong)
+
+
+def test_crops_of_nothing_or_of_more_than_the_image_are_refused():
+    for scale, told in (([0.0, 1.0], "above 0"), ([0.5, 1.5], "at most 1")):
+        with pytest.raises(UserError, match=f"crop_scale must be {told}"):
+            AugmentConfig(crop_scale=scale)
 
 
 def test_fingerprint_depends_on_size():

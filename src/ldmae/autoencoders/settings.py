@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ldmae.core.bounds import MOST, MOST_AT_ONCE, Bounded, number
 from ldmae.core.errors import UserError
 
 PIXEL_LOSSES = ("mse", "l1")
@@ -21,26 +22,28 @@ makes about the step from the paper's AE (32.2 dB) to its VAE (29.4 dB).
 
 
 @dataclass(frozen=True, kw_only=True)
-class VMAEConfig:
+class VMAEConfig(Bounded):
     """The arguments of `AutoencoderVMAE` that a preset chooses; the others follow from the run."""
 
-    patch_size: int = 8
+    group = "autoencoder.model."
+
+    patch_size: int = number(8, ge=1, le=1024)
     """Pixels along a patch's side: the latent grid is that much coarser than the image."""
-    latent_channels: int = 16
+    latent_channels: int = number(16, ge=1, le=4096)
     """Channels C of the latent."""
-    encoder_hidden_size: int = 192
+    encoder_hidden_size: int = number(192, ge=1, le=65_536)
     """Width of the encoder."""
-    encoder_num_hidden_layers: int = 12
+    encoder_num_hidden_layers: int = number(12, ge=1, le=1000)
     """Blocks of the encoder."""
-    encoder_num_attention_heads: int = 12
+    encoder_num_attention_heads: int = number(12, ge=1, le=4096)
     """Attention heads of the encoder; they divide its width."""
-    decoder_hidden_size: int = 192
+    decoder_hidden_size: int = number(192, ge=1, le=65_536)
     """Width of the decoder."""
-    decoder_num_hidden_layers: int = 12
+    decoder_num_hidden_layers: int = number(12, ge=1, le=1000)
     """Blocks of the decoder."""
-    decoder_num_attention_heads: int = 12
+    decoder_num_attention_heads: int = number(12, ge=1, le=4096)
     """Attention heads of the decoder; they divide its width."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = number(4.0, gt=0, le=64)
     """Width of a block's hidden layer over the block's width."""
     hidden_act: str = "gelu"
     """Activation of the hidden layers."""
@@ -49,130 +52,98 @@ class VMAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Bounded):
     """How much of an image is hidden."""
 
-    ratio: float = 0.6
-    """Share of the patches hidden from the encoder, in [0, 1)."""
+    group = "masking."
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise UserError(
-                f"masking.ratio is a share in [0, 1), got {self.ratio}; the paper takes 0.6, 0 hides none"
-            )
+    ratio: float = number(0.6, ge=0, lt=1, hint="the paper takes 0.6, 0 hides none")
+    """Share of the patches hidden from the encoder, in [0, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedObjectiveConfig:
+class MaskedObjectiveConfig(Bounded):
     """The terms' weights and what they are taken of; the defaults are the paper's."""
+
+    group = "objective."
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """What is hidden from the encoder; a ratio of 0 is plain autoencoding (decoder tuning)."""
-    visible_weight: float = 1.0
+    visible_weight: float = number(1.0, ge=0, le=1e6, hint="0 drops it")
     """Weight of L_R, the squared error of visible patches."""
-    masked_weight: float = 1.0
+    masked_weight: float = number(1.0, ge=0, le=1e6, hint="0 drops it")
     """λ_M, weight of L_M, the squared error of masked patches."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = number(1.0, ge=0, le=1e6, hint="0 drops it")
     """λ_P, weight of L_P, the perceptual distance between the image and the whole decoded image."""
     perceptual: str = "lpips-vgg"
     """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
-    perceptual_rows: int | None = None
+    perceptual_rows: int | None = number(None, ge=1, le=MOST_AT_ONCE, hint="null takes all")
     """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
-    kl_weight: float = 1e-6
+    kl_weight: float = number(1e-6, ge=0, le=1e6, hint="0 drops it")
     """λ_reg, weight of L_reg, which pulls the posterior's variance to the prior's."""
-    prior_std: float = 1.0
+    prior_std: float = number(1.0, gt=0, le=1000, hint="the paper takes 1")
     """s, the standard deviation that the posterior's is pulled to; the official script has 1e-3."""
     sample_posterior: bool = True
     """Whether a draw from the posterior is decoded rather than its mean."""
-    latent_noise: float = 0.0
+    latent_noise: float = number(0.0, ge=0, le=100, hint="0 drops it")
     """Largest deviation of normal noise added before decoding, as a share of the deviation of an
     image's own latents; each draws its share evenly from [0, this]. It readies a tuned decoder for generated
     latents, which are never exact (after RAE, arXiv 2510.11690); the paper has none."""
 
-    def __post_init__(self) -> None:
-        for name in ("visible_weight", "masked_weight", "perceptual_weight", "kl_weight", "latent_noise"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(
-                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
-                )
-        if not self.prior_std > 0:
-            raise UserError(f"prior_std must be above 0, got {self.prior_std}; the paper takes 1")
-        if self.perceptual_rows is not None and self.perceptual_rows < 1:
-            raise UserError(
-                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
-                "leave it empty for all rows, or set perceptual_weight=0 for none"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
+class BaselineConfig(Bounded):
     """The shape of a baseline; width 1, factor 8 and 16 channels are the paper's, 83.8 M parameters."""
 
-    factor: int = 8
+    group = "autoencoder.baseline.model."
+
+    factor: int = number(8, ge=1, le=1024)
     """Pixels of the image along one side of a latent cell; a power of two, for each block halves."""
-    latent_channels: int = 16
+    latent_channels: int = number(16, ge=1, le=4096)
     """Channels C of the latent."""
-    width: float = 1.0
+    width: float = number(1.0, gt=0, le=64, hint="1 is the paper's")
     """Multiplier of 128, 256, 512, 512 channels; each is rounded to an even number."""
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or self.factor & (self.factor - 1):
-            powers = [
-                2 ** int(math.log2(max(1, self.factor))),
-                2 ** math.ceil(math.log2(max(1, self.factor))),
-            ]
+        super().__post_init__()
+        if self.factor & (self.factor - 1):
+            powers = [2 ** int(math.log2(self.factor)), 2 ** math.ceil(math.log2(self.factor))]
             near = " or ".join(str(power) for power in dict.fromkeys(powers))
             raise UserError(
                 f"factor must be a power of two, for each block of an AutoencoderKL halves the image, "
                 f"got {self.factor}; take {near}"
             )
-        if self.latent_channels < 1:
-            raise UserError(f"latent_channels must be at least 1, got {self.latent_channels}")
-        if not 0 < self.width < math.inf:
-            raise UserError(f"width must be above 0, got {self.width}; 1 is the paper's")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionObjectiveConfig:
+class ReconstructionObjectiveConfig(Bounded):
     """The terms' weights and what they are taken of; the pixel loss has weight 1."""
+
+    group = "objective."
 
     pixel_loss: str = "mse"
     """`mse` or `l1`: the mean over pixels and colours of the squared or absolute error, in [-1, 1]."""
-    input_noise: float = 0.0
+    input_noise: float = number(0.0, ge=0, le=100, hint="0 drops it")
     """Deviation of Gaussian noise on the image that is encoded; the clean one is to be restored (DAE)."""
     sample_posterior: bool = True
     """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
-    kl_weight: float = 1e-6
+    kl_weight: float = number(1e-6, ge=0, le=1e6, hint="0 drops it")
     """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = number(1.0, ge=0, le=1e6, hint="0 drops it")
     """Weight of the perceptual distance between the image and the decoded image."""
     perceptual: str = "lpips-vgg"
     """The network of the perceptual distance, such as `lpips-vgg` or `st-lpips-alex`."""
-    perceptual_rows: int | None = None
+    perceptual_rows: int | None = number(None, ge=1, le=MOST_AT_ONCE, hint="null takes all")
     """How many rows of the whole batch get the perceptual term, evenly spread; all where None."""
-    adversarial_weight: float = 0.0
+    adversarial_weight: float = number(0.0, ge=0, le=1e6, hint="0 drops it")
     """Weight of the adversary's term, after the adaptive weight; 0: no adversary. The usual is 0.5."""
-    adversarial_start_step: int = 0
+    adversarial_start_step: int = number(0, ge=0, le=MOST, hint="0 has an adversary from the start")
     """Step from which the adversary learns and is listened to: before, reconstruction warms up alone."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pixel_loss not in PIXEL_LOSSES:
             raise UserError(f"pixel_loss must be {' or '.join(PIXEL_LOSSES)}, got {self.pixel_loss!r}")
-        for name in ("input_noise", "kl_weight", "perceptual_weight", "adversarial_weight"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(
-                    f"{name} must be a finite number, 0 or more, got {getattr(self, name)}; 0 drops it"
-                )
-        if self.perceptual_rows is not None and self.perceptual_rows < 1:
-            raise UserError(
-                f"perceptual_rows must be at least 1, got {self.perceptual_rows}; "
-                "leave it empty for all rows, or set perceptual_weight=0 for none"
-            )
-        if self.adversarial_start_step < 0:
-            raise UserError(
-                f"adversarial_start_step must be at least 0, got {self.adversarial_start_step}; "
-                "0 has an adversary from the start"
-            )
 
 
 def baseline_objective(kind: str, factor: int = 8) -> ReconstructionObjectiveConfig:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from ldmae.core.bounds import MOST, MOST_AT_ONCE, SEEDS, Bounded, number
 from ldmae.core.errors import UserError, nearest
 from ldmae.perception.names import FEATURES
 
@@ -15,25 +15,26 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Places on the line: 0 is the first image, 1 the second."""
 
 SPEED_DTYPES = ("float32", "bfloat16", "float16")
-_COUNTS = ("samples", "real_images", "images", "latent_images", "pairs", "speed_batch_size", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Bounded):
     """What is measured of a trained run, and on how much."""
+
+    group = "evaluation."
 
     perceptual: str = "st-lpips-alex"
     """Perceptual distance of reconstructions: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex."""
     features: str = "efficientnet_lite0"
     """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID, FID)."""
-    samples: int = 1000
+    samples: int = number(1000, ge=1, le=MOST)
     """Images to generate for the distances; in a run, with labels in the training images' proportion."""
-    real_images: int | None = None
+    real_images: int | None = number(None, ge=1, le=MOST)
     """Training images (at most, drawn at random) that the generated ones are compared with; None: all. In
     `evaluate-samples`: real images whose own features are kept, None: 10,000; FID and sFID take all."""
-    batch_size: int = 64
+    batch_size: int = number(64, ge=1, le=MOST_AT_ONCE)
     """Images at a time; no figure depends on it."""
-    guidance_scale: float | None = None
+    guidance_scale: float | None = number(None, ge=-1e4, le=1e4)
     """Guidance of the generated images; None takes the sampling settings'."""
     recogniser: bool = False
     """Also measure the share of generated images that a classifier of real ones takes for what was asked."""
@@ -41,46 +42,41 @@ class EvaluationConfig:
     """Classes of the images that `evaluate-samples` generates: `balanced`, each as often, or `random`."""
     shrink_covariance: bool = False
     """Fréchet distances by shrunk covariances where images are fewer than features; the note says so."""
-    images: int | None = None
+    images: int | None = number(None, ge=1, le=MOST)
     """Images to measure an autoencoder on (at most, drawn by key); None: all that are held out."""
-    latent_images: int = 2000
+    latent_images: int = number(2000, ge=1, le=MOST)
     """Training images (at most, drawn by key) for the latents' deviation and the linear probe."""
-    epsilons: list[float] = field(default_factory=lambda: list(EPSILONS))
+    epsilons: list[float] = number(list(EPSILONS), ge=0, le=1000)
     """Smoothness: sizes of the noise added to latents, in deviations of their channels."""
-    fractions: list[float] = field(default_factory=lambda: list(FRACTIONS))
+    fractions: list[float] = number(list(FRACTIONS), ge=0, le=1)
     """Interpolation: places on the line from one image's latents (0) to another's (1)."""
-    pairs: int = 64
+    pairs: int = number(64, ge=1, le=MOST)
     """Interpolation: pairs of images (at most)."""
     masks: str | None = None
     """Compression: a folder of label images, named as the images in their folder; None: groups are found by
     segmentation (and, for `emoji`, by opacity and flat colours)."""
     mask_level: str = "object"
     """Compression: the level that the masks stand for: `object`, `part` or `pattern`."""
-    ignored_labels: list[int] = field(default_factory=list)
+    ignored_labels: list[int] = number([], ge=-(2**31), lt=2**32)
     """Compression: values of the masks that mean no group, such as 255."""
-    speed_batch_size: int = 16
+    speed_batch_size: int = number(16, ge=1, le=MOST_AT_ONCE)
     """Efficiency: images at once while encode and decode are timed."""
     speed_dtype: str = "float32"
     """Efficiency: number format while encode and decode are timed: float32, bfloat16 or float16."""
-    seed: int = 0
+    seed: int = number(0, **SEEDS)
     """Seed of the noise that images are generated from, of latent noise, and of what is drawn."""
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"evaluation.{name} must be at least 1, got {value}")
+        super().__post_init__()
         if self.features not in FEATURES:
             raise UserError(
                 f"evaluation.features={self.features!r} is unknown{nearest(self.features, FEATURES)}; "
                 f"known: {', '.join(FEATURES)}"
             )
-        for name, highest in (("epsilons", math.inf), ("fractions", 1.0)):
+        for name in ("epsilons", "fractions"):
             values = getattr(self, name)
-            distinct = len({f"{value:g}" for value in values}) == len(values) > 0
-            if not distinct or not all(0 <= value <= highest and math.isfinite(value) for value in values):
-                wanted = "in [0, 1]" if highest == 1 else "of 0 or more"
-                raise UserError(f"evaluation.{name} must be distinct numbers {wanted}, got {values}")
+            if not len({f"{value:g}" for value in values}) == len(values) > 0:
+                raise UserError(f"evaluation.{name} must be distinct numbers, at least one, got {values}")
         if self.sample_labels not in ("balanced", "random"):
             raise UserError(
                 f"evaluation.sample_labels must be balanced or random, got {self.sample_labels!r}"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from ldmae.core.bounds import Bounded, number
 from ldmae.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Bounded):
     """Where the images come from, and which of them are held out."""
+
+    group = "data."
 
     source: str = ""
     """A folder (its subfolders are classes), `emoji`, `digits` or `photos`, a Hugging Face dataset, parquet
     or arrow files, tar shards such as `shards/{000..012}.tar`, or their http(s) address."""
     val: str = "0.05"
     """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME`."""
-    max_unreadable: float = 0.01
+    max_unreadable: float = number(0.01, ge=0, le=1)
     """Share of the images that may be unreadable (named, skipped and counted) before it is an error."""
     split: str = "train"
     """Which split of a Hugging Face dataset to take."""
@@ -32,8 +34,7 @@ class DataConfig:
     stream of shards it names the labels."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_unreadable <= 1:
-            raise UserError(f"data.max_unreadable must be a share in [0, 1], got {self.max_unreadable}")
+        super().__post_init__()
         if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
             raise UserError(
                 f"data.classes must name each class once, at least one, got {self.classes}; leave it out to "
@@ -42,21 +43,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Bounded):
     """Random changes to training images; held-out images and latents never see them."""
 
-    crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])
+    group = "augment."
+
+    crop_scale: list[float] = number([0.75, 1.0], gt=0, le=1)
     """Share of the image's area that a random crop keeps: smallest and largest, in (0, 1]."""
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    crop_ratio: list[float] = number([3 / 4, 4 / 3], ge=1e-3, le=1e3)
     """Width over height of a random crop: smallest and largest."""
     horizontal_flip: bool = True
     """Whether every other image is mirrored; wrong for digits and writing."""
 
     def __post_init__(self) -> None:
-        for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio"):
             bounds = getattr(self, name)
-            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= limit:
-                raise UserError(
-                    f"augment.{name} must be [smallest, largest] with 0 < smallest <= largest"
-                    f"{' <= 1' if limit == 1 else ''}, got {bounds}"
-                )
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise UserError(f"augment.{name} must be [smallest, largest], got {bounds}")

@@ -1,84 +1,71 @@
 """Settings of the training loop."""
 
-import math
 from dataclasses import dataclass, field
 
+from ldmae.core.bounds import MOST, MOST_AT_ONCE, MOST_PROCESSES, Bounded, number
 from ldmae.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Bounded):
     """AdamW and its rate over the steps."""
 
-    learning_rate: float = 1e-4
+    group = "optimizer."
+
+    learning_rate: float = number(1e-4, gt=0, le=1e30)
     """Peak rate, absolute (a paper's base rate times effective batch / 256)."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    betas: list[float] = number([0.9, 0.95], ge=0, lt=1)
     """Decay rates of the first and second moment."""
-    weight_decay: float = 0.0
+    weight_decay: float = number(0.0, ge=0, le=1000)
     """Decoupled weight decay; biases, norms and embeddings have none."""
     schedule: str = "constant"
     """`constant`, or `cosine`: a half cycle down to 0 after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: int = number(0, ge=0, le=MOST)
     """Steps of linear warm-up from 0."""
-    schedule_steps: int | None = None
+    schedule_steps: int | None = number(None, ge=1, le=MOST)
     """Step at which the half cosine reaches 0: `steps` or later, after the warm-up; null: the last step."""
-    gradient_clip: float | None = None
+    gradient_clip: float | None = number(None, gt=0, le=1e9)
     """Largest norm of the whole gradient, and of an adversary's; null: none."""
-    adversary_learning_rate: float | None = None
+    adversary_learning_rate: float | None = number(None, gt=0, le=1e30)
     """Peak rate of the adversary, where there is one, on the same schedule; null: the model's."""
-    adversary_betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
+    adversary_betas: list[float] = number([0.5, 0.9], ge=0, lt=1)
     """The adversary's decay rates of the first and second moment; its weights do not decay."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.schedule not in ("constant", "cosine"):
             raise UserError(f"optimizer.schedule must be constant or cosine, got {self.schedule!r}")
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("weight_decay", "warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("betas", "adversary_betas"):
             betas = getattr(self, name)
-            if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            if len(betas) != 2:
                 raise UserError(f"optimizer.{name} must be two numbers in [0, 1), got {betas}")
-        if self.adversary_learning_rate is not None and not 0 < self.adversary_learning_rate < math.inf:
-            raise UserError(
-                "optimizer.adversary_learning_rate must be above 0 or null, "
-                f"got {self.adversary_learning_rate}"
-            )
-        if self.schedule_steps is not None and self.schedule_steps < 1:
-            raise UserError(f"optimizer.schedule_steps must be at least 1 or null, got {self.schedule_steps}")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UserError(f"optimizer.gradient_clip must be above 0 or null, got {self.gradient_clip}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Bounded):
     """When training states are written, and which are kept."""
 
-    every_steps: int = 1000
-    """A training state is written after this many steps, and at the end."""
-    keep_every: int | None = None
-    """States of steps that are multiples of this are kept for good; the last 2 always are."""
+    group = "checkpoint."
 
-    def __post_init__(self):
-        if self.every_steps < 1:
-            raise UserError(f"checkpoint.every_steps must be at least 1, got {self.every_steps}")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise UserError(f"checkpoint.keep_every must be at least 1 or null, got {self.keep_every}")
+    every_steps: int = number(1000, ge=1, le=MOST)
+    """A training state is written after this many steps, and at the end."""
+    keep_every: int | None = number(None, ge=1, le=MOST)
+    """States of steps that are multiples of this are kept for good; the last 2 always are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Bounded):
     """One training: its length, batch, optimizer and cadence."""
 
-    steps: int = 1000
+    group = "training."
+
+    steps: int = number(1000, ge=1, le=MOST)
     """Optimizer steps. More steps extend a finished training."""
-    batch_size: int = 32
+    batch_size: int = number(32, ge=1, le=MOST_AT_ONCE)
     """Images in a whole step, over all processes."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = number(None, ge=1, le=MOST_AT_ONCE)
     """Images that fit one device at once; null: the device's whole share. Accumulation follows from it."""
-    ema_decay: float | None = None
+    ema_decay: float | None = number(None, ge=0, lt=1)
     """Decay a step of the averaged weights, which are then the ones saved; null: no averaging."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its rate."""
@@ -86,32 +73,17 @@ class TrainingConfig:
     """When training states are written."""
     compile: bool = False
     """Compile the model's blocks with torch.compile: seconds to minutes at the start, then faster steps."""
-    num_workers: int = 1
+    num_workers: int = number(1, ge=0, le=MOST_PROCESSES)
     """Processes that load data, for each training process; 0: the training process itself."""
-    log_every: int = 20
+    log_every: int = number(20, ge=1, le=MOST)
     """Steps between lines of metrics.jsonl; each holds means over these steps."""
-    validate_every: int = 0
+    validate_every: int = number(0, ge=0, le=MOST)
     """Steps between losses on held-out images; 0: never."""
-    validation_images: int = 256
+    validation_images: int = number(256, ge=1, le=MOST)
     """How many held-out images (at the most) a validation takes."""
 
     def __post_init__(self):
-        for name, least in (
-            ("steps", 1),
-            ("batch_size", 1),
-            ("log_every", 1),
-            ("num_workers", 0),
-            ("validate_every", 0),
-            ("validation_images", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"training.{name} must be at least {least}, got {getattr(self, name)}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(
-                f"training.micro_batch_size must be at least 1 or null, got {self.micro_batch_size}"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(f"training.ema_decay must lie in [0, 1) or be null, got {self.ema_decay}")
+        super().__post_init__()
         end, warmup = self.optimizer.schedule_steps, self.optimizer.warmup_steps
         if self.optimizer.schedule == "cosine" and end is not None and (end < self.steps or end <= warmup):
             # beyond its end the rate is 0: nothing would be learned, and nothing would be said
