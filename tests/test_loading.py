@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from huggingface_hub import constants
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.arguments import run_config
+from ldmae.cli import app
 from ldmae.conversion.vmae import to_official_vmae
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
@@ -297,6 +300,84 @@ def test_the_current_directory_is_importable_as_by_python_m_and_is_added_once(ow
     assert sys.path[0] == str(Path.cwd())
 
 
+# ---- code that a folder names
+
+TRAP = "from pathlib import Path\nPath('was_run').touch()\nimport torch\nclass Thing(torch.nn.Module): {}\n"
+METHODS = "encode = decode = lambda self, x: x"
+
+
+@pytest.fixture
+def trap(saved, tmp_path, monkeypatch):
+    """A current directory with a module that leaves a trace, and a run folder that names it; its name."""
+    name = f"trap_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(TRAP.format(METHODS))
+    shutil.copytree(saved / "run", tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(f'autoencoder: {{source: "{name}:Thing"}}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    return name
+
+
+@pytest.mark.parametrize("load", [load_autoencoder, load_pipeline])
+def test_a_run_folder_that_names_code_is_refused_and_runs_none(trap, load):
+    with pytest.raises(UserError, match=rf"config\.yaml names code to run, {trap}:Thing, .*add --allow-code"):
+        load("run")
+    assert not Path("was_run").exists()
+
+
+def test_a_run_folder_that_names_code_is_loaded_where_that_is_allowed(trap):
+    assert type(load_autoencoder("run", allow_code=True)).__name__ == "Thing"
+    assert type(load_pipeline("run", allow_code=True).vae.module).__name__ == "Thing"
+    assert Path("was_run").exists()
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_settings_of_a_run_folder_that_name_code_are_refused(trap, base):
+    if base:  # by way of a second file
+        Path("run/config.yaml").rename("run/other.yaml")
+        Path("run/config.yaml").write_text("base: other.yaml\n")
+    with pytest.raises(UserError, match=f"names code to run, {trap}:Thing"):
+        run_config(Path("run"))
+    assert run_config(Path("run"), None, allow_code=True).autoencoder.source == f"{trap}:Thing"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["encode", "run"],
+        ["encode", "run", "data=photos", "--out", "latents"],
+        ["sample", "run"],
+        ["sample", "run", "--count", "1"],
+        ["evaluate", "run"],
+        ["evaluate", "run", "data=photos"],
+        ["evaluate-samples", "run", "data=photos"],
+    ],
+)
+def test_no_verb_runs_code_that_a_folder_names(trap, command):
+    with pytest.raises(UserError, match=f"names code to run, {trap}:Thing"):
+        typer.main.get_command(app).main(command, standalone_mode=False)
+    assert not Path("was_run").exists()
+
+
+@pytest.mark.parametrize("name", ["vae", "transformer", "scheduler", "_class_name"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_pipeline_folder_whose_parts_are_foreign_code_is_refused(saved, trap, name, beside):
+    folder = Path(shutil.copytree(saved / "pipeline", "pipeline"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index[name] = [trap, "Thing"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    if beside:
+        for place in (folder, folder / name):
+            place.mkdir(exist_ok=True)
+            shutil.copy(f"{trap}.py", place)
+        Path(f"{trap}.py").unlink()
+    with pytest.raises(
+        UserError, match=rf"model_index\.json of pipeline names code to run \('{name}: {trap}'\)"
+    ):
+        load_pipeline("pipeline")
+    assert not Path("was_run").exists()
+
+
 # ---- pipelines
 
 
@@ -338,5 +419,5 @@ def test_a_pipeline_whose_scheduler_is_not_of_flow_matching_is_named(saved, tmp_
     pipeline = load_pipeline(str(saved / "pipeline"))
     pipeline.register_modules(scheduler=DDPMScheduler())
     pipeline.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="DDPMScheduler, none of flow matching"):
+    with pytest.raises(UserError, match="DDPMScheduler, which it cannot sample with"):
         load_pipeline(str(tmp_path / "other"))

@@ -42,6 +42,10 @@ AutoencoderSource = Annotated[
         "pretrained:NAME, or package.module:Class."
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Let the run folder name code to run: a class that its user wrote."),
+]
 DataOverrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value: data=PATH (needed but for a run folder), image_size=256, …"),
@@ -87,11 +91,20 @@ def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple
     return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
 
-def run_config(folder: Path, overrides: list[str] | None = None) -> Any:
-    """Returns the settings of a run, with changes."""
-    from ldmae.config import load_config
+def run_config(folder: Path, overrides: list[str] | None = None, allow_code: bool = False) -> Any:
+    """Returns the settings of a run, with changes.
 
-    return load_config(str(folder / "config.yaml"), overrides)
+    Raises:
+        UserError: they name code to run, which is not allowed, or are damaged.
+    """
+    from ldmae.config import load_config
+    from ldmae.recipes import refuse_code
+
+    path = folder / "config.yaml"
+    config = load_config(str(path), overrides)
+    for source in (config.autoencoder.source, config.autoencoder.init):
+        refuse_code(path, source, allow_code)
+    return config
 
 
 def refuse(value: object, option: str, reason: str) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from ldmae import __version__, measuring
 from ldmae.arguments import (
+    AllowCode,
     AutoencoderSource,
     DataOverrides,
     DryRun,
@@ -124,6 +125,7 @@ def encode(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the shards; needed with data=PATH.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Encode images into latents, as shards in LightningDiT's layout with latents_stats.pt.
 
@@ -135,12 +137,12 @@ def encode(
     if recipes.is_run_folder(source) and not overrides:
         refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
         folder = Path(source)
-        recipes.run_arrows(run_config(folder), folder, recipes.encode)
+        recipes.run_arrows(run_config(folder, None, allow_code), folder, recipes.encode)
         say(f"latents: {folder / 'latents'}")
         return
     if out is None:
         raise UserError("--out is missing; give the folder for the latents, such as --out latents")
-    count = recipes.encode_with(source, overrides or [], out)
+    count = recipes.encode_with(source, overrides or [], out, allow_code)
     say(f"latents of {count} images: {out}")
 
 
@@ -181,12 +183,13 @@ def sample(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; by default RUN/samples-NUMBER, or ./samples.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Generate images with a trained pipeline: a class grid, single PNGs, and how they were made.
 
     A run folder alone: the run's own samples/. What is not given is as in the run's settings;
-    of a pipeline's folder or Hub name, none: 8 images of each class (24 classes at most), 50 Euler steps, no
-    guidance.
+    of a pipeline's folder or Hub name, none: 8 images of each class (24 classes at most), 50 steps of the
+    pipeline's own solver, no guidance.
     """
     recipes = open_recipes()
     named = {
@@ -201,14 +204,16 @@ def sample(
     if recipes.is_run_folder(source):
         folder = Path(source)
         if not (changes or classes or out):
-            recipes.run_arrows(run_config(folder), folder, recipes.save_pipeline, recipes.sample)
+            config = run_config(folder, None, allow_code)
+            recipes.run_arrows(config, folder, recipes.save_pipeline, recipes.sample)
             say(f"samples: {folder / 'samples' / 'grid.png'}")
             return
         if not (folder / "pipeline").exists():
-            recipes.run_arrows(run_config(folder), folder, recipes.save_pipeline)
+            recipes.run_arrows(run_config(folder, None, allow_code), folder, recipes.save_pipeline)
         out = out or next_folder(folder)
     if main_process():  # generating is not shared among processes
-        say(f"samples: {recipes.sample_from(source, classes or [], changes, out or Path('samples'), device)}")
+        out = out or Path("samples")
+        say(f"samples: {recipes.sample_from(source, classes or [], changes, out, device, allow_code)}")
 
 
 @app.command(epilog=examples("ldmae report runs/emoji"))

@@ -5,21 +5,26 @@ And what ships in the package, `pretrained:NAME`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import yaml
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
@@ -31,6 +36,13 @@ FORMS = (
     "class or function of your own)"
 )
 _SHIPPED_PREFIX = "pretrained:"
+_LIBRARIES = (
+    "diffusers",
+    AutoencoderVMAE.__module__,
+    LightningDiTTransformer2DModel.__module__,
+    OwnAutoencoder.__module__,
+)
+"""Where the classes of a pipeline's parts come from."""
 _PIPELINE_FORMS = "a run folder, the folder or Hub name of a saved LDMAEPipeline, or pretrained:NAME"
 
 
@@ -77,7 +89,7 @@ def is_run_folder(source: str) -> bool:
     return (Path(source) / "config.yaml").is_file()
 
 
-def load_autoencoder(source: str) -> Any:
+def load_autoencoder(source: str, allow_code: bool = False) -> Any:
     """Loads any autoencoder on the CPU, in fp32 whatever it was saved in, in evaluation mode.
 
     Args:
@@ -87,16 +99,18 @@ def load_autoencoder(source: str) -> Any:
             class or function that is called without arguments and gives an `nn.Module` with `encode` and
             `decode` (images in [-1, 1]; see `core.autoencoding` for what they may return). Its module is
             looked for in the current directory first, as by `python -m`; importing it runs its code.
+        allow_code: whether a folder, too, may name code to run, as the settings of a run do whose autoencoder
+            was a class of its user's own.
 
     Raises:
-        UserError: there is no such thing, or it holds no autoencoder.
+        UserError: there is no such thing, it holds no autoencoder, or it is a folder that names code.
     """
     if source.startswith("official:"):
         return load_official_vmae(source.removeprefix("official:")).eval()
     source = _unshipped(source)
     folder = Path(source)
     if is_run_folder(source):
-        own = _own_class(folder)
+        own = _own_class(folder, allow_code)
         if own is not None:
             return _import(own)
         inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
@@ -116,18 +130,22 @@ def load_autoencoder(source: str) -> Any:
         raise UserError(
             f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {FORMS}"
         )
-    if _is_import_path(source):
+    if is_import_path(source):
         return _import(source)
     if not may_be_hub_name(source):
         raise UserError(f"there is no {source}; expected {FORMS}")
     return _from_hub(source)
 
 
-def load_pipeline(source: str) -> LDMAEPipeline:
+def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
     """Loads a pipeline from a run folder, a folder saved with `save_pretrained`, the Hub, or the package.
 
+    Args:
+        source: as in the message of the error.
+        allow_code: whether the folder may name code to run; see `load_autoencoder`.
+
     Raises:
-        UserError: there is no such thing, or it is of another kind.
+        UserError: there is no such thing, it is of another kind, or names code to run.
     """
     source = _unshipped(source)
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
@@ -135,23 +153,26 @@ def load_pipeline(source: str) -> LDMAEPipeline:
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
     if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
-    try:
-        own = _own_class(Path(source)) if is_run_folder(source) else None
+    own = _own_class(Path(source), allow_code) if is_run_folder(source) else None
+    where, expected = folder if folder.exists() else source, f"Expected {_PIPELINE_FORMS}, whole"
+    if not allow_code:
+        with _explained(f"the pipeline {source}", expected):
+            index = LDMAEPipeline.load_config(where)
+        _refuse_foreign_parts(index, source)
+    with _explained(f"the pipeline {source}", expected):
         parts = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
-        pipeline = LDMAEPipeline.from_pretrained(folder if folder.exists() else source, **parts)
-    except (OSError, ValueError, RuntimeError) as error:
+        pipeline = LDMAEPipeline.from_pretrained(where, **parts)
+    for part in (pipeline.transformer, pipeline.vae):
+        _check_weights(part, source)
+    if not isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
         raise UserError(
-            f"cannot load the pipeline {source}: {error}. Expected {_PIPELINE_FORMS}, whole"
-        ) from error
-    if "shift" not in pipeline.scheduler.config:
-        raise UserError(
-            f"the pipeline {source} has a {type(pipeline.scheduler).__name__}, none of flow matching; "
-            "give it a FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler"
+            f"the pipeline {source} has a {type(pipeline.scheduler).__name__}, which it cannot sample "
+            "with; give it a FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler"
         )
     return pipeline
 
 
-def _own_class(run: Path) -> str | None:
+def _own_class(run: Path, allow_code: bool) -> str | None:
     """Returns `package.module:Name` where a run's settings name a class of the user's own."""
     path = run / "config.yaml"
     try:
@@ -162,7 +183,41 @@ def _own_class(run: Path) -> str | None:
         ) from error
     part = settings.get("autoencoder") if isinstance(settings, dict) else None
     source = part.get("source") if isinstance(part, dict) else None
-    return source if isinstance(source, str) and _is_import_path(source) else None
+    if not isinstance(source, str) or not is_import_path(source):
+        return None
+    refuse_code(path, source, allow_code)
+    return source
+
+
+def refuse_code(path: Path | str, source: str | None, allow_code: bool) -> None:
+    """Checks what a file in a folder names: it may come from anybody, and importing it would run its code.
+
+    Raises:
+        UserError: `source` is code, which is not allowed.
+    """
+    if source is not None and is_import_path(source) and not allow_code:
+        raise UserError(
+            f"{path} names code to run, {source}, which is imported only where you type it. If you trust it, "
+            f"add --allow-code (in Python allow_code=True), or name {source} itself"
+        )
+
+
+def _refuse_foreign_parts(index: Any, source: str) -> None:
+    """Raises for a model_index.json from which diffusers would import modules, or Python files beside it."""
+    parts = index if isinstance(index, dict) else {}
+    foreign = [
+        f"{name}: {value[0]}"
+        for name, value in parts.items()
+        if isinstance(value, list | tuple)
+        and isinstance(value[0] if value else None, str)
+        and value[0] not in _LIBRARIES
+    ]
+    if foreign:
+        raise UserError(
+            f"the model_index.json of {source} names code to run ({', '.join(map(repr, foreign))}); expected "
+            f"classes of {', '.join(_LIBRARIES)}. If you trust it, add --allow-code (in Python "
+            "allow_code=True)"
+        )
 
 
 def may_be_hub_name(source: str) -> bool:
@@ -175,7 +230,8 @@ def _unshipped(source: str) -> str:
     return str(pretrained(source.removeprefix(_SHIPPED_PREFIX))) if is_shipped(source) else source
 
 
-def _is_import_path(source: str) -> bool:
+def is_import_path(source: str) -> bool:
+    """Says whether a source is of the form `package.module:Name`."""
     module, colon, name = source.partition(":")
     return bool(colon) and all(part.isidentifier() for part in f"{module}.{name}".split("."))
 
@@ -248,13 +304,34 @@ def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
             )
     if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
         raise UserError(f"the {name} in {source} needs transformers; type: pip install transformers")
+    with _explained(
+        f"the {name} in {source}",
+        "Make or fetch it again: a file is missing, damaged, or does not belong to its config.json",
+    ):
+        model = kind.from_pretrained(source, **arguments).eval()
+    _check_weights(model, source)
+    return model
+
+
+@contextlib.contextmanager
+def _explained(what: str, move: str) -> Iterator[None]:
+    """Turns whatever loading raises, where a config is damaged, into a message that names the file."""
     try:
-        return kind.from_pretrained(source, **arguments).eval()
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        yield
+    except Exception as error:
         raise UserError(
-            f"cannot load the {name} in {source}: {error} Make or fetch it again: a file is missing, "
-            "damaged, or does not belong to its config.json"
+            f"cannot load {what}: {str(error).rstrip('.') or type(error).__name__}. {move}"
         ) from error
+
+
+def _check_weights(model: nn.Module, source: str) -> None:
+    """Raises for weights that are not in the file, or are no numbers."""
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.isfinite().all():
+            raise UserError(
+                f"the {type(model).__name__} in {source} has no numbers for {name}; fetch it again: its "
+                "weights lack it, or hold NaN or infinity"
+            )
 
 
 def _from_hub(source: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ldmae.arguments import (
+    AllowCode,
     AutoencoderSource,
     DataOverrides,
     Overrides,
@@ -50,6 +51,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure, print a table, and write results.json and report.html.
 
@@ -65,10 +67,10 @@ def evaluate(
     if recipes.is_run_folder(source) and own:
         refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
         folder = Path(source)
-        recipes.evaluate_run(run_config(folder, overrides), folder, only)
+        recipes.evaluate_run(run_config(folder, overrides, allow_code), folder, only)
     else:
         folder = out or Path("results") / name_of(source)
-        recipes.evaluate_with(source, overrides or [], folder, only)
+        recipes.evaluate_with(source, overrides or [], folder, only, allow_code)
     _say_results(folder)
 
 
@@ -100,6 +102,7 @@ def evaluate_samples(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME-samples.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure generated images: FID, sFID, IS, KID, precision and recall, as ADM's evaluator does.
 
@@ -107,7 +110,8 @@ def evaluate_samples(
     evaluation.features=inception.
     """
     folder = out or Path("results") / f"{name_of(source)}-samples"
-    open_recipes(overrides).evaluate_samples(source, overrides or [], folder, reference, npz)
+    recipes = open_recipes(overrides)
+    recipes.evaluate_samples(source, overrides or [], folder, reference, npz, allow_code=allow_code)
     _say_results(folder)
 
 
@@ -167,8 +171,9 @@ def compare(
 
 
 def _say_results(folder: Path) -> None:
-    from ldmae.core.files import read_json
+    from ldmae.recipes.results import read_results
 
     if main_process():
         path = folder / "results.json"
-        say(f"{table(read_json(path)['results'])}\nresults: {path}\nreport:  {folder / 'report.html'}")
+        figures = table(read_results(path))
+        say(f"{figures}\nresults: {path}\nreport:  {folder / 'report.html'}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import TEMPORARY_PREFIX, disk_errors, read_json, remove_leftovers, write_json
+from ldmae.core.files import LOCK, TEMPORARY_PREFIX, disk_errors, read_json, remove_leftovers, write_json
 from ldmae.core.progress import console, duration
 
 STAGES = (
@@ -70,6 +70,13 @@ class Record:
     device: str = ""
     """What they worked on."""
 
+    def check(self) -> None:
+        """Raises a TypeError for a field of another type than its default has."""
+        for name, default in vars(Record("")).items():
+            kind = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} is {getattr(self, name)!r:.100}")
+
 
 def stages_from(restart: str | None, encoder_stays: bool = False) -> tuple[str, ...]:
     """Returns the stages that are begun anew: the one named, and all after it; none where None.
@@ -106,6 +113,8 @@ class StageBook:
         stored = read_json(self.path) if self.path.exists() else {"stages": []}
         try:
             self.records = {entry["name"]: Record(**entry) for entry in stored["stages"]}
+            for record in self.records.values():
+                record.check()
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"{self.path} was written by another version of ldmae ({error}); go on with that one, or "
@@ -230,8 +239,8 @@ def locked(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":  # of several processes of one run, the main one holds it
         yield
         return
-    with disk_errors(folder / ".lock"):
-        file = (folder / ".lock").open("w")
+    with disk_errors(folder / LOCK):
+        file = (folder / LOCK).open("w")
     with file:
         try:
             # not flock, which a killed program's loading processes would go on holding for some seconds

@@ -51,6 +51,14 @@ def objective(perceptual=None, use_mask_token=True, **changes) -> MaskedObjectiv
     return MaskedObjective(model, MaskedObjectiveConfig(**settings), perceptual)
 
 
+def test_a_mask_that_hides_nothing_is_refused_for_its_token_would_get_no_gradient():
+    with pytest.raises(
+        UserError, match=r"ratio=0\.03 hides none of an image's 16 patches; give .*=0\.062 or more"
+    ):
+        objective(masking=MaskingConfig(ratio=0.03))
+    assert objective(masking=MaskingConfig(ratio=0.0625)).model.mask_token.requires_grad
+
+
 def images() -> torch.Tensor:
     return torch.rand(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 

@@ -212,3 +212,53 @@ def test_official_file_gives_the_config_it_stands_for():
     official = read_official_checkpoint(GOLDEN / "vmae_tiny.pth")["model"]
     official = {key: tensor for key, tensor in official.items() if not key.startswith("perceptual_loss.")}
     torch.testing.assert_close(to_official_vmae(ours), official, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_lightning_is_told_by_what_it_holds(tmp_path):
+    weights = {"encoder.conv_in.weight": torch.zeros(1), "decoder.conv_in.weight": torch.zeros(1)}
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "model.ckpt")
+    with pytest.raises(
+        UserError, match=r"it holds encoder\.conv_in\.weight.*looks like a convolutional"
+    ) as told:
+        load_official_vmae(tmp_path / "model.ckpt")
+    assert "no tensors" not in str(told.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    for value, told in ((float("nan"), "NaN or infinity"), (1, "torch.int64")):
+        checkpoint = to_official_checkpoint(model())
+        weights = dict(checkpoint["model"])
+        weights["to_latent.weight"] = torch.full(weights["to_latent.weight"].shape, value)
+        torch.save({"model": weights}, tmp_path / "vmae.pth")
+        with pytest.raises(UserError, match=f"to_latent.weight holds {told}, expected weights"):
+            load_official_vmae(tmp_path / "vmae.pth")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"hidden_act": {"a": 1}},
+        {"encoder_num_attention_heads": "two"},
+        {"latents_mean": 3},
+    ],
+)
+def test_what_a_file_says_beside_its_weights_is_checked(tmp_path, damage):
+    checkpoint = to_official_checkpoint(model())
+    torch.save({**checkpoint, "ldmae": {**checkpoint["ldmae"], **damage}}, tmp_path / "vmae.pth")
+    with pytest.raises(UserError):
+        load_official_vmae(tmp_path / "vmae.pth")
+
+
+def test_a_block_of_a_huge_number_builds_no_model(tmp_path):
+    checkpoint = to_official_checkpoint(model())
+    checkpoint["model"]["blocks.999999999.norm1.weight"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "vmae.pth")
+    with pytest.raises(UserError, match=r"lacks some of blocks\.\*"):
+        load_official_vmae(tmp_path / "vmae.pth")
+
+
+def test_an_empty_pickle_is_named(tmp_path):
+    for content in (b"", b"\x80\x02.", b"\x80\x02N."):
+        (tmp_path / "vmae.pth").write_bytes(content)
+        with pytest.raises(UserError, match=r"vmae\.pth"):
+            load_official_vmae(tmp_path / "vmae.pth")

@@ -222,6 +222,28 @@ def test_a_folder_killed_while_changing_places_comes_back(tmp_path):
     assert names(tmp_path) == ["model", "old"]
 
 
+def test_leftovers_in_a_folder_that_another_program_has_locked_are_left_alone(tmp_path):
+    run = tmp_path / "runs" / "emoji"
+    run.mkdir(parents=True)
+    for name in (".lock", f"{TEMPORARY_PREFIX}being-written.pt"):
+        (run / name).write_text("")
+    (tmp_path / f"{TEMPORARY_PREFIX}x.pt").write_text("")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".lock", f"{TEMPORARY_PREFIX}being-written.pt", "emoji", "runs"]
+    remove_leftovers(run)
+    assert names(tmp_path) == [".lock", "emoji", "runs"]
+
+
+def test_a_current_directory_is_filled_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(Path()) as temporary:
+        (temporary / "new").write_text("new")
+    assert names(tmp_path) == ["new"]
+    assert Path("new").read_text() == "new"  # this directory is still the one that has the name
+
+
 # ---- JSON
 
 

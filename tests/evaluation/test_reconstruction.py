@@ -169,3 +169,13 @@ def test_a_frechet_distance_of_too_few_images_is_made_only_when_asked():
         frechet_distance(Many()(to_uint8(x * 0.8)), Many()(to_uint8(x)), True)
     )
     assert "shrunk covariances" in asked.note
+
+
+def test_a_decoder_to_zero_and_one_is_told(pairs):
+    metrics = ReconstructionMetrics()
+    x = pairs[0]
+    metrics.update(x, (x + 1) / 2)
+    told = "all decoded values lie in [0, 1], expected [-1, 1]"
+    assert all(told in result.note for result in metrics.compute())
+    metrics.update(x, x)
+    assert not any(told in result.note for result in metrics.compute())

@@ -1,5 +1,7 @@
 import json
 import tracemalloc
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 
 from ldmae.core.errors import UserError
+from ldmae.core.files import EXTENSIONS
 from ldmae.evaluation.samples import read_samples, write_samples_npz
 
 
@@ -116,7 +119,7 @@ def test_what_is_not_there_or_no_npz_is_refused(tmp_path):
     with pytest.raises(UserError, match="there are no samples at"):
         read_samples(tmp_path / "nothing.npz")
     (tmp_path / "s.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"a folder of PNG or JPEG files or an \.npz"):
+    with pytest.raises(UserError, match=r"a folder of picture files or an \.npz"):
         read_samples(tmp_path / "s.npy")
 
 
@@ -170,3 +173,82 @@ def test_odd_and_broken_pictures_are_named(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no pictures in .*\.png, \.jpg, \.jpeg"):
         read_samples(tmp_path)
+
+
+# ---- folders of pictures that others made
+
+
+def test_a_folder_of_samples_takes_the_endings_that_data_takes_and_names_what_it_passes_over(
+    tmp_path, capsys
+):
+    assert set(EXTENSIONS) >= {".webp", ".bmp", ".tiff"}
+    save_pictures(tmp_path, images(3), ["a.png", "b.bmp", "c.TIFF"])
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "d.heic").write_text("")
+    samples = read_samples(tmp_path)
+    assert torch.equal(torch.cat(list(samples.batches(3))), images(3))
+    assert "2 of 5 files passed over, which are no pictures: d.heic, notes.txt" in capsys.readouterr().err
+
+
+def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_path):
+    save_pictures(tmp_path, images(2), ["a.png", "b.png"])
+    content = bytearray((tmp_path / "b.png").read_bytes())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.png (is of 60000x60000 pixels|can't be read)"):
+        list(read_samples(tmp_path).batches(2))
+
+
+@pytest.mark.parametrize(
+    "content", [b"8BPS\0\1" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(30), b"II*\0" + bytes(9)]
+)
+def test_a_damaged_picture_among_samples_is_named(tmp_path, content):
+    save_pictures(tmp_path, images(1), ["a.png"])
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.png can't be read"):
+        list(read_samples(tmp_path).batches(2))
+
+
+def npz(path, member="arr_0.npy", header=None, method=zipfile.ZIP_STORED, data=bytes(300)):
+    described = str(header or {"descr": "|u1", "fortran_order": False, "shape": (5, 4, 5, 3)}).encode()
+    described += b" " * (63 - (10 + len(described)) % 64) + b"\n"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(
+            member, b"\x93NUMPY\x01\x00" + len(described).to_bytes(2, "little") + described + data
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[(",
+        "{'descr': '|u1'}",
+        {"descr": "<U3", "fortran_order": False, "shape": (2,)},
+        {"descr": "|u1", "fortran_order": False, "shape": (10**12, 4, 5, 3)},
+        {"descr": "|u1", "fortran_order": False, "shape": (-1, 4, 5, 3)},
+        {"descr": "|u1", "fortran_order": False, "shape": (1, 10**6, 10**6, 3)},
+    ],
+)
+def test_an_npz_whose_header_says_something_else_is_named(tmp_path, header):
+    assert len(read_samples(npz(tmp_path / "s.npz"))) == 5
+    with pytest.raises(UserError, match=r"s\.npz"):
+        list(read_samples(npz(tmp_path / "s.npz", header=header)).batches(2))
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 99), (6, 1)])  # the method of compression; encrypted
+def test_an_npz_that_is_compressed_otherwise_or_encrypted_is_named(tmp_path, place, value):
+    path = npz(tmp_path / "s.npz")
+    content = bytearray(path.read_bytes())
+    central = content.rindex(b"PK\1\2")
+    for start in (place, central + place + 2):
+        content[start] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"s\.npz is not an \.npz, or is broken"):
+        list(read_samples(path).batches(2))
+
+
+def test_an_npz_whose_member_is_no_array_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"s\.npz is not an \.npz, or is broken"):
+        list(read_samples(npz(tmp_path / "s.npz", member="arr_0")).batches(2))

@@ -256,3 +256,60 @@ def test_latents_or_statistics_of_other_channels_are_refused(tmp_path):
         LatentDataset(shards, 3, ZERO, ONE, 0)
     with pytest.raises(UserError, match=r"statistics beside .* are of 2 channels, the autoencoder has 4"):
         LatentDataset(shards, 4, ZERO, ONE, 0)
+
+
+def test_a_stored_latent_that_is_nan_is_named_before_a_training_learns_from_it(tmp_path):
+    latents = numbered(0, 3)
+    latents[1, 0, 0, 0] = float("nan")
+    write_shard(tmp_path, latents)
+    dataset = LatentDataset(LatentShards(tmp_path), 2, ZERO, ONE, 0)
+    assert dataset[(0, 0)]["latents"].isfinite().all()
+    with pytest.raises(UserError, match=r"latent 1 in .* is NaN or infinite; encode again"):
+        dataset[(0, 1)]
+
+
+def head(path, header):
+    """Writes a safetensors file with a head that nothing checks."""
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"latents": []},
+        {"latents": {"dtype": "F32", "shape": [1, 1, 2, 2], "data_offsets": []}},
+        {"latents": {"dtype": "F32", "shape": [1, 1, 2, 2], "data_offsets": [0, 4]}},
+        {"latents": {"dtype": "F32", "shape": [-1, 1, 2, 2], "data_offsets": [0, 16]}},
+        {"latents": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": 3},
+    ],
+)
+def test_a_shard_whose_head_says_something_else_is_named(tmp_path, header):
+    path = tmp_path / "latents_rank00_shard000.safetensors"
+    head(path, header)
+    with pytest.raises(UserError, match=r"shard000\.safetensors (is no whole safetensors file|lacks)"):
+        LatentShards(tmp_path)
+
+
+def test_a_shard_that_is_a_folder_a_dangling_link_or_nests_too_deep_is_named(tmp_path):
+    path = tmp_path / "latents_rank00_shard000.safetensors"
+    path.mkdir()
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        LatentShards(tmp_path)
+    path.rmdir()
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        LatentShards(tmp_path)
+    path.unlink()
+    text = b"[" * 100_000
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        LatentShards(tmp_path)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path):
+    write_shard(tmp_path, numbered(0, 3), torch.rand(3))
+    with pytest.raises(UserError, match="labels is F32"):
+        LatentShards(tmp_path)

@@ -83,3 +83,29 @@ def test_missing_or_damaged_statistics_are_named(tmp_path):
     torch.save({"mu": torch.zeros(2)}, tmp_path / FILE_NAME)
     with pytest.raises(UserError, match="holds no mean and std"):
         load_statistics(tmp_path)
+
+
+def test_statistics_of_latents_that_are_not_finite_are_refused(tmp_path):
+    latents = random_latents()
+    latents[5, 1, 2, 2] = float("nan")
+    write_shard(tmp_path, latents)
+    with pytest.raises(
+        UserError, match=r"the latents in .* hold NaN or infinity; delete them and encode again"
+    ):
+        latent_statistics(LatentShards(tmp_path), 3, 1000, 0)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [[], "text", {"mean": [1.0], "std": [1.0]}, {"mean": torch.zeros(3), "std": torch.zeros(3)}],
+)
+def test_statistics_of_another_shape_are_named(tmp_path, stored):
+    torch.save(stored, tmp_path / FILE_NAME)
+    with pytest.raises(UserError, match="holds no mean and std"):
+        load_statistics(tmp_path)
+
+
+def test_statistics_that_are_a_folder_are_named(tmp_path):
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(UserError, match="holds no mean and std"):
+        load_statistics(tmp_path)

@@ -99,7 +99,7 @@ def test_image_that_broke_during_training_is_named(
         ("diffusion.model.patch_size=4", "diffusion.model.patch_size=4"),
         ("diffusion.model.attention_head_dim=6", "attention_head_dim"),
         ("diffusion.model.class_dropout_prob=0", "class_dropout_prob"),
-        ("diffusion.model.class_dropout_prob=1.5", "class_dropout_prob must be in [0, 1), got 1.5"),
+        ("diffusion.model.class_dropout_prob=1.5", "class_dropout_prob must be below 1, got 1.5"),
         ("autoencoder.model.hidden_act=gellu", "hidden_act"),
         ("autoencoder.tuning.augment.crop_scale=[0.5]", "crop_scale"),
         ("evaluation.perceptual=lpips-alex", "31"),
@@ -343,14 +343,18 @@ def test_latents_of_another_autoencoder_are_refused(
     assert "--restart latents" in message
 
 
-def test_missing_shard_of_latents_is_noticed(ldmae: Any, preset: Path, copied: Path) -> None:
+def test_missing_shard_of_latents_is_noticed_and_encoded_again(
+    ldmae: Any, preset: Path, copied: Path
+) -> None:
     shutil.rmtree(copied / "diffusion")
     shards = sorted((copied / "latents").glob("*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
-    message = refusal(ldmae.start("run", preset, "--out", copied))
+    message = refusal(ldmae.start("train", "diffusion", preset, "--out", copied))
     assert "a shard is missing" in message
-    assert "--restart latents" in message
+    assert ldmae.start("encode", copied).wait() == 0
+    assert shards[-1].exists()
+    assert ldmae.start("train", "diffusion", preset, "--out", copied).wait() == 0
 
 
 @pytest.mark.parametrize("setting", ["diffusion.model.num_attention_heads=1", "seed=1"])

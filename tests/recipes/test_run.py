@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from PIL import Image
+from safetensors.torch import load_file
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
 from ldmae.config import load_config
@@ -97,9 +98,55 @@ def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypa
     recipes.run_all(load_config(str(preset), ["autoencoder.source=own_of_a_run:Means"]), Path("run"))
     results = json.loads(Path("run/results.json").read_text())["results"]
     assert {"reconstruction", "generation"} <= {entry["measurement"] for entry in results}
-    made = recipes.sample_from("run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu")
+    made = recipes.sample_from(
+        "run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu", allow_code=True
+    )
     pixels = np.asarray(Image.open(next((made.parent / "images").iterdir())).convert("RGB"))
     assert pixels.shape == (24, 24, 3)
     assert (pixels[::4, ::4] == pixels[3::4, 3::4]).all()  # as its decoder makes them
     with pytest.raises(UserError, match="names a module of somebody's own"):
         load_pipeline("run/pipeline")
+
+
+# ---- an autoencoder alone
+
+
+@pytest.fixture(scope="module")
+def autoencoder_alone(preset, tmp_path_factory):
+    """A run folder after `train autoencoder` and `encode`, and its settings."""
+    folder, config = tmp_path_factory.mktemp("alone") / "run", load_config(str(preset))
+    recipes.run_arrows(config, folder, recipes.train_autoencoder, recipes.encode)
+    return config, folder
+
+
+def test_a_run_without_a_diffusion_model_has_its_autoencoder_measured(autoencoder_alone, capsys):
+    config, folder = autoencoder_alone
+    recipes.evaluate_run(load_config(str(folder / "config.yaml"), ["evaluation.images=4"]), folder)
+    assert "has no diffusion model yet: its autoencoder alone is measured" in capsys.readouterr().err
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert {"reconstruction", "smoothness"} <= {entry["measurement"] for entry in results}
+    with pytest.raises(UserError, match="has no diffusion model yet; train it with"):
+        recipes.evaluate_run(config, folder, ["generation"])
+
+
+def test_shards_that_were_deleted_are_encoded_again(autoencoder_alone):
+    config, folder = autoencoder_alone
+    paths = sorted((folder / "latents").glob("*.safetensors"))
+    before = [load_file(path) for path in paths]
+    assert len(paths) > 1
+    for lost in (paths[:1], paths):
+        for path in lost:
+            path.unlink()
+        recipes.run_arrows(config, folder, recipes.encode)
+        torch.testing.assert_close([load_file(path) for path in paths], before)
+
+
+def test_a_damaged_shard_is_named_by_encode(autoencoder_alone, tmp_path):
+    config, folder = autoencoder_alone
+    run = shutil.copytree(folder, tmp_path / "run")
+    shard = min((run / "latents").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(
+        UserError, match=rf"{shard.name} is no whole safetensors file .*delete it and encode again"
+    ):
+        recipes.run_arrows(config, run, recipes.encode)

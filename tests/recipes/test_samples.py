@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_oblong_samples_are_not_compared_with_squares(pictures):
 
 @pytest.mark.parametrize("name", ["samples", "real_images"])
 def test_at_least_one_image_is_asked_for(name, pictures):
-    with pytest.raises(UserError, match=f"evaluation.{name} must be at least 1, got 0"):
+    with pytest.raises(UserError, match=rf"evaluation\.{name} must be at least 1.*, got 0"):
         measure(flat("made", 24, 24), f"data={pictures}", f"evaluation.{name}=0")
 
 
@@ -65,3 +66,12 @@ def test_images_written_for_adm_are_those_that_are_measured(pictures):
         assert arrays["arr_0"].shape == (4, 24, 24, 3)
     measure("samples.npz", f"data={pictures}")
     assert Path("figures/results.json").read_bytes() == first
+
+
+def test_images_of_another_size_than_the_reference_s_are_told(capsys):
+    made, reference = flat("made", 24, 24), flat("reference", 32, 32)
+    measure(made, reference=Path(reference))
+    told = "the images are 24x24, those of the reference 32x32: resize one of them first"
+    assert told in capsys.readouterr().err
+    results = json.loads(Path("figures/results.json").read_text())["results"]
+    assert told in results[0]["note"]

@@ -119,7 +119,7 @@ def check_wish(wish: Wish, classes: int, size: int) -> None:
         raise UserError(
             f"the guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual"
         )
-    if not SHIFTS[0] <= shift <= SHIFTS[1]:
+    if shift is None or not SHIFTS[0] <= shift <= SHIFTS[1]:
         raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 is none")
     if wish.label is not None and not 0 <= wish.label < classes:
         raise UserError(f"there is no class {wish.label}; this model knows 0 to {classes - 1}")

@@ -49,6 +49,13 @@ class MaskedObjective(nn.Module):
                 f"perceptual_weight={config.perceptual_weight} needs the network {config.perceptual!r}, "
                 "none was given; load it with ldmae.perception, or set perceptual_weight=0"
             )
+        patches = (model.config["sample_size"] // model.config["patch_size"]) ** 2
+        if config.masking.ratio > 0 and num_visible(patches, config.masking.ratio) == patches:
+            # nor would the mask token get a gradient, which DistributedDataParallel waits for
+            raise UserError(
+                f"masking.ratio={config.masking.ratio} hides none of an image's {patches} patches; give "
+                f"masking.ratio={1 / patches:.2g} or more, or 0"
+            )
         self.model = model
         self.config = config
         self._perceptual = (perceptual,)  # in a tuple: a module in an attribute would join the tree

@@ -17,6 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from ldmae.autoencoders.settings import VMAEConfig
+from ldmae.core.bounds import check_numbers
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.patches import PatchEmbedding
@@ -491,6 +493,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {size!r}; set it so")
+    check_numbers(VMAEConfig, sizes)
     sample_size, p = sizes["sample_size"], sizes["patch_size"]
     if sample_size % p:
         raise UserError(
@@ -512,11 +515,12 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 
 
 def _check_mlp(ratio: float, activation: str, *widths: int) -> None:
+    check_numbers(VMAEConfig, {"mlp_ratio": ratio})
     if min(widths) * ratio < 1:
         raise UserError(f"mlp_ratio must leave hidden units, got {ratio}; the paper takes 4")
     try:
         get_activation(activation)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # of what is no text
         raise UserError(
             f"hidden_act is no activation of diffusers: {error}; the paper takes 'gelu'"
         ) from error

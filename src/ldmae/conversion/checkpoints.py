@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
             )
     except pickle.UnpicklingError as error:
         raise UserError(_refused(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # unpickling raises whatever it likes
         raise UserError(
             f"{path} is not a readable PyTorch checkpoint ({_first_line(error)}); "
             "it may be truncated: download or copy it again"
@@ -63,11 +64,11 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
 def state_dict_of(checkpoint: Mapping[str, Any], *names: str) -> dict[str, Tensor]:
     """Returns the first of the named entries that is a state dict, or the checkpoint itself where none is.
 
-    Prefixes that DistributedDataParallel and torch.compile add are taken off; entries that are no tensors are
-    left out.
+    Lightning's, `state_dict`, is looked for last. Prefixes that DistributedDataParallel and torch.compile add
+    are taken off; entries that are no tensors are left out.
     """
     found: Mapping[str, Any] = checkpoint
-    for name in names:
+    for name in (*names, "state_dict"):
         if isinstance(checkpoint.get(name), Mapping):
             found = checkpoint[name]
             break
@@ -86,6 +87,50 @@ def require_keys(state: Mapping[str, Any], required: Iterable[str], path: str | 
             f"{path} is no {what}: it lacks {listed(missing)}; it holds {listed(state) or 'no tensors'}"
             f"{_guess(state)}"
         )
+
+
+@contextlib.contextmanager
+def layout_errors(path: str | Path, what: str) -> Iterator[None]:
+    """Turns what shapes and values that nobody expects lead to into a message.
+
+    Raises:
+        UserError: anything failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} is no known {what} ({type(error).__name__}: {_first_line(error)}); "
+            "check that it is a whole file of the official training"
+        ) from error
+
+
+def require_numbers(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Checks that weights are finite numbers.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: {key} holds {'NaN or infinity' if tensor.is_floating_point() else tensor.dtype}, "
+                "expected weights; take a file of a training that did not diverge"
+            )
+
+
+def depth_of(state: Mapping[str, Any], prefix: str, path: str | Path) -> int:
+    """Returns how many blocks a state dict holds, by keys such as `blocks.0.norm.weight`.
+
+    Raises:
+        UserError: one in between is missing.
+    """
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    if numbers != {str(number) for number in range(len(numbers))}:
+        raise UserError(f"{path} lacks some of {prefix}*, it has {listed(sorted(numbers))}; fetch it again")
+    return len(numbers)
 
 
 def listed(names: Iterable[str], at_most: int = 6) -> str:

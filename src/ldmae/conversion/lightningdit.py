@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmae.conversion.checkpoints import listed, read_official_checkpoint, require_keys, state_dict_of
+from ldmae.conversion.checkpoints import (
+    depth_of,
+    layout_errors,
+    listed,
+    read_official_checkpoint,
+    require_keys,
+    require_numbers,
+    state_dict_of,
+)
 from ldmae.core.errors import UserError
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel, rotary_tables
 
@@ -58,14 +65,16 @@ def load_official_lightningdit(
     checkpoint = read_official_checkpoint(path)
     state = state_dict_of(checkpoint, "ema", "model")
     require_keys(state, REQUIRED, path, "official LightningDiT checkpoint")
+    require_numbers(state, path)
     rotary = {key: state.pop(key) for key in ROTARY_KEYS if key in state}
     if num_classes is None:
         num_classes = _configured_classes(checkpoint)
-    config = _infer_config(state, rotary, path, num_attention_heads, num_classes)
-    model = LightningDiTTransformer2DModel(**config)
-    _check_rotary(rotary, model, path)
-    _check_layout(state, model.state_dict(), path)
-    model.load_state_dict({key: value.float() for key, value in state.items()})
+    with layout_errors(path, "official LightningDiT checkpoint"):
+        config = _infer_config(state, rotary, path, num_attention_heads, num_classes)
+        model = LightningDiTTransformer2DModel(**config)
+        _check_rotary(rotary, model, path)
+        _check_layout(state, model.state_dict(), path)
+        model.load_state_dict({key: value.float() for key, value in state.items()})
     return model.eval()
 
 
@@ -108,7 +117,7 @@ def _infer_config(
         "sample_size": grid * patch_size,
         "patch_size": patch_size,
         "in_channels": channels,
-        "num_layers": 1 + max(int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))),
+        "num_layers": depth_of(state, "blocks.", path),
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "mlp_ratio": _mlp_ratio(state[first].shape[1], width, swiglu),

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.conversion.checkpoints import listed, read_official_checkpoint, require_keys, state_dict_of
+from ldmae.conversion.checkpoints import (
+    depth_of,
+    layout_errors,
+    listed,
+    read_official_checkpoint,
+    require_keys,
+    require_numbers,
+    state_dict_of,
+)
 from ldmae.core.errors import UserError
 
 FOREIGN_PREFIXES = ("perceptual_loss.",)
@@ -81,19 +89,21 @@ def load_official_vmae(
     checkpoint = read_official_checkpoint(path)
     state = _model_state(checkpoint)
     require_keys(state, SHAPE_KEYS, path, "VMAE checkpoint")
+    require_numbers(state, path)
     own = checkpoint.get(OWN_ENTRY)
     own = {key: own[key] for key in OWN_KEYS if key in own} if isinstance(own, Mapping) else {}
-    config = _config(state, path) | own
-    if encoder_num_attention_heads is not None:
-        config["encoder_num_attention_heads"] = encoder_num_attention_heads
-    if decoder_num_attention_heads is not None:
-        config["decoder_num_attention_heads"] = decoder_num_attention_heads
-    if latents_stats is not None:
-        config.update(_read_latents_stats(latents_stats, config["latent_channels"]))
-    with torch.device("meta"):  # nothing is drawn: every tensor comes from the file
-        model = AutoencoderVMAE(**config)
-    _check_fits(state, model.state_dict(), path)
-    model.load_state_dict({key: tensor.float().clone() for key, tensor in state.items()}, assign=True)
+    with layout_errors(path, "VMAE checkpoint"):
+        config = _config(state, path) | own
+        if encoder_num_attention_heads is not None:
+            config["encoder_num_attention_heads"] = encoder_num_attention_heads
+        if decoder_num_attention_heads is not None:
+            config["decoder_num_attention_heads"] = decoder_num_attention_heads
+        if latents_stats is not None:
+            config.update(_read_latents_stats(latents_stats, config["latent_channels"]))
+        with torch.device("meta"):  # nothing is drawn: every tensor comes from the file
+            model = AutoencoderVMAE(**config)
+        _check_fits(state, model.state_dict(), path)
+        model.load_state_dict({key: tensor.float().clone() for key, tensor in state.items()}, assign=True)
     return model.eval()
 
 
@@ -148,20 +158,15 @@ def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
         "patch_size": p,
         "latent_channels": state["from_latent.weight"].shape[1],
         "encoder_hidden_size": width,
-        "encoder_num_hidden_layers": _depth(state, "blocks."),
+        "encoder_num_hidden_layers": depth_of(state, "blocks.", path),
         "encoder_num_attention_heads": heads[0],
         "decoder_hidden_size": decoder_width,
-        "decoder_num_hidden_layers": _depth(state, "decoder_blocks."),
+        "decoder_num_hidden_layers": depth_of(state, "decoder_blocks.", path),
         "decoder_num_attention_heads": heads[1],
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "smooth_output": "decoder_pred.conv_smoother.weight" in state,
         "use_mask_token": "mask_token" in state,
     }
-
-
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
-    return 1 + max(int(number) for number in numbers if number.isdigit())
 
 
 def _check_fits(state: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:

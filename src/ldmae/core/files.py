@@ -21,7 +21,11 @@ from ldmae.core.errors import UserError
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""How picture files end, in lower case."""
 TEMPORARY_PREFIX = ".writing-"
+LOCK = ".lock"
+"""The file in a folder that a program locks which works on it."""
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 
 
@@ -85,19 +89,26 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, which takes its place on leaving.
 
+    The current directory and a mount point cannot be replaced: what they hold is, which takes a moment.
+
     Raises:
         UserError: the disk is full or refuses the write.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        stays = path.is_dir() and (path.samefile(Path.cwd()) or path.is_mount())
+        place = path if stays else path.parent
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
         old = path.with_name(f"{_REPLACED_PREFIX}{path.name}")
         try:
             yield temporary
             temporary.chmod(0o755)
             for written in (*temporary.rglob("*"), temporary):
                 _sync(written)
+            if stays:
+                _fill(path, temporary)
+                return
             if path.exists():  # a full folder cannot be renamed over another: the old one steps aside
                 shutil.rmtree(old, ignore_errors=True)
                 path.rename(old)
@@ -113,12 +124,27 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _fill(folder: Path, temporary: Path) -> None:
+    """Puts what a folder in it holds in the place of everything else in a folder."""
+    for old in folder.iterdir():
+        if old == temporary:
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+    for made in temporary.iterdir():
+        made.rename(folder / made.name)
+    _sync(folder)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files that a killed process left in a folder; only for whoever holds its lock.
 
-    A folder that had stepped aside for one that never came takes its place again.
+    A folder that had stepped aside for one that never came takes its place again. A folder further down that
+    has a lock of its own is left alone: another program may be writing there.
     """
-    for path in sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+    for path in sorted(_leftovers(folder)):
         replaced = path.with_name(path.name.removeprefix(_REPLACED_PREFIX))
         if replaced != path and path.exists() and not replaced.exists():
             path.rename(replaced)
@@ -126,6 +152,14 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        if LOCK in files and Path(root) != folder:
+            folders.clear()
+            continue
+        yield from (Path(root, name) for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX))
 
 
 def _sync(path: Path) -> None:
@@ -148,18 +182,39 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, shape: Any = object) -> Any:
     """Reads a JSON file.
 
+    Args:
+        path: the file.
+        shape: what it must hold: a type, a mapping of the keys that it must have to the shapes of their
+            values, or a list of the one shape that all its entries have.
+
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file can't be read, is not JSON, or holds something else.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path} is not JSON ({error}); fetch it again, or delete it where a run makes it anew"
+            f"{path} is not JSON ({reason}); fetch it again, or delete it where a run makes it anew"
         ) from error
+    if not _has_shape(value, shape):
+        raise UserError(
+            f"{path} holds JSON of another shape than expected; fetch it again, or delete it where "
+            "a run makes it anew"
+        )
+    return value
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        fits = isinstance(value, dict) and shape.keys() <= value.keys()
+        return fits and all(_has_shape(value[key], inner) for key, inner in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(entry, shape[0]) for entry in value)
+    return isinstance(value, shape)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:

@@ -7,6 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldmae.core.errors import UserError
+
+MOST_NUMBERS = 2**26
+"""In a table; 1024 x 1024 tokens of width 64."""
+
 
 def sincos_2d(
     width: int,
@@ -30,9 +35,17 @@ def sincos_2d(
 
     Returns:
         (h*w, D).
+
+    Raises:
+        UserError: the table would take gigabytes.
     """
     assert width % 4 == 0, f"sine-cosine positions need a width that 4 divides, got {width}"
     device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type != "meta" and height * columns * width > MOST_NUMBERS:
+        raise UserError(
+            f"positions of {height}x{columns} tokens of width {width} would take "
+            f"{height * columns * width / 2**28:.3g} GiB; take a smaller sample_size, or larger patches"
+        )
     # not every accelerator has float64
     where = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")
     quarter = width // 4

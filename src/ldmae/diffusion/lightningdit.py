@@ -21,10 +21,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldmae.core.bounds import check_numbers
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
+from ldmae.diffusion.settings import LightningDiTConfig
 
 TIME_FREQUENCIES = 256
 ROPE_BASE = 10000.0
@@ -298,6 +300,14 @@ class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
         label_std: float = 0.02,
     ):
         super().__init__()
+        sizes = {
+            "patch_size": patch_size,
+            "num_layers": num_layers,
+            "num_attention_heads": num_attention_heads,
+            "attention_head_dim": attention_head_dim,
+            "mlp_ratio": mlp_ratio,
+        }
+        check_numbers(LightningDiTConfig, sizes)
         width = num_attention_heads * attention_head_dim
         _check_sizes(sample_size, patch_size, width, attention_head_dim, use_rope)
         _check_classes(num_classes, class_dropout_prob)

@@ -127,6 +127,7 @@ class ReconstructionMetrics:
         self._features: dict[str, list[Tensor]] = {"originals": [], "restored": []}
         self._trained_on_it = perceptual is not None and perceptual.name in trained_on
         self._values: dict[str, list[float]] = {name: [] for name in NAMES}
+        self._lowest = {"originals": math.inf, "restored": math.inf}
         if perceptual is not None:
             self._values[perceptual.label] = []
 
@@ -151,6 +152,8 @@ class ReconstructionMetrics:
             )
         if not torch.isfinite(y).all():  # rounding would turn it into some colour
             raise UserError("a reconstruction holds NaN or infinity; was the training stopped by one?")
+        for kind, images in (("originals", x), ("restored", y)):
+            self._lowest[kind] = min(self._lowest[kind], images.min().item())
         x, y = to_uint8(x), to_uint8(y)
         exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
         measured = {"L1": l1(*exact), "PSNR": psnr(*exact), "SSIM": ssim(*exact)}
@@ -176,6 +179,13 @@ class ReconstructionMetrics:
         for name, collected in values.items():
             self._values[name].extend(collected)
 
+    @property
+    def range_note(self) -> str:
+        """What to say of a decoder that seems to decode to [0, 1]; empty where it does not."""
+        if self._lowest["originals"] > -0.5 or self._lowest["restored"] < 0:
+            return ""
+        return "all decoded values lie in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
+
     def compute(self) -> list[Result]:
         """Returns the mean over images of every figure, and the distances between features if any are made.
 
@@ -196,7 +206,7 @@ class ReconstructionMetrics:
 
     def _result(self, name: str, values: list[float]) -> Result:
         finite = [value for value in values if math.isfinite(value) or name != "PSNR"]
-        notes = []
+        notes = [self.range_note] if self.range_note else []
         if len(finite) < len(values):
             notes.append(f"{len(values) - len(finite)} pairs are equal to the bit and are left out")
         if self._trained_on_it and name not in NAMES:

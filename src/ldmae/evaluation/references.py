@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Reference:
     """Features of all or some images, for KID, precision, recall and shrunk covariances."""
     origin: str = ""
     """Where the statistics are from, in words that follow `against`; empty where there is nothing to say."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images; None where it is not known."""
 
 
 def reference_from_images(
@@ -127,8 +129,8 @@ def read_reference(
     samples = read_samples(path)
     computed = reference_from_images(samples.batches(batch_size), extractor, keep=keep, advance=advance)
     if foreign is None:
-        return computed
-    return Reference(extractor.name, foreign.pooled, foreign.spatial, computed.images, foreign.origin)
+        return replace(computed, size=samples.size)
+    return replace(foreign, images=computed.images, size=samples.size)
 
 
 def cached_reference(
@@ -159,7 +161,7 @@ def cached_reference(
                 if str(arrays["fingerprint"]) == key:
                     return _from_arrays(arrays, extractor.name)
             reason = "it was made of something else"
-        except (*BROKEN, KeyError) as error:
+        except BROKEN as error:
             reason = f"it can't be read ({error})"
         console.print(f"the reference statistics in {path} are computed anew: {reason}", soft_wrap=True)
     reference = compute()
@@ -258,7 +260,7 @@ def _read_own(path: Path, extractor: FeatureExtractor) -> Reference:
             return _from_arrays(arrays, extractor.name)
     except UserError:
         raise
-    except (*BROKEN, KeyError) as error:
+    except BROKEN as error:
         raise broken_npz(path, error) from error
 
 

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path
+from ldmae.core.files import EXTENSIONS, atomic_path
+from ldmae.core.progress import console
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
-"""What counts as a picture in a folder of samples."""
+MAX_PIXELS = 2**26
+"""Of a picture: a small file may claim a size that takes gigabytes."""
 
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
-"""What reading a truncated or foreign .npz raises."""
+BROKEN = Exception
+"""What reading a truncated or foreign .npz raises: what zip, zlib and numpy's parser like."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_samples(path: Path | str) -> Samples:
     """Opens images to be measured; none is read yet.
 
     Args:
-        path: a folder of PNG or JPEG files, all of one size, directly in it or in subfolders (of what `ldmae
+        path: a folder of picture files, all of one size, directly in it or in subfolders (of what `ldmae
             sample` writes, its `images`); or an .npz with `arr_0` (N, H, W, 3) in uint8 and, if at hand,
             labels `arr_1` (N,), as ADM's evaluator takes it.
 
@@ -98,9 +99,7 @@ def read_samples(path: Path | str) -> Samples:
     if not path.exists():
         raise UserError(f"there are no samples at {path}: expected a folder of pictures or an .npz file")
     if path.suffix.lower() != ".npz":
-        raise UserError(
-            f"samples are a folder of PNG or JPEG files or an .npz, got {path}; name one of these"
-        )
+        raise UserError(f"samples are a folder of picture files or an .npz, got {path}; name one of these")
     names = npz_names(path)
     if "arr_0" not in names:
         raise UserError(
@@ -111,6 +110,7 @@ def read_samples(path: Path | str) -> Samples:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, fortran, dtype = _read_header(file)
+            room = archive.getinfo("arr_0.npy").file_size
         labels = np.asarray(np.load(path, allow_pickle=False)["arr_1"]) if "arr_1" in names else None
     except BROKEN as error:
         raise broken_npz(path, error) from error
@@ -122,6 +122,11 @@ def read_samples(path: Path | str) -> Samples:
         )
     if not shape[0]:
         raise UserError(f"{path} holds no images; generate some first")
+    if min(shape) < 1 or math.prod(shape) > room or shape[1] * shape[2] > MAX_PIXELS:
+        raise UserError(
+            f"arr_0 of {path} says that it is {shape}, for which it has no room, or more than {MAX_PIXELS:,} "
+            "pixels an image; write it again"
+        )
     if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
         raise UserError(
             f"arr_1 of {path} is {labels.shape} in {labels.dtype}; expected one whole number for each of the "
@@ -205,18 +210,25 @@ def _open_folder(folder: Path) -> Samples:
     if (folder / "samples.json").exists() and (folder / "images").is_dir():
         folder = folder / "images"  # beside it lies the grid, which is no sample
     hidden = (".", "__MACOSX")
-    files = sorted(
+    everything = sorted(
         (
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in EXTENSIONS
-            and not any(part.startswith(hidden) for part in path.relative_to(folder).parts)
-            and path.is_file()
+            if not any(part.startswith(hidden) for part in path.relative_to(folder).parts) and path.is_file()
         ),
         key=lambda path: path.relative_to(folder).as_posix(),
     )
+    files = [path for path in everything if path.suffix.lower() in EXTENSIONS]
     if not files:
         raise UserError(f"no pictures in {folder}: expected files ending in {', '.join(EXTENSIONS)}")
+    others = [path.relative_to(folder).as_posix() for path in everything if path not in set(files)]
+    if others:
+        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        console.print(
+            f"{folder}: {len(others)} of {len(everything)} files passed over, which are no pictures: {names}",
+            markup=False,
+            soft_wrap=True,
+        )
     height, width = _picture(files[0], None).shape[:2]
     return Samples(folder, len(files), (height, width), files=tuple(files))
 
@@ -225,6 +237,11 @@ def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """Returns a picture (H, W, 3) as a viewer shows it: upright, alpha composited on white."""
     try:
         with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UserError(
+                    f"{file} is of {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,} in all; "
+                    "make it smaller"
+                )
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
@@ -232,7 +249,9 @@ def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
                 layer = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
             pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
         raise UserError(f"{file} can't be read ({error}); remove it or save it again") from error
     if size is not None and pixels.shape[:2] != size:
         raise UserError(

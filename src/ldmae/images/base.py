@@ -10,11 +10,9 @@ from PIL import Image
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import EXTENSIONS as EXTENSIONS
 from ldmae.core.files import fingerprint
 from ldmae.images.transforms import open_picture, to_rgb
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What counts as a picture in a folder or a tar shard."""
 
 BUILTIN = ("emoji", "digits", "photos")
 """Sets that lie in the packages that come with this one."""

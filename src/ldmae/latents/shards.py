@@ -3,9 +3,11 @@
 # N latents over all shards, C latent channels, h w latent grid
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,19 +42,27 @@ def read_header(path: Path) -> ShardHeader:
             if not 2 <= length <= 100_000_000:
                 raise ValueError(f"head of {length} bytes")
             header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        tensors = {
-            name: (entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
+        metadata = dict(header.pop("__metadata__", {}))
+        tensors = {name: _entry(name, entry, 8 + length) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if path.stat().st_size < 8 + length + end:
             raise ValueError("the file is cut short")
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no whole safetensors file ({error}); delete it and encode again"
         ) from error
     return ShardHeader(tensors, metadata)
+
+
+def _entry(name: str, entry: Any, start: int) -> tuple[str, tuple[int, ...], int]:
+    """Returns a tensor's number format, shape and first byte in the file, as its head's entry says."""
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"{name} has no shape or place")
+    size = np.dtype(_NUMPY[dtype]).itemsize if dtype in _NUMPY else None
+    if size is not None and math.prod(shape) * size != end - begin:
+        raise ValueError(f"{name} of shape {shape} does not fill its place")
+    return dtype, shape, start + begin
 
 
 class LatentShards:
@@ -133,10 +143,11 @@ def _check_layout(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], int
     for name in _NAMES & set(tensors):
         dtype, shape, _ = tensors[name]
         expected = tensors["latents"][1][: 1 if name == "labels" else 4]
-        if shape != expected or dtype not in _NUMPY or len(shape) not in (1, 4):
+        known = ("I64", "I32") if name == "labels" else tuple(_NUMPY)
+        if shape != expected or dtype not in known or len(shape) not in (1, 4):
             raise UserError(
                 f"{path}: {name} is {dtype} of shape {list(shape)}, expected {list(expected)} in one of "
-                f"{', '.join(_NUMPY)}, with latents of (N, C, h, w) and labels of (N,); encode again"
+                f"{', '.join(known)}, with latents of (N, C, h, w) and labels of (N,); encode again"
             )
 
 
@@ -192,6 +203,11 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         flip = self.shards.has_flips and torch.rand((), generator=source).item() < 0.5
         stored = self.shards.read(index, flip)
         latents = (draw_latent(stored, self.channels, source) - self.mean) / self.std
+        if not math.isfinite(latents.sum().item()):  # a training would blame its learning rate
+            raise UserError(
+                f"latent {index} in {self.shards.folder} is NaN or infinite; encode again, with an "
+                "autoencoder whose weights are sound"
+            )
         return {"latents": latents, "labels": torch.tensor(int(self.all_labels[index]))}
 
 

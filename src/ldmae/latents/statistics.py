@@ -2,7 +2,6 @@
 
 # C latent channels, h w latent grid
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ldmae.core.random import generator
 from ldmae.latents.shards import LatentShards, draw_latent
 
 FILE_NAME = "latents_stats.pt"
+_ENCODE_AGAIN = "delete them and encode again, with an autoencoder whose weights are sound"
 
 
 def latent_statistics(
@@ -35,6 +35,9 @@ def latent_statistics(
 
     Returns:
         Mean and standard deviation, (C,) each, float32; a channel that is constant gets deviation 1.
+
+    Raises:
+        UserError: the latents hold NaN or infinity.
     """
     chosen = torch.randperm(len(shards), generator=generator(seed, "statistics"))[:samples].sort().values
     count, total = 0, torch.zeros(channels, dtype=torch.float64)
@@ -49,6 +52,8 @@ def latent_statistics(
         advance(1, "")
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
+    if not (mean.isfinite() & std.isfinite()).all():
+        raise UserError(f"the latents in {shards.folder} hold NaN or infinity; {_ENCODE_AGAIN}")
     return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
 
 
@@ -69,8 +74,11 @@ def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
         raise UserError(f"{path} is not there; make it with `ldmae encode`")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        return stored["mean"].reshape(-1, 1, 1).float(), stored["std"].reshape(-1, 1, 1).float()
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        mean, std = (stored[name].reshape(-1, 1, 1).float() for name in ("mean", "std"))
+        if len(mean) != len(std) or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
+            raise ValueError("no numbers, or deviations of 0")
+    except Exception as error:  # unpickling raises whatever it likes
         raise UserError(
             f"{path} holds no mean and std ({type(error).__name__}); delete it and encode again"
         ) from error
+    return mean, std

@@ -10,7 +10,7 @@ from pathlib import Path
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
-from ldmae.loading import is_run_folder
+from ldmae.loading import is_run_folder, refuse_code
 from ldmae.recipes.compare import compare, describe_comparison, plan_comparison
 from ldmae.recipes.convert import convert_official, convert_to_official
 from ldmae.recipes.estimate import RunEstimate
@@ -43,6 +43,7 @@ __all__ = [
     "is_run_folder",
     "open_run",
     "plan_comparison",
+    "refuse_code",
     "render_report",
     "report",
     "run_all",
@@ -118,7 +119,11 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     check_names(only, ("generation",))
     autoencoder = None if only is None else [name for name in only if name != "generation"]
     arrows: list[Callable[[Run], object]] = []
-    if only is None or "generation" in only:
+    if only is None and not (folder / "diffusion").exists():
+        console.print(
+            f"{folder} has no diffusion model yet: its autoencoder alone is measured", soft_wrap=True
+        )
+    elif only is None or "generation" in only:
         arrows += [save_pipeline, evaluate]
     run = run_arrows(config, folder, *arrows, measure_autoencoder(autoencoder))
     if run.main:

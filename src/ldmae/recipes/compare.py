@@ -26,6 +26,7 @@ from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import encode
+from ldmae.recipes.results import read_results
 from ldmae.recipes.run import Run, open_accelerator, open_run
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.settings import plain, training_settings, training_steps
@@ -290,7 +291,7 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
     path = results / "units" / unit.place / "unit.json"
     if not path.exists():
         return
-    changed = changed_settings(read_json(path).get("settings", {}), unit.settings)
+    changed = changed_settings(read_json(path, {"settings": dict})["settings"], unit.settings)
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
@@ -331,7 +332,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
         matching: how the baselines' cost was fitted.
     """
     spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
-    parameters = read_json(run.folder / "parameters.json")
+    parameters = read_json(run.folder / "parameters.json", dict)
     steps = training_steps(unit.config)
     return {
         "schema": 1,
@@ -354,7 +355,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
         "data": read_json(run.folder / "data.json"),
         "finished": run.book.records["samples"].finished,
         "settings": unit.settings,
-        "results": read_json(run.folder / "results.json")["results"],
+        "results": read_results(run.folder / "results.json"),
     }
 
 

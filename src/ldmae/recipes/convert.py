@@ -70,7 +70,7 @@ def convert_to_official(folder: Path, file: Path) -> Any:
         parts = [part.parent.name for part in sorted(folder.glob("*/config.json"))]
         hint = f"; name one of its models: {listed(f'{folder}/{part}' for part in parts)}" if parts else ""
         raise UserError(f"{folder} holds no diffusers model (no config.json){hint}")
-    name = read_json(path).get("_class_name")
+    name = read_json(path, dict).get("_class_name")
     if name == "AutoencoderVMAE":
         model: Any = AutoencoderVMAE.from_pretrained(folder)
         checkpoint = to_official_checkpoint(model)

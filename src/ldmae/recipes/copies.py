@@ -13,7 +13,8 @@ from ldmae.contracts import ImageSource
 from ldmae.evaluation.neighbours import Neighbours, copying_results, nearest_images
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.recipes.generated import Generated
-from ldmae.recipes.measurements import PICTURES, merge_results, save_pictures, write_results
+from ldmae.recipes.measurements import PICTURES, save_pictures
+from ldmae.recipes.results import merge_results, write_results
 from ldmae.recipes.subject import draw, image_keys, read_batches
 
 COMPARED, TRAINING, SHOWN = 200, 10_000, 12

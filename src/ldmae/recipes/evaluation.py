@@ -26,8 +26,9 @@ from ldmae.loading import load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes.generated import KEPT, forget_generated, keep_generated
-from ldmae.recipes.measurements import measure, write_results
+from ldmae.recipes.measurements import measure
 from ldmae.recipes.plan import latent_shape, plan_trainings
+from ldmae.recipes.results import write_results
 from ldmae.recipes.run import Run, run_autoencoder
 from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
@@ -106,7 +107,9 @@ def measure_autoencoder(only: list[str] | None = None) -> Callable[[Run], None]:
 def report(run: Run) -> Path:
     """Writes `report.html` and `overview.png` of what the run folder holds."""
     if run.main:
-        shape = latent_shape(read_json(run.folder / "diffusion" / "config.json"))
+        shape = latent_shape(
+            read_json(run.folder / "diffusion" / "config.json", {"in_channels": int, "sample_size": int})
+        )
         plans = plan_trainings(run.config, num_classes=len(run.train.classes), latent_shape=shape)
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts[plans[0].stage], "diffusion": counts["diffusion"]}
@@ -136,7 +139,8 @@ def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Result]
     real_images = bearing[order][: config.real_images]
     extractor = load_features(config.features, run.accelerator.device)
     theirs = _share(len(real_images), run)
-    pipeline = load_pipeline(str(run.folder)).to(run.accelerator.device)
+    # whose settings are this run's: what they name was typed, or allowed
+    pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
     sampling = dataclasses.replace(
         run.config.sampling,
         seed=config.seed + 1,  # not the noise of the grid

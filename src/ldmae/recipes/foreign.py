@@ -15,7 +15,7 @@ from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.settings import DataConfig
-from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, settings_of
+from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_code, settings_of
 from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents
 from ldmae.recipes.measurements import check_names, measure
@@ -27,18 +27,19 @@ from ldmae.settings import Config, as_dict
 from ldmae.stages import locked
 
 
-def encode_with(source: str, overrides: list[str], folder: Path) -> int:
+def encode_with(source: str, overrides: list[str], folder: Path, allow_code: bool = False) -> int:
     """Encodes all images of `data` with any autoencoder into shards in LightningDiT's layout.
 
     Args:
         source: the autoencoder: whatever `load_autoencoder` takes.
         overrides: settings as key=value; `data=PATH` is needed.
         folder: where shards and `latents_stats.pt` go.
+        allow_code: whether the source, a folder, may name code to run.
 
     Returns:
         How many images were encoded.
     """
-    autoencoder, config, _ = _open(source, overrides)
+    autoencoder, config, _ = _open(source, overrides, allow_code)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
         with accelerator.main_process_first():
@@ -57,7 +58,13 @@ def encode_with(source: str, overrides: list[str], folder: Path) -> int:
     return len(images)
 
 
-def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[str] | None = None) -> None:
+def evaluate_with(
+    source: str,
+    overrides: list[str],
+    folder: Path,
+    only: list[str] | None = None,
+    allow_code: bool = False,
+) -> None:
     """Measures any autoencoder on all images of `data`; writes `results.json` and `report.html`.
 
     Of what ships in the package the generated images are measured too, where no other data is named.
@@ -71,6 +78,7 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
         overrides: settings as key=value; `data=PATH` is needed, but for what ships in the package.
         folder: where the results go.
         only: the measurements to make; None: all.
+        allow_code: whether the source, a folder, may name code to run.
 
     Raises:
         UserError: something is wrong with the autoencoder, the images or the settings, or the folder holds
@@ -78,7 +86,7 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
     """
     whole = is_shipped(source) and not _names_data(overrides)
     check_names(only, ("generation",) if whole else ())
-    autoencoder, config, trained_on = _open(source, overrides)
+    autoencoder, config, trained_on = _open(source, overrides, allow_code)
     own = None if only is None else [name for name in only if name != "generation"]
     with locked(folder):
         accelerator = open_accelerator(config, folder)
@@ -100,7 +108,7 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
                 trained_on=trained_on,
             )
             path = folder / "measured.json"
-            write_json(path, (read_json(path) if path.is_file() else {}) | measured)
+            write_json(path, (read_json(path, dict) if path.is_file() else {}) | measured)
             measure(subject, own)
             render_report(folder)
         accelerator.wait_for_everyone()
@@ -111,7 +119,7 @@ def evaluate_with(source: str, overrides: list[str], folder: Path, only: list[st
 def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
     """Raises a UserError where something else was measured into a folder: figures of two must not mix."""
     path = folder / "measured.json"
-    before = read_json(path) if path.is_file() else measured
+    before = read_json(path, dict) if path.is_file() else measured
     changed = [
         f"{key} is {before.get(key)} there, got {value}"
         for key, value in measured.items()
@@ -124,7 +132,7 @@ def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
         )
 
 
-def _open(source: str, overrides: list[str]) -> tuple[Any, Config, set[str]]:
+def _open(source: str, overrides: list[str], allow_code: bool) -> tuple[Any, Config, set[str]]:
     """Loads an autoencoder, the settings to use it with, and the perceptual distances it was trained on.
 
     The defaults are those it was trained with where they are known (but for a run's images), else the
@@ -136,6 +144,7 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, set[str]]:
     if made_with is not None:
         own = load_config(made_with)
         trained_on = perceptual_teachers(own)
+        refuse_code(made_with, own.autoencoder.source, allow_code)
         source = own.autoencoder.source or source
         settings = {"base": made_with, "autoencoder": {"source": source}}
         if run or _names_data(overrides):  # its images' classes and columns are not those of others
@@ -150,7 +159,7 @@ def _open(source: str, overrides: list[str]) -> tuple[Any, Config, set[str]]:
         raise UserError(
             f"data is not set; give data=PATH, a folder of images or any other source of them{alone}"
         )
-    autoencoder = load_autoencoder(source).eval().requires_grad_(False)
+    autoencoder = load_autoencoder(source, allow_code).eval().requires_grad_(False)
     sized = made_with is not None or any(item.startswith("image_size=") for item in overrides)
     if not sized and isinstance(autoencoder, AutoencoderVMAE):
         config = load_config(settings | {"image_size": autoencoder.config["sample_size"]}, overrides)
@@ -165,4 +174,4 @@ def _names_data(overrides: list[str]) -> bool:
 @torch.no_grad()
 def _check_size(autoencoder: Any, size: int) -> None:
     """Raises a UserError where the autoencoder does not give back an image of the size it got."""
-    reconstruct(autoencoder, torch.zeros(1, 3, size, size))
+    reconstruct(autoencoder, torch.zeros(1, 3, size, size), "a grey image".format)

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.samples import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.recipes.generation import generated_batches, picture_size
+from ldmae.recipes.generation import generated_batches, own_sampling, picture_size
 from ldmae.settings import Config
 
 KEPT = ".generated"
@@ -55,6 +56,8 @@ class Generated:
     """Images that are made or read at once."""
     sampling: SamplingConfig | None = None
     """How they were made; None where that is not known."""
+    width: int | None = None
+    """Pixels along the other side, where the images are oblong."""
     autoencoder: str = ""
     """Fingerprint of the weights that decoded them, where that is known."""
 
@@ -86,28 +89,35 @@ def given_images(source: str, real_are_cropped: bool = False) -> Generated:
         batches=lambda start, stop: samples.batches(Generated.batch, start, stop),
         count=len(samples),
         size=samples.size[0],
+        width=samples.size[1],
         labels=samples.labels,
         how="images as they were given",
     )
 
 
 def generated_images(
-    source: str, shift_is_told: bool, config: Config, accelerator: Accelerator, folder: Path
+    source: str,
+    told: Collection[str],
+    config: Config,
+    accelerator: Accelerator,
+    folder: Path,
+    allow_code: bool = False,
 ) -> Generated:
     """Generates the images of a pipeline: each one's noise and label hang on its number alone.
 
     Args:
         source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
-        shift_is_told: whether the settings tell the time shift; else it is the pipeline's own.
+        told: which settings of sampling are told; solver and time shift are else the pipeline's own.
         config: how many, and how.
         accelerator: this process among those that share the work.
         folder: where they are kept, see `keep_generated`.
+        allow_code: whether the source, a folder, may name code to run.
     """
-    pipeline = load_pipeline(source).to(accelerator.device)
+    pipeline = load_pipeline(source, allow_code).to(accelerator.device)
     classes = pipeline.transformer.config.num_classes
     evaluation, sampling = config.evaluation, config.sampling
-    if not shift_is_told:
-        sampling = replace(sampling, timestep_shift=1 / pipeline.scheduler.config["shift"])
+    own = {name: value for name, value in own_sampling(pipeline).items() if name not in told}
+    sampling = replace(sampling, **own)
     scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
     sampling = replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
     labels = np.arange(evaluation.samples) % classes
@@ -151,7 +161,9 @@ def keep_generated(
     def batches(start: int, stop: int) -> Iterator[Tensor]:
         firsts = range(start // batch * batch, stop, batch)
         paths = [folder / f"{first:09d}.npy" for first in firsts]
-        there = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
+        sizes = [min(batch, count - first) for first in firsts]
+        kept = (_is_kept(path, size) for path, size in zip(paths, sizes, strict=True))
+        there = next((i for i, whole in enumerate(kept) if not whole), len(paths))
         made = make(firsts[there], min(firsts[-1] + batch, count)) if there < len(paths) else iter(())
         for i, (first, path) in enumerate(zip(firsts, paths, strict=True)):
             if i < there:
@@ -171,13 +183,22 @@ def keep_generated(
         how,
         batch,
         sampling,
-        fingerprint_tensors(pipeline.vae.state_dict()),
+        autoencoder=fingerprint_tensors(pipeline.vae.state_dict()),
     )
 
 
 def forget_generated(folder: Path) -> None:
     """Removes the batches that `keep_generated` kept."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_kept(path: Path, count: int) -> bool:
+    """Says whether a file holds `count` images."""
+    try:
+        pictures = np.load(path, mmap_mode="r", allow_pickle=False)
+        return pictures.dtype == np.uint8 and pictures.ndim == 4 and len(pictures) == count
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
@@ -191,6 +212,9 @@ def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
 
 def _keep_only(folder: Path, maker: str) -> None:
     made_of = folder / "made_of.json"
-    if not made_of.exists() or read_json(made_of) != maker:
+    with contextlib.suppress(UserError):  # missing or damaged: all is made again
+        if read_json(made_of, str) == maker:
+            return
+    if folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
         write_json(made_of, maker)

@@ -32,6 +32,8 @@ from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.report.figures import class_grid, save_png
 from ldmae.stages import changed_settings
 
+SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
+
 
 def save_pipeline(run: Run) -> None:
     """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
@@ -61,7 +63,7 @@ def save_pipeline(run: Run) -> None:
             vae=vae,
             transformer=LightningDiTTransformer2DModel.from_pretrained(run.folder / "diffusion"),
             scheduler=FlowMatchEulerDiscreteScheduler(
-                shift=scheduler_shift(run.config.sampling.timestep_shift)
+                shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
             ),
             id2label=dict(enumerate(run.train.classes)),
             **({} if own else statistics),
@@ -96,7 +98,8 @@ def sample(run: Run) -> None:
         return
     with run.book.running("samples", settings, inputs):
         if run.main:
-            pipeline = load_pipeline(str(run.folder)).to(run.accelerator.device)
+            # whose settings are this run's: what they name was typed, or allowed
+            pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
             classes = class_choice(len(run.train.classes), config.max_classes)
             labels = [label for label in classes for _ in range(config.per_class)]
             save_samples(pipeline, labels, config, folder)
@@ -127,6 +130,17 @@ def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
     named = dict(cast(Any, pipeline.config).id2label or {})
     count = pipeline.transformer.config.num_classes
     return [str(named.get(i, named.get(str(i), i))) for i in range(count)]
+
+
+def own_sampling(pipeline: LDMAEPipeline) -> dict[str, Any]:
+    """Returns the settings of sampling that a pipeline's scheduler has: its solver and its time shift.
+
+    A shift that depends on the image's size (dynamic shifting) is no number: it is None, the scheduler's own.
+    """
+    scheduler = pipeline.scheduler
+    solver = next(name for name, kind in SOLVERS.items() if isinstance(scheduler, kind))
+    shift = None if scheduler.config.get("use_dynamic_shifting") else 1 / scheduler.config["shift"]
+    return {"solver": solver, "timestep_shift": shift}
 
 
 def picture_size(pipeline: LDMAEPipeline) -> int:
@@ -166,8 +180,8 @@ def generated_batches(
         (b, H, W, 3) uint8.
     """
     pipeline.set_progress_bar_config(disable=True)
-    if config.solver == "heun":
-        pipeline.scheduler = FlowMatchHeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    if not isinstance(pipeline.scheduler, SOLVERS[config.solver]):
+        pipeline.scheduler = SOLVERS[config.solver].from_config(pipeline.scheduler.config)
     start, end = config.guidance_interval
     classes = cast(Any, pipeline.transformer.config).num_classes
     scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
@@ -189,7 +203,12 @@ def generated_batches(
 
 
 def sample_from(
-    source: str, classes: list[str], changes: dict[str, Any], folder: Path, device: str = "auto"
+    source: str,
+    classes: list[str],
+    changes: dict[str, Any],
+    folder: Path,
+    device: str = "auto",
+    allow_code: bool = False,
 ) -> Path:
     """Generates images with a trained pipeline.
 
@@ -197,9 +216,11 @@ def sample_from(
         source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
         classes: names or numbers; empty: all, or an even choice where they are many.
         changes: fields of `SamplingConfig` that differ from the settings it was made with where these are
-            known (of a run folder, of what ships), or from the defaults, with the pipeline's own time shift.
+            known (of a run folder, of what ships), or from the defaults, with the pipeline's own solver and
+            time shift.
         folder: where `grid.png`, `images/` and `samples.json` go; older samples there are replaced.
         device: `auto`, or a device's name.
+        allow_code: whether the source, a folder, may name code to run.
 
     Returns:
         The path of the grid.
@@ -207,12 +228,12 @@ def sample_from(
     Raises:
         UserError: no such pipeline or class, a setting out of range, or a folder that holds something else.
     """
-    pipeline = load_pipeline(source)
+    pipeline = load_pipeline(source, allow_code)
     made_with = settings_of(source)
     if made_with is not None:
         config = load_config(made_with).sampling
     else:
-        config = SamplingConfig(timestep_shift=1 / pipeline.scheduler.config["shift"])
+        config = SamplingConfig(**own_sampling(pipeline))
     config = dataclasses.replace(config, **changes)
     names = pipeline_classes(pipeline)
     chosen = [pipeline.class_id(name) for name in classes] or class_choice(len(names), config.max_classes)

@@ -28,6 +28,9 @@ from ldmae.recipes.settings import latents_settings
 from ldmae.settings import Config
 from ldmae.stages import changed_settings
 
+_MADE_OF = {"settings": dict, "inputs": dict}
+"""The shape of `made_of.json` beside shards."""
+
 
 def encode(run: Run) -> None:
     """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
@@ -41,7 +44,9 @@ def encode(run: Run) -> None:
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
     maker = latents_fingerprint(autoencoder, config.image_size)
     settings, inputs = latents_settings(config), {**run.images, "encoder": maker}
-    if not run.needed("latents", settings, inputs, folder / FILE_NAME):
+    count = None if run.stream is not None else len(run.train)
+    (there,) = broadcast_object_list([_all_there(folder, count)])
+    if not run.needed("latents", settings, inputs, folder / FILE_NAME) and there:
         return
     output = fingerprint([maker, json.dumps(settings), *run.images.values()])
     begun = run.book.records.get("diffusion")
@@ -52,6 +57,17 @@ def encode(run: Run) -> None:
         images = image_dataset(run, config.image_size, None)
         encode_into(folder, autoencoder, images, config, run.accelerator, inputs)
         record.output = output
+
+
+def _all_there(folder: Path, count: int | None) -> bool:
+    """Says whether a folder holds as many latents as there are images; of a stream, None, whether any.
+
+    Raises:
+        UserError: a shard is damaged.
+    """
+    if not any(folder.glob("*.safetensors")):
+        return False
+    return count in (None, len(LatentShards(folder)))
 
 
 def encode_into(
@@ -163,8 +179,8 @@ def refuse_other_latents(folder: Path, config: Config, inputs: dict[str, str]) -
     path = folder / "made_of.json"
     if not path.exists() or not any(folder.glob("*.safetensors")):
         return
-    before = {name: value for name, value in read_json(path).items() if name in ("settings", "inputs")}
-    before.get("settings", {}).pop("statistics_samples", None)  # as an older version wrote it
+    before = {name: read_json(path, _MADE_OF)[name] for name in _MADE_OF}
+    before["settings"].pop("statistics_samples", None)  # as an older version wrote it
     changed = changed_settings(before, _mark(config, inputs))
     if changed:
         raise UserError(
@@ -185,11 +201,11 @@ def _make_room(folder: Path, mark: dict[str, Any], processes: int, count: int | 
             f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others "
             "with latents.fingerprint=skip, or move them away to encode into this folder"
         )
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path, _MADE_OF) if path.exists() else {}
     if shards and {**before, "processes": 0} == {**mark, "processes": 0}:
         if len(LatentShards(folder)) == count:
             return True
-        if before["processes"] == processes:
+        if before.get("processes") == processes:
             return False
     if shards:
         changed = changed_settings(before, {**mark, "processes": processes})

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from ldmae.core.files import (
     fingerprint_model,
     fingerprint_tensors,
     read_json,
-    write_json,
 )
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.random import key_seed
@@ -42,6 +42,7 @@ from ldmae.evaluation.probe import linear_probe, mean_pooled
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.smoothness import SmoothnessMetrics, noisy_decodings
 from ldmae.recipes.groups import masks_fingerprint
+from ldmae.recipes.results import RESULTS, merge_results, write_results
 from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
 
@@ -121,7 +122,12 @@ def _made_of(subject: Subject, maker: str, name: str) -> str:
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    """Returns what was measured before; nothing where that is damaged, so that it is measured again."""
+    try:
+        return read_json(path, RESULTS) if path.exists() else {}
+    except UserError as error:
+        console.print(f"measured again: {error}", markup=False, soft_wrap=True)
+        return {}
 
 
 def _open_networks_and_masks(subject: Subject, names: list[str]) -> None:
@@ -155,23 +161,9 @@ def _remove_strangers(paths: dict[str, Path], maker: str, weights: str) -> None:
 def _remove(path: Path) -> None:
     """Removes a measurement's figures, and its pictures, which a failed one would else leave behind."""
     for each in (path, path.with_name(PICTURES.get(path.stem, path.name))):
+        if each.is_dir():
+            shutil.rmtree(each)
         each.unlink(missing_ok=True)
-
-
-def write_results(folder: Path, measurement: str, results: list[Result], **made: str) -> None:
-    """Writes one measurement's file, with what it was made of, and merges all into `results.json`."""
-    entries = [{**result.to_dict(), "measurement": measurement} for result in results]
-    document: dict[str, Any] = {"schema": 1, "results": entries, **made}
-    write_json(folder / "results" / f"{measurement}.json", document)
-    merge_results(folder)
-
-
-def merge_results(folder: Path) -> None:
-    """Writes `results.json` of what lies in `results/`."""
-    merged = []
-    for path in sorted((folder / "results").glob("*.json")):
-        merged += read_json(path)["results"]
-    write_json(folder / "results.json", {"schema": 1, "results": merged})
 
 
 def _reconstruction(subject: Subject) -> list[Result]:
@@ -189,6 +181,8 @@ def _reconstruction(subject: Subject) -> list[Result]:
                 if row in chosen:
                     pictures[row] = hwc(original), hwc(restored)
             advance(len(rows), "")
+    if metrics.range_note:
+        console.print(f"{type(subject.autoencoder).__name__}: {metrics.range_note}", soft_wrap=True)
     shown = [pictures[row] for row in subject.chosen[subject.shown].tolist()]
     originals, reconstructions = (np.stack(column) for column in zip(*shown, strict=True))
     save_pictures(

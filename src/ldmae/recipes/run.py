@@ -297,9 +297,10 @@ def run_autoencoder(run: Run) -> nn.Module:
 
 @torch.no_grad()
 def latent_channels(autoencoder: Any, image_size: int) -> tuple[int, int]:
-    """Returns the channels and the grid side of an autoencoder's latents, by encoding a black image."""
+    """Returns the channels and the grid side of an autoencoder's latents, by encoding a grey image."""
     device, _ = placement(autoencoder)
-    mean, _ = encode_moments(autoencoder, torch.zeros(1, 3, image_size, image_size, device=device))
+    grey = torch.zeros(1, 3, image_size, image_size, device=device)
+    mean, _ = encode_moments(autoencoder, grey, "a grey image".format)
     return mean.shape[1], mean.shape[-1]
 
 

@@ -29,7 +29,7 @@ from ldmae.loading import is_run_folder, is_shipped, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.copies import compared_images, forget_copies, measure_copies
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
-from ldmae.recipes.measurements import write_results
+from ldmae.recipes.results import write_results
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.streams import open_streamed
 from ldmae.recipes.subject import draw, image_keys, read_batches
@@ -48,6 +48,7 @@ def evaluate_samples(
     reference: Path | None = None,
     npz: Path | None = None,
     references: Path | None = None,
+    allow_code: bool = False,
 ) -> list[Result]:
     """Measures generated images as ADM's evaluator does; writes `results.json` and `report.html`.
 
@@ -62,6 +63,7 @@ def evaluate_samples(
             statistics or both).
         npz: also write the generated images there, for ADM's own evaluator.
         references: where references are cached, by fingerprint; `folder/reference` where None.
+        allow_code: whether the source, a folder, may name code to run.
 
     Returns:
         The figures, on the main process; an empty list on others.
@@ -85,10 +87,11 @@ def evaluate_samples(
             if images
             else generated_images(
                 source,
-                made_with is not None or any("sampling.timestep_shift=" in item for item in overrides),
+                _told_sampling(overrides) if made_with is None else vars(config.sampling),
                 config,
                 accelerator,
                 kept,
+                allow_code,
             )
         )
         known: Reference | None = None
@@ -110,18 +113,24 @@ def evaluate_samples(
             seed=config_of.seed,
             device=_exact(accelerator),
         )
-        note = "; ".join(filter(None, [results[0].note, made.how]))
+        note = "; ".join(filter(None, [results[0].note, made.how, _other_size(made, known)]))
         results[0] = dataclasses.replace(results[0], note=note)
         write_results(folder, "samples", results, autoencoder=made.autoencoder)
         _measure_copies(made, own, config, folder)
         sampling = {} if made.sampling is None else dataclasses.asdict(made.sampling)
         path = folder / "measured.json"
-        measured = read_json(path) if path.is_file() else {}  # an autoencoder's may lie there too
+        measured = read_json(path, dict) if path.is_file() else {}  # an autoencoder's may lie there too
         of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
         write_json(path, measured | of)
         render_report(folder)
         forget_generated(kept)
         return results
+
+
+def _told_sampling(overrides: list[str]) -> list[str]:
+    """Returns the names of the settings of sampling among overrides."""
+    keys = (item.partition("=")[0] for item in overrides)
+    return [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
 
 
 def _check(source: str, images: bool, config: Config, reference: Path | None, npz: Path | None) -> None:
@@ -171,6 +180,17 @@ def _reference(
         "keep": str(keep),
     }
     return cached_reference(cache, made_of, extractor, compute)
+
+
+def _other_size(made: Generated, known: Reference) -> str:
+    """Says, also to the console, that the images are of another size than the reference's."""
+    size = (made.size, made.width or made.size)
+    if known.size in (None, size):
+        return ""
+    theirs = f"{known.size[0]}x{known.size[1]}"
+    told = f"the images are {size[0]}x{size[1]}, those of the reference {theirs}: resize one of them first"
+    console.print(told, soft_wrap=True)
+    return told
 
 
 def _measure_copies(made: Generated, own: Trained, config: Config, folder: Path) -> None:

@@ -46,7 +46,7 @@ def _check_kept(config: DataConfig, cache_dir: Path) -> None:
     path = cache_dir / "kept_of.json"
     if not path.exists() or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
         return  # a stream that gave nothing keeps no other away
-    changed = changed_settings(read_json(path), _identity(config))
+    changed = changed_settings(read_json(path, dict), _identity(config))
     if changed:
         kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
         raise UserError(

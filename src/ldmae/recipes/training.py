@@ -272,7 +272,8 @@ def _check_shards(run: Run, shards: LatentShards, autoencoder: nn.Module) -> Non
     if run.stream is None and len(shards) != len(run.train):
         raise UserError(
             f"{shards.folder} holds latents of {len(shards)} images, the run has {len(run.train)}: a shard "
-            "is missing, or one is not of this run; put it back or take it away, or add --restart latents"
+            f"is missing, or one is not of this run; type `ldmae encode {run.folder}`, or add "
+            "--restart latents"
         )
     expected = latents_fingerprint(autoencoder, run.config.image_size)
     if shards.fingerprints != {expected}:

@@ -16,6 +16,7 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path
 from ldmae.report.curves import loss_curves
 
@@ -347,11 +348,21 @@ def _draw_labels(
 
 
 def overview(run_folder: Path) -> Image.Image:
-    """Returns one picture of a run: its sample grid, and below it held-out images, reconstructed."""
-    with Image.open(run_folder / "samples" / "grid.png") as file:
-        grid = file.convert("RGB")
-    with np.load(run_folder / "results" / "reconstruction_pairs.npz") as arrays:
-        pairs = reconstruction_pairs(arrays["originals"], arrays["reconstructions"], difference=False)
+    """Returns one picture of a run: its sample grid, and below it held-out images, reconstructed.
+
+    Raises:
+        UserError: one of the two is damaged.
+    """
+    path = run_folder / "samples" / "grid.png"
+    try:
+        with Image.open(path) as file:
+            grid = file.convert("RGB")
+        path = run_folder / "results" / "reconstruction_pairs.npz"
+        with np.load(path, allow_pickle=False) as arrays:
+            pairs = reconstruction_pairs(arrays["originals"], arrays["reconstructions"], difference=False)
+    except Exception as error:  # decoders raise whatever they like
+        stage = "samples" if path.suffix == ".png" else "evaluation"
+        raise UserError(f"{path} can't be read ({error}); make it again with --restart {stage}") from error
     picture = Image.new("RGB", (max(grid.width, pairs.width), grid.height + pairs.height + 24), "white")
     picture.paste(grid, (picture.width - grid.width, 0))
     picture.paste(pairs, (picture.width - pairs.width, grid.height + 24))

@@ -1,0 +1,132 @@
+"""Run folders with a damaged file: it is named, or what can be made again is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+
+from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.config import load_config, save_config
+from ldmae.contracts import Result
+from ldmae.core.errors import UserError
+from ldmae.core.files import write_json
+from ldmae.loading import load_autoencoder, load_pipeline
+from ldmae.recipes.generated import _is_kept, _keep_only
+from ldmae.recipes.measurements import _kept
+from ldmae.recipes.results import merge_results, write_results
+from ldmae.report.figures import overview
+from ldmae.stages import Record, StageBook
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What a run leaves, without a training."""
+    folder = tmp_path_factory.mktemp("damaged") / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
+    vae = AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **sizes)
+    transformer = LightningDiTTransformer2DModel(
+        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
+    )
+    pipeline = LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), {0: "a", 1: "b"})
+    pipeline.save_pretrained(folder / "pipeline")
+    vae.save_pretrained(folder / "autoencoder")
+    save_config(load_config("smoke"), folder / "config.yaml")
+    StageBook(folder).records["latents"] = Record("latents")
+    write_results(folder, "reconstruction", [Result(name="PSNR", value=30.0)])
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("value", [[], {"results": [{"name": "PSNR"}]}, {"results": "none"}, "[" * 10_000])
+def test_figures_of_another_shape_are_named_or_measured_again(run, value):
+    path = run / "results" / "reconstruction.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    assert _kept(path) == {}
+    with pytest.raises(UserError, match=r"reconstruction\.json (is not JSON|holds JSON of another shape)"):
+        merge_results(run)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [],
+        {"stages": 3},
+        {"stages": [{"name": "latents", "seconds": "long"}]},
+        {"stages": [{"name": ["latents"]}]},
+    ],
+)
+def test_a_record_of_stages_of_another_shape_is_named(run, stages):
+    write_json(run / "stages.json", stages)
+    with pytest.raises(UserError, match=r"stages\.json was written by another version"):
+        StageBook(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model_index.json", {"transformer": 3}),
+        ("model_index.json", {"id2label": [1]}),
+        ("transformer/config.json", {"num_layers": 10**15}),
+        ("transformer/config.json", {"num_classes": {}}),
+        ("transformer/config.json", {"sample_size": 10**9}),
+        ("vae/config.json", {"hidden_act": {}}),
+        ("vae/config.json", {"encoder_num_hidden_layers": 2}),
+        ("scheduler/scheduler_config.json", {"shift": "x"}),
+    ],
+)
+def test_a_model_whose_config_is_damaged_is_refused_by_name(run, file, change):
+    path = run / "pipeline" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="run"):
+        load_pipeline(str(run)).to("cpu")
+
+
+def test_a_model_whose_weights_lack_some_or_are_no_numbers_is_refused_by_name(run):
+    path = run / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = "to_latent.weight"
+    lacking = {key: weight for key, weight in weights.items() if key != name}
+    for damaged in ({**weights, name: weights[name] * torch.nan}, lacking):
+        save_file(damaged, path)
+        with pytest.raises(UserError, match=r"AutoencoderVMAE in .*autoencoder"):
+            load_autoencoder(str(run))
+
+
+def test_a_damaged_grid_is_named_with_the_stage_to_begin_again(run):
+    (run / "samples").mkdir()
+    (run / "samples" / "grid.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    with pytest.raises(UserError, match=r"grid\.png can't be read .*--restart samples"):
+        overview(run)
+
+
+def test_generated_images_whose_record_is_damaged_are_made_again(tmp_path):
+    folder = tmp_path / "kept"
+    for damage in (lambda path: path.mkdir(parents=True), lambda path: path.write_text("[")):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        damage(folder / "made_of.json")
+        (folder / "000000000.npy").write_bytes(b"")
+        _keep_only(folder, "maker")
+        assert [path.name for path in folder.iterdir()] == ["made_of.json"]
+        assert json.loads((folder / "made_of.json").read_text()) == "maker"
+
+
+def test_a_batch_of_generated_images_that_was_cut_short_is_made_again(tmp_path):
+    path = tmp_path / "batch.npy"
+    np.save(path, np.zeros((2, 4, 4, 3), np.uint8))
+    assert _is_kept(path, 2)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert not _is_kept(path, 2)
