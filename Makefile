@@ -1,10 +1,11 @@
-# demo, test, lint, docs, bench, wheel-test: each sets up .venv by itself.
+# demo, test, fuzz, lint, docs, bench, wheel-test: each sets up .venv by itself.
 PYTHON ?= python3
 PRESET ?= emoji
+CASES ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs docs-serve wheel-test bench clean
+.PHONY: demo test fuzz lint format docs docs-serve wheel-test bench clean
 .DELETE_ON_ERROR: # a .venv that could not be finished, as where Python lacks its venv module, is begun anew
 
 demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a package
@@ -12,6 +13,9 @@ demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a
 
 test: $(VENV)/installed-dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(VENV)/installed-dev  ## damaged inputs of every kind, CASES of them
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz
 
 lint: $(VENV)/installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
