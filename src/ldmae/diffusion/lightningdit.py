@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ldmae.core.bounds import check_numbers
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
+from ldmae.core.fused import rms_norm, swiglu
 from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
 from ldmae.diffusion.settings import LightningDiTConfig
@@ -90,22 +91,20 @@ def _signed(sin: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    # (a, b) -> (a cos - b sin, b cos + a sin); real-valued, so that compilers fuse it
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, swapped, signed_sin)
-
-
-def _inverse_rms(x: Tensor) -> Tensor:
-    """Returns 1 / √(mean(x²) + eps) over the last axis, (…, 1), summed in float32 whatever x is."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return torch.rsqrt(norm * norm * (1 / x.shape[-1]) + NORM_EPS)
+    # (a, b) -> (a cos - b sin, b cos + a sin)
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        # one pass each way; half precision has no complex numbers, and compilers fuse the formula below
+        turn = torch.complex(cos[..., 0::2], signed_sin[..., 1::2])
+        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+    return torch.addcmul(x * cos, pairs.flip(-1).flatten(-2), signed_sin)
 
 
 class RMSNorm(nn.Module):
     """Divides by the root mean square over the last axis, and scales (arXiv 1910.07467).
 
     `F.rms_norm` has no fused kernel for a half-precision input with float32 weights (autocast's case), nor
-    any fused backward on a CPU; a norm, a product and the weight in the input's type are faster.
+    any fused backward on a CPU.
     """
 
     def __init__(self, width: int):
@@ -114,7 +113,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (…, D)."""
-        return x * _inverse_rms(x).to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight[None].to(x.dtype), x.new_zeros(1, 1), NORM_EPS)
 
 
 class ModulatedNorm(nn.Module):
@@ -130,7 +129,7 @@ class ModulatedNorm(nn.Module):
         if self.weight is None:
             return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain)
         # the weight joins the small gain instead of taking a pass over all tokens of its own
-        return torch.addcmul(shift, x * _inverse_rms(x).to(x.dtype), gain * self.weight.to(x.dtype))
+        return rms_norm(x, gain * self.weight.to(x.dtype), shift, NORM_EPS)
 
 
 class Attention(nn.Module):
@@ -167,8 +166,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps each token of (B, N, D)."""
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(swiglu(self.w12(x)))
 
 
 class MLP(nn.Module):
