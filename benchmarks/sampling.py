@@ -20,11 +20,14 @@ SOURCE, SCALE = "pretrained:emoji", 3.0
 
 
 @torch.no_grad()
-def plain_loop(pipeline, labels: Tensor, steps: int, split: bool) -> list:
+def plain_loop(
+    pipeline, labels: Tensor, steps: int, split: bool, noise: torch.Generator | None = None
+) -> list:
     """Does what the pipeline does, without any of its choices and checks."""
     transformer, vae, device = pipeline.transformer, pipeline.vae, labels.device
     size = transformer.config["sample_size"]
-    x = torch.randn(len(labels), transformer.config["in_channels"], size, size, device=device)
+    shape = (len(labels), transformer.config["in_channels"], size, size)
+    x = torch.randn(shape, generator=noise, device=device)
     sigmas = torch.linspace(1, 0, steps + 1)
     shift = pipeline.scheduler.config["shift"]
     times = (1 - shift * sigmas / (1 + (shift - 1) * sigmas)).tolist()

@@ -147,13 +147,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mixes tokens (B, N, D); rotary holds cosines and signed sines (N, d)."""
-        qkv = rearrange(self.qkv(x), "b n (three a d) -> three b a n d", three=3, a=self.num_heads)
-        q, k, v = qkv.unbind(0)  # (B, A, N, d) each
+        # heads are put before tokens last: the norms then work on what lies together
+        q, k, v = rearrange(self.qkv(x), "b n (three a d) -> three b n a d", three=3, a=self.num_heads)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's LayerNorm gives float32
         if rotary is not None:
-            cos, signed_sin = (table.to(v.dtype) for table in rotary)
+            cos, signed_sin = (table.to(v.dtype)[:, None] for table in rotary)  # (N, 1, d)
             q, k = _rotate(q, cos, signed_sin), _rotate(k, cos, signed_sin)
-        return self.proj(rearrange(attention(q, k, v), "b a n d -> b n (a d)"))
+        mixed = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, A, N, d)
+        return self.proj(rearrange(mixed, "b a n d -> b n (a d)"))
 
 
 class SwiGLU(nn.Module):
