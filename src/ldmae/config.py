@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import typing
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,12 @@ def _merge(layers: list[dict[str, Any]]) -> Any:
         if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
             layer["mixed_precision"] = "no"
         _check_keys(layer, Config, "")
-    return OmegaConf.merge(OmegaConf.structured(Config), *layers)
+    return OmegaConf.merge(_defaults(), *layers)  # which copies the first
+
+
+@cache  # half of the time that settings take
+def _defaults() -> Any:
+    return OmegaConf.structured(Config)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ MIDDLE_BLOCK = 8
 """Index of the block whose output is the middle of the network: 112 channels on a 14 x 14 grid."""
 MIDDLE_GRID = 14
 """Side of the middle block's grid."""
+CPU_IMAGES = 4
+"""Images that a CPU takes at once: the wide blocks' activations of more do not fit into its caches."""
 
 
 class _Stage(NamedTuple):
@@ -70,6 +72,12 @@ class EfficientNetLite0(nn.Module):
 
     def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `forward`'s pooled features, and the middle block's output (B, 112, 14, 14)."""
+        at_once = CPU_IMAGES if images.device.type == "cpu" else len(images)
+        pieces = [self._pooled_and_middle(piece) for piece in images.split(max(at_once, 1))]
+        pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
+        return pooled, middle
+
+    def _pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(x))
         middle = self.blocks[: MIDDLE_BLOCK + 1](x)  # (B, C, h, w)

@@ -116,12 +116,11 @@ def report(run: Run) -> Path:
         if not run.config.autoencoder.stages:
             del own["autoencoder"]
         write_json(run.folder / "parameters.json", own)
-        save_png(overview(run.folder), run.folder / "overview.png")
     with run.book.running("report", {}, {}):
         if run.main:
-            render_report(run.folder)
+            save_png(overview(run.folder), run.folder / "overview.png")
     if run.main:
-        render_report(run.folder)  # once more: now the report's own stage is done
+        render_report(run.folder)  # which tells that its own stage is done
     run.accelerator.wait_for_everyone()
     return run.folder / "report.html"
 
