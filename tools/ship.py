@@ -25,8 +25,15 @@ from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
+from ldmae.perception.features import load_features
+from ldmae.recipes.copies import COMPARED
+from ldmae.recipes.generated import generated_images
+from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.settings import plain
+from ldmae.recipes.subject import draw, image_keys, read_batches
 from ldmae.report import figures
 from ldmae.stages import changed_settings
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
@@ -42,6 +49,9 @@ JUDGES = {
 
 TEXTS = Path(__file__).parent
 """Where what the card says lies: card.md, with a place for each figure, and limits-NAME.md, by who looked."""
+
+SAMPLES = Path(__file__).parents[1] / "tests" / "shipped"
+"""Where what the figures of generated images are of is kept, so that a test can hold the card to them."""
 
 
 def ship(run: Path, name: str) -> Path:
@@ -62,6 +72,7 @@ def ship(run: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
         recipes.evaluate_with(f"pretrained:{name}", [], measured)
+        keep_samples(name, measured)
         recipes.sample_from(f"pretrained:{name}", [], {}, measured / "samples")
         figures.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
         shutil.copy(measured / "samples" / "grid.png", folder / "samples.png")
@@ -128,6 +139,30 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     state = load_checkpoint(path)
     of_model = {name: value for name, value in state["objective"].items() if name.startswith("model.")}
     return {name.removeprefix("model."): value for name, value in of_model.items()} | state.get("average", {})
+
+
+def keep_samples(name: str, folder: Path) -> None:
+    """Keeps the first images that a shipped model generates, and the features of all and of the real ones."""
+    config = load_config(SHIPPED[name])
+    extractor = load_features(config.evaluation.features)
+    train, rows = open_images(config.data, folder / "data")[0], config.evaluation.batch_size
+    real = read_batches(train, draw(image_keys(train), None, 0), config.image_size, rows, torch.device("cpu"))
+    made = generated_images(
+        f"pretrained:{name}", True, config, open_accelerator(config, folder), folder / "generated"
+    )
+    images = torch.cat(list(made.batches(0, made.count)))
+    kept = {
+        "generated": torch.cat([extractor(batch) for batch in images.split(rows)]),
+        "real": torch.cat([extractor(to_uint8(batch)) for _, batch in real]),
+    }
+    scale = max(float(features.max()) for features in kept.values()) / 255  # a ReLU6 leaves none below 0
+    SAMPLES.mkdir(exist_ok=True)
+    np.savez_compressed(
+        SAMPLES / f"{name}.npz",
+        images=images[:COMPARED].permute(0, 2, 3, 1).numpy(),
+        scale=scale,
+        **{kind: (features / scale).round().byte().numpy() for kind, features in kept.items()},
+    )
 
 
 def _took(stage: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
@@ -33,6 +34,7 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "TEXTS", tmp_path)
+    monkeypatch.setattr(module, "SAMPLES", tmp_path / "kept")
     AcceleratorState._reset_state(True)
     yield module
     AcceleratorState._reset_state(True)
@@ -50,6 +52,11 @@ def test_the_best_training_states_ship_with_a_card_of_what_they_are(tool, tmp_pa
     written = [path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md")]
     assert len(written) >= 5
     assert not any(str(run) in text or str(folder) in text for text in written)
+    with np.load(tmp_path / "kept" / "tiny.npz") as kept:
+        assert kept["images"].shape == (12, 24, 24, 3)
+        assert kept["generated"].shape == (12, 1280)
+        assert kept["generated"].max() == 255 or kept["real"].max() == 255
+        assert len(kept["real"]) == json.loads((run / "data.json").read_text())["train"]
     for stage, model, figure in (
         ("autoencoder.tuning", shipped.vae, "reconstruction/ST-LPIPS-alex"),
         ("diffusion", shipped.transformer, "samples/KID-efficientnet_lite0"),
