@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a package
 	$(BIN)/ldmae run $(PRESET)
 
-test: $(VENV)/installed-dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed-dev  ## the whole test suite; at its end it names the tests that take too long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--durations 10 --durations-min 30
 
 fuzz: $(VENV)/installed-dev  ## damaged inputs of every kind, CASES of them
 	OMP_NUM_THREADS=1 FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz

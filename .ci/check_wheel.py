@@ -107,7 +107,8 @@ def use(wheel: Path, folder: Path) -> None:
     environment = folder / "environment"
     run(sys.executable, "-m", "venv", "--clear", environment, folder=folder)
     binaries = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(binaries / "python", "-m", "pip", "install", "--quiet", wheel, folder=folder)
+    # --no-compile: of all that comes along, little is imported here
+    run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-compile", wheel, folder=folder)
     run(binaries / "python", "-m", "pip", "check", folder=folder)
     where = run(binaries / "python", "-c", "import ldmae; print(ldmae.__file__)", folder=folder)
     if str(environment) not in where:

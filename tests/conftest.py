@@ -1,5 +1,6 @@
 """What tests of several folders need."""
 
+import gc
 import os
 import shutil
 import signal
@@ -21,8 +22,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the file that takes longest first: last, it would keep one process busy while others idle."""
-    items.sort(key=lambda item: item.path.name != "test_shipped.py")
+    """Puts the folder that takes longest first: last, it would keep one process busy while others idle."""
+    items.sort(key=lambda item: item.path.parent.name != "recipes")
+
+
+def pytest_collection_finish() -> None:
+    """Spares collections of garbage, which every training makes, all that was imported."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ is also its process group), `{"poll": pid}` with its exit code, negative for a s
 never computes, so that forking it is safe.
 """
 
+import gc
 import json
 import os
 import resource
@@ -96,6 +97,7 @@ def serve() -> None:
     import ldmae.cli
     import ldmae.recipes  # noqa: F401
 
+    gc.freeze()  # a collection in a child need not look through what was imported
     for line in sys.stdin:
         request = json.loads(line)
         answer = start(request["start"]) if "start" in request else poll(request["poll"])

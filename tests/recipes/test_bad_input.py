@@ -357,14 +357,20 @@ def test_missing_shard_of_latents_is_noticed_and_encoded_again(
     assert ldmae.start("train", "diffusion", preset, "--out", copied).wait() == 0
 
 
-@pytest.mark.parametrize("setting", ["diffusion.model.num_attention_heads=1", "seed=1"])
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ("train diffusion --restart diffusion", "diffusion.model.num_attention_heads=1"),
+        ("run --restart autoencoder.pretraining", "seed=1"),
+    ],
+)
 def test_training_state_of_another_run_is_refused(
-    ldmae: Any, preset: Path, copied: Path, tmp_path: Path, setting: str
+    ldmae: Any, preset: Path, copied: Path, tmp_path: Path, words: str, setting: str
 ) -> None:
     other = Path(shutil.copytree(copied, tmp_path / "other"))
-    arguments = ("run", preset, setting, "--out", other)
-    restart = "autoencoder.pretraining" if setting == "seed=1" else "diffusion"
-    assert ldmae.start(*arguments, "--restart", restart).wait() == 0
+    verb, restart = words.split(" --")
+    arguments = (*verb.split(), preset, setting, *f"--{restart}".split(), "--out", other)
+    assert ldmae.start(*arguments).wait() == 0
     states = copied / "checkpoints" / "diffusion"
     shutil.rmtree(states)
     shutil.copytree(other / "checkpoints" / "diffusion", states)
@@ -423,17 +429,16 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
         f"{stage}.training.optimizer.learning_rate=1e30",
         f"{stage}.training.checkpoint.every_steps=1",
     )
-    message = refusal(ldmae.start("run", preset, *settings, "--restart", stage, "--out", copied))
+    words = ("train", stage.split(".")[0], preset, "--out", copied)
+    message = refusal(ldmae.start(*words, *settings, "--restart", stage))
     assert f"{stage}: the term '{term}' became" in message
     assert f"--restart {stage}" in message
     states = list((copied / "checkpoints" / stage).glob("step-*.pt"))
     assert [path.name for path in states] == ["step-00000001.pt"]
     weights = torch.load(states[-1], weights_only=True)["objective"]
     assert all(weight.isfinite().all() for weight in weights.values())
-    assert (
-        refusal(ldmae.start("run", preset, *settings, "--out", copied)) == message
-    )  # it goes on, and meets it again
-    assert ldmae.start("run", preset, "--restart", stage, "--out", copied).wait() == 0
+    assert refusal(ldmae.start(*words, *settings)) == message  # it resumes, and meets it again
+    assert ldmae.start(*words, "--restart", stage).wait() == 0
 
 
 def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae: Any, preset: Path, tmp_path: Path) -> None:
@@ -445,8 +450,6 @@ def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae: Any, preset: Pa
 @pytest.mark.parametrize(
     ("gone", "restart", "largest_file", "failed"),
     [
-        (".", (), 1_500, "data/images-"),
-        (".", (), 100_000, "checkpoints/autoencoder.pretraining/step-"),
         (
             "checkpoints/autoencoder.pretraining/model",
             (),
@@ -487,6 +490,22 @@ def test_failed_write_names_the_file_and_loses_nothing(
     assert_same_run(copied, finished)
 
 
+def test_failed_writes_of_a_new_run_name_the_file_and_lose_nothing(
+    ldmae: Any, preset: Path, finished: Path, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ("run", preset, "--out", folder)
+    for largest_file, failed in (
+        (1_500, "data/images-"),
+        (100_000, "checkpoints/autoencoder.pretraining/step-"),
+    ):
+        message = refusal(ldmae.start(*arguments, largest_file=largest_file))
+        assert f"no space left to write {folder / failed}" in message
+        assert not any(folder.rglob(".writing-*"))
+    assert ldmae.start(*arguments).wait() == 0
+    assert_same_run(folder, finished)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 500 KB."""
@@ -505,7 +524,7 @@ def test_full_disk_stops_the_run_and_it_goes_on_once_there_is_room(
     ldmae: Any, preset: Path, finished: Path, small_disk: Path, assert_same_run: Callable[[Path, Path], None]
 ) -> None:
     folder, refusals = small_disk / "run", 0
-    for size in range(800, 20_000, 300):
+    for size in range(800, 20_000, 900):
         started = ldmae.start("run", preset, "--out", folder)
         if started.wait() == 0:
             break

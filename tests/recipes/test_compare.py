@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -28,15 +29,20 @@ TINY = [
     "autoencoder.tuning.training.steps=2",
     "diffusion.training.steps=3",
     "diffusion.model.num_layers=1",
-    "evaluation.samples=12",
-    "evaluation.images=12",
-    "evaluation.latent_images=40",
+    "evaluation.samples=10",
+    "evaluation.images=10",
+    "evaluation.latent_images=30",
     "evaluation.pairs=4",
-    "evaluation.real_images=40",
+    "evaluation.real_images=10",
+    "evaluation.epsilons=[0,0.1]",
     "evaluation.speed_batch_size=2",
     "sampling.num_inference_steps=2",
     "sampling.per_class=1",
 ]
+
+
+units_of = functools.cache(lambda preset: plan_comparison(preset, [])[0])
+"""The units of a comparison; resolving the settings of all takes seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +57,7 @@ def fresh_accelerator():
 
 @pytest.mark.parametrize("preset", COMPARISONS)
 def test_all_autoencoders_get_the_same_images_steps_latents_and_diffusion_model(preset):
-    units, _ = plan_comparison(preset, [])
+    units = units_of(preset)
     assert {unit.name for unit in units} >= set(AUTOENCODER_KINDS)
     first = units[0].config
     for unit in units:
@@ -67,8 +73,8 @@ def test_all_autoencoders_get_the_same_images_steps_latents_and_diffusion_model(
 
 @pytest.mark.parametrize("preset", COMPARISONS)
 def test_baselines_cost_what_the_vmae_costs(preset):
-    units, matching = plan_comparison(preset, [])
-    widths = {unit.config.autoencoder.baseline.model.width for unit in units if unit.name in KINDS}
+    _, matching = plan_comparison(preset, ["comparison.seeds=[0]", "comparison.ablation=[]"])
+    widths = {u.config.autoencoder.baseline.model.width for u in units_of(preset) if u.name in KINDS}
     assert widths == {matching.width}
     assert matching.baseline_flops == pytest.approx(matching.vmae_flops, rel=0.02)
     assert matching.full_size["parameters"] == pytest.approx(83.82e6, rel=1e-3)  # METHOD
@@ -78,7 +84,7 @@ def test_baselines_cost_what_the_vmae_costs(preset):
 @pytest.mark.parametrize("preset", COMPARISONS)
 def test_units_that_were_made_are_those_that_the_preset_makes(preset):
     made = RESULTS / preset / "units"
-    planned = {unit.place: unit for unit in plan_comparison(preset, [])[0]}
+    planned = {unit.place: unit for unit in units_of(preset)}
     found = [path.parent.relative_to(made) for path in made.rglob("unit.json")]
     assert len(found) >= 5
     for place in found:
@@ -87,10 +93,9 @@ def test_units_that_were_made_are_those_that_the_preset_makes(preset):
 
 
 def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():
-    units, _ = plan_comparison("compare-photos", ["comparison.seeds=[0]"])
     stages = {
         u.name: [getattr(u.config.autoencoder, s).objective for s in u.config.autoencoder.stages]
-        for u in units
+        for u in units_of("compare-photos")
     }
     assert {n for n, o in stages.items() if any(x.perceptual_weight > 0 for x in o)} == {
         "sd-vae",
@@ -106,7 +111,7 @@ def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_
 
 
 def test_the_ablations_rows_add_one_term_each():
-    units, _ = plan_comparison("compare-photos", ["comparison.ablation_seeds=[0]"])
+    units = units_of("compare-photos")
     rows = [
         next(u for u in units if u.name == name).config.autoencoder
         for name in ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae", "vmae-noise")
@@ -130,7 +135,11 @@ def test_settings_of_one_autoencoder_reach_it_alone():
     units, _ = plan_comparison(
         {
             "base": "compare-photos",
-            "comparison": {"settings": {"dae": ["autoencoder.baseline.objective.input_noise=0.3"]}},
+            "comparison": {
+                "seeds": [0],
+                "ablation": [],
+                "settings": {"dae": ["autoencoder.baseline.objective.input_noise=0.3"]},
+            },
         },
         [],
     )
@@ -158,18 +167,20 @@ def test_impossible_comparison_is_refused_before_any_work(overrides, message):
 
 
 def test_missing_images_are_refused_before_anything_is_said_to_be_compared(tmp_path):
+    one = ["data=/no/such", "comparison.seeds=[0]", "comparison.ablation=[]"]
     with pytest.raises(UserError, match="no/such"):
-        compare("compare-photos", ["data=/no/such"], tmp_path / "runs", tmp_path / "results", ["vmae"], [0])
+        compare("compare-photos", one, tmp_path / "runs", tmp_path / "results", ["vmae"], [0])
     assert not (tmp_path / "results").exists()
 
 
 def test_unknown_name_or_seed_is_refused(tmp_path):
+    few = [*TINY, "comparison.seeds=[0]", "comparison.ablation=[]"]
     for only, seeds, message in (
         (["sdvae"], None, "did you mean 'sd-vae'"),
         (None, [7], "seed 7 is not among"),
     ):
         with pytest.raises(UserError, match=message):
-            compare("compare-photos", TINY, tmp_path / "runs", tmp_path / "results", only, seeds)
+            compare("compare-photos", few, tmp_path / "runs", tmp_path / "results", only, seeds)
     assert not list(tmp_path.rglob("unit.json"))
 
 
