@@ -206,6 +206,9 @@ class Config(Bounded):
     """Key of all randomness in training."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
+    threads: str = "auto"
+    """CPU threads of each process: a number, or `auto`: 1 or more, whichever is faster in the first steps. A
+    run keeps the number when it is resumed."""
     mixed_precision: str = "auto"
     """`no`, `bf16`, `fp16`, or `auto`: bf16 where the device computes in it, else fp16 on
     CUDA and no elsewhere."""
@@ -232,6 +235,8 @@ class Config(Bounded):
             )
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             raise UserError(f"device must be auto, cpu, cuda or mps, got {self.device!r}")
+        if self.threads != "auto" and not (self.threads.isdecimal() and int(self.threads) > 0):
+            raise UserError(f"threads must be auto or a number of at least 1, got {self.threads!r}")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise UserError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")
         if self.tracker not in ("none", "tensorboard", "wandb"):

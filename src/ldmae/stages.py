@@ -69,6 +69,8 @@ class Record:
     """How many worked on it."""
     device: str = ""
     """What they worked on."""
+    threads: int = 0
+    """CPU threads of each, the same at each start; 0 where none were chosen."""
 
     def check(self) -> None:
         """Raises a TypeError for a field of another type than its default has."""
@@ -125,6 +127,17 @@ class StageBook:
         """Returns the fingerprint of what a finished stage made, or an empty string."""
         record = self.records.get(name)
         return record.output if record is not None and record.status == "done" else ""
+
+    def threads(self) -> int:
+        """Returns the threads that the run's first training computes with; 0 where none is noted."""
+        trained = [self.records[name].threads for name in TRAINED if name in self.records]
+        return next(filter(None, trained), 0)
+
+    def note_threads(self, name: str, count: int, device: str) -> None:
+        """Keeps the threads that a running stage, and what follows, computes with."""
+        record = self.records[name]
+        record.threads, record.device, self.device = count, device, device
+        self._write()
 
     def restart(self, names: Sequence[str], folders: dict[str, list[Path]]) -> None:
         """Forgets stages and deletes what they made; a kill on the way leaves nothing half deleted."""
@@ -201,6 +214,7 @@ class StageBook:
         record = Record(
             name, "running", spent, settings, inputs, processes=self.processes, device=self.device
         )
+        record.threads = before.threads if before is not None and same else 0
         self.records[name] = record
         self._write()
         began = time.monotonic()

@@ -24,9 +24,13 @@ from ldmae.evaluation.efficiency import count_parameters
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.generation import picture_size, pipeline_classes
+from ldmae.recipes.threads import settle_alone, velocity
 
 GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
 """What a pipeline without settings of a run starts from: guidance that most class-conditional models like."""
+
+PICTURES = 8
+"""Pictures at once for which the number of threads is chosen."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ def open_workbench(
     names = pipeline_classes(pipeline)
     run = Path(source) if is_run_folder(source) else None
     size = picture_size(pipeline)
+    settle_alone(velocity(pipeline, PICTURES), PICTURES, pipeline.device, source=source)
     made_with = settings_of(source)
     settings = None if made_with is None else load_config(made_with)
     samples, samples_from = sample_images(run, names, None if settings is None else settings.data)

@@ -4,7 +4,6 @@
 
 import hashlib
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console, progress_bar
+from ldmae.core.threads import allowed_cores
 from ldmae.images.base import Subset, with_classes
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.settings import DataConfig
@@ -120,7 +120,7 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
     broken: list[str] = []
     # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing
     # is copied or forked
-    workers = min(16, _cores())
+    workers = min(16, allowed_cores())
     bar = progress_bar("checking images", count, "images", show=progress)
     with ThreadPoolExecutor(workers) as pool, bar as advance:
         pending = []
@@ -135,10 +135,6 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
             broken = (broken + future.result())[:NAMED]
             advance(done, "")
     return out, broken
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- the index and the split

@@ -22,6 +22,7 @@ from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import latents_fingerprint, open_accelerator
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.subject import Subject
+from ldmae.recipes.threads import encoding, settle_alone
 from ldmae.report.html import render_report
 from ldmae.settings import Config, as_dict
 from ldmae.stages import locked
@@ -51,7 +52,11 @@ def encode_with(source: str, overrides: list[str], folder: Path, allow_code: boo
         }
         refuse_other_latents(folder, config, inputs)
         dataset = ImageDataset(images, config.image_size, config.seed, None)
-        encode_into(folder, autoencoder.to(accelerator.device), dataset, config, accelerator, inputs)
+        autoencoder = autoencoder.to(accelerator.device)
+        if accelerator.num_processes == 1:
+            work, amount = encoding(autoencoder, config.image_size, config.latents.batch_size)
+            settle_alone(work, amount, accelerator.device, config.threads, source)
+        encode_into(folder, autoencoder, dataset, config, accelerator, inputs)
         if accelerator.is_main_process:
             made = {"autoencoder": source, "image_size": config.image_size, "classes": images.classes}
             write_json(folder / "latents.json", made)
@@ -107,6 +112,8 @@ def evaluate_with(
                 folder=folder,
                 trained_on=trained_on,
             )
+            work, amount = encoding(subject.autoencoder, subject.size, config.evaluation.batch_size)
+            settle_alone(work, amount, accelerator.device, config.threads, source)
             path = folder / "measured.json"
             write_json(path, (read_json(path, dict) if path.is_file() else {}) | measured)
             measure(subject, own)

@@ -32,6 +32,7 @@ from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.samples import read_samples
 from ldmae.loading import load_pipeline
 from ldmae.recipes.generation import generated_batches, own_sampling, picture_size
+from ldmae.recipes.threads import settle_alone, velocity
 from ldmae.settings import Config
 
 KEPT = ".generated"
@@ -114,6 +115,9 @@ def generated_images(
         allow_code: whether the source, a folder, may name code to run.
     """
     pipeline = load_pipeline(source, allow_code).to(accelerator.device)
+    batch = config.sampling.batch_size
+    if accelerator.num_processes == 1:
+        settle_alone(velocity(pipeline, batch), batch, pipeline.device, config.threads, source)
     classes = pipeline.transformer.config.num_classes
     evaluation, sampling = config.evaluation, config.sampling
     own = {name: value for name, value in own_sampling(pipeline).items() if name not in told}

@@ -29,6 +29,7 @@ from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_pipeline, settings_of
 from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
+from ldmae.recipes.threads import settle_alone, velocity
 from ldmae.report.figures import class_grid, save_png
 from ldmae.stages import changed_settings
 
@@ -240,5 +241,8 @@ def sample_from(
     if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
         raise UserError(f"{folder} holds other files; name another folder with --out")
     labels = [label for label in chosen for _ in range(config.per_class)]
-    save_samples(pipeline.to(pick_device(device)), labels, config, folder)
+    pipeline = pipeline.to(pick_device(device))
+    amount = min(config.batch_size, len(labels))
+    settle_alone(velocity(pipeline, amount), amount, pipeline.device, source=source)
+    save_samples(pipeline, labels, config, folder)
     return folder / "grid.png"

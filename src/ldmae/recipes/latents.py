@@ -25,6 +25,7 @@ from ldmae.recipes.run import (
     run_autoencoder,
 )
 from ldmae.recipes.settings import latents_settings
+from ldmae.recipes.threads import settle_for_encoding
 from ldmae.settings import Config
 from ldmae.stages import changed_settings
 
@@ -54,6 +55,7 @@ def encode(run: Run) -> None:
         before = run.book.records["latents"].inputs if "latents" in run.book.records else {}
         raise other_latents(changed_settings(before, inputs))
     with run.book.running("latents", settings, inputs) as record:
+        settle_for_encoding(run, autoencoder)
         images = image_dataset(run, config.image_size, None)
         encode_into(folder, autoencoder, images, config, run.accelerator, inputs)
         record.output = output

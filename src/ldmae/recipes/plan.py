@@ -19,7 +19,8 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
-from ldmae.recipes.settings import training_steps
+from ldmae.perception.lpips import PerceptualDistance
+from ldmae.recipes.settings import training_steps, trainings
 from ldmae.recipes.training import baseline_training
 from ldmae.settings import Config, as_dict
 from ldmae.stages import STAGES
@@ -58,37 +59,64 @@ def plan_trainings(
             they are not known, 16 and an eighth of the image's.
     """
     auto = config.autoencoder
-    plans = []
-    for part in auto.stages:
-        stage: Any = getattr(auto, part)
-        if part == "tuning" and not auto.tuning.enabled:
-            continue
-        size = config.pretraining_size if part == "pretraining" else config.image_size
-        without = replace(stage.objective, perceptual_weight=0.0)
-        with torch.device("meta"):
-            if part == "baseline":
-                objective: nn.Module = baseline_training(replace(stage, objective=without), size, None)
-            else:
-                model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
-                if part == "tuning" and auto.tuning.freeze_encoder:
-                    model.freeze_encoder()
-                objective = MaskedObjective(model, without)
-        row = {"images": torch.zeros(1, 3, size, size, device="meta")}
-        plans.append(_count(f"autoencoder.{part}", objective, row, stage.training, processes))
     if auto.stages:
         latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
     patch = config.diffusion.model.patch_size
-    channels, grid = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
-    with torch.device("meta"):
-        classes = num_classes or 1000
-        transformer = LightningDiTTransformer2DModel(
-            sample_size=grid, in_channels=channels, num_classes=classes, **as_dict(config.diffusion.model)
-        )
-    latents = torch.zeros(1, channels, grid, grid, device="meta")
-    row = {"latents": latents, "labels": torch.zeros(1, dtype=torch.long, device="meta")}
-    objective = FlowMatchingObjective(transformer, config.diffusion.flow)
-    plans.append(_count("diffusion", objective, row, config.diffusion.training, processes))
+    shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
+    plans = []
+    for stage, training in trainings(config).items():
+        with torch.device("meta"):
+            objective = untrained_objective(config, stage, None, shape, num_classes or 1000)
+            row = example_rows(config, stage, shape, 1)
+        plans.append(_count(stage, objective, row, training, processes))
     return plans
+
+
+def untrained_objective(
+    config: Config,
+    stage: str,
+    perceptual: PerceptualDistance | None,
+    latent_shape: tuple[int, int],
+    num_classes: int,
+) -> nn.Module:
+    """Builds what a training trains, from random weights, to be counted or timed.
+
+    Args:
+        config: the settings.
+        stage: of `trainings`.
+        perceptual: the objective's network; None leaves it out.
+        latent_shape: channels of the latents and their cells along a side.
+        num_classes: of the diffusion model.
+    """
+    auto = config.autoencoder
+    if stage == "diffusion":
+        channels, grid = latent_shape
+        transformer = LightningDiTTransformer2DModel(
+            sample_size=grid, in_channels=channels, num_classes=num_classes, **as_dict(config.diffusion.model)
+        )
+        return FlowMatchingObjective(transformer, config.diffusion.flow)
+    part = stage.partition(".")[2]
+    settings: Any = getattr(auto, part)
+    weighed = settings.objective if perceptual else replace(settings.objective, perceptual_weight=0.0)
+    if part == "baseline":
+        return baseline_training(replace(settings, objective=weighed), config.image_size, perceptual)
+    size = config.pretraining_size if part == "pretraining" else config.image_size
+    model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
+    if part == "tuning" and auto.tuning.freeze_encoder:
+        model.freeze_encoder()
+    return MaskedObjective(model, weighed, perceptual)
+
+
+def example_rows(
+    config: Config, stage: str, latent_shape: tuple[int, int], count: int
+) -> dict[str, torch.Tensor]:
+    """Returns a batch of zeros of the shape that a training gets."""
+    if stage == "diffusion":
+        channels, grid = latent_shape
+        latents = torch.zeros(count, channels, grid, grid)
+        return {"latents": latents, "labels": torch.zeros(count, dtype=torch.long)}
+    size = config.pretraining_size if stage == "autoencoder.pretraining" else config.image_size
+    return {"images": torch.zeros(count, 3, size, size)}
 
 
 def latent_shape(transformer: Mapping[str, Any]) -> tuple[int, int]:

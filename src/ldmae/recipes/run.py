@@ -58,6 +58,8 @@ class Run:
     held_out: ImageSource
     stream: StreamSource | None = None
     """What training reads where the images are streamed; `train` is then what is kept of it."""
+    on_start: list[Callable[[Trainer], None]] = dataclasses.field(default_factory=list)
+    """Called before the first step of each training that this start does."""
     on_step: list[Callable[[Trainer], None]] = dataclasses.field(default_factory=list)
     """Called after each step of each training."""
 
@@ -103,9 +105,12 @@ def open_run(
     accelerator = open_accelerator(config, folder)
     for name, training in trainings(config).items():
         check_share(name, training, accelerator)
-    world, device = accelerator.num_processes, device_name(accelerator.device)
-    book = StageBook(folder, accelerator.is_main_process, world, device)
+    book = StageBook(folder, accelerator.is_main_process, accelerator.num_processes)
     (book.records,) = broadcast_object_list([book.records])
+    threads = book.threads() if config.threads == "auto" else int(config.threads)
+    if threads and accelerator.device.type == "cpu":
+        torch.set_num_threads(threads)
+    book.device = device_name(accelerator.device)
     with accelerator.main_process_first():
         if is_stream(config.data):
             stream, train, held_out = open_streamed(config.data, folder / "data")

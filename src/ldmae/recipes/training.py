@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from ldmae.recipes.run import (
     save_model,
 )
 from ldmae.recipes.settings import training_settings, training_steps
+from ldmae.recipes.threads import SlowSteps, settle_for_training
 from ldmae.settings import BaselineTrainingConfig, as_dict
 from ldmae.training.engine import Trainer
 from ldmae.training.settings import TrainingConfig
@@ -189,7 +191,8 @@ def _train(
         accelerator=run.accelerator,
         maker=fingerprint([json.dumps([record.settings, record.inputs], sort_keys=True)]),
         validation=validation,
-        on_step=[keep_time, *run.on_step],
+        on_start=[partial(settle_for_training, run), *run.on_start],
+        on_step=[keep_time, SlowSteps(), *run.on_step],
     ).run()
 
 

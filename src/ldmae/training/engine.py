@@ -75,6 +75,8 @@ class Trainer:
     maker: str = ""
     """Fingerprint of settings and inputs: a training state that bears another is refused."""
     validation: Dataset[Any] | None = None
+    on_start: list[Callable[["Trainer"], None]] = field(default_factory=list)
+    """Called once all is ready for the first step of this start, where there is one."""
     on_step: list[Callable[["Trainer"], None]] = field(default_factory=list)
     """Called after each step."""
     step: int = 0
@@ -84,8 +86,11 @@ class Trainer:
         """Trains up to `config.steps` and returns the model (its averaged weights where there are any)."""
         self._prepare()
         self._resume()
+        for callback in self.on_start if self.step < self.config.steps else []:
+            callback(self)
+        self._since, self._data_seconds = time.monotonic(), 0.0
         with self._bar() as advance:
-            for pieces in self._steps():
+            for pieces in self.batches():
                 self._take_step(pieces)
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     advance(self.step - self._timed, self._log())
@@ -97,8 +102,8 @@ class Trainer:
                     callback(self)
         return self._finished_model()
 
-    def _steps(self) -> Iterator[list[tuple[dict[str, Tensor], BatchKeys]]]:
-        """Yields the micro-batches of each step."""
+    def batches(self) -> Iterator[list[tuple[dict[str, Tensor], BatchKeys]]]:
+        """Yields the micro-batches of each step that is left, by a loader of its own."""
         config = self.config
         if self.step == config.steps:
             return
@@ -126,7 +131,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("relative_rate", 1.0)
         optimizer.zero_grad()
-        for i, (batch, keys) in enumerate(self._looked_ahead(pieces)):
+        for i, (batch, keys) in enumerate(self.looked_ahead(pieces)):
             last = i == len(pieces) - 1
             # sharded gradients are summed as they come: kept, they would lie whole on every device
             together = last or self._unsharded is not None
@@ -143,7 +148,7 @@ class Trainer:
             self._average.update(self.step)
         self.step += 1
 
-    def _looked_ahead(
+    def looked_ahead(
         self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]
     ) -> list[tuple[dict[str, Tensor], BatchKeys]]:
         """Adds to the pieces of a batch what the objective must know of the whole of it."""
@@ -199,7 +204,7 @@ class Trainer:
         self._average = None if config.ema_decay is None else AveragedWeights(self._model, config.ema_decay)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
-        self._logged, self._since, self._data_seconds = 0, time.monotonic(), 0.0
+        self._logged = 0
 
     def _resume(self) -> None:
         (found,) = broadcast_object_list([list_checkpoints(self.folder)])  # what the main process sees
