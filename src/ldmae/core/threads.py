@@ -24,6 +24,9 @@ ROUNDS = 5
 GAIN = 1.1
 """More threads are taken only where they are so many times as fast: they lose most beside other programs."""
 
+HOPELESS = 2.0
+"""A number of threads that is so many times slower than another is not timed further."""
+
 _AT_START = torch.get_num_threads()
 """Physical cores that the process may use, or OMP_NUM_THREADS."""
 
@@ -88,8 +91,10 @@ def fastest_threads(
         for number in numbers if turn % 2 else reversed(numbers):
             torch.set_num_threads(number)
             turns[number].append(_time(work, repeats))
+        best = min(median(values) for values in turns.values())
+        numbers = agree([n for n in numbers if median(turns[n]) < HOPELESS * best])
     found = {number: median(values) for number, values in turns.items()}
-    count = next(n for n in numbers if all(found[n] <= found[m] * GAIN for m in numbers if m > n))
+    count = next(n for n in found if all(found[n] <= found[m] * GAIN for m in found if m > n))
     return agree(TimedThreads(count, found))
 
 

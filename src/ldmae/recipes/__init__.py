@@ -82,7 +82,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
             if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
                 write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
             console.print(describe_stages(config, folder), soft_wrap=True)
-        run.on_step.append(RunEstimate(run))
+        RunEstimate.watch(run)
         return _finish(run, ARROWS)
 
 

@@ -303,7 +303,7 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
     """Trains, samples and measures in a run folder, and keeps what the report needs."""
     with locked(folder):
         run = open_run(unit.config, folder, check=check_measurable)
-        run.on_step.append(RunEstimate(run))
+        RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
         for arrow in (train_autoencoder, encode, train_diffusion, save_pipeline, sample):
             arrow(run)
         began = time.monotonic()

@@ -1,19 +1,17 @@
-"""How long the whole run will take, said once its first training has found its pace."""
+"""How long a run will take, said once its first training has found its pace."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from statistics import median
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldmae.core.progress import console, duration
-from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.recipes.plan import TrainingPlan, latent_shape, plan_trainings
 from ldmae.recipes.run import Run
+from ldmae.recipes.settings import trainings
+from ldmae.recipes.timing import Timing
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import Trainer
 
@@ -24,99 +22,87 @@ TITLES = {
     "autoencoder.pretraining": "pre-training",
     "autoencoder.tuning": "tuning",
     "autoencoder.baseline": "autoencoder",
+    "latents": "encoding",
     "diffusion": "diffusion",
+    "samples": "sampling",
+    "evaluation": "evaluation",
 }
 
 
 class RunEstimate:
-    """Measures the first 20 steps of a start's first training, then prints about how long the run will take.
+    """Prints how long a run will take, once, after 20 steps of the first training long enough.
 
-    Every other training is scaled by its operations, the perceptual network's among them, as if a device did
-    all of them at one rate: it is an estimate.
+    This training is measured as it goes. What comes after it is timed just before it starts, in a few
+    seconds: a step of each other training, with its own model, batch and networks but without loading; a step
+    of the sampler, a batch of the encoder and of each network that measures.
+
+    Args:
+        run: the run.
+        uncounted: what the run does besides, to be named in the message.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._stage, self._marks, self._told = "", [], False
+    def __init__(self, run: Run, uncounted: str = "") -> None:
+        self.run, self.uncounted = run, uncounted
+        self._began, self._stage, self._marks = time.monotonic(), "", []
+        self._ahead: dict[str, float] = {}
+        self._growth = 1.0
+
+    @classmethod
+    def watch(cls, run: Run, uncounted: str = "") -> None:
+        """Has the estimate of a run printed."""
+        estimate = cls(run, uncounted)
+        run.on_start.append(estimate.start)
+        run.on_step.append(estimate)
+
+    def start(self, trainer: Trainer) -> None:
+        """Times what comes after a training that is about to start."""
+        if self._stage or trainer.config.steps - trainer.step < STEPS:
+            return
+        self._stage = trainer.stage
+        timing, todo = Timing(self.run, trainer), self._steps_left(trainer)
+        self._growth = timing.growth(trainer)
+        for stage, steps in todo.items():
+            if stage != trainer.stage and steps:
+                self._ahead[stage] = steps * timing.step_seconds(stage)
+        record = self.run.book.records.get("latents")
+        if self.run.stream is not None:
+            self.uncounted = self.uncounted or "encoding the stream"
+        elif trainer.stage != "diffusion" and (record is None or record.status != "done"):
+            self._ahead["latents"] = timing.latents()
+        self._ahead |= {"samples": timing.samples(), "evaluation": timing.evaluation()}
 
     def __call__(self, trainer: Trainer) -> None:
         """Takes note of a step that was just done."""
-        if self._told:
+        if trainer.stage != self._stage or len(self._marks) == STEPS:
             return
-        if trainer.stage != self._stage:  # one that ended before 20 steps is no measure
-            self._stage, self._marks = trainer.stage, []
         if trainer.accelerator.device.type == "cuda":
             torch.cuda.synchronize()  # or the time would be that of launching kernels
         self._marks.append(time.monotonic())
-        if len(self._marks) == STEPS:
-            self._told = True
-            if self.run.main:
-                seconds = median(b - a for a, b in itertools.pairwise(self._marks))
-                console.print(self._text(trainer, seconds), soft_wrap=True)
+        if len(self._marks) == STEPS and self.run.main:
+            seconds = median(b - a for a, b in itertools.pairwise(self._marks))
+            console.print(self._text(trainer, seconds * self._growth), soft_wrap=True)
 
     def _text(self, trainer: Trainer, seconds_a_step: float) -> str:
-        run = self.run
-        model: Any = trainer.objective.model
-        shape = latent_shape(model.config) if trainer.stage == "diffusion" else None
-        plans = plan_trainings(run.config, run.accelerator.num_processes, len(run.train.classes), shape)
-        flops = {plan.stage: plan.flops / plan.steps + self._perceptual_flops(plan) for plan in plans}
-        rate = seconds_a_step / flops[trainer.stage]
-        times = {plan.stage: self._steps_left(plan, trainer) * flops[plan.stage] * rate for plan in plans}
-        times = {stage: spent for stage, spent in times.items() if spent > 0}
-        after = self._sampling_flops(plans[-1]) * rate
-        parts = [f"{TITLES[stage]} {duration(spent)}" for stage, spent in times.items()]
-        whole = trainer.stage == plans[0].stage and trainer.step == len(self._marks)
-        what = "the whole run" if whole else "the rest of the run"
+        first = next(iter(trainings(self.run.config)))
+        whole = trainer.stage == first and trainer.step == STEPS
+        spent = time.monotonic() - self._began if whole else 0.0
+        steps = trainer.config.steps - (0 if whole else trainer.step)
+        times = {trainer.stage: steps * seconds_a_step} | self._ahead
+        total = sum(times.values()) + max(0.0, spent - STEPS * seconds_a_step)
+        parts = [f"{TITLES[stage]} {duration(times[stage])}" for stage in TITLES if times.get(stage, 0) >= 0.5]
         return (
-            f"about {duration(sum(times.values()) + after)} for {what}"
-            f" ({', '.join([*parts, f'sampling {duration(after)}'])}; encoding and measuring not counted)"
+            f"about {duration(total)} for {'the whole run' if whole else 'the rest of the run'} "
+            f"({', '.join(parts)}{'; not counted: ' if self.uncounted else ''}{self.uncounted})"
         )
 
-    def _steps_left(self, plan: TrainingPlan, trainer: Trainer) -> int:
-        """Returns the steps of a training that this start takes, or would have left to take."""
-        if plan.stage == trainer.stage:
-            return plan.steps - trainer.step + len(self._marks)
-        record = self.run.book.records.get(plan.stage)
-        if record is not None and record.status == "done":
-            return max(0, plan.steps - record.steps)
-        done = list_checkpoints(self.run.folder / "checkpoints" / plan.stage)
-        return plan.steps - (done[-1][0] if done else 0)
-
-    def _perceptual_flops(self, plan: TrainingPlan) -> float:
-        """Returns the perceptual network's operations in a whole step, counted on one real row."""
-        config = self.run.config
-        group, _, part = plan.stage.partition(".")
-        if group != "autoencoder":
-            return 0.0
-        size = config.pretraining_size if part == "pretraining" else config.image_size
-        objective = getattr(config.autoencoder, part).objective
-        if objective.perceptual_weight == 0:
-            return 0.0
-        rows = min(objective.perceptual_rows or plan.batch_size, plan.batch_size)
-        perceptual = load_perceptual(objective.perceptual, self.run.accelerator.device)
-        return rows * perceptual_flops(perceptual, size, self.run.accelerator.device)
-
-    def _sampling_flops(self, diffusion: TrainingPlan) -> float:
-        """Returns the operations of the samples and of the images that are generated to be measured."""
-        config = self.run.config
-        sampling, measured = config.sampling, config.evaluation
-        forward = diffusion.flops / diffusion.steps / diffusion.batch_size / 3  # of one image
-        evaluations = sampling.num_inference_steps * (2 if sampling.solver == "heun" else 1)
-        start, end = sampling.guidance_interval
-        total = 0.0
-        for images, scale in (
-            (min(len(self.run.train.classes), sampling.max_classes) * sampling.per_class, None),
-            (measured.samples, measured.guidance_scale),
-        ):
-            guided = (sampling.guidance_scale if scale is None else scale) != 1
-            total += images * evaluations * forward * (1 + guided * (end - start))
-        return total
-
-
-def perceptual_flops(perceptual: PerceptualDistance, size: int, device: torch.device | str) -> float:
-    """Returns a perceptual distance's operations, forward and backward, for one image of `size` pixels."""
-    decoded = torch.zeros(1, 3, size, size, device=device, requires_grad=True)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.enable_grad():
-        perceptual(decoded, torch.zeros_like(decoded)).sum().backward()
-    return float(counter.get_total_flops())
+    def _steps_left(self, trainer: Trainer) -> dict[str, int]:
+        """Returns the steps that this start takes of each training."""
+        left = {}
+        for stage, training in trainings(self.run.config).items():
+            record = self.run.book.records.get(stage)
+            if record is not None and record.status == "done":
+                left[stage] = max(0, training.steps - record.steps)
+            else:
+                done = list_checkpoints(self.run.folder / "checkpoints" / stage)
+                left[stage] = training.steps - (done[-1][0] if done else 0)
+        return left

@@ -78,6 +78,7 @@ def untrained_objective(
     perceptual: PerceptualDistance | None,
     latent_shape: tuple[int, int],
     num_classes: int,
+    model: Any = None,
 ) -> nn.Module:
     """Builds what a training trains, from random weights, to be counted or timed.
 
@@ -87,6 +88,7 @@ def untrained_objective(
         perceptual: the objective's network; None leaves it out.
         latent_shape: channels of the latents and their cells along a side.
         num_classes: of the diffusion model.
+        model: a VMAE in place of the settings', which tell nothing of one that training starts from.
     """
     auto = config.autoencoder
     if stage == "diffusion":
@@ -101,7 +103,7 @@ def untrained_objective(
     if part == "baseline":
         return baseline_training(replace(settings, objective=weighed), config.image_size, perceptual)
     size = config.pretraining_size if part == "pretraining" else config.image_size
-    model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
+    model = model or AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
     if part == "tuning" and auto.tuning.freeze_encoder:
         model.freeze_encoder()
     return MaskedObjective(model, weighed, perceptual)

@@ -204,7 +204,7 @@ class Trainer:
         self._average = None if config.ema_decay is None else AveragedWeights(self._model, config.ema_decay)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
-        self._logged = 0
+        self._logged, self._data_seconds = 0, 0.0
 
     def _resume(self) -> None:
         (found,) = broadcast_object_list([list_checkpoints(self.folder)])  # what the main process sees
