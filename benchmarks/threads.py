@@ -8,6 +8,7 @@ pre-training, as any run; then one thread and all take turns.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -20,11 +21,12 @@ import torch
 from _timing import side_by_side
 
 from ldmae.config import load_config
+from ldmae.contracts import BatchKeys
 from ldmae.core.device import reuse_freed_memory
 from ldmae.core.threads import most_threads
-from ldmae.recipes.latents import encode
-from ldmae.recipes.run import open_run
-from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.recipes.plan import example_rows, untrained_objective
+from ldmae.recipes.run import Run, open_run
+from ldmae.recipes.training import train_autoencoder
 from ldmae.training.engine import Trainer
 from ldmae.training.rehearsal import rehearsal
 
@@ -37,35 +39,38 @@ class _EnoughError(Exception):
 
 
 def measure(precision: str) -> None:
-    """Prints as JSON the threads chosen, and the milliseconds of a step by threads for each training."""
+    """Prints as JSON the threads chosen, and the seconds of a step by threads for each training."""
     reuse_freed_memory()
     found: dict[str, dict[str, float]] = {}
-
-    def take_turns(trainer: Trainer) -> None:
-        if trainer.config.steps == 1:
-            return
-        with rehearsal(trainer) as step:
-            rivals = {str(count): _with_threads(count, step) for count in sorted({1, most_threads()})}
-            found[trainer.stage] = side_by_side(rivals, warmup=1)
-        raise _EnoughError
-
-    short = [f"autoencoder.{part}.training.steps=1" for part in ("pretraining", "tuning")]
-    chosen = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name, settings, arrows in (
-            ("pretraining", [], [train_autoencoder]),
-            ("diffusion", short, [train_autoencoder, encode, train_diffusion]),
-        ):
-            threads = [f"threads={chosen}"] if chosen else []
-            config = load_config("emoji", [f"mixed_precision={precision}", *settings, *threads])
-            run = open_run(config, Path(folder) / name)
-            run.on_start.append(take_turns)
-            try:
-                for arrow in arrows:
-                    arrow(run)
-            except _EnoughError:
-                chosen = run.book.threads()
-    print(json.dumps({"chosen": chosen, "seconds": found}))
+        run = open_run(load_config("emoji", [f"mixed_precision={precision}"]), Path(folder))
+
+        def take_turns(trainer: Trainer) -> None:
+            with rehearsal(trainer) as step:
+                for stage, work in ((trainer.stage, step), ("diffusion", _diffusion_step(run))):
+                    rivals = {str(count): _with_threads(count, work) for count in sorted({1, most_threads()})}
+                    found[stage] = side_by_side(rivals, warmup=1)
+            raise _EnoughError
+
+        run.on_start.append(take_turns)
+        with contextlib.suppress(_EnoughError):
+            train_autoencoder(run)
+    print(json.dumps({"chosen": run.book.threads(), "seconds": found}))
+
+
+def _diffusion_step(run: Run) -> Callable[[], None]:
+    config, auto = run.config, run.config.autoencoder
+    shape = (auto.latent_channels, config.image_size // auto.patch_size)
+    objective = untrained_objective(config, "diffusion", None, shape, len(run.train.classes))
+    count = config.diffusion.training.batch_size
+    batch, keys = example_rows(config, "diffusion", shape, count), BatchKeys(0, 0, range(count), count)
+
+    def step() -> None:
+        with run.accelerator.autocast():
+            loss = objective(batch, keys).loss
+        torch.autograd.grad(loss, list(objective.parameters()), allow_unused=True)
+
+    return step
 
 
 def _with_threads(count: int, work: Callable[[], None]) -> Callable[[], None]:

@@ -172,7 +172,9 @@ def test_run_begins_with_its_stages_and_estimates_its_time(made):
         "autoencoder.pretraining (22 steps) → autoencoder.tuning (2 steps) → latents" in made.process.stderr
     )
     told = re.findall(
-        r"about .+ for the whole run \(pre-training .+, tuning .+, diffusion .+", made.process.stderr
+        r"about .+ for the whole run \(pre-training .+, tuning .+, encoding .+, diffusion .+, sampling .+, "
+        r"evaluation .+\)",
+        made.process.stderr,
     )
     assert len(told) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from ldmae.config import load_config
 from ldmae.core.threads import TimedThreads
 from ldmae.recipes.run import Run, open_run
+from ldmae.recipes.settings import training_settings
 from ldmae.recipes.threads import STEPS, SlowSteps, settle_alone, settle_threads
 
 from ..training.tiny import trainer
@@ -29,17 +31,22 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def begin(preset: Path, folder: Path, *settings: str, stage: str = FIRST, found: int | None = None) -> Run:
-    """Opens a run and settles the threads of a stage, which are timed where `found` says what is found."""
+def begin(preset: Path, folder: Path, *settings: str, found: int | None = None) -> Run:
+    """Opens a run and settles the threads of its first training."""
     run = open_run(load_config(str(preset), list(settings)), folder)
+    settle(run, FIRST, found)
+    return run
+
+
+def settle(run: Run, stage: str, found: int | None = None) -> None:
+    """Settles the threads of a stage, which are timed only where `found` says what is found."""
 
     def time_them() -> TimedThreads:
         assert found is not None, "timed"
         return TimedThreads(found, {1: 0.2, 2: 0.1})
 
-    with run.book.running(stage, {}, {}):
+    with run.book.running(stage, training_settings(run.config, "no").get(stage, {}), run.images):
         settle_threads(run, stage, time_them, 8)
-    return run
 
 
 def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(
@@ -53,7 +60,7 @@ def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(
     torch.set_num_threads(1)
     resumed = begin(preset, tmp_path)
     assert torch.get_num_threads() == 2
-    begin(preset, tmp_path, stage="latents")
+    settle(resumed, "latents")
     assert resumed.book.device == run.book.device
 
 
@@ -85,9 +92,11 @@ def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset: Path, 
 
 
 def test_encoding_before_any_training_leaves_the_choice_to_the_training(preset: Path, tmp_path: Path) -> None:
-    begin(preset, tmp_path, stage="latents", found=2)
-    begin(preset, tmp_path, stage="diffusion", found=1)
-    begin(preset, tmp_path, stage="latents")
+    run = open_run(load_config(str(preset)), tmp_path)
+    settle(run, "latents", found=2)
+    settle(run, "diffusion", found=1)
+    assert (torch.get_num_threads(), run.book.threads()) == (1, 1)
+    settle(run, "latents")
     assert torch.get_num_threads() == 2
 
 
@@ -130,11 +139,14 @@ def test_a_run_of_two_threads_resumes_with_two_and_ends_bitwise_as_one_left_alon
 
 def test_a_training_says_once_when_its_steps_become_several_times_slower(tmp_path: Path, capsys) -> None:
 
-    def slow(trainer: Any) -> None:
-        time.sleep(0.002 if trainer.step <= STEPS + 1 else 0.02)
-
+    seconds = itertools.accumulate(itertools.chain([1] * (STEPS + 5), itertools.repeat(5)))
     torch.set_num_threads(2)
-    trainer(tmp_path, steps=4 * STEPS, on_step=[slow, SlowSteps()]).run()
+    trainer(tmp_path, steps=4 * STEPS, on_step=[SlowSteps(lambda: next(seconds))]).run()
     told = " ".join(capsys.readouterr().err.split())
-    assert told.count("at the start. Another program seems to use the machine; stop it") == 1
+    assert (
+        told.count(
+            "a step now takes 5 s, it took 1 s at the start. Another program seems to use the machine; stop it"
+        )
+        == 1
+    )
     assert "resume with threads=1, which suffers less than 2 threads" in told

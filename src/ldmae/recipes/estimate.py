@@ -89,7 +89,7 @@ class RunEstimate:
         steps = trainer.config.steps - (0 if whole else trainer.step)
         times = {trainer.stage: steps * seconds_a_step} | self._ahead
         total = sum(times.values()) + max(0.0, spent - STEPS * seconds_a_step)
-        parts = [f"{TITLES[stage]} {duration(times[stage])}" for stage in TITLES if times.get(stage, 0) >= 0.5]
+        parts = [f"{TITLES[stage]} {duration(times[stage])}" for stage in TITLES if stage in times]
         return (
             f"about {duration(total)} for {'the whole run' if whole else 'the rest of the run'} "
             f"({', '.join(parts)}{'; not counted: ' if self.uncounted else ''}{self.uncounted})"

@@ -154,15 +154,15 @@ def _processes_here(run: Run) -> int:
 class SlowSteps:
     """Says once when steps of a training have become several times slower than at its start."""
 
-    def __init__(self) -> None:
-        self._marks: list[float] = []
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._marks = clock, list[float]()
         self._first, self._told = 0.0, False
 
     def __call__(self, trainer: Trainer) -> None:
         """Takes note of a step that was just done."""
         if self._told or not trainer.accelerator.is_main_process:
             return
-        self._marks.append(time.monotonic())
+        self._marks.append(self._clock())
         if len(self._marks) <= STEPS:
             return
         seconds = median(b - a for a, b in itertools.pairwise(self._marks))

@@ -1,0 +1,70 @@
+"""How long a run will take: said after 20 steps, for every kind of autoencoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ldmae import AutoencoderVMAE
+from ldmae.config import load_config
+from ldmae.recipes.estimate import RunEstimate
+from ldmae.recipes.latents import encode
+from ldmae.recipes.run import Run, open_run
+from ldmae.recipes.training import train_autoencoder, train_diffusion
+
+BASELINE = (
+    "autoencoder.kind=sd-vae",
+    "autoencoder.baseline.model.width=0.0625",
+    "autoencoder.baseline.model.factor=4",
+    "autoencoder.baseline.model.latent_channels=4",
+    "autoencoder.baseline.discriminator_layers=1",
+    "autoencoder.baseline.discriminator_channels=8",
+    "autoencoder.baseline.objective.adversarial_start_step=10",
+    "autoencoder.baseline.objective.perceptual_weight=0",
+    "autoencoder.baseline.training.steps=21",
+    "autoencoder.baseline.training.batch_size=4",
+    "autoencoder.baseline.training.num_workers=0",
+)
+
+
+def begin(preset: Path, folder: Path, *settings: str, watched: bool = True) -> Run:
+    AcceleratorState._reset_state(True)
+    run = open_run(load_config(str(preset), list(settings)), folder)
+    if watched:
+        RunEstimate.watch(run)
+    return run
+
+
+def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = begin(preset, tmp_path / "watched", *BASELINE)
+    train_autoencoder(watched)
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"about .+ for the whole run \(autoencoder .+, encoding .+, diffusion .+, sampling ", told
+    )
+    alone = begin(preset, tmp_path / "alone", *BASELINE, watched=False)
+    train_autoencoder(alone)
+    assert watched.book.output("autoencoder.baseline") == alone.book.output("autoencoder.baseline")
+    assert watched.book.output("autoencoder.baseline")
+
+
+def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    shape = {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 1, "encoder_num_attention_heads": 2}
+    shape |= {name.replace("encoder", "decoder"): value for name, value in shape.items()}
+    other = AutoencoderVMAE(sample_size=24, patch_size=4, latent_channels=4, **shape)
+    other.save_pretrained(tmp_path / "other")
+    settings = (f"autoencoder.source={tmp_path / 'other'}", "diffusion.training.steps=20")
+    run = begin(preset, tmp_path / "run", *settings)
+    encode(run)
+    train_diffusion(run)
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
