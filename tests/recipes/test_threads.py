@@ -143,10 +143,5 @@ def test_a_training_says_once_when_its_steps_become_several_times_slower(tmp_pat
     torch.set_num_threads(2)
     trainer(tmp_path, steps=4 * STEPS, on_step=[SlowSteps(lambda: next(seconds))]).run()
     told = " ".join(capsys.readouterr().err.split())
-    assert (
-        told.count(
-            "a step now takes 5 s, it took 1 s at the start. Another program seems to use the machine; stop it"
-        )
-        == 1
-    )
+    assert told.count("a step now takes 5 s, it took 1 s at the start. Another program") == 1
     assert "resume with threads=1, which suffers less than 2 threads" in told
