@@ -234,6 +234,20 @@ def test_half_precision_transformer_samples_in_float32():
     assert images.dtype == torch.float32
 
 
+def test_a_step_walks_over_no_parameters(monkeypatch):
+    pipe = LDMAEPipeline(tiny_vmae(), tiny_transformer(), FlowMatchEulerDiscreteScheduler())
+    walk, walks = pipe.transformer.named_parameters, []
+    monkeypatch.setattr(
+        pipe.transformer, "named_parameters", lambda *a, **k: walks.append(1) or walk(*a, **k)
+    )
+    counts = []
+    for steps in (1, 3):
+        walks.clear()
+        pipe([1], num_inference_steps=steps, output_type="latent")
+        counts.append(len(walks))
+    assert counts[0] == counts[1] > 0
+
+
 def test_oblong_latents_make_oblong_images():
     images = pipeline()([1, 3], latents=noise(2, 4, 6), num_inference_steps=2).images
     assert [image.size for image in images] == [(24, 16), (24, 16)]

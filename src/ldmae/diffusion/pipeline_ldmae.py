@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,8 @@ class LDMAEPipeline(DiffusionPipeline):
         set_sampling_times(self.scheduler, steps, shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
+        # once: diffusers finds it by a walk over all parameters
+        dtype = self.transformer.dtype
         # to the CPU at once, so that the loop does not wait for the device at every step
         times = (1 - timesteps.cpu().double() / self.scheduler.config["num_train_timesteps"]).tolist()
 
@@ -187,7 +190,7 @@ class LDMAEPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 velocity = guided_velocity(
-                    self._velocity,
+                    partial(self._velocity, dtype),
                     x,
                     t,
                     classes,
@@ -226,11 +229,9 @@ class LDMAEPipeline(DiffusionPipeline):
     def _null_class(self) -> int | None:
         return getattr(self.transformer, "null_class", None)
 
-    def _velocity(self, latents: Tensor, t: float, class_labels: Tensor) -> Tensor:
+    def _velocity(self, dtype: torch.dtype, latents: Tensor, t: float, class_labels: Tensor) -> Tensor:
         times = torch.full((len(latents),), t, device=latents.device)
-        return self.transformer(latents.to(self.transformer.dtype), times, class_labels, return_dict=False)[
-            0
-        ].float()
+        return self.transformer(latents.to(dtype), times, class_labels, return_dict=False)[0].float()
 
     @torch.no_grad()
     def decode_latents(
