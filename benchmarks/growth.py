@@ -1,10 +1,10 @@
 """How time and memory grow with tokens, batch, images and latents: fitted exponents and plots.
 
-Every point is measured in a process of its own. Results are kept in OUT/growth.json and drawn in
-OUT/growth.png, so that parts can be measured one by one. Synthetic files go to a temporary folder (TMPDIR):
-10 GB for a million images, 2 GB for a million latents.
+Every point is measured in a process of its own and kept in OUT/growth.json: what is there is not measured
+again. All points are drawn in OUT/growth.png. Synthetic files go to a temporary folder (TMPDIR), or to --data
+where they are to be kept: 7 GB for a million images, 2 GB for a million latents.
 
-Usage: python benchmarks/growth.py [step memory images latents] [--most 1000000] [--out docs/pictures]
+Usage: python benchmarks/growth.py [step memory images latents] [--most 1000000] [--data FOLDER]
 """
 
 import argparse
@@ -46,12 +46,28 @@ LABELS = {
     "latents open": "s to open by latents",
     "latents read": "s a read by latents",
 }
-PANELS = {
-    "tokens": ("VMAE step", "DiT step"),
-    "batch": ("VMAE step memory", "DiT step memory"),
-    "images": ("folder index", "shards index", "folder start", "shards start"),
-    "images, memory": ("folder index memory", "shards index memory"),
+POINTS = {
+    "step": ("VMAE step", "DiT step"),
+    "memory": ("VMAE step memory", "DiT step memory"),
+    "index:folder": ("folder index", "folder index memory"),
+    "start:folder": ("folder start",),
+    "index:shards": ("shards index", "shards index memory"),
+    "start:shards": ("shards start",),
     "latents": ("latents open", "latents read"),
+}
+"""What one process measures, and what its figures are called."""
+PARTS = {
+    "step": (("step",), TOKENS),
+    "memory": (("memory",), BATCHES),
+    "images": (("index:folder", "start:folder", "index:shards", "start:shards"), COUNTS),
+    "latents": (("latents",), COUNTS),
+}
+PANELS = {
+    "seconds by tokens": POINTS["step"],
+    "bytes by batch": POINTS["memory"],
+    "CPU seconds by images": ("folder index", "shards index", "folder start", "shards start"),
+    "bytes by images": ("folder index memory", "shards index memory"),
+    "seconds by latents": POINTS["latents"],
 }
 
 
@@ -88,7 +104,7 @@ def objectives(tokens: int, batch: int) -> dict[str, Any]:
 def step(tokens: int, _: Path) -> dict[str, float]:
     from _timing import side_by_side
 
-    turns, warmup = (3, 0) if tokens > 1024 else (7, 1)
+    turns, warmup = (1, 0) if tokens > 1024 else (5, 1)
     return {
         f"{name} step": side_by_side({name: work}, turns, warmup)[name]
         for name, work in objectives(tokens, batch=1).items()
@@ -133,9 +149,11 @@ def start(count: int, folder: Path, kind: str) -> dict[str, float]:
     from ldmae.training.data import KeyedBatches, keyed_loader
 
     torch.set_num_threads(1)
-    config = DataConfig(source=str(part_of(folder / kind, count)))
+    config, cache = DataConfig(source=str(part_of(folder / kind, count))), folder / f"cache-{kind}-{count}"
+    if not cache.exists():
+        open_images(config, cache, progress=False)
     began = time.process_time()
-    train, _ = open_images(config, folder / f"cache-{kind}-{count}", progress=False)
+    train, _ = open_images(config, cache, progress=False)
     dataset = ImageDataset(train, 32, 0, AugmentConfig())
     next(iter(keyed_loader(dataset, KeyedBatches(len(train), BATCH, [range(BATCH)], 0, 1, 0), 0)))
     return {f"{kind} start": time.process_time() - began}
@@ -156,23 +174,7 @@ def latents(count: int, folder: Path) -> dict[str, float]:
     return {"latents open": opened - began, "latents read": (time.perf_counter() - opened) / READS}
 
 
-def images(count: int, folder: Path) -> dict[str, float]:
-    figures = {}
-    for kind in ("folder", "shards"):
-        for name in ("index", "start"):
-            figures |= in_own_process(f"{name}:{kind}", count, folder)
-    return figures
-
-
-PARTS = {"step": TOKENS, "memory": BATCHES, "images": COUNTS, "latents": COUNTS}
-POINTS = {
-    "step": step,
-    "memory": memory,
-    "images": images,
-    "index": index,
-    "start": start,
-    "latents": latents,
-}
+MEASURES = {"step": step, "memory": memory, "index": index, "start": start, "latents": latents}
 
 
 def in_own_process(name: str, n: int, folder: Path) -> dict[str, float]:
@@ -199,15 +201,20 @@ def write_images(folder: Path, most: int) -> None:
     import torch
     from torchvision.io import encode_jpeg
 
-    source = torch.Generator().manual_seed(0)
-    (folder / "shards").mkdir(parents=True)
+    source = torch.Generator()
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
     for part in range(most // PER_CLASS):
         name = f"{part:04d}"
-        (folder / "folder" / name).mkdir(parents=True)
+        shard = folder / "shards" / f"{name}.tar"
+        if shard.exists():
+            continue
+        source.manual_seed(part)
+        (folder / "folder" / name).mkdir(parents=True, exist_ok=True)
         noise = torch.randint(256, (PER_CLASS, 3, 6, 6), dtype=torch.uint8, generator=source)
         noise[99::100] = noise[98::100]
         pictures = torch.nn.functional.interpolate(noise, size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear")
-        with tarfile.open(folder / "shards" / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        unfinished = folder / "unfinished"
+        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
             for k, picture in enumerate(pictures):
                 # the copy is the picture before it, saved again in another quality
                 content = encode_jpeg(picture, quality=60 if k % 100 == 99 else 80).numpy().tobytes()
@@ -216,13 +223,14 @@ def write_images(folder: Path, most: int) -> None:
                     member = tarfile.TarInfo(f"{name}{k:04d}.{ending}")
                     member.size = len(told)
                     tar.addfile(member, io.BytesIO(told))
+        unfinished.rename(shard)
 
 
 def write_latents(folder: Path, most: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    (folder / "latents").mkdir(parents=True)
+    (folder / "latents").mkdir(parents=True, exist_ok=True)
     tensors = {
         "latents": torch.randn(PER_CLASS, 2 * CHANNELS, GRID, GRID),
         "labels": torch.zeros(PER_CLASS, dtype=torch.long),
@@ -238,8 +246,11 @@ WRITERS = {"images": write_images, "latents": write_latents}
 
 
 def exponent(points: dict[int, float]) -> float:
-    """Returns the exponent of a power law fitted to all points but the first, where fixed costs rule."""
-    xs = sorted(points)[1:]
+    """Returns the exponent of a power law fitted to the points, of three or more without the smallest.
+
+    There fixed costs dominate. Not a number for a single point.
+    """
+    xs = sorted(points)[len(points) > 2 :]
     if len(xs) < 2:
         return float("nan")
     return float(np.polyfit(np.log(xs), np.log([max(points[x], 1e-9) for x in xs]), 1)[0])
@@ -263,14 +274,16 @@ def draw(results: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), layout="constrained")
-    for k, (title, names) in enumerate(PANELS.items()):
+    known = {title: [name for name in names if name in results] for title, names in PANELS.items()}
+    known = {title: names for title, names in known.items() if names}
+    for k, (title, names) in enumerate(known.items()):
         axes = figure.add_subplot(2, 3, k + 1)
         for name in names:
-            points = results.get(name, {})
-            xs = sorted(points)
-            axes.plot(xs, [points[x] for x in xs], "o-", label=f"{name}: {exponent(points):.2f}")
-        unit = "bytes" if "memory" in names[0] else "seconds"
-        axes.set(title=f"{unit} by {title.partition(',')[0]}", xscale="log", yscale="log")
+            xs = sorted(results[name])
+            axes.plot(
+                xs, [results[name][x] for x in xs], "o-", label=f"{name}: {exponent(results[name]):.2f}"
+            )
+        axes.set(title=title, xscale="log", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", title="exponent", title_fontsize="small")
     figure.savefig(path, dpi=100)
@@ -280,31 +293,41 @@ def main() -> None:
     if sys.argv[1:2] == ["--point"]:
         name, n, folder = sys.argv[2:]
         name, _, kind = name.partition(":")
-        print(json.dumps(POINTS[name](int(n), Path(folder), *[kind] if kind else [])))
+        print(json.dumps(MEASURES[name](int(n), Path(folder), *[kind] if kind else [])))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="by default all")
     parser.add_argument("--most", type=int, default=COUNTS[-1], help="images and latents at most")
+    parser.add_argument("--data", type=Path, help="keep the synthetic files in this folder")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     arguments = parser.parse_args()
     kept = arguments.out / "growth.json"
-    results: dict[str, Any] = {}
-    for name in arguments.parts or PARTS:
-        with tempfile.TemporaryDirectory() as place:
-            if name in WRITERS:
-                WRITERS[name](Path(place), arguments.most)
-            for n in PARTS[name]:
-                if n <= arguments.most:
-                    for what, value in in_own_process(name, n, Path(place)).items():
-                        results.setdefault(what, {})[str(n)] = value
-                        print(f"{LABELS[what]}, {n:,}: {value:.4g}", file=sys.stderr, flush=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    results = (json.loads(kept.read_text()) if kept.exists() else {}) | results
-    kept.write_text(json.dumps(results, indent=1) + "\n")
-    numbers = {what: {int(n): value for n, value in points.items()} for what, points in results.items()}
-    draw(numbers, arguments.out / "growth.png")
+    for part in arguments.parts or PARTS:
+        names, sizes = PARTS[part]
+        wanted = [(n, name) for n in sizes if n <= arguments.most for name in names]
+        wanted = [(n, name) for n, name in wanted if n not in read(kept).get(POINTS[name][0], {})]
+        with tempfile.TemporaryDirectory() as temporary:
+            place = arguments.data or Path(temporary)
+            if part in WRITERS and wanted:
+                WRITERS[part](place, wanted[-1][0])
+            for n, name in wanted:
+                points = in_own_process(name, n, place)
+                results = read(kept)
+                for what, value in points.items():
+                    results.setdefault(what, {})[n] = value
+                    print(f"{LABELS[what]}, {n:,}: {value:.4g}", file=sys.stderr, flush=True)
+                kept.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    results = read(kept)
+    draw(results, arguments.out / "growth.png")
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    print(f"{machine()}; threads: {threads}\n{table(numbers)}")
+    print(f"{machine()}; threads: {threads}\n{table(results)}")
+
+
+def read(kept: Path) -> dict[str, dict[int, float]]:
+    """Returns the points measured so far."""
+    stored = json.loads(kept.read_text()) if kept.exists() else {}
+    return {what: {int(n): value for n, value in points.items()} for what, points in stored.items()}
 
 
 if __name__ == "__main__":
