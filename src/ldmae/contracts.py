@@ -57,7 +57,7 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Returns a hash of file names and sizes (not of contents): changes where inputs changed."""
+        """Returns a hash of contents and labels: changes where inputs changed, whatever their names."""
         ...
 
 

@@ -1,4 +1,5 @@
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -142,12 +143,71 @@ def test_images_mended_after_a_refusal_are_read_though_as_large_as_before(make, 
         with pytest.raises(UserError, match=r"0007\.png"):
             opened(tmp_path / "set", cache)
     path.write_bytes(whole)
-    train, held_out = opened(tmp_path / "set", cache)
-    assert len(train) + len(held_out) == 20
-    path.write_bytes(bytes(len(whole)))  # what was read once stays in a run's training set
-    assert [source.fingerprint() for source in opened(tmp_path / "set", cache)] == [
-        source.fingerprint() for source in (train, held_out)
-    ]
+    assert sum(map(len, opened(tmp_path / "set", cache))) == 20
+
+
+def bitmaps(make, root, first):
+    """Writes pictures whose files have the same names, sizes and times whatever is in them."""
+    for k in range(20):
+        path = root / "ab"[k % 2] / f"{k}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make.encoded(make.image(first + k), "bmp"))
+        os.utime(path, ns=(10**18, 10**18))
+    return root
+
+
+def test_images_of_equal_names_sizes_and_times_are_not_taken_for_one_another(make, tmp_path):
+    one, other = (bitmaps(make, tmp_path / name, first) for name, first in (("x/set", 0), ("y/set", 100)))
+    train, held_out = opened(one, tmp_path / "cache", val=str(other))
+    assert (len(train), len(held_out)) == (20, 20)
+    assert train.fingerprint() != held_out.fingerprint()
+
+
+def test_file_of_another_content_is_read_again_and_no_other(make, tmp_path, monkeypatch):
+    folder = bitmaps(make, tmp_path / "set", 0)
+    before = [source.fingerprint() for source in opened(folder, tmp_path / "cache")]
+    (folder / "a" / "4.bmp").write_bytes(make.encoded(make.image(77), "bmp"))
+    looked = []
+    with monkeypatch.context() as patch:
+        look = module._look
+        patch.setattr(module, "_look", lambda source, k: looked.append(source.describe(k)) or look(source, k))
+        train, held_out = opened(folder, tmp_path / "cache")
+    assert looked == [str(folder / "a" / "4.bmp")]
+    assert [train.fingerprint(), held_out.fingerprint()] != before
+    fresh = opened(folder, tmp_path / "other")
+    assert [s.fingerprint() for s in fresh] == [train.fingerprint(), held_out.fingerprint()]
+    assert [s.fingerprint() for s in opened(folder, tmp_path / "cache")] == [s.fingerprint() for s in fresh]
+
+
+def test_images_moved_elsewhere_keep_their_fingerprint_and_labels_are_part_of_it(make, tmp_path):
+    folder = make.folder(tmp_path / "set", {"a": list(range(10)), "b": list(range(10, 20))})
+    before = opened(folder, tmp_path / "cache")[0].fingerprint()
+    folder.rename(tmp_path / "moved")
+    assert opened(tmp_path / "moved", tmp_path / "cache")[0].fingerprint() == before
+    (tmp_path / "moved" / "b").rename(tmp_path / "moved" / "c")
+    assert opened(tmp_path / "moved", tmp_path / "cache")[0].fingerprint() != before
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "of another kind", "of another length", "a folder"])
+def test_damaged_index_is_made_again(make, tmp_path, damage):
+    folder = make.folder(tmp_path / "set", {"": list(range(20))})
+    before = [source.fingerprint() for source in opened(folder, tmp_path / "cache")]
+    (cache,) = (tmp_path / "cache").iterdir()
+    content = cache.read_bytes()
+    if damage == "empty":
+        cache.write_bytes(b"")
+    elif damage == "cut":
+        cache.write_bytes(content[: len(content) // 2])
+    elif damage == "of another kind":
+        np.savez(cache, stamps=np.zeros(3))
+    elif damage == "of another length":
+        with np.load(cache) as stored:
+            np.savez(cache, **{**stored, "group": stored["group"][:3]})
+    else:
+        cache.unlink()
+        cache.mkdir()
+    for _ in range(2):
+        assert [source.fingerprint() for source in opened(folder, tmp_path / "cache")] == before
 
 
 def test_at_least_one_image_on_either_side(make, tmp_path):

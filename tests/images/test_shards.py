@@ -61,7 +61,7 @@ def test_members_are_read_by_seeking_in_any_order(make, tmp_path, pattern):
     assert source.describe(5).endswith("001.tar:sub/1001.png")
 
 
-def test_index_is_cached_and_keyed_by_names_and_sizes(make, tmp_path, monkeypatch):
+def test_shard_that_has_not_changed_is_not_scanned_again(make, tmp_path, monkeypatch):
     folder = write_shards(make, tmp_path / "set")
     first = ShardSource(str(folder), cache_dir=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -76,6 +76,36 @@ def test_index_is_cached_and_keyed_by_names_and_sizes(make, tmp_path, monkeypatc
     assert again.labels.tolist() == first.labels.tolist()
     make.tar(folder / "003.tar", [("z.png", make.encoded(make.image(9)))])
     assert len(ShardSource(str(folder), cache_dir=tmp_path / "cache")) == 13
+
+
+def test_shard_labelled_again_is_scanned_again_and_no_other(make, tmp_path, monkeypatch):
+    folder = write_shards(make, tmp_path / "set")
+    assert ShardSource(str(folder), cache_dir=tmp_path / "cache").labels.tolist() == [0, 1] * 6
+    size, kinds = (folder / "001.tar").stat().st_size, ("cls", "png", "txt")
+    contents = [{"cls": b"1", "txt": b"a caption", "png": make.encoded(make.image(j))} for j in range(4)]
+    make.tar(folder / "001.tar", [(f"{j}.{kind}", contents[j][kind]) for j in range(4) for kind in kinds])
+    assert (folder / "001.tar").stat().st_size == size  # tar pads its files
+    scan, scanned = shards._scan_shard, []
+    monkeypatch.setattr(shards, "_scan_shard", lambda path: scanned.append(path.name) or scan(path))
+    for _ in range(2):
+        source = ShardSource(str(folder), cache_dir=tmp_path / "cache")
+        assert source.labels.tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
+    assert scanned == ["001.tar"]
+    assert source.read(6).tobytes() == make.image(2).tobytes()
+    make.tar(folder / "001.tar", [(f"{j}.png", make.encoded(make.image(j))) for j in range(4)])
+    assert ShardSource(str(folder), cache_dir=tmp_path / "cache").labels.tolist()[4:8] == [-1] * 4
+
+
+@pytest.mark.parametrize("name", ["offset", "label", "count", "values", "stamps"])
+def test_damaged_scan_is_made_again(make, tmp_path, name):
+    folder = write_shards(make, tmp_path / "set")
+    before = ShardSource(str(folder), cache_dir=tmp_path / "cache")
+    (cache,) = (tmp_path / "cache").iterdir()
+    with np.load(cache) as stored:
+        np.savez(cache, **{**stored, name: stored[name][:1]})
+    again = ShardSource(str(folder), cache_dir=tmp_path / "cache")
+    assert again.labels.tolist() == before.labels.tolist()
+    assert again.read_bytes(7) == before.read_bytes(7)
 
 
 def test_index_is_arrays_not_objects(make, tmp_path):

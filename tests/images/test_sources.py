@@ -91,11 +91,12 @@ def test_folder_source_holds_no_python_object_per_file(make, tmp_path):
     assert source._names.offsets.dtype == np.int64
 
 
-def test_fingerprint_follows_names_and_sizes_not_the_place(make, tmp_path):
+def test_fingerprint_follows_contents_and_labels_not_names(make, tmp_path):
     one = FolderSource(make.folder(tmp_path / "one" / "x", {"a": [1, 2], "b": [3]})).fingerprint()
     other = make.folder(tmp_path / "two" / "x", {"a": [1, 2], "b": [3]})
+    (other / "a" / "0001.png").rename(other / "a" / "0000.png")
     assert FolderSource(other).fingerprint() == one
-    (other / "a" / "0001.png").rename(other / "a" / "0009.png")
+    (other / "a" / "0002.png").rename(other / "b" / "0002.png")
     assert FolderSource(other).fingerprint() != one
 
 

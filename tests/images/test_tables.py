@@ -62,6 +62,36 @@ def test_held_out_images_may_be_another_split(make, tmp_path):
     assert held_out.classes == train.classes
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_table_rewritten_at_the_same_size_is_read_again(make, tmp_path, kind):
+    def write(first):
+        rows = {
+            "image": [
+                {"bytes": make.encoded(make.image(k), "bmp"), "path": None} for k in range(first, first + 9)
+            ]
+        }
+        made = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
+        path = tmp_path / f"all.{kind}"
+        if kind == "parquet":
+            pq.write_table(made.data.table, path, compression="none")
+        else:
+            path.unlink(missing_ok=True)
+            made.save_to_disk(tmp_path / f"saved{first}")
+            next((tmp_path / f"saved{first}").glob("*.arrow")).rename(path)
+        return path
+
+    def read(path):
+        train, _ = open_images(DataConfig(source=str(path), val="0.3"), tmp_path / "c", progress=False)
+        return {train.read(k).tobytes() for k in range(len(train))}, train.fingerprint()
+
+    one = read(write(0))
+    size = (tmp_path / f"all.{kind}").stat().st_size
+    other = read(write(50))
+    assert (tmp_path / f"all.{kind}").stat().st_size == size
+    assert not one[0] & other[0]
+    assert one[1] != other[1]
+
+
 def test_files_that_have_no_splits_hold_none_out(make, tmp_path):
     typed(make).to_parquet(tmp_path / "all.parquet")
     with pytest.raises(UserError, match=r"6 of the 6 images that data.val=split:test holds out are training"):

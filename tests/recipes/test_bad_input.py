@@ -157,6 +157,16 @@ def test_resuming_on_other_images_is_refused(
     assert str(fewer) not in (copied / "config.yaml").read_text()
 
 
+def test_resuming_on_images_of_equal_names_and_sizes_is_refused(
+    ldmae: Any, preset: Path, pictures: Path, copied: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    first, second = sorted((other / "waves").iterdir(), key=lambda path: path.stat().st_size)[:2]
+    second.write_bytes(first.read_bytes().ljust(second.stat().st_size, b"\0"))
+    message = refusal(ldmae.start("run", preset, f"data={other}", "--out", copied))
+    assert "autoencoder.pretraining was begun with other settings or inputs: images" in message
+
+
 def test_fewer_steps_than_done_are_refused(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "diffusion.training.steps=10", "--out", copied))
     assert "has done 16 steps, 10 are asked for" in message

@@ -282,6 +282,28 @@ def test_finished_units_are_not_made_again_even_without_their_runs(made, tmp_pat
     assert not list((tmp_path / "runs").rglob("checkpoints"))
 
 
+def test_units_of_other_images_of_the_same_settings_are_refused(made, tmp_path, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(made / "results", results)
+    path = results / "units" / "vmae" / "seed-3" / "unit.json"
+    unit = json.loads(path.read_text())
+    assert unit["data"]["fingerprint"]
+    unit["data"]["fingerprint"] = "of other images"
+    path.write_text(json.dumps(unit))
+    with pytest.raises(UserError, match=r"vmae/seed-3: made of other images than .*pictures holds now"):
+        compare(str(made / "tiny.yaml"), TINY, tmp_path / "runs", results, ["sd-vae"])
+    del unit["data"]["fingerprint"]  # as 0.1.0 wrote it
+    path.write_text(json.dumps(unit))
+    compare(str(made / "tiny.yaml"), TINY, tmp_path / "runs", results)
+    assert "units that record no fingerprint of their images" in capsys.readouterr().err
+
+
+def test_images_of_one_unit_alone_cannot_be_changed():
+    settings = {"base": "compare-photos", "comparison": {"settings": {"dae": ["data.val=0.2"]}}}
+    with pytest.raises(UserError, match=r"comparison\.settings\.dae changes the images"):
+        plan_comparison(settings, [])
+
+
 def test_unit_of_other_settings_is_named_with_what_changed(made, tmp_path):
     with pytest.raises(UserError, match=r"learning_rate: 0\.0012 -> 0\.0013.*--results"):
         compare(

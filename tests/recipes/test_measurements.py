@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,36 @@ def test_a_folder_of_other_measurements_is_refused(pictures, tmp_path):
     with pytest.raises(UserError, match="holds measurements of something else: data is"):
         evaluated(source, pictures / "bars", *FEW, only=["components"])
     assert Path("figures/results.json").read_bytes() == before
+
+
+def other_contents(pictures: Path, folder: Path) -> Path:
+    """Copies pictures; one file gets another picture, and keeps its name, size and time."""
+    shutil.copytree(pictures, folder)
+    first, second = sorted((folder / "bars").iterdir(), key=lambda path: path.stat().st_size)[:2]
+    state = second.stat()
+    second.write_bytes(first.read_bytes().ljust(state.st_size, b"\0"))  # decoders stop at the end mark
+    os.utime(second, ns=(state.st_atime_ns, state.st_mtime_ns))
+    return folder
+
+
+def test_latents_of_images_of_equal_names_and_sizes_are_not_kept(pictures, tmp_path):
+    source, settings = autoencoder(), [f"image_size={SIZE}"]
+    recipes.encode_with(source, [f"data={pictures}", *settings], Path("latents"))
+    before = {path: path.read_bytes() for path in Path("latents").glob("*.safetensors")}
+    other = other_contents(pictures, tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds latents of something else: inputs\.images"):
+        recipes.encode_with(source, [f"data={other}", *settings], Path("latents"))
+    assert {path: path.read_bytes() for path in Path("latents").glob("*.safetensors")} == before
+
+
+def test_figures_of_images_of_equal_names_and_sizes_do_not_mix(pictures, tmp_path):
+    own = shutil.copytree(pictures, tmp_path / "own")
+    evaluated(autoencoder(), own, *FEW, only=["components"])
+    other = other_contents(pictures, tmp_path / "other")
+    shutil.rmtree(own)
+    other.rename(own)
+    with pytest.raises(UserError, match="holds measurements of something else: images is"):
+        evaluated(autoencoder(), own, *FEW, only=["efficiency"])
 
 
 # ---- masks, and what is not there

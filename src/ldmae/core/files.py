@@ -226,6 +226,49 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()
 
 
+def stamp(path: Path | str) -> int:
+    """Returns 64 bits that change with a file's path, its size or its times of change in nanoseconds.
+
+    Beside the time of modification, which copying and unpacking set, there is the one that nobody can set.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    path = Path(path)
+    state = path.stat()
+    return stamp_of(str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def stamp_of(*parts: str | bytes | int) -> int:
+    """Returns 64 bits that follow from texts and numbers."""
+    return int(fingerprint(part if isinstance(part, bytes) else str(part) for part in parts)[:16], 16)
+
+
+def content_digests(paths: Iterable[Path], kept: Path) -> list[str]:
+    """Returns a hash of each file's content; a file that has not changed since is not read again.
+
+    Args:
+        paths: the files.
+        kept: a JSON file that keeps the hashes by the files' stamps.
+    """
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, UserError, TypeError, ValueError):  # damaged: made again
+        known = dict(read_json(kept))
+    found = {}
+    for path in paths:
+        key = f"{stamp(path):016x}"
+        if not isinstance(digest := known.get(key), str):
+            hashed = hashlib.blake2b(digest_size=16)
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):
+                    hashed.update(part)
+            digest = hashed.hexdigest()
+        found[key] = digest
+    if found != known:
+        write_json(kept, found)
+    return [*found.values()]
+
+
 def fingerprint_model(model: Any) -> str:
     """Returns a short hash of what a model computes: its class, a diffusers config, its weights."""
     config = getattr(model, "config", None)

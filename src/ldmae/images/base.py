@@ -2,6 +2,7 @@
 
 # N images of a source
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def _extend(blob: bytearray, names: Iterable[bytes]) -> Iterator[int]:
         yield len(blob)
 
 
+def content_hash(content: bytes) -> int:
+    """Returns a file's 64-bit hash."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def content_fingerprint(content: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Returns a hash of images in their order: of their files' hashes, (N,) uint64, and their labels."""
+    return fingerprint(("images", content.tobytes(), np.asarray(labels, np.int64).tobytes(), *classes))
+
+
 class FileSource:
     """What sources share that hand out a picture file's bytes: `read_bytes` is theirs, decoding is here."""
 
@@ -65,9 +76,14 @@ class FileSource:
         """Returns what an error message calls the image."""
         raise NotImplementedError
 
-    def fingerprint(self) -> str:
-        """Returns a hash of names and sizes."""
+    def stamps(self) -> np.ndarray:
+        """Returns 64 bits an image that change where its file does, by path, size and time, (N,) uint64."""
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Returns a hash of contents and labels; reads every file."""
+        content = np.fromiter((content_hash(self.read_bytes(k)) for k in range(len(self))), np.uint64)
+        return content_fingerprint(content, self.labels, self.classes)
 
     def read(self, index: int) -> Image.Image:
         """Returns the image as a viewer shows it (`to_rgb`)."""
@@ -119,8 +135,15 @@ class Subset:
         own = getattr(self.source, "held_out", None)
         return None if own is None else own[self.indices]
 
+    def stamps(self) -> np.ndarray | None:
+        """Returns the underlying source's stamps of these images, None where it has none."""
+        stamps = getattr(self.source, "stamps", None)
+        return None if stamps is None else stamps()[self.indices]
+
     def fingerprint(self) -> str:
-        """Returns a hash of the underlying source's fingerprint, the indices, labels and classes."""
+        """Returns a hash of contents and labels, without another look where all were looked at."""
+        if self.content is not None:
+            return content_fingerprint(self.content, self.labels, self.classes)
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
         return fingerprint(parts)
 

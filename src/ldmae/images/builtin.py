@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint
+from ldmae.core.files import fingerprint, stamp
 from ldmae.images.base import FileSource
 from ldmae.images.transforms import to_rgb
 
@@ -177,9 +177,9 @@ class EmojiSource(FileSource):
         """Returns the file's path."""
         return str(self._folder / self._files[index])
 
-    def fingerprint(self) -> str:
-        """Returns a hash of the file names and their labels."""
-        return fingerprint(("emoji", *self._files, self.labels.tobytes(), *self.classes))
+    def stamps(self) -> np.ndarray:
+        """Returns 64 bits a file (`stamp`), (N,) uint64."""
+        return np.array([stamp(self._folder / name) for name in self._files], np.uint64)
 
 
 # ---- digits
@@ -292,5 +292,6 @@ class PhotoSource:
         return f"{self.classes[photo]} at row {top}, column {left}"
 
     def fingerprint(self) -> str:
-        """Returns a hash of the photographs' names and sizes and of the grid."""
-        return fingerprint(("photos", *self.classes, self._places.tobytes(), str(self.size)))
+        """Returns a hash of the photographs' pixels and names and of the grid."""
+        pixels = (photo.tobytes() for photo in self._photos)
+        return fingerprint(("photos", *self.classes, *pixels, self._places.tobytes(), str(self.size)))

@@ -2,7 +2,7 @@
 
 # N images
 
-import hashlib
+import collections
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,10 +13,11 @@ from PIL import Image
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path, fingerprint
+from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
-from ldmae.images.base import Subset, with_classes
+from ldmae.images.base import Subset, content_hash, with_classes
+from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource, held_out_share, open_source
@@ -24,7 +25,7 @@ from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = "2"
+INDEX_VERSION = "3"
 HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
 THUMB_SIDE = 8
@@ -46,11 +47,6 @@ class Index:
     """(N,) uint64, smallest content hash among the image's near-duplicates; it decides the side."""
     broken: list[str]
     """The first few unreadable images, each with its reason."""
-
-
-def content_hash(content: bytes) -> int:
-    """Returns a file's 64-bit hash."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def is_held_out(hashed: int, share: float) -> bool:
@@ -94,47 +90,42 @@ def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.ravel()[_ORDER])
 
 
-def _look_at_chunk(source: ImageSource, start: int, stop: int, out: dict[str, np.ndarray]) -> list[str]:
-    broken = []
-    for k in range(start, stop):
+def _look_at_chunk(source: ImageSource, chunk: np.ndarray, out: dict[str, np.ndarray]) -> dict[int, str]:
+    """Looks at some images, by index; returns why some of them cannot be read."""
+    broken = {}
+    for k in chunk.tolist():
         try:
             found = _look(source, k)
         except Exception as error:  # decoders raise whatever they like on broken files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            broken.append(f"{source.describe(k)} ({reason})")
+            broken[k] = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
             continue
         out["content"][k], out["hash"][k], out["mirror"][k], out["thumb"][k] = found
         out["readable"][k] = True
     return broken
 
 
-def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndarray], list[str]]:
-    count = len(source)
-    out = {
-        "readable": np.zeros(count, bool),
-        "content": np.zeros(count, np.uint64),
-        "hash": np.zeros((count, HASH_SIDE * HASH_SIDE // 8), np.uint8),
-        "mirror": np.zeros((count, HASH_SIDE * HASH_SIDE // 8), np.uint8),
-        "thumb": np.zeros((count, THUMB_SIDE, THUMB_SIDE, 3), np.uint8),
-    }
-    broken: list[str] = []
+def _look_at(
+    source: ImageSource, wanted: np.ndarray, out: dict[str, np.ndarray], progress: bool
+) -> dict[int, str]:
+    """Looks at the images whose indices are wanted, fills `out` and returns why some cannot be read."""
+    broken: dict[int, str] = {}
     # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing
     # is copied or forked
     workers = min(16, allowed_cores())
-    bar = progress_bar("checking images", count, "images", show=progress)
+    bar = progress_bar("checking images", len(wanted), "images", show=progress)
     with ThreadPoolExecutor(workers) as pool, bar as advance:
-        pending = []
-        for start in range(0, count, CHUNK):
-            stop = min(start + CHUNK, count)
-            pending.append((stop - start, pool.submit(_look_at_chunk, source, start, stop, out)))
+        pending = collections.deque()
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            pending.append((len(chunk), pool.submit(_look_at_chunk, source, chunk, out)))
             if len(pending) > 2 * workers:
-                done, future = pending.pop(0)
-                broken = (broken + future.result())[:NAMED]
+                done, future = pending.popleft()
+                broken |= future.result()
                 advance(done, "")
         for done, future in pending:
-            broken = (broken + future.result())[:NAMED]
+            broken |= future.result()
             advance(done, "")
-    return out, broken
+    return broken
 
 
 # ---- the index and the split
@@ -143,58 +134,108 @@ def _look_at_all(source: ImageSource, progress: bool) -> tuple[dict[str, np.ndar
 def build_index(
     source: ImageSource, cache_dir: Path | None, progress: bool = True, max_unreadable: float = 1.0
 ) -> Index:
-    """Looks at every image once; the result is kept in `cache_dir`, keyed by the source's fingerprint.
+    """Looks at every image once; what was found is kept in `cache_dir`, by the stamps of the files.
+
+    The next call reads only files of another path, size or time of modification than before.
 
     Args:
         source: any source with random access.
-        cache_dir: where the index is kept, or None.
+        cache_dir: where what was found is kept, or None.
         progress: show a bar where it takes over a second.
-        max_unreadable: share of unreadable images that is borne. With more, no training can have begun: a
-            kept index is made anew then, where images have been mended that are as large as before.
+        max_unreadable: share of unreadable images that is accepted. With more, no training can have begun:
+            the unreadable ones are looked at again.
     """
-    cache = None
-    if cache_dir is not None:
-        key = fingerprint(("index", INDEX_VERSION, source.fingerprint()))
-        cache = Path(cache_dir) / f"images-{key}.npz"
-        if cache.exists():
-            index = _load(cache)
-            if not (_is_refused(index, max_unreadable) and _is_mended(source, index)):
-                return index
-    found, broken = _look_at_all(source, progress)
-    index = Index(found["readable"], found["content"], group_near_duplicates(found, progress), broken)
+    count, stamps = len(source), _stamps(source)
+    cache = None if cache_dir is None else Path(cache_dir) / f"images-{_place(source)}.npz"
+    kept = _load(cache, "stamps", "readable", "content", "group", "reasons")
+    known, before = _known(kept, stamps, max_unreadable)
+    if kept is not None and known.all() and count == len(kept["stamps"]):
+        group, found = kept["group"][before], {name: kept[name][before] for name in ("readable", "content")}
+        return _index(source, found, group, _reasons(kept, known, before))
+    found = {name: np.zeros((count, *shape), kind) for name, (kind, shape) in _FOUND.items()}
+    looks = _load(cache, *_FOUND) if known.any() else None  # many bytes an image, and needed here alone
+    if looks is None:
+        known[:] = False
+    else:
+        for name, values in found.items():
+            values[known] = looks[name][before[known]]
+    reasons = {} if kept is None else _reasons(kept, known, before)
+    reasons |= _look_at(source, np.flatnonzero(~known), found, progress)
+    group = group_near_duplicates(found, progress)
     if cache is not None:
-        with atomic_path(cache) as temporary:
-            np.savez(
-                temporary,
-                allow_pickle=False,
-                readable=index.readable,
-                content=index.content,
-                group=index.group,
-                broken=np.array(index.broken, dtype=str),
-            )
-    return index
+        told = np.array([reasons[k] for k in sorted(reasons)], dtype=str)
+        save_arrays(cache, {**found, "stamps": stamps, "group": group, "reasons": told})
+    return _index(source, found, group, reasons)
 
 
-def _load(cache: Path) -> Index:
-    with np.load(cache) as stored:
-        broken = [str(line) for line in stored["broken"]]
-        return Index(stored["readable"], stored["content"], stored["group"], broken)
+def _known(
+    kept: dict[str, np.ndarray] | None, stamps: np.ndarray, max_unreadable: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which images are as they were at an earlier look, (N,) bool, and where they were in it."""
+    if kept is None:
+        return np.zeros(len(stamps), bool), np.zeros(len(stamps), np.int64)
+    order = np.argsort(kept["stamps"], kind="stable")
+    before = order[np.searchsorted(kept["stamps"], stamps, sorter=order).clip(max=len(order) - 1)]
+    known = kept["stamps"][before] == stamps
+    unreadable = int(np.count_nonzero(~kept["readable"][before[known]]))
+    if unreadable == len(stamps) or unreadable > max_unreadable * len(stamps):
+        known &= kept["readable"][before]
+    return known, before
 
 
-def _is_refused(index: Index, max_unreadable: float) -> bool:
-    unreadable = int(np.count_nonzero(~index.readable))
-    return unreadable > max_unreadable * len(index.readable) or unreadable == len(index.readable)
+def _reasons(kept: dict[str, np.ndarray], known: np.ndarray, before: np.ndarray) -> dict[int, str]:
+    """Returns why known images cannot be read, by index."""
+    told = dict(zip(np.flatnonzero(~kept["readable"]).tolist(), kept["reasons"].tolist(), strict=True))
+    return {int(k): told[int(before[k])] for k in np.flatnonzero(known & ~kept["readable"][before])}
 
 
-def _is_mended(source: ImageSource, index: Index) -> bool:
-    """Says whether any of the images that the refusal named can be read by now."""
-    for k in np.flatnonzero(~index.readable)[:NAMED]:
-        try:
-            _look(source, int(k))
-        except Exception:  # decoders raise whatever they like on broken files
-            continue
-        return True
-    return False
+def _index(
+    source: ImageSource, found: dict[str, np.ndarray], group: np.ndarray, reasons: dict[int, str]
+) -> Index:
+    broken = [f"{source.describe(k)} ({reasons[k]})" for k in sorted(reasons)[:NAMED]]
+    return Index(found["readable"], found["content"], group, broken)
+
+
+_FOUND = {
+    "readable": (bool, ()),
+    "content": (np.uint64, ()),
+    "hash": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
+    "mirror": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
+    "thumb": (np.uint8, (THUMB_SIDE, THUMB_SIDE, 3)),
+}
+"""What a look finds of an image: type and shape of each."""
+
+
+def _stamps(source: ImageSource) -> np.ndarray:
+    """Returns what tells each image's file from its earlier states, (N,) uint64."""
+    own = getattr(source, "stamps", None)
+    stamps = None if own is None else own()
+    if stamps is None:  # no files: the images as they are in memory
+        origin = source.source if isinstance(source, Subset) else source
+        stamps = numbered(stamp_of(origin.fingerprint()), np.arange(len(source)))
+    return stamps
+
+
+def _place(source: ImageSource) -> str:
+    """Returns a name for where the images are, whatever they are now."""
+    while isinstance(source, Subset):
+        source = source.source
+    return fingerprint(("index", INDEX_VERSION, type(source).__name__, getattr(source, "place", source.name)))
+
+
+def _load(cache: Path | None, *names: str) -> dict[str, np.ndarray] | None:
+    """Returns what was found earlier; None where nothing is kept, or something of another shape."""
+    kept = load_arrays(cache, *dict.fromkeys(("readable", *names)))
+    if kept is None:
+        return None
+    shapes = _FOUND | dict.fromkeys(("stamps", "group"), (np.uint64, ()))
+    count = kept["readable"].size
+    told = kept.get("reasons", np.array([], str))
+    whole = all(
+        kept[name].dtype == shapes[name][0] and kept[name].shape == (count, *shapes[name][1])
+        for name in shapes.keys() & kept.keys()
+    ) and ("reasons" not in kept or (told.dtype.kind, told.shape) == ("U", (count - kept["readable"].sum(),)))
+    return kept if whole and count else None
 
 
 def split_by_group(group: np.ndarray, share: float) -> np.ndarray:
@@ -339,7 +380,7 @@ def _usable(
     listed = "; ".join(index.broken) + (
         f"; and {unreadable - len(index.broken)} more" if unreadable > NAMED else ""
     )
-    if _is_refused(index, config.max_unreadable):
+    if unreadable == len(source) or unreadable > config.max_unreadable * len(source):
         raise UserError(
             f"{unreadable} of the {len(source)} images of {source.name} are unreadable, more than "
             f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or set "

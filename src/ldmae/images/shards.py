@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_path, fingerprint
+from ldmae.core.files import fingerprint, stamp
 from ldmae.images.base import EXTENSIONS, FileSource, Names, is_pattern, missing_path
+from ldmae.images.cache import load_arrays, numbered, save_arrays
 
-INDEX_VERSION = "1"
+INDEX_VERSION = "2"
 OPEN_SHARDS = 64
 """How many shards a process keeps open at most."""
 
@@ -156,8 +158,8 @@ class ShardSource(FileSource):
     """Tar shards as webdataset writes them: a sample's files lie side by side and share the name up to a dot.
 
     The picture is the file with an image's extension; the label comes from `.cls` (a number or a name) or
-    `.json` (its "label"). `.txt` is a caption and ignored. Samples without a picture are skipped. Shards
-    are scanned once; where each picture lies is kept in `cache_dir`, keyed by the shards' names and sizes.
+    `.json` (its "label"). `.txt` is a caption and ignored. Samples without a picture are skipped. A shard is
+    scanned once: where its pictures are is kept in `cache_dir`, by its path, size and time of modification.
 
     Raises:
         UserError: no shards, a truncated or compressed one, or none with a picture.
@@ -166,59 +168,40 @@ class ShardSource(FileSource):
     def __init__(self, name: str, cache_dir: Path | None = None):
         self._paths = find_shards(name)
         self.name = self._paths[0].stem if len(self._paths) == 1 else self._paths[0].resolve().parent.name
-        sizes = [path.stat().st_size for path in self._paths]
-        self._fingerprint = fingerprint(
-            (
-                "shards",
-                INDEX_VERSION,
-                *(f"{path.name}:{size}" for path, size in zip(self._paths, sizes, strict=True)),
-            )
-        )
-        self._load(None if cache_dir is None else Path(cache_dir) / f"shards-{self._fingerprint}.npz")
-        if not len(self):
+        self.place = "\n".join(str(path.resolve()) for path in self._paths)
+        self._stamps = np.array([stamp(path) for path in self._paths], np.uint64)
+        key = fingerprint(("shards", INDEX_VERSION, self.place))
+        found = self._scan(None if cache_dir is None else Path(cache_dir) / f"shards-{key}.npz")
+        self._shard = np.repeat(np.arange(len(self._paths), dtype=np.int32), found["count"])
+        self._offset, self._size = found["offset"], found["size"]
+        self._names = Names(found["names"].tobytes(), np.append(0, found["length"].cumsum()))
+        if not len(self._shard):
             raise UserError(
                 f"no pictures in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
             )
+        numbers, self.classes = number_labels(json.loads(found["values"].tobytes()), self.name)
+        self.labels = np.append(numbers, -1 if len(numbers) else 0)[found["label"]]
         self._open: collections.OrderedDict[int, io.FileIO] = collections.OrderedDict()
 
-    def _load(self, cache: Path | None) -> None:
-        if cache is not None and cache.exists():
-            with np.load(cache) as stored:
-                arrays = dict(stored)
-        else:
-            arrays = self._scan()
-            if cache is not None:
-                with atomic_path(cache) as temporary:
-                    np.savez(temporary, allow_pickle=False, **arrays)
-        self._shard, self._offset, self._size = arrays["shard"], arrays["offset"], arrays["size"]
-        self._names = Names(arrays["names"].tobytes(), arrays["name_offsets"])
-        self.labels = arrays["labels"]
-        self.classes = [str(name) for name in arrays["classes"]]
-
-    def _scan(self) -> dict[str, np.ndarray]:
-        shard, offset, size, labels = bytearray(), bytearray(), bytearray(), []
-        known: dict[int | str, int | str] = {}  # one object a class, not one an image
-
-        def names() -> Iterator[bytes]:
-            for k, path in enumerate(self._paths):
-                for member, label in _scan_shard(path):
-                    shard.extend(k.to_bytes(4, "little"))
-                    offset.extend(member.offset_data.to_bytes(8, "little"))
-                    size.extend(member.size.to_bytes(8, "little"))
-                    labels.append(label if label is None else known.setdefault(label, label))
-                    yield member.name.encode("utf-8", "surrogateescape")
-
-        packed = Names.of(names())
-        numbers, classes = number_labels(labels, self.name)
-        return {
-            "shard": np.frombuffer(shard, "<i4"),
-            "offset": np.frombuffer(offset, "<i8"),
-            "size": np.frombuffer(size, "<i8"),
-            "labels": numbers,
-            "classes": np.array(classes),
-            "names": np.frombuffer(packed.blob, np.uint8),
-            "name_offsets": packed.offsets,
-        }
+    def _scan(self, cache: Path | None) -> dict[str, np.ndarray]:
+        """Returns where the pictures are and what labels they have; reads shards that changed, or are new."""
+        kept = load_arrays(cache, *_SCANNED, "names", "values", "stamps")
+        before = {} if kept is None else _by_shard(kept)
+        if kept is not None and [*before] == self._stamps.tolist():
+            return kept
+        values: dict[int | str, int] = {}  # one object a class, not one an image
+        parts = []
+        for path, key in zip(self._paths, self._stamps.tolist(), strict=True):
+            part, raw = before.get(key) or _scanned(path)
+            numbers = np.full(len(raw) + 1, -1)
+            for k in np.unique(part["label"]).tolist():  # what is kept of others may have more
+                numbers[k] = -1 if k < 0 else values.setdefault(raw[k], len(values))
+            parts.append({**part, "label": numbers[part["label"]]})
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found["values"] = np.frombuffer(json.dumps([*values]).encode(), np.uint8)
+        if cache is not None:
+            save_arrays(cache, {**found, "stamps": self._stamps})
+        return found
 
     def _file(self, shard: int) -> io.FileIO:
         # pread has no position that processes or threads could fight over, so a handle inherited by fork
@@ -248,9 +231,51 @@ class ShardSource(FileSource):
         """Returns the shard's path and the member's name."""
         return f"{self._paths[int(self._shard[index])]}:{os.fsdecode(self._names[index])}"
 
-    def fingerprint(self) -> str:
-        """Returns a hash of the shards' names and sizes."""
-        return self._fingerprint
+    def stamps(self) -> np.ndarray:
+        """Returns 64 bits a picture, of its shard (`stamp`) and its place in it, (N,) uint64."""
+        return numbered(self._stamps[self._shard], self._offset)
+
+
+_SCANNED = ("count", "offset", "size", "length", "label")
+"""Of each shard the number of its pictures; of each picture where it is, its bytes, those of its name, and
+the number of its label among `values` (-1: none)."""
+
+
+def _scanned(path: Path) -> tuple[dict[str, np.ndarray], list[int | str]]:
+    """Returns a shard's pictures as `_SCANNED` and `names` hold them, and the labels that they number."""
+    offset, size, length, label = array("q"), array("q"), array("q"), array("i")
+    names, values = bytearray(), {}
+    for member, value in _scan_shard(path):
+        name = member.name.encode("utf-8", "surrogateescape")
+        offset.append(member.offset_data)
+        size.append(member.size)
+        length.append(len(name))
+        label.append(-1 if value is None else values.setdefault(value, len(values)))
+        names += name
+    arrays = {"count": [len(offset)], "offset": offset, "size": size, "length": length, "label": label}
+    found = {name: np.array(values, np.int64) for name, values in arrays.items()}
+    return found | {"names": np.frombuffer(bytes(names), np.uint8)}, [*values]
+
+
+def _by_shard(kept: dict[str, np.ndarray]) -> dict[int, tuple[dict[str, np.ndarray], list[int | str]]]:
+    """Returns what is kept of each shard by its stamp; nothing where it is damaged."""
+    try:
+        values = json.loads(kept["values"].tobytes())
+        pictures = np.append(0, kept["count"].cumsum())
+        letters = np.append(0, kept["length"].cumsum())[pictures]
+        lengths = {name: len(kept[name]) for name in ("offset", "size", "length", "label")}
+        whole = set(lengths.values()) == {int(pictures[-1])} and len(kept["names"]) == letters[-1]
+        whole &= all(kept[name].dtype.kind == "i" for name in _SCANNED)
+        if not whole or len(kept["stamps"]) != len(kept["count"]) or kept["label"].max() >= len(values):
+            return {}
+    except (ValueError, IndexError, TypeError):
+        return {}
+    shards = {}
+    for k, key in enumerate(kept["stamps"].tolist()):
+        part = {name: kept[name][pictures[k] : pictures[k + 1]] for name in lengths}
+        part |= {"count": kept["count"][k : k + 1], "names": kept["names"][letters[k] : letters[k + 1]]}
+        shards[key] = part, values
+    return shards
 
 
 def _scan_shard(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | str | None]]:

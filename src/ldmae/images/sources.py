@@ -4,6 +4,7 @@
 
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import fingerprint
+from ldmae.core.files import stamp_of
 from ldmae.images.base import (
     BUILTIN,
     EXTENSIONS,
@@ -23,6 +24,7 @@ from ldmae.images.base import (
     with_classes,
 )
 from ldmae.images.builtin import open_builtin
+from ldmae.images.cache import numbered
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource
 from ldmae.images.tables import TableSource
@@ -44,29 +46,32 @@ class FolderSource(FileSource):
         if not self.folder.is_dir():
             raise missing_path(str(folder))
         self.name = self.folder.resolve().name
+        self.place = str(self.folder.resolve())
         root = os.fsencode(self.folder)
         self._root = root if root.endswith(_SEPARATOR) else root + _SEPARATOR
         flat, subfolders = _list(self._root)
-        labels, sizes, classes = bytearray(), bytearray(), []
+        labels, states, classes = array("i"), array("q"), []
 
         def walk() -> Iterator[bytes]:
             for file in flat:
-                sizes.extend(file.stat().st_size.to_bytes(8, "little"))
-                labels.extend((0).to_bytes(4, "little"))
+                state = file.stat()
+                states.extend((state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+                labels.append(0)
                 yield file.name
             for subfolder in subfolders:
                 found = False
                 for file in _walk(subfolder.path, ()):
                     found = True
-                    sizes.extend(file.stat().st_size.to_bytes(8, "little"))
-                    labels.extend(len(classes).to_bytes(4, "little"))
+                    state = file.stat()
+                    states.extend((state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+                    labels.append(len(classes))
                     yield file.path[len(self._root) :]
                 if found:
                     classes.append(os.fsdecode(subfolder.name))
 
         self._names = Names.of(walk())
-        self._sizes = np.frombuffer(sizes, dtype="<i8")
-        self.labels = np.frombuffer(labels, dtype="<i4").astype(np.int64)
+        self._states = np.array(states).reshape(-1, 3)  # (N, 3) int64: size, times of change
+        self.labels = np.array(labels, dtype=np.int64)
         self.classes = classes or [self.name]
         self.flat = not classes
         self._refuse_odd_layouts(len(flat), [os.fsdecode(entry.name) for entry in subfolders])
@@ -105,11 +110,13 @@ class FolderSource(FileSource):
         """Returns the file's path."""
         return self.path(index)
 
-    def fingerprint(self) -> str:
-        """Returns a hash of the files' names (under the folder) and sizes."""
-        return fingerprint(
-            (b"folder", self._names.blob, self._names.offsets.tobytes(), self._sizes.tobytes())
-        )
+    def stamps(self) -> np.ndarray:
+        """Returns 64 bits a file, of its path, size and times of change (`stamp`), (N,) uint64."""
+        names = (stamp_of(self.place, self._names[k]) for k in range(len(self)))
+        stamps = np.fromiter(names, np.uint64, len(self))
+        for state in self._states.T:
+            stamps = numbered(stamps, state)
+        return stamps
 
 
 def _list(folder: bytes) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[bytes]]]:

@@ -17,10 +17,12 @@ from torch.utils.data import get_worker_info
 
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
-from ldmae.images.index import content_hash, is_held_out
+from ldmae.images.base import content_hash
+from ldmae.images.index import is_held_out
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import expand_braces, find_shards, group_members, image_part, parse_label
 from ldmae.images.sources import held_out_share
+from ldmae.images.tables import load_table, table_files
 from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
@@ -283,6 +285,13 @@ class _TableOpener:
             yield Item(f"shard {self.index}, row {k}", content or b"", label)
 
 
+def local_files(config: DataConfig) -> list[Path]:
+    """Returns the files on this machine that a stream is read from; none for a remote one."""
+    if _is_address(config.source):
+        return []
+    return find_shards(config.source) if config.source.endswith(".tar") else table_files(config.source)
+
+
 def open_stream(config: DataConfig) -> StreamSource:
     """Opens what `config` names as a stream: tar shards by address or path, or a Hugging Face dataset.
 
@@ -304,8 +313,6 @@ def open_stream(config: DataConfig) -> StreamSource:
 
 
 def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSource:
-    from ldmae.images.tables import load_table
-
     dataset, image_column, label_column, classes = load_table(
         config.source, config.split, config.image_column, config.label_column, streaming=True
     )

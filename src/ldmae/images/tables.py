@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import fingerprint
+from ldmae.core.files import stamp, stamp_of
 from ldmae.images.base import FileSource, is_pattern
+from ldmae.images.cache import numbered
 from ldmae.images.shards import expand_braces, match_files, number_labels
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
@@ -51,16 +52,9 @@ class TableSource(FileSource):
         self.licence = table.info.license or ""
         self.labels, self.classes = _labels(table, label_column, classes, self.name)
         self._table = table.select_columns([self._image_column])
-        self._fingerprint = fingerprint(
-            (
-                "table",
-                *_files_and_sizes(name),
-                str(sorted((table.info.download_checksums or {}).items(), key=str)),
-                f"{split}:{len(table)}:{self._image_column}:{label_column}",
-                self.labels.tobytes(),
-                *self.classes,
-            )
-        )
+        files = [str(entry["filename"]) for entry in table.cache_files] or table_files(name)
+        self._stamp = stamp_of(split, self._image_column, *(stamp(file) for file in files))
+        self.place = "\n".join([str(Path(name).expanduser().resolve()), split, self._image_column])
 
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies in the table, or under the path that the table names."""
@@ -75,9 +69,16 @@ class TableSource(FileSource):
         """Returns the dataset's name and the row's number."""
         return f"{self._location} row {index}"
 
-    def fingerprint(self) -> str:
-        """Returns a hash of the files' names and sizes (on the Hub: addresses), the columns and labels."""
-        return self._fingerprint
+    def stamps(self) -> np.ndarray:
+        """Returns 64 bits a row, of its files (`stamp`) and its number, (N,) uint64."""
+        stamps = numbered(self._stamp, np.arange(len(self)))
+        column = self._table.with_format("arrow")[:].column(self._image_column)
+        inside, paths = (column.flatten()[column.type.get_field_index(name)] for name in ("bytes", "path"))
+        for k in np.flatnonzero(inside.is_null().to_numpy()).tolist():  # these name a file
+            path = paths[k].as_py()
+            if path is not None and Path(path).is_file():
+                stamps[k] = stamp_of(int(stamps[k]), stamp(path))
+        return stamps
 
 
 def _local_files(name: str) -> list[Path]:
@@ -87,12 +88,12 @@ def _local_files(name: str) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def _files_and_sizes(name: str) -> list[str]:
+def table_files(name: str) -> list[Path]:
+    """Returns the local files that a folder, file or pattern of a table names; none for one on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
-        return [f"{file.relative_to(path)}:{file.stat().st_size}" for file in files]
-    return [f"{file.name}:{file.stat().st_size}" for file in _local_files(name)] or [name]
+        return sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
+    return _local_files(name)
 
 
 def load_table(

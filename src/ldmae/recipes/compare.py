@@ -22,17 +22,19 @@ from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.progress import console
+from ldmae.images.base import shortened
 from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import encode
 from ldmae.recipes.results import read_results
-from ldmae.recipes.run import Run, open_accelerator, open_run
+from ldmae.recipes.run import Run, images_fingerprint, open_accelerator, open_run, open_run_images
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.settings import plain, training_settings, training_steps
 from ldmae.recipes.training import train_autoencoder, train_diffusion
 from ldmae.report.comparison import render_comparison
 from ldmae.report.figures import save_png
+from ldmae.report.reading import mapping
 from ldmae.settings import ABLATION, Config, as_dict
 from ldmae.stages import changed_settings, locked
 
@@ -161,6 +163,8 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
     for seed, name in asked:
         own = [*(shared if name in KINDS else ()), *VARIANTS[name].settings, *wanted.settings.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
+        if units[-1].config.data != base.data:
+            raise UserError(f"comparison.settings.{name} changes the images; set data for all units")
     return units, matching
 
 
@@ -188,8 +192,8 @@ def describe_comparison(units: list[Unit], matching: Matching) -> str:
     for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
-    units_line = f"{len(units)} units, each an autoencoder with its diffusion model at a seed"
-    return "\n".join([*lines, units_line, *_cost_lines(matching, units[0].config.image_size)])
+    lines.append(f"{len(units)} units, each an autoencoder with its diffusion model at a seed")
+    return "\n".join([*lines, *_cost_lines(matching, units[0].config.image_size)])
 
 
 def _cost_lines(matching: Matching, size: int) -> list[str]:
@@ -242,6 +246,8 @@ def compare(
         _refuse_changes(unit, results)
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        _refuse_other_images(units[0], folder, results, main)
     words = shlex.join(command or [])
 
     def publish() -> None:
@@ -297,6 +303,24 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
             f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
             "old ones, name another folder with --results (and --out), or delete that one to make it anew"
         )
+
+
+def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> None:
+    """Raises a UserError where finished units are of other images than the settings name now."""
+    paths = sorted((results / "units").glob("*/*/unit.json"))
+    made = {str(path.parent): read_json(path, dict) for path in paths}
+    known = {place: mapping(record.get("data")).get("fingerprint") for place, record in made.items()}
+    images, cache = None, folder / unit.place / "data"
+    if any(known.values()):
+        images = images_fingerprint(*open_run_images(unit.config.data, cache, say)[1:])
+    others = [place for place, fingerprint in known.items() if fingerprint not in (None, images)]
+    if others:
+        raise UserError(
+            f"{shortened(others)}: made of other images than {unit.config.data.source} holds now. Put those "
+            "back, name another folder with --results (and --out), or delete these to make them again"
+        )
+    if say and (silent := [place for place, fingerprint in known.items() if fingerprint is None]):
+        console.print(f"units that record no fingerprint of their images: {shortened(silent)}", markup=False)
 
 
 def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, matching: Matching) -> None:

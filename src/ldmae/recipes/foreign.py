@@ -19,7 +19,7 @@ from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_co
 from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents
 from ldmae.recipes.measurements import check_names, measure
-from ldmae.recipes.run import latents_fingerprint, open_accelerator
+from ldmae.recipes.run import images_fingerprint, latents_fingerprint, open_accelerator
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.subject import Subject
 from ldmae.recipes.threads import encoding, settle_alone
@@ -103,6 +103,8 @@ def evaluate_with(
                 train, held_out = open_images(config.data, folder / "data")
             else:
                 train = held_out = open_all_images(config.data, folder / "data")
+            measured["images"] = images_fingerprint(train, held_out)
+            _refuse_others(folder, measured)
             subject = Subject(
                 autoencoder=autoencoder.to(accelerator.device),
                 held_out=held_out,
@@ -130,7 +132,7 @@ def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
     changed = [
         f"{key} is {before.get(key)} there, got {value}"
         for key, value in measured.items()
-        if before.get(key) != value
+        if before.get(key) != value and not (key == "images" and key not in before)  # as 0.1.0 wrote it
     ]
     if changed:
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint
+from ldmae.core.files import fingerprint, stamp
 from ldmae.evaluation.groupings import (
     MaskFolder,
     crop_labels,
@@ -68,8 +68,7 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
     if config.masks is None:
         return ""
     files = sorted(path for path in Path(config.masks).rglob("*") if path.is_file())
-    states = [(path.as_posix(), path.stat()) for path in files]
-    return fingerprint([f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states])
+    return fingerprint(f"{stamp(path):016x}" for path in files)
 
 
 def _origin(source: ImageSource, index: int) -> tuple[Any, int]:

@@ -28,7 +28,7 @@ from ldmae.core.progress import console
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.settings import AugmentConfig
+from ldmae.images.settings import AugmentConfig, DataConfig
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import preprocessing_fingerprint
@@ -71,7 +71,7 @@ class Run:
     @property
     def images(self) -> dict[str, str]:
         """The training images, as an input that stages compare."""
-        return {"images": fingerprint([self.train.fingerprint(), self.held_out.fingerprint()])}
+        return {"images": images_fingerprint(self.train, self.held_out)}
 
     def needed(
         self, name: str, settings: dict[str, Any], inputs: dict[str, str], made: Path, steps: int = 0
@@ -112,11 +112,7 @@ def open_run(
         torch.set_num_threads(threads)
     book.device = device_name(accelerator.device)
     with accelerator.main_process_first():
-        if is_stream(config.data):
-            stream, train, held_out = open_streamed(config.data, folder / "data")
-        else:
-            train, held_out = open_images(config.data, folder / "data", accelerator.is_main_process)
-            stream = None
+        stream, train, held_out = open_run_images(config.data, folder / "data", accelerator.is_main_process)
     run = Run(config, folder, accelerator, book, train, held_out, stream)
     anew = stages_from(restart, _encoder_stays(run))
     steps = training_steps(config)
@@ -138,6 +134,20 @@ def open_run(
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
+
+
+def open_run_images(
+    data: DataConfig, cache_dir: Path, progress: bool
+) -> tuple[StreamSource | None, ImageSource, ImageSource]:
+    """Opens a run's images: the stream that training reads, if it is one; training and held-out images."""
+    if is_stream(data):
+        return open_streamed(data, cache_dir)
+    return None, *open_images(data, cache_dir, progress)
+
+
+def images_fingerprint(train: ImageSource, held_out: ImageSource) -> str:
+    """Returns a hash of a run's images and their labels, in their order."""
+    return fingerprint([train.fingerprint(), held_out.fingerprint()])
 
 
 def _check_restart(config: Config, restart: str | None) -> None:
@@ -352,6 +362,7 @@ def _describe_images(run: Run) -> None:
         "licence": run.train.licence,
         "train": len(run.train),
         "held_out": len(run.held_out),
+        "fingerprint": run.images["images"],
         "unreadable": getattr(run.train, "unreadable", 0),
         "classes": classes,
     }

@@ -10,11 +10,11 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, read_json, write_json
+from ldmae.core.files import atomic_folder, read_json, stamp, write_json
 from ldmae.images.base import Subset
 from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource
-from ldmae.images.streams import StreamSource, open_stream
+from ldmae.images.streams import StreamSource, local_files, open_stream
 from ldmae.recipes.settings import plain
 from ldmae.stages import changed_settings
 
@@ -46,7 +46,8 @@ def _check_kept(config: DataConfig, cache_dir: Path) -> None:
     path = cache_dir / "kept_of.json"
     if not path.exists() or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
         return  # a stream that gave nothing keeps no other away
-    changed = changed_settings(read_json(path, dict), _identity(config))
+    now = _identity(config)
+    changed = changed_settings({"files": now["files"], **read_json(path, dict)}, now)  # 0.1.0 noted no files
     if changed:
         kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
         raise UserError(
@@ -62,8 +63,11 @@ def _note_kept(config: DataConfig, cache_dir: Path) -> None:
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
-    """Returns the settings that tell one stream from another."""
-    return {name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")}
+    """Returns what tells one stream from another: settings, and the files of one that is here."""
+    settings = {
+        name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")
+    }
+    return {**settings, "files": [f"{stamp(path):016x}" for path in local_files(config)]}
 
 
 def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:

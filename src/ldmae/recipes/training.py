@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
@@ -19,7 +20,7 @@ from ldmae.autoencoders.settings import MaskedObjectiveConfig, ReconstructionObj
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint
+from ldmae.core.files import content_digests, fingerprint
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.base import Subset
@@ -246,9 +247,10 @@ def _foreign_latents(run: Run) -> str:
             f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take "
             "foreign shards with latents.fingerprint=skip"
         )
-    return fingerprint(
-        f"{path.name}:{path.stat().st_size}" for path in LatentShards(run.folder / "latents").paths
-    )
+    paths = LatentShards(run.folder / "latents").paths
+    digests: list[str] = content_digests(paths, run.folder / "data" / "latents.json") if run.main else []
+    (digests,) = broadcast_object_list([digests])
+    return fingerprint(digests)
 
 
 def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:

@@ -23,8 +23,10 @@ def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tupl
         variants: the autoencoders.
         plan: what `comparison.json` says, empty where there is none.
     """
+    data = [mapping(unit.record.get("data")) for variant in variants for unit in variant.units]
+    several = len({str(entry["fingerprint"]) for entry in data if entry.get("fingerprint")}) > 1
     facts = [
-        ("Images", _by_value(variants, lambda unit: _images(mapping(unit.record.get("data"))))),
+        ("Images", _by_value(variants, lambda unit: _images(mapping(unit.record.get("data")), several))),
         (
             "Licence",
             _by_value(variants, lambda unit: str(mapping(unit.record.get("data")).get("licence") or "")),
@@ -53,7 +55,7 @@ def _by_value(variants: Sequence[Variant], text_of: Callable[[Unit], str]) -> st
     return "; ".join(f"{text or 'not known'} ({join_words(titles)})" for text, titles in answers.items())
 
 
-def _images(data: dict[str, Any]) -> str:
+def _images(data: dict[str, Any], several: bool) -> str:
     if not data:
         return "not known"
     classes = len(records(data.get("classes")))
@@ -61,6 +63,7 @@ def _images(data: dict[str, Any]) -> str:
         f"{cut(str(data.get('name') or 'without a name'), 100)}: {format_value(data.get('train'))} for "
         f"training, {format_value(data.get('held_out'))} held out"
         + (f", in {classes} classes" if classes > 1 else "")
+        + (f", fingerprint {cut(str(data.get('fingerprint') or 'not known'), 8)}" if several else "")
     )
 
 
