@@ -24,6 +24,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
+from ldmae.core.paths import at_home
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -79,6 +80,7 @@ def is_shipped(source: str) -> bool:
 
 def settings_of(source: str) -> str | None:
     """Returns the preset or YAML file of the settings that a source was made with; None where not known."""
+    source = at_home(source)
     if is_shipped(source):
         return SHIPPED[pretrained(source.removeprefix(_SHIPPED_PREFIX)).name]
     return str(Path(source) / "config.yaml") if is_run_folder(source) else None
@@ -86,7 +88,7 @@ def settings_of(source: str) -> str | None:
 
 def is_run_folder(source: str) -> bool:
     """Says whether a source is the folder of a run."""
-    return (Path(source) / "config.yaml").is_file()
+    return (Path(at_home(source)) / "config.yaml").is_file()
 
 
 def load_autoencoder(source: str, allow_code: bool = False) -> Any:
@@ -105,6 +107,7 @@ def load_autoencoder(source: str, allow_code: bool = False) -> Any:
     Raises:
         UserError: there is no such thing, it holds no autoencoder, or it is a folder that names code.
     """
+    source = at_home(source)
     if source.startswith("official:"):
         return load_official_vmae(source.removeprefix("official:")).eval()
     source = _unshipped(source)
@@ -147,7 +150,7 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
     Raises:
         UserError: there is no such thing, it is of another kind, or names code to run.
     """
-    source = _unshipped(source)
+    source = _unshipped(at_home(source))
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")

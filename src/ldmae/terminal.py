@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import typer
 
 from ldmae.core.errors import UserError
+from ldmae.core.paths import at_home
 
 
 def run_app(application: Callable[..., Any]) -> int:
@@ -22,6 +24,7 @@ def run_app(application: Callable[..., Any]) -> int:
     # Not spinning is a fifth slower when idle; 20,000 turns are not. torch reads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    sys.argv[1:] = map(at_home, sys.argv[1:])  # the shell leaves it in quotes and behind `key=`
     try:
         application()
     except UserError as error:

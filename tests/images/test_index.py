@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ldmae.core.errors import UserError
 from ldmae.images import index as module
@@ -282,6 +282,80 @@ def test_two_flat_folders_are_the_same_class(make, tmp_path):
     train, held_out = opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
     assert train.classes == held_out.classes == ["train"]
     assert held_out.labels.tolist() == [0]
+
+
+def near_duplicates(make, folder, groups, each):
+    """Writes groups of pictures that are the same but for the quality they were saved at."""
+    folder.mkdir(parents=True)
+    for seed in range(groups):
+        for k in range(each):
+            content = make.encoded(make.image(seed, (64, 64)), "jpg", quality=95 - k)
+            (folder / f"{seed:03}-{k}.jpg").write_bytes(content)
+    return folder
+
+
+def test_share_held_out_does_not_grow_with_the_size_of_groups(make, tmp_path):
+    index = build_index(FolderSource(near_duplicates(make, tmp_path / "set", 120, 6)), None, progress=False)
+    assert len(np.unique(index.group)) == 120
+    assert 0.02 < (index.group < np.uint64(0.1 * 2**64)).mean() < 0.2  # the smallest of six: 0.47
+    assert (index.group.reshape(120, 6) == index.group.reshape(120, 6)[:, :1]).all()
+
+
+def test_images_without_near_duplicates_stay_where_their_content_puts_them(make, tmp_path):
+    index = build_index(FolderSource(make.folder(tmp_path, {"": list(range(30))})), None, progress=False)
+    assert (index.group == index.content).all()
+
+
+def test_share_that_is_far_from_what_was_asked_is_said(make, tmp_path):
+    folder = near_duplicates(make, tmp_path / "set", 3, 8)
+    train, held_out = opened(folder, tmp_path / "cache", val="0.05")
+    assert len(held_out) == 8
+    assert any("33.3 % held out is far from the 5 %" in fact for fact in train.facts)
+
+
+def test_class_never_loses_its_only_image(make, tmp_path):
+    layout = {"many": list(range(40)), **{f"one{k}": [100 + k] for k in range(12)}}
+    train, held_out = opened(make.folder(tmp_path / "set", layout), tmp_path / "cache", val="0.5")
+    assert set(train.labels.tolist()) == set(range(13))
+    assert set(held_out.labels.tolist()) == {0}
+    make.folder(tmp_path / "ones", {"a": [1], "b": [2]})
+    with pytest.raises(UserError, match="every class has one image"):
+        opened(tmp_path / "ones", tmp_path / "cache")
+
+
+def sparse_picture(kind, seed):
+    """Returns a picture with little in it, different for every seed."""
+    rng = np.random.default_rng(seed)
+    if kind == "faint noise":
+        return Image.fromarray((128 + rng.normal(0, 2, (96, 96, 3))).clip(0, 255).astype(np.uint8))
+    image = Image.new("RGB", (96, 96), "white" if kind == "text" else "black")
+    draw = ImageDraw.Draw(image)
+    if kind == "text":
+        for row in range(6, 90, 12):
+            x = 6
+            while x < 84:
+                width = int(rng.integers(4, 16))
+                draw.rectangle((x, row, min(x + width, 90), row + 6), fill="black")
+                x += width + 3
+    else:
+        radius = {"dots": 2, "cells": 7, "stars": 0}[kind]
+        for x, y in rng.integers(8, 88, (9 if kind == "cells" else 14, 2)).tolist():
+            draw.point((x, y), fill=(220, 220, 220))
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(220, 220, 220))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["text", "dots", "cells", "stars", "faint noise"])
+def test_pictures_with_little_in_them_are_no_near_duplicates(tmp_path, kind):
+    for k in range(60):
+        image = sparse_picture(kind, k)
+        image.save(tmp_path / f"{k:02}-original.png")
+        if kind != "faint noise":
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / f"{k:02}-turned.png")
+    group = build_index(FolderSource(tmp_path), None, progress=False).group
+    assert len(np.unique(group)) >= 58
+    if kind != "faint noise":
+        assert (group.reshape(60, 2)[:, 0] == group.reshape(60, 2)[:, 1]).mean() > 0.9
 
 
 def test_groups_are_split_whole():

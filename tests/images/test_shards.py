@@ -7,9 +7,11 @@ import pytest
 
 from ldmae.core.errors import UserError
 from ldmae.images import shards
+from ldmae.images.index import open_images
 from ldmae.images.settings import DataConfig
-from ldmae.images.shards import ShardSource, expand_braces, image_part, split_key
+from ldmae.images.shards import ShardSource, expand_braces
 from ldmae.images.sources import open_source
+from ldmae.images.tar import split_key
 
 
 def write_shards(make, folder, count=3, each=4):
@@ -43,11 +45,6 @@ def test_backward_range_is_refused():
         expand_braces("x{3..1}.tar")
 
 
-def test_key_ends_at_the_first_dot_of_the_base_name():
-    assert split_key("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
-    assert image_part(["cls", "mask.png", "jpg"]) == "jpg"
-
-
 @pytest.mark.parametrize("pattern", ["", "{000..002}.tar", "*.tar"])
 def test_members_are_read_by_seeking_in_any_order(make, tmp_path, pattern):
     folder = write_shards(make, tmp_path / "set")
@@ -66,11 +63,11 @@ def test_shard_that_has_not_changed_is_not_scanned_again(make, tmp_path, monkeyp
     first = ShardSource(str(folder), cache_dir=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
-    def never(path):
+    def never(path, *_):
         raise AssertionError(f"{path} was scanned again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_scan_shard", never)
+        patch.setattr(shards, "scan", never)
         again = ShardSource(str(folder), cache_dir=tmp_path / "cache")
     assert again.read(7).tobytes() == first.read(7).tobytes()
     assert again.labels.tolist() == first.labels.tolist()
@@ -85,8 +82,8 @@ def test_shard_labelled_again_is_scanned_again_and_no_other(make, tmp_path, monk
     contents = [{"cls": b"1", "txt": b"a caption", "png": make.encoded(make.image(j))} for j in range(4)]
     make.tar(folder / "001.tar", [(f"{j}.{kind}", contents[j][kind]) for j in range(4) for kind in kinds])
     assert (folder / "001.tar").stat().st_size == size  # tar pads its files
-    scan, scanned = shards._scan_shard, []
-    monkeypatch.setattr(shards, "_scan_shard", lambda path: scanned.append(path.name) or scan(path))
+    scan, scanned = shards.scan, []
+    monkeypatch.setattr(shards, "scan", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
     for _ in range(2):
         source = ShardSource(str(folder), cache_dir=tmp_path / "cache")
         assert source.labels.tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
@@ -184,3 +181,123 @@ def test_truncated_compressed_missing_and_pictureless_shards_are_refused(make, t
     make.tar(tmp_path / "y.tar", [("a.txt", b"a")])
     with pytest.raises(UserError, match="no pictures"):
         ShardSource(str(tmp_path / "y.tar"))
+
+
+# ---- layouts that are not webdataset's own
+
+
+def opened(path, **settings):
+    return open_source(DataConfig(source=str(path), **settings))
+
+
+def test_key_ends_at_the_first_dot_and_a_mask_beside_the_picture_is_counted(make, tmp_path):
+    assert split_key("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
+    picture = make.encoded(make.image(1))
+    make.tar(
+        tmp_path / "x.tar", [("a.cls", b"3"), ("a.mask.png", b"mask"), ("a.png", picture), ("a.txt", b"")]
+    )
+    source = opened(tmp_path / "x.tar")
+    assert source.read_bytes(0) == picture
+    assert source.facts == ["2 files ignored (1 .png, 1 .txt): a.mask.png, a.txt"]
+
+
+def test_sample_of_several_pictures_is_refused_unless_one_is_named(make, tmp_path):
+    members = [(f"a.{k}.png", make.encoded(make.image(k))) for k in range(2)]
+    make.tar(tmp_path / "x.tar", members)
+    with pytest.raises(
+        UserError, match=r"the sample a of .*x\.tar holds 2 pictures \(0\.png, 1\.png\).*image_part"
+    ):
+        opened(tmp_path / "x.tar")
+    assert opened(tmp_path / "x.tar", image_part="1.png").read_bytes(0) == members[1][1]
+    with pytest.raises(UserError, match=r"no pictures in the shards .* 2 files ignored"):
+        opened(tmp_path / "x.tar", image_part="depth.png")
+
+
+def test_pictures_with_dots_in_their_names_are_taken_one_by_one_where_asked(make, tmp_path):
+    members = [(f"scan 1.v{k}.png", make.encoded(make.image(k))) for k in range(4)]
+    make.tar(tmp_path / "x.tar", [*members, ("scan 1.v2.cls", b"cat")])
+    source = opened(tmp_path / "x.tar", image_part="all")
+    assert [source.read_bytes(k) for k in range(4)] == [content for _, content in members]
+    assert source.labels.tolist() == [-1, -1, 0, -1]
+
+
+def test_labels_that_follow_all_pictures_are_found(make, tmp_path):
+    members = [(f"{k}.png", make.encoded(make.image(k))) for k in range(3)]
+    labels = [(f"{k}.json", json.dumps({"Class_ID": [k % 2]}).encode()) for k in range(3)]
+    make.tar(tmp_path / "x.tar", [*members, *labels, ("9.cls", b"1")])
+    source = opened(tmp_path / "x.tar")
+    assert source.labels.tolist() == [0, 1, 0]
+    assert source.facts == ["1 file ignored (1 labels without a picture): 9.cls"]
+
+
+@pytest.mark.parametrize("root", ["", "./", "set/images/"])
+def test_folders_in_shards_are_classes_where_nothing_else_labels(make, tmp_path, root):
+    for shard in range(2):
+        places = [
+            f"{root}{name}/{shard}.png" for name in ("Caf\u00e9", "Cafe\u0301s", "__MACOSX", "dog/young")
+        ]
+        make.tar(tmp_path / f"{shard}.tar", [(place, make.encoded(make.image(shard))) for place in places])
+    source = opened(tmp_path)
+    assert source.classes == ["Caf\u00e9", "Caf\u00e9s", "dog"]
+    assert source.labels.tolist() == [0, 1, 2] * 2
+
+
+def test_pictures_beside_class_folders_in_a_shard_are_refused(make, tmp_path):
+    make.tar(tmp_path / "x.tar", [(name, make.encoded(make.image(1))) for name in ("a.png", "cat/b.png")])
+    with pytest.raises(UserError, match="1 pictures beside folders and 1 in them"):
+        opened(tmp_path / "x.tar")
+
+
+def test_shards_named_after_classes_label_their_pictures(make, tmp_path):
+    for number, name in enumerate(("n01440764", "n01443537")):
+        members = [(f"{name}_{k}.JPEG", make.encoded(make.image(9 * number + k), "jpg")) for k in range(2)]
+        make.tar(tmp_path / f"{name}.tar", members)
+    source = opened(tmp_path)
+    assert source.classes == ["n01440764", "n01443537"]
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    (tmp_path / "parts").mkdir()
+    for number in range(2):  # these are parts of one set
+        make.tar(tmp_path / "parts" / f"shard{number}.tar", [(f"{number}.png", make.encoded(make.image(1)))])
+    assert opened(tmp_path / "parts").classes == ["parts"]
+
+
+def test_labels_that_are_large_numbers_are_numbered(make, tmp_path):
+    ids = (b"30000002", b"10000000000000000", b"30000002", b"9" * 5000, b"-7")
+    members = [
+        part
+        for k, label in enumerate(ids)
+        for part in ((f"{k}.png", make.encoded(make.image(k))), (f"{k}.cls", label))
+    ]
+    make.tar(tmp_path / "x.tar", members[:6])
+    source = opened(tmp_path / "x.tar")
+    assert source.classes == ["30000002", "10000000000000000"]
+    assert source.labels.tolist() == [0, 1, 0]
+    make.tar(tmp_path / "x.tar", members)
+    assert opened(tmp_path / "x.tar").labels.tolist()[3:] == [2, -1]
+
+
+def test_endings_in_capitals_are_read_and_compressed_shards_are_named(make, tmp_path):
+    make.tar(tmp_path / "a.TAR", [("A.PNG", make.encoded(make.image(1)))])
+    assert len(opened(tmp_path)) == 1
+    (tmp_path / "b.tar.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"cannot seek in .*b\.tar\.gz.*data\.stream=true"):
+        opened(tmp_path)
+
+
+def test_folder_of_train_and_val_shards_is_refused_with_the_settings_to_use(make, tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        make.tar(tmp_path / name / "0.tar", [("a.png", make.encoded(make.image(1)))])
+    with pytest.raises(UserError, match=r"look like splits .*use data\.source=.*train data\.val=.*val"):
+        opened(tmp_path)
+
+
+def test_what_was_taken_and_what_was_not_is_said_once_opened(make, tmp_path, capsys):
+    members = [(f"{k}.png", make.encoded(make.image(k))) for k in range(40)]
+    make.tar(tmp_path / "x.tar", [*members, *((f"{k}.cls", b"1") for k in range(1, 40)), ("a.npy", b"")])
+    train, _ = open_images(DataConfig(source=str(tmp_path / "x.tar"), val="0.2"), tmp_path / "cache")
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("x: 40 images in 2 classes; ")
+    assert "%, asked 20 %); 1 file ignored (1 .npy): a.npy; 1 image without a label" in said
+    assert 'class "0" has no training image' in said
+    assert all(fact in said for fact in train.facts)

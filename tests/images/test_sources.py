@@ -1,15 +1,22 @@
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image, features
 
 from ldmae.core.errors import UserError
+from ldmae.core.paths import at_home
 from ldmae.images.base import Names, Subset, with_classes
+from ldmae.images.index import open_images
 from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource, is_stream, open_source
+from ldmae.loading import load_autoencoder
 
 
 def test_subfolders_are_classes_in_order_with_nested_files(make, tmp_path):
@@ -163,3 +170,104 @@ def test_settings_go_through_omegaconf():
     assert OmegaConf.to_object(config) == DataConfig(source="emoji", classes=["faces"])
     assert not is_stream(DataConfig(source="emoji"))
     assert is_stream(DataConfig(source="https://example.org/a.tar"))
+
+
+# ---- what is passed over, and what a folder holds
+
+
+def test_other_files_are_counted_and_what_systems_leave_is_no_class(make, tmp_path):
+    make.folder(
+        tmp_path,
+        {"a": [1, 2], "b": [3], "@eaDir": [4], "#recycle": [5], "$RECYCLE.BIN": [6], "__MACOSX": [7]},
+    )
+    make.folder(tmp_path, {"a/@eaDir": [8], ".hidden": [9]})
+    for name in ("notes.txt", "a/x.heic", "b/y.heic", "Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    source = FolderSource(tmp_path)
+    assert source.classes == ["a", "b"]
+    assert len(source) == 3
+    (fact,) = source.facts
+    assert fact.startswith("3 files ignored (2 .heic, 1 .txt): ")
+    assert "notes.txt" in fact
+
+
+@pytest.mark.parametrize("ending", ["ppm", "pgm", "avif"])
+def test_rarer_formats_are_read(make, tmp_path, ending):
+    if ending == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads none")
+    make.folder(tmp_path, {"a": [1]})
+    image = make.image(2).convert("L" if ending == "pgm" else "RGB")
+    image.save(tmp_path / "a" / f"x.{ending}", {"pgm": "PPM"}.get(ending, ending.upper()))
+    assert len(FolderSource(tmp_path)) == 2
+
+
+def test_two_spellings_of_an_accent_are_one_class_everywhere(make, tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    make.folder(tmp_path / "train", {decomposed: [1, 2, 3], "tea": [4, 5]})
+    make.folder(tmp_path / "val", {composed: [6], "tea": [7]})
+    config = DataConfig(
+        source=str(tmp_path / "train"), val=str(tmp_path / "val"), classes=[decomposed, "tea"]
+    )
+    train, held_out = open_images(config, tmp_path / "cache", progress=False)
+    assert train.classes == held_out.classes == [composed, "tea"]
+    assert (train.labels >= 0).all()
+    assert held_out.labels.tolist() == [0, 1]
+
+
+def write_parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_pictures_win_over_a_table_without_images_and_are_not_chosen_over_one_with(make, tmp_path):
+    make.folder(tmp_path / "one", {"a": [1], "b": [2]})
+    write_parquet(tmp_path / "one" / "a-metadata.parquet", file_name=["a/0001.png"], text=["x"])
+    assert isinstance(open_source(DataConfig(source=str(tmp_path / "one"))), FolderSource)
+    make.tar(tmp_path / "two.tar", [("a.png", make.encoded(make.image(1)))])
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two.tar").rename(tmp_path / "two" / "x.tar")
+    write_parquet(tmp_path / "two" / "a.parquet", key=["a"])
+    assert len(open_source(DataConfig(source=str(tmp_path / "two")))) == 1
+    write_parquet(tmp_path / "one" / "b.parquet", image=[make.encoded(make.image(1))])
+    (tmp_path / "one" / "a-metadata.parquet").unlink()
+    with pytest.raises(UserError, match=r"a table with images \(b\.parquet\) beside pictures"):
+        open_source(DataConfig(source=str(tmp_path / "one")))
+    make.folder(tmp_path / "two", {"": [3]})
+    with pytest.raises(UserError, match="1 pictures and 1 tar shards"):
+        open_source(DataConfig(source=str(tmp_path / "two")))
+
+
+def test_deep_grey_is_scaled_by_the_range_of_all_images_and_said(make, tmp_path):
+    for k, top in enumerate((4000, 1000)):  # 12 bits in files of 16
+        pixels = np.linspace(0, top, 32 * 32).reshape(32, 32).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        Image.fromarray(np.rot90(pixels)).save(tmp_path / f"{k}-turned.png")
+    config = DataConfig(source=str(tmp_path), val="0.5")
+    sources = open_images(config, tmp_path / "cache", progress=False)
+    peaks = {Path(s.describe(k)).name: np.asarray(s.read(k)).max() for s in sources for k in range(len(s))}
+    assert peaks["0.png"] == round(4000 / 4095 * 255)
+    assert peaks["1.png"] == round(1000 / 4095 * 255)
+    assert "grey deeper than 8 bits is scaled: 0 is black, 4095 white" in sources[0].facts
+
+
+def test_home_is_meant_by_a_tilde_wherever_a_path_is_typed(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make.folder(tmp_path / "set", {"": [1, 2]})
+    assert len(open_source(DataConfig(source="~/set"))) == 2
+    words = [
+        "~/x",
+        "autoencoder.source=~/x",
+        "data={~/a,~/b}.tar",
+        "official:~/x",
+        "https://host/~user/a.tar",
+    ]
+    home = str(tmp_path)
+    assert [at_home(word) for word in words] == [
+        f"{home}/x",
+        f"autoencoder.source={home}/x",
+        f"data={{{home}/a,{home}/b}}.tar",
+        f"official:{home}/x",
+        words[4],
+    ]
+    with pytest.raises(UserError, match=f"{home}/set holds no diffusers autoencoder"):
+        load_autoencoder("~/set")

@@ -1,3 +1,5 @@
+import base64
+
 import datasets
 import huggingface_hub
 import numpy as np
@@ -164,3 +166,51 @@ def test_table_is_streamed_with_its_class_names(make, tmp_path):
     batch = next(iter(StreamDataset(source, 16, part="all")))
     assert batch["images"].shape == (3, 16, 16)
     assert np.abs(batch["images"].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "classes", "labels"),
+    [
+        ("Label", [1.0, 0.0, 1.0], ["0", "1"], [1, 0, 1]),
+        ("target", [True, False, True], ["False", "True"], [1, 0, 1]),
+        ("CLASS", ["b", "a", "b"], ["a", "b"], [1, 0, 1]),
+        ("label", [30_000_002, 7, 30_000_002], ["7", "30000002"], [1, 0, 1]),
+    ],
+)
+def test_labels_are_found_whatever_the_case_and_kind(make, tmp_path, column, values, classes, labels):
+    content = [make.encoded(make.image(k)) for k in range(3)]
+    pq.write_table(pa.table({"image": content, column: values}), tmp_path / "a.parquet")
+    source = TableSource(str(tmp_path / "a.parquet"))
+    assert (source.classes, source.labels.tolist()) == (classes, labels)
+    assert source.facts == []
+
+
+def test_columns_that_cannot_label_are_said(make, tmp_path):
+    content = [make.encoded(make.image(k)) for k in range(2)]
+    columns = {"image": content, "label": [[1, 2], [3]], "score": [0.5, 0.25]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = TableSource(str(tmp_path / "a.parquet"))
+    assert source.classes == ["a"]
+    assert source.facts == [
+        "no column of labels among label (list), score (float64): name one with data.label_column"
+    ]
+    source = TableSource(str(tmp_path / "a.parquet"), label_column="score")
+    assert source.facts == ["2 values of the column 'score' are no whole number or name"]
+
+
+def test_images_as_base64_text_or_as_paths_are_read(make, tmp_path):
+    content = make.encoded(make.image(1))
+    (tmp_path / "x.png").write_bytes(content)
+    texts = [base64.b64encode(content).decode(), str(tmp_path / "x.png"), "x" * 500_000 + "!"]
+    pq.write_table(pa.table({"image": texts}), tmp_path / "a.parquet")
+    source = TableSource(str(tmp_path / "a.parquet"))
+    assert source.read_bytes(0) == source.read_bytes(1) == content
+    with pytest.raises(UserError) as caught:
+        open_images(DataConfig(source=str(tmp_path / "a.parquet")), tmp_path / "cache", progress=False)
+    assert len(str(caught.value)) < 600
+
+
+def test_column_that_holds_no_images_is_refused_in_a_line(make, tmp_path):
+    pq.write_table(pa.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"the column 'image' .* expected images"):
+        TableSource(str(tmp_path / "a.parquet"), image_column="image")

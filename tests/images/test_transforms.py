@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ from PIL import Image
 from ldmae.core.errors import UserError
 from ldmae.images.settings import AugmentConfig
 from ldmae.images.transforms import (
+    TooLargePictureError,
+    UnreadablePictureError,
     augment,
     center_crop,
+    open_picture,
     preprocessing_fingerprint,
     random_resized_crop,
     to_rgb,
@@ -103,6 +108,30 @@ def test_float_grey_is_taken_as_zero_to_one():
     assert [out.getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("kind", "top", "white"),
+    [
+        (np.float32, 65535, 65535),
+        (np.int32, 255, 255),
+        (np.uint16, 4000, 4095),
+        (np.uint16, 60000, 65535),
+        (np.int32, 10**6, 2**20 - 1),
+        (np.float32, 3.5, 3.5),
+        (np.uint16, 1, 1),
+    ],
+)
+def test_deep_grey_is_scaled_by_the_depth_that_holds_its_values(kind, top, white):
+    values = np.array([[0, top // 2, top]]).astype(kind)
+    out = to_rgb(reopened(Image.fromarray(values), "TIFF"))
+    expected = [round(255 * float(value) / white) for value in values[0]]
+    assert [out.getpixel((k, 0))[0] for k in range(3)] == pytest.approx(expected, abs=1)
+
+
+def test_negative_values_are_not_cut_off():
+    out = to_rgb(Image.fromarray(np.array([[-1.0, 0.0, 1.0, np.nan]], dtype=np.float32)))
+    assert [out.getpixel((k, 0))[0] for k in range(3)] == [0, 128, 255]
+
+
 def test_one_bit_image_becomes_black_and_white():
     image = Image.new("1", (2, 1), 0)
     image.putpixel((1, 0), 1)
@@ -159,6 +188,45 @@ def test_truncated_file_raises():
     Image.effect_noise((64, 64), 80).save(buffer, "JPEG")
     with pytest.raises(OSError, match="truncated"):
         to_rgb(Image.open(io.BytesIO(buffer.getvalue()[:-400])))
+
+
+def claiming(width: int, height: int, format: str) -> bytes:
+    """Returns a small picture file whose head claims another size."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format)
+    content = bytearray(buffer.getvalue())
+    if format == "PNG":
+        content[16:24] = struct.pack(">II", width, height)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    else:
+        start = content.index(b"\xff\xc0") + 5
+        content[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(20000, 20000), (12000, 9000), (60000, 60000)])
+def test_claimed_size_is_checked_before_anything_is_decoded(format, size):
+    with pytest.raises(TooLargePictureError, match="it claims"):
+        open_picture(claiming(*size, format))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nothing",
+        b"8BPS\x00\x01" + bytes(20),
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR" + bytes(30),
+        b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(50),
+        b"GIF89a" + bytes(10),
+    ],
+)
+def test_broken_pictures_raise_one_kind_of_error(content):
+    with pytest.raises(UnreadablePictureError) as caught:
+        to_rgb(open_picture(content))
+    assert len(str(caught.value).splitlines()) == 1
+    assert issubclass(TooLargePictureError, UnreadablePictureError)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 50), (129, 257), (65, 64)])

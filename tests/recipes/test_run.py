@@ -1,8 +1,11 @@
 """A run folder at work: what is set up before any stage, and what another start makes anew."""
 
+import html
+import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.loading import load_pipeline
+from ldmae.recipes import generated
 from ldmae.recipes.run import open_accelerator, run_autoencoder
 from ldmae.stages import StageBook
 
@@ -150,3 +154,45 @@ def test_a_damaged_shard_is_named_by_encode(autoencoder_alone, tmp_path):
         UserError, match=rf"{shard.name} is no whole safetensors file .*delete it and encode again"
     ):
         recipes.run_arrows(config, run, recipes.encode)
+
+
+# ---- classes that nothing teaches
+
+
+TINY = [
+    "device=cpu",
+    "image_size=24",
+    "autoencoder.model.patch_size=4",
+    "autoencoder.pretraining.objective.perceptual_weight=0",
+    "autoencoder.tuning.objective.perceptual_weight=0",
+    "autoencoder.pretraining.training.steps=2",
+    "autoencoder.tuning.training.steps=1",
+    "diffusion.training.steps=2",
+    "diffusion.model.num_layers=1",
+    "sampling.per_class=1",
+    "sampling.num_inference_steps=2",
+    "evaluation.samples=12",
+]
+
+
+def test_class_without_a_training_image_is_named_and_neither_sampled_nor_measured(tmp_path):
+    random = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:  # whose labels start at 1
+        for i in range(30):
+            picture = io.BytesIO()
+            Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(picture, "PNG")
+            for name, content in ((f"{i}.png", picture.getvalue()), (f"{i}.cls", b"%d" % (1 + i % 2))):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    run = tmp_path / "run"
+    recipes.run_all(load_config("smoke", [*TINY, f"data={tmp_path / 'x.tar'}", "data.val=0.2"]), run)
+    assert json.loads((run / "samples" / "samples.json").read_text())["labels"] == [1, 2]
+    fact = 'class "0" has no training image'
+    assert fact in json.loads((run / "data.json").read_text())["facts"]
+    assert fact in html.unescape((run / "report.html").read_text())
+    config, accelerator = load_config(str(run / "config.yaml")), open_accelerator(load_config("smoke"), run)
+    measured = generated.generated_images(str(run), (), config, accelerator, tmp_path / "kept")
+    assert set(measured.labels.tolist()) == {1, 2}
+    recipes.sample_from(str(run), [], {}, tmp_path / "samples", "cpu")
+    assert json.loads((tmp_path / "samples" / "samples.json").read_text())["labels"] == [1, 2]

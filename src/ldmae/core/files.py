@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 """How picture files end, in lower case."""
 TEMPORARY_PREFIX = ".writing-"
 LOCK = ".lock"

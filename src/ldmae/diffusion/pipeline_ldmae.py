@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -292,6 +293,8 @@ class LDMAEPipeline(DiffusionPipeline):
         Raises:
             UserError: an unknown name, one of several classes, or a number out of range.
         """
+        if isinstance(label, str):
+            label = unicodedata.normalize("NFC", label)  # macOS writes accents as characters of their own
         if isinstance(label, str) and label in self._ids_by_name:
             ids = self._ids_by_name[label]
             if len(ids) > 1:
@@ -362,6 +365,7 @@ def _as_floats(values: Any) -> list[float] | None:
 
 def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     """Maps names to class numbers; a whole label wins over another's synonym of the same spelling."""
+    id2label = {number: unicodedata.normalize("NFC", label) for number, label in id2label.items()}
     synonyms: dict[str, list[int]] = {}
     for number, label in id2label.items():
         for name in {part.strip() for part in label.split(",")}:

@@ -3,8 +3,11 @@
 # N images of a source
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,8 +18,72 @@ from ldmae.core.files import EXTENSIONS as EXTENSIONS
 from ldmae.core.files import fingerprint
 from ldmae.images.transforms import open_picture, to_rgb
 
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "class_id",
+    "cls",
+    "class_name",
+    "fine_label",
+    "category",
+    "target",
+)
+"""What a table's column of labels may be called, or a label in a shard's JSON, whatever the case."""
+
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Folders and shards of these names are splits, not classes."""
+
+_JUNK = {"__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+
 BUILTIN = ("emoji", "digits", "photos")
 """Sets that lie in the packages that come with this one."""
+
+
+def is_junk(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or was left by a system: never a class, never an image."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def nfc(name: str) -> str:
+    """Returns a name in one spelling of its accents: macOS writes them as characters of their own (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def plain_label(value: Any) -> int | str | None:
+    """Returns a label as a number or a name, None for what is neither: fractions, NaN, several at once."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else None
+    if isinstance(value, str):
+        value = nfc(value.strip())
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value) else value[:200] or None
+    return value if isinstance(value, int) and abs(value) < 2**63 else None
+
+
+def number_labels(values: list[int | str | None], name: str) -> tuple[np.ndarray, list[str]]:
+    """Returns labels (N,) int64 and class names for raw labels.
+
+    Numbers are kept, but where they are sparse, as object ids are, their distinct values are numbered; names
+    are sorted; None and negative numbers are -1. Without any label all images are one class called `name`.
+    """
+    known = {value for value in values if value is not None and not (isinstance(value, int) and value < 0)}
+    if not known:
+        without = 0 if all(value is None for value in values) else -1
+        return np.full(len(values), without, np.int64), [name]
+    numbers = [value for value in known if isinstance(value, int)]
+    if len(numbers) == len(known):
+        top = max(numbers)
+        dense = top < 10 * len(known) + 100
+        classes = [str(k) for k in (range(top + 1) if dense else sorted(numbers))]
+    else:
+        classes = sorted({str(value) for value in known})
+    position = {value: k for k, value in enumerate(classes)}
+    labels = (-1 if value is None else position.get(str(value), -1) for value in values)
+    return np.fromiter(labels, np.int64, len(values)), classes
 
 
 class Names:
@@ -64,6 +131,10 @@ class FileSource:
     licence: str = ""
     classes: list[str]
     labels: np.ndarray
+    facts: list[str]
+    """What was passed over, in words."""
+    span: tuple[float, float] | None = None
+    """Values of grey deeper than 8 bits that become black and white; each picture's own where None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,7 +158,7 @@ class FileSource:
 
     def read(self, index: int) -> Image.Image:
         """Returns the image as a viewer shows it (`to_rgb`)."""
-        return to_rgb(open_picture(self.read_bytes(index)))
+        return to_rgb(open_picture(self.read_bytes(index)), self.span)
 
 
 class Subset:
@@ -106,6 +177,8 @@ class Subset:
         self.name, self.licence = source.name, source.licence
         self.classes = source.classes if classes is None else classes
         self.unreadable = 0
+        self.facts: list[str] = []
+        """What is to be said about them, where all were looked at."""
         self.content: np.ndarray | None = None
         """(N,) uint64, a hash of each image's file, where all were looked at."""
         self.group: np.ndarray | None = None
@@ -140,10 +213,18 @@ class Subset:
         stamps = getattr(self.source, "stamps", None)
         return None if stamps is None else stamps()[self.indices]
 
+    def _shades(self) -> list[str]:
+        """Returns the span of deep grey as text, which the pixels follow from, too."""
+        source = self.source
+        while isinstance(source, Subset):
+            source = source.source
+        span = getattr(source, "span", None)
+        return [] if span is None else [f"span {span}"]
+
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels, without another look where all were looked at."""
         if self.content is not None:
-            return content_fingerprint(self.content, self.labels, self.classes)
+            return content_fingerprint(self.content, self.labels, [*self.classes, *self._shades()])
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
         return fingerprint(parts)
 
@@ -159,7 +240,7 @@ def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = 
     Raises:
         UserError: with `strict`, the source has a class that `classes` lacks.
     """
-    classes = list(classes)
+    classes = [nfc(name) for name in classes]
     if source.classes == classes:
         return source
     position = {name: k for k, name in enumerate(classes)}

@@ -16,6 +16,8 @@ smaller by a third, stay below; pictures that are not alike differ in a hundred.
 MAX_THUMB_MEAN = 3.5
 MAX_THUMB_PEAK = 20.0
 """Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
+MIN_CORRELATION = 0.98
+"""Of the brightness of near-duplicates, 16 × 16 cells each."""
 NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
 BANDS = 8
@@ -23,12 +25,16 @@ BANDS = 8
 
 
 def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) -> np.ndarray:
-    """Returns for every image the smallest content hash among its near-duplicates (and theirs).
+    """Returns for every image the content hash of one of its near-duplicates (and theirs), the same for all.
+
+    It is that of the image whose hash is the smallest read from its other end, so that it is a uniform draw
+    however large the group is: the smallest of k hashes falls below a limit k times as often. An image
+    without near-duplicates keeps its own.
 
     Args:
         found: of each image `readable` (N,) bool, `content` (N,) uint64, its file's hash, `hash` and
-            `mirror` (N, 32) uint8, difference hashes of 256 bits of the image and of its mirror image, and
-            `thumb` (N, 8, 8, 3) uint8.
+            `mirror` (N, 32) uint8, difference hashes of 256 bits of the image and of its mirror image,
+            `thumb` (N, 8, 8, 3) uint8, and `grey` (N, 16, 16) uint8, brightness by its mean and deviation.
         progress: show a bar.
 
     Returns:
@@ -39,7 +45,7 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
     if len(readable) < 2:
         return group
     content = found["content"][readable]
-    signatures = found["hash"][readable], found["mirror"][readable], found["thumb"][readable]
+    signatures = (found[name][readable] for name in ("hash", "mirror", "thumb", "grey"))
     with progress_bar("comparing images", BANDS, "passes", show=progress) as advance:
         pairs = []
         for of_band in _near_pairs(*signatures):
@@ -52,14 +58,14 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
     right = np.concatenate([pair[1] for pair in pairs])
     edges = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(len(readable), len(readable)))
     parts, member = connected_components(edges, directed=False)
-    smallest = np.full(parts, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, member, content)
-    group[readable] = smallest[member]
+    order = np.lexsort((content.byteswap(), member))
+    first = order[np.searchsorted(member[order], np.arange(parts))]  # of each group
+    group[readable] = content[first][member]
     return group
 
 
 def _near_pairs(
-    hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray
+    hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray, greys: np.ndarray
 ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
     """Yields pairs of images that look alike, mirrored or not, band by band of their difference hashes.
 
@@ -79,7 +85,9 @@ def _near_pairs(
             left, right = left[keep], right[keep]
             keep = _hamming(signatures[left], signatures[right]) <= MAX_HAMMING
             left, right = left[keep], right[keep]
-            keep = _thumbs_agree(thumbs, left, right, count)
+            keep = _thumbs_agree(thumbs, left, right)
+            left, right = left[keep], right[keep]
+            keep = _greys_agree(greys, left, right)
             pairs.append((left[keep] % count, right[keep] % count))
         yield pairs
 
@@ -91,14 +99,33 @@ def _hamming(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return _BITS[left ^ right].sum(axis=1, dtype=np.int64)
 
 
-def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    def as_seen(rows: np.ndarray) -> np.ndarray:
-        seen = thumbs[rows % count].astype(np.int16)  # (pairs, 8, 8, 3)
-        return np.where((rows >= count)[:, None, None, None], seen[:, :, ::-1], seen)
+def _as_seen(pictures: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns the pictures of some signatures, mirrored where the signature is, (pairs, values) float32."""
+    count = len(pictures)
+    seen = pictures[rows % count].astype(np.float32)  # (pairs, H, W, ...)
+    seen[rows >= count] = seen[rows >= count][:, :, ::-1]
+    return seen.reshape(len(rows), -1)
 
+
+def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     agree = np.zeros(len(left), bool)
     for start in range(0, len(left), 65536):
         part = slice(start, start + 65536)
-        difference = np.abs(as_seen(left[part]) - as_seen(right[part])).reshape(len(left[part]), -1)
+        difference = np.abs(_as_seen(thumbs, left[part]) - _as_seen(thumbs, right[part]))
         agree[part] = (difference.mean(axis=1) <= MAX_THUMB_MEAN) & (difference.max(axis=1) <= MAX_THUMB_PEAK)
+    return agree
+
+
+def _greys_agree(greys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Says where brightness goes up and down alike, however little of it there is.
+
+    Pictures with little in them, as dots on black or lines of text, have few bits set and thumbnails that
+    are alike; it is where their brightness varies that tells them apart.
+    """
+    agree = np.zeros(len(left), bool)
+    for start in range(0, len(left), 65536):
+        one, other = (_as_seen(greys, rows[start : start + 65536]) - 128 for rows in (left, right))
+        size = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+        # two without any variation are alike
+        agree[start : start + 65536] = (one * other).sum(axis=1) >= MIN_CORRELATION * size
     return agree

@@ -5,8 +5,9 @@
 import collections
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,12 +17,14 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
-from ldmae.images.base import Subset, content_hash, with_classes
+from ldmae.images.base import Subset, content_hash
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
+from ldmae.images.facts import label_facts, share_facts, summary
 from ldmae.images.settings import DataConfig
-from ldmae.images.sources import FolderSource, held_out_share, open_source
-from ldmae.images.transforms import open_picture, to_rgb
+from ldmae.images.sources import held_out_share, open_source
+from ldmae.images.split import open_held_out, refuse_seen, split_by_group
+from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of, to_rgb, value_range
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,9 @@ class Index:
     content: np.ndarray
     """(N,) uint64, hash of the file's bytes (0 where unreadable)."""
     group: np.ndarray
-    """(N,) uint64, smallest content hash among the image's near-duplicates; it decides the side."""
+    """(N,) uint64, content hash of one of the image's near-duplicates; it decides the side."""
+    span: tuple[float, float] | None
+    """Smallest and largest value of grey deeper than 8 bits in all images; None where there is none."""
     broken: list[str]
     """The first few unreadable images, each with its reason."""
 
@@ -57,11 +62,11 @@ def is_held_out(hashed: int, share: float) -> bool:
 # ---- looking at one image
 
 
-def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns content hash, difference hash (32,) uint8, the mirror image's, thumbnail (8, 8, 3) uint8."""
+def _look(source: ImageSource, index: int) -> dict[str, Any]:
+    """Returns what `_FOUND` names of an image."""
     if isinstance(source, Subset):  # other labels: the file is the same
         source, index = source.origin(index)
-    read_bytes = getattr(source, "read_bytes", None)
+    read_bytes, span = getattr(source, "read_bytes", None), (np.nan, np.nan)
     if read_bytes is None:
         image = source.read(index)
         content = image.tobytes()
@@ -71,14 +76,33 @@ def _look(source: ImageSource, index: int) -> tuple[int, np.ndarray, np.ndarray,
         # JPEG decodes to an eighth several times as fast, and still reads to the file's end, so that a
         # truncated one is found
         image.draft("RGB", (4 * HASH_SIDE, 4 * HASH_SIDE))
+        if is_deep(image):
+            load_picture(image)
+            span = value_range(image)
         image = to_rgb(image)
-    thumb = np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX))
-    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    brightness = image.convert("L")
+    grey = brightness.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey).astype(np.int16)
     # a step of more than 2 levels, so that noise in flat areas sets no bits
     rising = values[:, 1:] - values[:, :-1] > 2
     falling = (values[:, :-1] - values[:, 1:] > 2)[:, ::-1]
-    return content_hash(content), _pack(rising), _pack(falling), thumb
+    return {
+        "readable": True,
+        "content": content_hash(content),
+        "hash": _pack(rising),
+        "mirror": _pack(falling),
+        "thumb": np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)),
+        "grey": _standardised(brightness),
+        "span": span,
+    }
+
+
+def _standardised(brightness: Image.Image) -> np.ndarray:
+    """Returns 16 × 16 cells of brightness, uint8: 128 at their mean, 32 more a standard deviation above."""
+    # in float, for it may vary by less than a level
+    cells = np.asarray(brightness.convert("F").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX))
+    deviation = max(float(cells.std()), 1e-3)
+    return (128 + 32 * (cells - cells.mean()) / deviation).round().clip(0, 255).astype(np.uint8)
 
 
 _ORDER = (
@@ -99,8 +123,8 @@ def _look_at_chunk(source: ImageSource, chunk: np.ndarray, out: dict[str, np.nda
         except Exception as error:  # decoders raise whatever they like on broken files
             broken[k] = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
             continue
-        out["content"][k], out["hash"][k], out["mirror"][k], out["thumb"][k] = found
-        out["readable"][k] = True
+        for name, value in found.items():
+            out[name][k] = value
     return broken
 
 
@@ -147,10 +171,11 @@ def build_index(
     """
     count, stamps = len(source), _stamps(source)
     cache = None if cache_dir is None else Path(cache_dir) / f"images-{_place(source)}.npz"
-    kept = _load(cache, "stamps", "readable", "content", "group", "reasons")
+    kept = _load(cache, "stamps", "readable", "content", "span", "group", "reasons")
     known, before = _known(kept, stamps, max_unreadable)
     if kept is not None and known.all() and count == len(kept["stamps"]):
-        group, found = kept["group"][before], {name: kept[name][before] for name in ("readable", "content")}
+        group = kept["group"][before]
+        found = {name: kept[name][before] for name in ("readable", "content", "span")}
         return _index(source, found, group, _reasons(kept, known, before))
     found = {name: np.zeros((count, *shape), kind) for name, (kind, shape) in _FOUND.items()}
     looks = _load(cache, *_FOUND) if known.any() else None  # many bytes an image, and needed here alone
@@ -193,7 +218,9 @@ def _index(
     source: ImageSource, found: dict[str, np.ndarray], group: np.ndarray, reasons: dict[int, str]
 ) -> Index:
     broken = [f"{source.describe(k)} ({reasons[k]})" for k in sorted(reasons)[:NAMED]]
-    return Index(found["readable"], found["content"], group, broken)
+    deep = found["span"][found["readable"] & np.isfinite(found["span"]).all(axis=1)]
+    span = (float(deep[:, 0].min()), float(deep[:, 1].max())) if len(deep) else None
+    return Index(found["readable"], found["content"], group, span, broken)
 
 
 _FOUND = {
@@ -202,6 +229,8 @@ _FOUND = {
     "hash": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
     "mirror": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
     "thumb": (np.uint8, (THUMB_SIDE, THUMB_SIDE, 3)),
+    "grey": (np.uint8, (HASH_SIDE, HASH_SIDE)),
+    "span": (np.float64, (2,)),
 }
 """What a look finds of an image: type and shape of each."""
 
@@ -211,15 +240,18 @@ def _stamps(source: ImageSource) -> np.ndarray:
     own = getattr(source, "stamps", None)
     stamps = None if own is None else own()
     if stamps is None:  # no files: the images as they are in memory
-        origin = source.source if isinstance(source, Subset) else source
-        stamps = numbered(stamp_of(origin.fingerprint()), np.arange(len(source)))
+        stamps = numbered(stamp_of(_root(source).fingerprint()), np.arange(len(source)))
     return stamps
+
+
+def _root(source: ImageSource) -> Any:
+    """Returns the source that others only relabel."""
+    return _root(source.source) if isinstance(source, Subset) else source
 
 
 def _place(source: ImageSource) -> str:
     """Returns a name for where the images are, whatever they are now."""
-    while isinstance(source, Subset):
-        source = source.source
+    source = _root(source)
     return fingerprint(("index", INDEX_VERSION, type(source).__name__, getattr(source, "place", source.name)))
 
 
@@ -236,37 +268,6 @@ def _load(cache: Path | None, *names: str) -> dict[str, np.ndarray] | None:
         for name in shapes.keys() & kept.keys()
     ) and ("reasons" not in kept or (told.dtype.kind, told.shape) == ("U", (count - kept["readable"].sum(),)))
     return kept if whole and count else None
-
-
-def split_by_group(group: np.ndarray, share: float) -> np.ndarray:
-    """Returns which images are held out, (N,) bool: whole groups, at least one image on either side.
-
-    Args:
-        group: (N,) uint64 hashes that decide.
-        share: share to hold out, in (0, 1).
-
-    Raises:
-        UserError: fewer than two groups.
-    """
-    if len(group) < 2:
-        raise UserError(
-            f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or "
-            f"name held-out ones "
-            "with data.val=PATH"
-        )
-    lowest, highest = group.min(), group.max()
-    if lowest == highest:
-        raise UserError(
-            f"all {len(group)} images are near-duplicates of one another, so none can be held out; add "
-            f"different ones, or "
-            "name held-out ones with data.val=PATH"
-        )
-    held_out = group < np.uint64(min(int(share * 2**64), 2**64 - 1))
-    if not held_out.any():
-        held_out = group == lowest
-    elif held_out.all():
-        held_out = group != highest
-    return held_out
 
 
 def open_images(
@@ -297,14 +298,23 @@ def open_images(
             console.print(
                 f"{source.name} holds images out by itself: data.val={config.val} plays no part", markup=False
             )
-        held_out = split_by_group(index.group[usable], share) if own is None else own[usable]
+        labels = _root(source).labels[usable]  # whatever data.classes leaves of them
+        held_out = split_by_group(index.group[usable], share, labels) if own is None else own[usable]
         train, unseen = _subset(source, usable[~held_out], index), _subset(source, usable[held_out], index)
+        share = share if own is None else None
     else:
-        other = _open_val(config, source, cache_dir)
+        other = open_held_out(config, source, cache_dir)
+        if (span := getattr(_root(source), "span", None)) is not None:
+            _root(other).span = span
         train = _subset(source, usable, index)
         unseen = _subset(other, *_usable(other, config, cache_dir, progress))
-        _refuse_seen(train, unseen, config)
+        refuse_seen(train, unseen, config)
     train.unreadable = len(source) - len(usable)
+    train.facts = _facts(source, index, train, "training image")
+    if share is not None:
+        train.facts += share_facts(len(train), len(unseen), share)
+    if progress:
+        console.print(summary(train, unseen, share), markup=False, soft_wrap=True)
     return train, unseen
 
 
@@ -320,7 +330,24 @@ def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) 
         UserError: nothing there, or too many unreadable images.
     """
     source = open_source(config, cache_dir)
-    return _subset(source, *_usable(source, config, cache_dir, progress))
+    usable, index = _usable(source, config, cache_dir, progress)
+    images = _subset(source, usable, index)
+    images.facts = _facts(source, index, images, "image")
+    if progress:
+        console.print(summary(images, None, None), markup=False, soft_wrap=True)
+    return images
+
+
+def _facts(source: ImageSource, index: Index, images: Subset, what: str) -> list[str]:
+    """Returns what is to be said about images that were opened."""
+    facts = [*getattr(_root(source), "facts", [])]
+    if unreadable := int(np.count_nonzero(~index.readable)):
+        facts.append(
+            f"{unreadable:,} unreadable: {'; '.join(index.broken[:1])}{'; …' if unreadable > 1 else ''}"
+        )
+    if (span := getattr(_root(source), "span", None)) is not None:
+        facts.append(f"grey deeper than 8 bits is scaled: {span[0]:g} is black, {span[1]:g} white")
+    return [*facts, *label_facts(images.labels, images.classes, what)]
 
 
 def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
@@ -329,51 +356,15 @@ def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
     return subset
 
 
-def _open_val(config: DataConfig, source: ImageSource, cache_dir: Path) -> ImageSource:
-    if config.val.startswith("split:"):
-        named = replace(config, split=config.val.removeprefix("split:"), val="0.5", classes=None)
-        if named.split == config.split:
-            raise UserError(f"data.val={config.val} is the split that training uses; name another one")
-    else:
-        if _same_place(config.val, config.source):
-            raise UserError(
-                f"data.val={config.val} are the training images themselves; name others, or hold a share of "
-                "these out, such as data.val=0.05"
-            )
-        named = replace(config, source=config.val, val="0.5", classes=None)
-    other = open_source(named, cache_dir)
-    if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
-        raise UserError(
-            f"the held-out images of data.val={config.val} lie in no subfolders, so that their classes are "
-            "not known; put them into one subfolder a class, named as those of the training images"
-        )
-    if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
-        return Subset(other, np.arange(len(other)), classes=source.classes)
-    return with_classes(other, source.classes, strict=config.classes is None)
-
-
-def _refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
-    """Raises where most held-out images are training images, as those of files that have no splits are."""
-    assert train.content is not None
-    assert unseen.content is not None
-    seen = int(np.isin(unseen.content, train.content).sum())
-    if 2 * seen > len(unseen):
-        raise UserError(
-            f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
-            f"data.source={config.source}; name others, or hold a share of these out, such as data.val=0.05"
-        )
-
-
-def _same_place(one: str, other: str) -> bool:
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
 def _usable(
     source: ImageSource, config: DataConfig, cache_dir: Path, progress: bool
 ) -> tuple[np.ndarray, Index]:
     """Returns the indices of the images that can be read, and what was found in all."""
     index = build_index(source, cache_dir, progress, config.max_unreadable)
     usable = np.flatnonzero(index.readable)
+    root = _root(source)
+    if index.span is not None and root.span is None:  # deep grey is in files alone
+        root.span = span_of(*index.span)
     unreadable = len(source) - len(usable)
     if not unreadable:
         return usable, index

@@ -27,6 +27,8 @@ class DataConfig(Bounded):
     """A table's column of images; found by type if not given."""
     label_column: str | None = None
     """A table's column of labels; found by type or name if not given."""
+    image_part: str | None = None
+    """Which part of a tar shard's sample is its image, where it has several: `rgb.png`; or `all` of them."""
     stream: bool = False
     """Read a Hub dataset or shards front to back without storing them; such a run does not resume exactly."""
     classes: list[str] | None = None

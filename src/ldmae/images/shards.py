@@ -8,20 +8,30 @@ import io
 import json
 import os
 import re
-import tarfile
 from array import array
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp
-from ldmae.images.base import EXTENSIONS, FileSource, Names, is_pattern, missing_path
+from ldmae.images.base import (
+    EXTENSIONS,
+    SPLIT_NAMES,
+    FileSource,
+    Names,
+    is_junk,
+    is_pattern,
+    missing_path,
+    nfc,
+    number_labels,
+    shortened,
+)
 from ldmae.images.cache import load_arrays, numbered, save_arrays
+from ldmae.images.facts import Ignored
+from ldmae.images.tar import folders, scan
 
-INDEX_VERSION = "2"
+INDEX_VERSION = "3"
 OPEN_SHARDS = 64
 """How many shards a process keeps open at most."""
 
@@ -51,8 +61,20 @@ def match_files(pattern: str) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
-def find_shards(name: str) -> list[Path]:
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+
+def is_tar(name: str) -> bool:
+    """Returns whether a name ends as a tar shard's does, compressed or not, in whatever case."""
+    return name.lower().endswith(_TARS)
+
+
+def find_shards(name: str, compressed: bool = False) -> list[Path]:
     """Returns the local tar files that a file, folder, brace pattern or glob names, in order.
+
+    Args:
+        name: of them.
+        compressed: whether compressed ones will do, as where they are read front to back.
 
     Raises:
         UserError: none there, one of them missing, or a compressed one.
@@ -67,138 +89,117 @@ def find_shards(name: str) -> list[Path]:
                 )
             paths += found
     elif Path(name).expanduser().is_dir():
-        paths = sorted(Path(name).expanduser().glob("*.tar"))
+        entries = sorted(Path(name).expanduser().iterdir())
+        paths = [path for path in entries if is_tar(path.name) and not is_junk(path.name)]
     else:
         paths = [Path(name).expanduser()]
     for path in paths:
         if not path.is_file():
             raise missing_path(str(path))
-        if path.suffix != ".tar":
+        if not compressed and path.suffix.lower() != ".tar":
             raise UserError(
-                f"cannot seek in {path}: expected uncompressed .tar shards; unpack it with gunzip or the like"
+                f"cannot seek in {path}: expected uncompressed .tar shards; unpack it with gunzip or the "
+                "like, or read it front to back with data.stream=true"
             )
     if not paths:
         raise UserError(f"no .tar shards at {name}: check data.source")
     return paths
 
 
-class Member(NamedTuple):
-    """What a shard holds of one sample, told by the extensions after its key."""
-
-    key: str
-    parts: dict[str, tarfile.TarInfo]
-
-
-def split_key(name: str) -> tuple[str, str]:
-    """Returns (key, extension) of a member: webdataset splits the base name at its first dot."""
-    folder, _, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
-
-
-def group_members(members: Iterable[tarfile.TarInfo]) -> Iterator[Member]:
-    """Yields samples: runs of files with the same key."""
-    sample = None
-    for member in members:
-        if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
-            continue
-        key, extension = split_key(member.name)
-        if sample is None or sample.key != key or extension in sample.parts:
-            if sample is not None:
-                yield sample
-            sample = Member(key, {})
-        sample.parts[extension] = member
-    if sample is not None:
-        yield sample
-
-
-def image_part(parts: Iterable[str]) -> str | None:
-    """Returns which of a sample's extensions is the picture: `png` rather than `mask.png`."""
-    pictures = [part for part in parts if "." + part.rpartition(".")[2] in EXTENSIONS]
-    return min(pictures, key=lambda part: part.count("."), default=None)
-
-
-def parse_label(extension: str, content: bytes) -> int | str | None:
-    """Returns the label in a sample's `.cls` file (number or name) or its `.json` file (under "label")."""
-    if extension == "cls":
-        value = content.decode("utf-8", "replace").strip()
-    elif extension == "json":
-        try:
-            value = json.loads(content)
-        except ValueError:
-            return None
-        value = value.get("label") if isinstance(value, dict) else None
-    else:
-        return None
-    if isinstance(value, str):
-        return int(value) if re.fullmatch(r"-?\d+", value) else value or None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def number_labels(values: list[int | str | None], name: str) -> tuple[np.ndarray, list[str]]:
-    """Returns labels (N,) int64 and class names for raw labels: numbers are kept, names sorted, None is -1.
-
-    Without any label all images are one class called `name`.
-    """
-    known = {value for value in values if value is not None}
-    if not known:
-        return np.zeros(len(values), np.int64), [name]
-    if all(isinstance(value, int) for value in known):
-        top = max(int(value) for value in known)
-        labels = np.fromiter((-1 if v is None else max(int(v), -1) for v in values), np.int64, len(values))
-        return labels, [str(k) for k in range(top + 1)]
-    classes = sorted(str(value) for value in known)
-    position = {value: k for k, value in enumerate(classes)}
-    return np.fromiter(
-        (-1 if v is None else position[str(v)] for v in values), np.int64, len(values)
-    ), classes
-
-
 class ShardSource(FileSource):
-    """Tar shards as webdataset writes them: a sample's files lie side by side and share the name up to a dot.
+    """Tar shards as webdataset writes them: the files of a sample share their name up to its first dot.
 
     The picture is the file with an image's extension; the label comes from `.cls` (a number or a name) or
-    `.json` (its "label"). `.txt` is a caption and ignored. Samples without a picture are skipped. A shard is
-    scanned once: where its pictures are is kept in `cache_dir`, by its path, size and time of modification.
+    `.json` (its "label", "class", …). Where no sample has a label, the folders in the shards are classes, as
+    in a folder of pictures; and where there are none, shards named after their classes. A shard is scanned
+    once: where its pictures are is kept in `cache_dir`, by its path, size and times of change.
+
+    Args:
+        name: a file, a folder or a pattern.
+        cache_dir: where the scan is kept, or None.
+        image_part: which part of a sample is its picture, where it has several; `all`: each is an image.
 
     Raises:
-        UserError: no shards, a truncated or compressed one, or none with a picture.
+        UserError: no shards, a truncated or compressed one, none with a picture, or a sample with several.
     """
 
-    def __init__(self, name: str, cache_dir: Path | None = None):
+    def __init__(self, name: str, cache_dir: Path | None = None, image_part: str | None = None):
         self._paths = find_shards(name)
+        self._wanted = None if image_part is None else image_part.lower().removeprefix(".")
         self.name = self._paths[0].stem if len(self._paths) == 1 else self._paths[0].resolve().parent.name
-        self.place = "\n".join(str(path.resolve()) for path in self._paths)
+        self.place = "\n".join([image_part or "", *(str(path.resolve()) for path in self._paths)])
         self._stamps = np.array([stamp(path) for path in self._paths], np.uint64)
         key = fingerprint(("shards", INDEX_VERSION, self.place))
         found = self._scan(None if cache_dir is None else Path(cache_dir) / f"shards-{key}.npz")
         self._shard = np.repeat(np.arange(len(self._paths), dtype=np.int32), found["count"])
         self._offset, self._size = found["offset"], found["size"]
         self._names = Names(found["names"].tobytes(), np.append(0, found["length"].cumsum()))
+        ignored = Ignored()
+        for told in json.loads(found["ignored"].tobytes()):
+            ignored.join(Ignored(*told))
+        self.facts = ignored.facts()
         if not len(self._shard):
             raise UserError(
                 f"no pictures in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
+                + "".join(f"; {fact}" for fact in self.facts)
             )
         numbers, self.classes = number_labels(json.loads(found["values"].tobytes()), self.name)
         self.labels = np.append(numbers, -1 if len(numbers) else 0)[found["label"]]
+        if not len(numbers):
+            self._label_by_place(name)
         self._open: collections.OrderedDict[int, io.FileIO] = collections.OrderedDict()
+
+    def _label_by_place(self, name: str) -> None:
+        """Takes the folders in the shards for classes, or the shards, if they are named as classes are."""
+        inside: list[str | None] = [None]
+        if b"/" in self._names.blob:
+            inside = folders(os.fsdecode(self._names[k]) for k in range(len(self)))
+        named = set(inside) - {None}
+        if named and None in inside:
+            raise UserError(
+                f"the shards at {name} have {inside.count(None)} pictures beside folders and "
+                f"{len(inside) - inside.count(None)} in them ({shortened(sorted(map(str, named)), 4)}); "
+                "expected one or the other, or labels (.cls, .json) beside the pictures"
+            )
+        if named and {folder.lower() for folder in map(str, named)} <= SPLIT_NAMES:
+            raise UserError(
+                f"the folders in the shards at {name} look like splits, not classes "
+                f"({', '.join(sorted(map(str, named)))}); write each into shards of its own"
+            )
+        if named:
+            self.labels, self.classes = number_labels(inside, self.name)
+        elif _are_classes([path.stem for path in self._paths], self._first_names()):
+            numbers, self.classes = number_labels([nfc(path.stem) for path in self._paths], self.name)
+            self.labels = numbers[self._shard]
+            self.facts.append("no labels in the shards, which are named after their classes")
+
+    def _first_names(self) -> list[str]:
+        """Returns the name of each shard's first picture, without folders; empty where it has none."""
+        first = np.searchsorted(self._shard, np.arange(len(self._paths)))
+        found = self._shard[first.clip(max=len(self) - 1)] == np.arange(len(self._paths))
+        names = (
+            os.fsdecode(self._names[int(k)]) if there else "" for k, there in zip(first, found, strict=True)
+        )
+        return [name.rpartition("/")[2] for name in names]
 
     def _scan(self, cache: Path | None) -> dict[str, np.ndarray]:
         """Returns where the pictures are and what labels they have; reads shards that changed, or are new."""
-        kept = load_arrays(cache, *_SCANNED, "names", "values", "stamps")
+        kept = load_arrays(cache, *_SCANNED, "names", "values", "ignored", "stamps")
         before = {} if kept is None else _by_shard(kept)
         if kept is not None and [*before] == self._stamps.tolist():
             return kept
         values: dict[int | str, int] = {}  # one object a class, not one an image
-        parts = []
+        parts, told = [], []
         for path, key in zip(self._paths, self._stamps.tolist(), strict=True):
-            part, raw = before.get(key) or _scanned(path)
+            part, raw, ignored = before.get(key) or _scanned(path, self._wanted)
+            told.append(ignored)
             numbers = np.full(len(raw) + 1, -1)
             for k in np.unique(part["label"]).tolist():  # what is kept of others may have more
                 numbers[k] = -1 if k < 0 else values.setdefault(raw[k], len(values))
             parts.append({**part, "label": numbers[part["label"]]})
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found["values"] = np.frombuffer(json.dumps([*values]).encode(), np.uint8)
+        found["ignored"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
         if cache is not None:
             save_arrays(cache, {**found, "stamps": self._stamps})
         return found
@@ -241,71 +242,53 @@ _SCANNED = ("count", "offset", "size", "length", "label")
 the number of its label among `values` (-1: none)."""
 
 
-def _scanned(path: Path) -> tuple[dict[str, np.ndarray], list[int | str]]:
-    """Returns a shard's pictures as `_SCANNED` and `names` hold them, and the labels that they number."""
+_Scanned = tuple[dict[str, np.ndarray], list[int | str], tuple[dict[str, int], list[str]]]
+
+
+def _scanned(path: Path, wanted: str | None) -> _Scanned:
+    """Returns a shard's pictures as `_SCANNED` says, the labels that they number, and what is ignored."""
     offset, size, length, label = array("q"), array("q"), array("q"), array("i")
-    names, values = bytearray(), {}
-    for member, value in _scan_shard(path):
-        name = member.name.encode("utf-8", "surrogateescape")
-        offset.append(member.offset_data)
-        size.append(member.size)
+    names, values, ignored = bytearray(), {}, Ignored()
+    for picture in scan(path, wanted, ignored):
+        name = picture.part.name.encode("utf-8", "surrogateescape")
+        offset.append(picture.part.offset)
+        size.append(picture.part.size)
         length.append(len(name))
-        label.append(-1 if value is None else values.setdefault(value, len(values)))
+        label.append(-1 if picture.label is None else values.setdefault(picture.label, len(values)))
         names += name
     arrays = {"count": [len(offset)], "offset": offset, "size": size, "length": length, "label": label}
     found = {name: np.array(values, np.int64) for name, values in arrays.items()}
-    return found | {"names": np.frombuffer(bytes(names), np.uint8)}, [*values]
+    found["names"] = np.frombuffer(bytes(names), np.uint8)
+    return found, [*values], (ignored.counts, ignored.names)
 
 
-def _by_shard(kept: dict[str, np.ndarray]) -> dict[int, tuple[dict[str, np.ndarray], list[int | str]]]:
+def _by_shard(kept: dict[str, np.ndarray]) -> dict[int, _Scanned]:
     """Returns what is kept of each shard by its stamp; nothing where it is damaged."""
     try:
-        values = json.loads(kept["values"].tobytes())
+        values, told = (json.loads(kept[name].tobytes()) for name in ("values", "ignored"))
         pictures = np.append(0, kept["count"].cumsum())
         letters = np.append(0, kept["length"].cumsum())[pictures]
         lengths = {name: len(kept[name]) for name in ("offset", "size", "length", "label")}
         whole = set(lengths.values()) == {int(pictures[-1])} and len(kept["names"]) == letters[-1]
         whole &= all(kept[name].dtype.kind == "i" for name in _SCANNED)
-        if not whole or len(kept["stamps"]) != len(kept["count"]) or kept["label"].max() >= len(values):
+        whole &= {len(kept["stamps"])} == {len(kept["count"]), len(told)}
+        if not whole or kept["label"].max(initial=-1) >= len(values):
             return {}
+        shards = {}
+        for k, key in enumerate(kept["stamps"].tolist()):
+            part = {name: kept[name][pictures[k] : pictures[k + 1]] for name in lengths}
+            part |= {"count": kept["count"][k : k + 1], "names": kept["names"][letters[k] : letters[k + 1]]}
+            Ignored(*told[k])
+            shards[key] = part, values, told[k]
     except (ValueError, IndexError, TypeError):
         return {}
-    shards = {}
-    for k, key in enumerate(kept["stamps"].tolist()):
-        part = {name: kept[name][pictures[k] : pictures[k + 1]] for name in lengths}
-        part |= {"count": kept["count"][k : k + 1], "names": kept["names"][letters[k] : letters[k + 1]]}
-        shards[key] = part, values
     return shards
 
 
-def _scan_shard(path: Path) -> Iterator[tuple[tarfile.TarInfo, int | str | None]]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for sample in group_members(_members(tar)):
-                part = image_part(sample.parts)
-                if part is None:
-                    continue
-                label = None
-                for extension in ("cls", "json"):
-                    if label is None and extension in sample.parts:
-                        content = tar.extractfile(sample.parts[extension])
-                        label = parse_label(extension, content.read() if content else b"")
-                yield sample.parts[part], label
-    except tarfile.TarError as error:
-        raise UserError(
-            f"the shard {path} is truncated or no tar file ({error}); fetch it again or remove it"
-        ) from error
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    last = None
-    while (member := tar.next()) is not None:
-        last = member
-        yield member
-        tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
-    # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
-    end = 0 if last is None else last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    assert tar.fileobj is not None
-    tar.fileobj.seek(end)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no end mark after {end} bytes")
+def _are_classes(stems: list[str], first: list[str]) -> bool:
+    """Says whether shards are named after classes: without numbers, or their pictures after them."""
+    if len(stems) < 2 or {stem.lower() for stem in stems} & SPLIT_NAMES:
+        return False
+    numbered = [bool(re.search(r"\d$", stem)) for stem in stems]
+    after = all(name.startswith(stem) for name, stem in zip(first, stems, strict=True) if name)
+    return not any(numbered) or (all(numbered) and after and not all(stem.isdigit() for stem in stems))

@@ -16,64 +16,68 @@ from ldmae.core.files import stamp_of
 from ldmae.images.base import (
     BUILTIN,
     EXTENSIONS,
+    SPLIT_NAMES,
     FileSource,
     Names,
+    is_junk,
     is_pattern,
     missing_path,
+    nfc,
     shortened,
     with_classes,
 )
 from ldmae.images.builtin import open_builtin
 from ldmae.images.cache import numbered
+from ldmae.images.facts import Ignored
+from ldmae.images.kinds import TABLE_FILES, kind_of_folder
 from ldmae.images.settings import DataConfig
-from ldmae.images.shards import ShardSource
+from ldmae.images.shards import ShardSource, is_tar
 from ldmae.images.tables import TableSource
 
 _SEPARATOR = os.fsencode(os.sep)
-_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class FolderSource(FileSource):
     """Picture files in a folder; subfolders are classes, and a flat folder is one class named after it.
 
-    Files nested deeper count for the subfolder they are under. Hidden files and folders are ignored,
-    symbolic links are followed, order is by name. A folder with pictures both directly in it and in
-    subfolders is an error, for it is not known what was meant.
+    Files nested deeper count for the subfolder they are under. Hidden files and folders are ignored, as are
+    those that systems leave (`@eaDir`, `#recycle`, …); other files are counted in `facts`. Symbolic links are
+    followed, order is by name. A folder with pictures both directly in it and in subfolders is an error, for
+    it is not known what was meant.
     """
 
     def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise missing_path(str(folder))
-        self.name = self.folder.resolve().name
+        self.name = nfc(self.folder.resolve().name)
         self.place = str(self.folder.resolve())
         root = os.fsencode(self.folder)
         self._root = root if root.endswith(_SEPARATOR) else root + _SEPARATOR
-        flat, subfolders = _list(self._root)
-        labels, states, classes = array("i"), array("q"), []
+        ignored = Ignored()
+        flat, subfolders = _list(self._root, ignored)
+        labels, states = array("i"), array("q")
+        numbers: dict[str, int] = {}  # two spellings of a name are one class
 
         def walk() -> Iterator[bytes]:
-            for file in flat:
+            def noted(file: os.DirEntry[bytes], label: int) -> bytes:
                 state = file.stat()
                 states.extend((state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-                labels.append(0)
-                yield file.name
+                labels.append(label)
+                return file.path[len(self._root) :]
+
+            for file in flat:
+                yield noted(file, 0)
             for subfolder in subfolders:
-                found = False
-                for file in _walk(subfolder.path, ()):
-                    found = True
-                    state = file.stat()
-                    states.extend((state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-                    labels.append(len(classes))
-                    yield file.path[len(self._root) :]
-                if found:
-                    classes.append(os.fsdecode(subfolder.name))
+                for file in _walk(subfolder.path, (), ignored):
+                    yield noted(file, numbers.setdefault(nfc(os.fsdecode(subfolder.name)), len(numbers)))
 
         self._names = Names.of(walk())
         self._states = np.array(states).reshape(-1, 3)  # (N, 3) int64: size, times of change
         self.labels = np.array(labels, dtype=np.int64)
-        self.classes = classes or [self.name]
-        self.flat = not classes
+        self.classes = [*numbers] or [self.name]
+        self.flat = not numbers
+        self.facts = ignored.facts()
         self._refuse_odd_layouts(len(flat), [os.fsdecode(entry.name) for entry in subfolders])
 
     def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
@@ -81,7 +85,7 @@ class FolderSource(FileSource):
             raise UserError(
                 f"no images in the folder {self.folder}: expected files ending in "
                 f"{', '.join(EXTENSIONS)}, directly or "
-                "in one subfolder per class; check data.source"
+                "in one subfolder per class; check data.source" + "".join(f" ({fact})" for fact in self.facts)
             )
         if flat and len(self) > flat:
             raise UserError(
@@ -89,7 +93,7 @@ class FolderSource(FileSource):
                 f"expected one or "
                 "the other: move all into subfolders, one a class, or point data.source at one of them"
             )
-        if not self.flat and {name.lower() for name in self.classes} <= _SPLIT_NAMES:
+        if not self.flat and {name.lower() for name in self.classes} <= SPLIT_NAMES:
             train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
             others = [f" data.val={self.folder / name}" for name in self.classes if name != train]
             raise UserError(
@@ -119,17 +123,20 @@ class FolderSource(FileSource):
         return stamps
 
 
-def _list(folder: bytes) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[bytes]]]:
+def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[bytes]]]:
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith((b".", b"__MACOSX", b"lost+found")):
+                name = os.fsdecode(entry.name)
+                if is_junk(name):
                     continue
                 if entry.is_dir():
                     folders.append(entry)
-                elif os.fsdecode(entry.name).lower().endswith(EXTENSIONS) and entry.is_file():
+                elif name.lower().endswith(EXTENSIONS) and entry.is_file():
                     files.append(entry)
+                elif name.lower() not in ("thumbs.db", "desktop.ini"):
+                    ignored.add(os.fsdecode(entry.path))
     except OSError as error:
         raise UserError(
             f"cannot look into the folder {os.fsdecode(folder)} ({error.strerror}); make it readable, or "
@@ -138,22 +145,23 @@ def _list(folder: bytes) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[byt
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
 
 
-def _walk(folder: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[os.DirEntry[bytes]]:
+def _walk(
+    folder: bytes, above: tuple[tuple[int, int], ...], ignored: Ignored
+) -> Iterator[os.DirEntry[bytes]]:
     status = os.stat(folder)  # noqa: PTH116, a bytes path
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder above: going on would never end
         return
-    files, folders = _list(folder)
+    files, folders = _list(folder, ignored)
     yield from files
     for subfolder in folders:
-        yield from _walk(subfolder.path, (*above, here))
+        yield from _walk(subfolder.path, (*above, here), ignored)
 
 
 # ---- which kind a name stands for
 
 _REMOTE = re.compile(r"^https?://")
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_TABLE_FILES = (".parquet", ".arrow")
 
 
 def is_stream(config: DataConfig) -> bool:
@@ -189,7 +197,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             "latents): download it first and give the local path, or leave data.stream off"
         )
     name = config.source
-    kind = "set" if name in BUILTIN else _kind(name)
+    kind = "set" if name in BUILTIN else kind_of(name)
     if kind != "table" and config.split != DataConfig().split:
         raise UserError(
             f"{name} has no splits, {config.split!r} is asked for; leave data.split out, and name held-out "
@@ -200,7 +208,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     elif kind == "folder":
         source = FolderSource(Path(name).expanduser())
     elif kind == "shards":
-        source = ShardSource(name, cache_dir=cache_dir)
+        source = ShardSource(name, cache_dir, config.image_part)
     else:
         source = TableSource(
             name,
@@ -210,7 +218,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
         )
     if config.classes is None:
         return source
-    absent = [wanted for wanted in config.classes if wanted not in source.classes]
+    absent = [wanted for wanted in config.classes if nfc(wanted) not in source.classes]
     if absent:
         raise UserError(
             f"data.classes names {absent[0]!r}, which {name} lacks{nearest(absent[0], source.classes)}; "
@@ -219,7 +227,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     return with_classes(source, config.classes, strict=False)
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """Returns `folder`, `shards` or `table`."""
     if not name:
         raise UserError(
@@ -227,13 +235,13 @@ def _kind(name: str) -> str:
         )
     path = Path(name).expanduser()
     if is_pattern(name):
-        return "table" if name.endswith(_TABLE_FILES) else "shards"
+        return "table" if name.lower().endswith(TABLE_FILES) else "shards"
     if path.is_dir():
-        return _kind_of_folder(path)
+        return kind_of_folder(path)
     if path.is_file():
-        if path.suffix in _TABLE_FILES:
+        if path.name.lower().endswith(TABLE_FILES):
             return "table"
-        if ".tar" in path.suffixes or path.suffix == ".tgz":
+        if is_tar(path.name):
             return "shards"
         raise UserError(
             f"data.source is the file {name}: expected a folder, a .tar, a .parquet or an .arrow file"
@@ -242,21 +250,3 @@ def _kind(name: str) -> str:
     if _HUB_NAME.match(name) and not parent_is_here:
         return "table"
     raise missing_path(name)
-
-
-def _kind_of_folder(folder: Path) -> str:
-    first = sorted(path for path in folder.iterdir() if not path.name.startswith("."))[:1]
-    known = [folder / name for name in ("data", "default", *sorted(_SPLIT_NAMES))]
-    for place in (folder, *known, *first):  # the first may be named after a configuration of a Hub dataset
-        if not place.is_dir():
-            continue
-        with os.scandir(place) as entries:
-            for entry in entries:
-                suffix = Path(entry.name).suffix
-                if suffix in _TABLE_FILES:
-                    return "table"
-                if suffix == ".tar" and place == folder:
-                    return "shards"
-                if suffix.lower() in EXTENSIONS:
-                    return "folder"
-    return "folder"

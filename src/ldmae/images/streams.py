@@ -17,12 +17,13 @@ from torch.utils.data import get_worker_info
 
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
-from ldmae.images.base import content_hash
+from ldmae.images.base import content_hash, nfc, plain_label
 from ldmae.images.index import is_held_out
 from ldmae.images.settings import DataConfig
-from ldmae.images.shards import expand_braces, find_shards, group_members, image_part, parse_label
-from ldmae.images.sources import held_out_share
-from ldmae.images.tables import load_table, table_files
+from ldmae.images.shards import expand_braces, find_shards
+from ldmae.images.sources import held_out_share, kind_of
+from ldmae.images.tables import load_table, picture_bytes, table_files
+from ldmae.images.tar import Part, clean_name, image_part, label_parts, parse_label, runs
 from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Item(NamedTuple):
     name: str
     content: bytes
     label: int | str | None
+    folders: tuple[str, ...] = ()
+    """It lies in these in its shard."""
 
 
 class StreamSource:
@@ -69,7 +72,7 @@ class StreamSource:
         buffer: int = 1000,
     ):
         self.name, self.licence = name, ""
-        self.classes = list(classes) if classes else [name]
+        self.classes = [nfc(label) for label in classes] if classes else [name]
         self._one_class = not classes
         self._shards = shards
         self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
@@ -138,8 +141,9 @@ class StreamSource:
     def _label(self, item: Item) -> int:
         if self._one_class:
             return 0
-        if item.label is None:
-            return -1
+        if item.label is None:  # a folder may be named after its class
+            folders = (nfc(folder) for folder in reversed(item.folders))
+            return next((self.classes.index(folder) for folder in folders if folder in self.classes), -1)
         if isinstance(item.label, int) and item.label < len(self.classes):
             return max(item.label, -1)
         if str(item.label) in self.classes:
@@ -224,8 +228,8 @@ class _WholeResponse:
 class _TarOpener:
     """Reads a tar shard, remote or local, front to back. No closure, so that workers can be spawned."""
 
-    def __init__(self, address: str):
-        self.address = address
+    def __init__(self, address: str, wanted: str | None = None):
+        self.address, self.wanted, self.warned = address, wanted, False
 
     def _open(self) -> Any:
         if not _is_address(self.address):
@@ -238,28 +242,35 @@ class _TarOpener:
             # a stream can't go back to a sample's files once it has passed them, so they are read while
             # grouping
             contents: dict[str, bytes] = {}
-            for sample in group_members(_read_along(tar, contents)):
-                part = image_part(sample.parts)
-                if part is None:
-                    continue
+            for sample in runs(_read_along(tar, contents), self.wanted):
+                part, labels = image_part(sample, self.wanted, self.address), label_parts(sample)
                 label = None
-                for extension in ("cls", "json"):
-                    if label is None and extension in sample.parts:
+                for extension in labels:
+                    if label is None:
                         label = parse_label(extension, contents[sample.parts[extension].name])
-                member = sample.parts[part]
-                yield Item(f"{self.address}:{member.name}", contents[member.name], label)
-                mine = {other.name for other in sample.parts.values()}
-                for name in mine:
-                    contents.pop(name, None)
+                if part is not None:
+                    name = sample.parts[part].name
+                    yield Item(f"{self.address}:{name}", contents[name], label, tuple(name.split("/")[:-1]))
+                elif labels and not self.warned:
+                    self.warned = True
+                    logger.warning(
+                        "%s: the label %s is not beside its picture, and a stream cannot go back to it: "
+                        "write shards in order, or read them without data.stream",
+                        self.address,
+                        sample.key,
+                    )
+                for other in sample.parts.values():
+                    contents.pop(other.name, None)
 
 
-def _read_along(tar: tarfile.TarFile, contents: dict[str, bytes]) -> Iterator[tarfile.TarInfo]:
+def _read_along(tar: tarfile.TarFile, contents: dict[str, bytes]) -> Iterator[Part]:
     while (member := tar.next()) is not None:
-        if member.isfile():
+        name = clean_name(member.name)
+        if member.isfile() and name is not None:
             file = tar.extractfile(member)
             assert file is not None
-            contents[member.name] = file.read()
-            yield member
+            contents[name] = file.read()
+            yield Part(name, 0, member.size)
         tar.members.clear()  # type: ignore[attr-defined]
 
 
@@ -275,21 +286,30 @@ class _TableOpener:
         batches = part.iter(batch_size=1)  # unlike iterating over it, this does not split by worker
         for k, row in enumerate(batches):
             value = row[self.image_column][0] or {}
-            content = value.get("bytes")
-            if content is None and value.get("path"):
+            if (
+                isinstance(value, dict)
+                and value.get("bytes") is None
+                and "://" in str(value.get("path"))[:20]
+            ):
                 import fsspec
 
                 with fsspec.open(value["path"], "rb") as file:
                     content = file.read()  # type: ignore[union-attr]
-            label = row[self.label_column][0] if self.label_column else None
-            yield Item(f"shard {self.index}, row {k}", content or b"", label)
+            else:
+                try:
+                    content = picture_bytes(value)
+                except OSError:  # counted as unreadable
+                    content = b""
+            label = plain_label(row[self.label_column][0]) if self.label_column else None
+            yield Item(f"shard {self.index}, row {k}", content, label)
 
 
 def local_files(config: DataConfig) -> list[Path]:
     """Returns the files on this machine that a stream is read from; none for a remote one."""
     if _is_address(config.source):
         return []
-    return find_shards(config.source) if config.source.endswith(".tar") else table_files(config.source)
+    shards = kind_of(config.source) == "shards"
+    return find_shards(config.source, True) if shards else table_files(config.source)
 
 
 def open_stream(config: DataConfig) -> StreamSource:
@@ -305,9 +325,12 @@ def open_stream(config: DataConfig) -> StreamSource:
         )
     options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
     name = config.source
-    if _is_address(name) or name.endswith(".tar"):
-        addresses = expand_braces(name) if _is_address(name) else [str(path) for path in find_shards(name)]
-        shards = [Shard(address, _TarOpener(address)) for address in addresses]
+    if _is_address(name) or kind_of(name) == "shards":
+        addresses = (
+            expand_braces(name) if _is_address(name) else [str(path) for path in find_shards(name, True)]
+        )
+        wanted = None if config.image_part is None else config.image_part.lower().removeprefix(".")
+        shards = [Shard(address, _TarOpener(address, wanted)) for address in addresses]
         return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
     return _open_table_stream(config, options)
 

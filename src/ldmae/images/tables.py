@@ -2,6 +2,8 @@
 
 # N rows of the table
 
+import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,11 @@ import numpy as np
 
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import stamp, stamp_of
-from ldmae.images.base import FileSource, is_pattern
+from ldmae.images.base import LABEL_NAMES, FileSource, is_pattern, nfc, number_labels, plain_label, shortened
 from ldmae.images.cache import numbered
-from ldmae.images.shards import expand_braces, match_files, number_labels
+from ldmae.images.shards import expand_braces, match_files
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
-_LABEL_NAMES = ("label", "labels", "class", "class_id", "cls", "fine_label", "category")
 
 
 class TableSource(FileSource):
@@ -50,7 +51,10 @@ class TableSource(FileSource):
             raise UserError(f"the split {split!r} of {name} has no rows; check data.source and data.split")
         self._location = f"{name} ({split})"
         self.licence = table.info.license or ""
-        self.labels, self.classes = _labels(table, label_column, classes, self.name)
+        self.labels, self.classes, lost = _labels(table, label_column, classes, self.name)
+        self.facts = _not_taken(table.features, self._image_column) if label_column is None else []
+        if lost:
+            self.facts.append(f"{lost:,} values of the column {label_column!r} are no whole number or name")
         self._table = table.select_columns([self._image_column])
         files = [str(entry["filename"]) for entry in table.cache_files] or table_files(name)
         self._stamp = stamp_of(split, self._image_column, *(stamp(file) for file in files))
@@ -61,9 +65,7 @@ class TableSource(FileSource):
         value = self._table[index][self._image_column]
         if value is None:
             raise OSError("the row has no image")
-        if value["bytes"] is not None:
-            return value["bytes"]
-        return Path(value["path"]).read_bytes()
+        return picture_bytes(value)
 
     def describe(self, index: int) -> str:
         """Returns the dataset's name and the row's number."""
@@ -76,9 +78,50 @@ class TableSource(FileSource):
         inside, paths = (column.flatten()[column.type.get_field_index(name)] for name in ("bytes", "path"))
         for k in np.flatnonzero(inside.is_null().to_numpy()).tolist():  # these name a file
             path = paths[k].as_py()
-            if path is not None and Path(path).is_file():
+            if path is not None and _is_file(path):
                 stamps[k] = stamp_of(int(stamps[k]), stamp(path))
         return stamps
+
+
+def picture_bytes(value: Any) -> bytes:
+    """Returns the picture file of a cell: its bytes, base64 text, or the file that it names.
+
+    Raises:
+        OSError: there is none.
+    """
+    if isinstance(value, str):
+        value = {"bytes": None, "path": value}
+    if not value or (value["bytes"] is None and not value["path"]):
+        raise OSError("the row has no image")
+    if value["bytes"] is not None:
+        return value["bytes"]
+    text = value["path"]
+    if not _is_file(text):
+        try:
+            return base64.b64decode(
+                text.rpartition(",")[2] if text.startswith("data:") else text, validate=True
+            )
+        except ValueError as error:
+            raise OSError(f"neither a file nor base64: {text[:60]}") from error
+    return Path(text).read_bytes()
+
+
+def _is_file(text: str) -> bool:
+    return len(text) <= 4096 and os.path.isfile(text)  # noqa: PTH113, Path.is_file raises for what is no path
+
+
+def holds_images(path: Path) -> bool:
+    """Returns whether a parquet file has a column that may hold images; any other table may have one."""
+    if path.suffix.lower() != ".parquet":
+        return True
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, ValueError):  # damaged: opening it says so
+        return True
+    kinds = [str(field.type) for field in schema]
+    return any(kind.startswith(("binary", "large_binary", "struct<bytes")) for kind in kinds)
 
 
 def _local_files(name: str) -> list[Path]:
@@ -114,6 +157,7 @@ def load_table(
         UserError: no such dataset, split or column, or it cannot be fetched.
     """
     import datasets
+    import pyarrow as pa
 
     try:
         table = _load(name, split, streaming)
@@ -126,7 +170,7 @@ def load_table(
             if local
             else "from the Hugging Face Hub (nor is there such a folder here)"
         )
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
             f"cannot open {name}, split {split!r}, {where}: {first_line}; check data.source, data.split, "
             f"the network, and "
@@ -142,9 +186,16 @@ def load_table(
     classes = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if feature is not None and classes is None and not _is_plain(feature):
         raise UserError(
-            f"the label column {label_column!r} of {name} holds {feature}; expected numbers or names"
+            f"the label column {label_column!r} of {name} holds {str(feature)[:99]}; expected numbers or "
+            "names"
         )
-    table = table.cast_column(image_column, datasets.Image(decode=False))
+    try:
+        table = table.cast_column(image_column, datasets.Image(decode=False))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"the column {image_column!r} of {name} holds {str(features[image_column])[:99]}; expected "
+            "images: bytes, paths or base64 text; name another with data.image_column"
+        ) from error
     return table, image_column, label_column, classes
 
 
@@ -176,9 +227,22 @@ def _load(name: str, split: str, streaming: bool) -> Any:
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)
 
 
+def _is_text(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("string", "large_string"))
+
+
 def _is_plain(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
-    return dtype.startswith(("int", "uint", "string", "large_string"))
+    return dtype.startswith(("int", "uint", "string", "large_string", "float", "double", "bool"))
+
+
+def _not_taken(features: Any, image_column: str) -> list[str]:
+    """Returns what is to be said where a table's column of labels was not found."""
+    columns = [name for name in features if name != image_column]
+    listed = shortened(
+        [f"{name} ({str(getattr(features[name], 'dtype', 'list'))[:20]})" for name in columns], 6
+    )
+    return [f"no column of labels among {listed}: name one with data.label_column"] if columns else []
 
 
 def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
@@ -203,6 +267,9 @@ def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
     named = [column for column in candidates if column.lower() in _IMAGE_NAMES]
     if named or len(candidates) == 1:
         return (named or candidates)[0]
+    texts = [column for column in features if column.lower() in _IMAGE_NAMES and _is_text(features[column])]
+    if texts and not candidates:  # paths, or base64
+        return texts[0]
     raise UserError(
         f"{'several columns' if candidates else 'no column'} of {name} may hold the images; its columns are "
         f"{', '.join(features)}: name one with data.image_column"
@@ -222,23 +289,28 @@ def _find_label_column(name: str, features: Any, wanted: str | None) -> str | No
     if len(typed) == 1:
         return typed[0]
     candidates = typed or [column for column, feature in features.items() if _is_plain(feature)]
-    return next((column for column in _LABEL_NAMES if column in candidates), typed[0] if typed else None)
+    known = {column.lower(): column for column in reversed(candidates)}
+    return next((known[name] for name in LABEL_NAMES if name in known), typed[0] if typed else None)
 
 
 def _labels(
     table: Any, column: str | None, classes: list[str] | None, name: str
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], int]:
+    """Returns labels (N,) int64, class names, and how many values are no label."""
     if column is None:
-        return np.zeros(len(table), np.int64), [name]
+        return np.zeros(len(table), np.int64), [name], 0
     values = table.select_columns([column]).with_format("arrow")[:].column(column)
     if classes is not None:
-        return values.fill_null(-1).to_numpy().astype(np.int64), classes
+        return values.fill_null(-1).to_numpy().astype(np.int64), [nfc(label) for label in classes], 0
     encoded = values.combine_chunks().dictionary_encode()  # one Python object a class, not one a row
     if hasattr(encoded, "combine_chunks"):
         encoded = encoded.combine_chunks()
-    raw = encoded.dictionary.to_pylist()
-    if not raw:  # a column of nulls
-        return np.zeros(len(table), np.int64), [name]
+    raw = [plain_label(value) for value in encoded.dictionary.to_pylist()]
     numbers, classes = number_labels(raw, name)
     positions = encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.append(numbers, -1)[positions], classes
+    lost = np.array([*(label is None for label in raw), False])[positions]
+    return (
+        np.append(numbers, -1 if any(label is not None for label in raw) else 0)[positions],
+        classes,
+        int(lost.sum()),
+    )

@@ -4,10 +4,11 @@
 
 import io
 import math
+import warnings
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ldmae.core.files import fingerprint
@@ -35,43 +36,115 @@ _UPRIGHT = {  # EXIF 0x0112: what undoes how the camera was held
 }
 
 
+class UnreadablePictureError(OSError):
+    """A picture file that cannot be decoded; the message is one short line."""
+
+
+class TooLargePictureError(UnreadablePictureError):
+    """A picture whose pixels, as many as its file claims, are not decoded."""
+
+
+MAX_PIXELS = 2**27
+"""Of a picture: 134 million, which take a gigabyte to decode at most."""
+_ALWAYS_PIXELS, _PIXELS_A_BYTE = 2**24, 2000
+"""A larger picture has a byte for so many pixels at least, or its size is a lie: no codec packs it denser."""
+
+
 def open_picture(content: bytes) -> Image.Image:
     """Returns a picture file's image, undecoded as yet.
 
     Raises:
-        OSError: the bytes are of no format that Pillow knows.
+        UnreadablePictureError: the bytes are of no format that Pillow knows, or their head is broken.
+        TooLargePictureError: it claims more than `MAX_PIXELS`, or more than its bytes can hold.
     """
     try:
-        return Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:  # Pillow's message gives the address of the buffer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            image = Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise TooLargePictureError(f"it claims more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # decoders raise whatever they like; and Pillow's message gives an address
         what = "an empty file" if not content else "no picture of a known format, or its head is broken"
-        raise OSError(what) from error
+        raise UnreadablePictureError(what) from error
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS or (pixels > _ALWAYS_PIXELS and pixels > _PIXELS_A_BYTE * len(content)):
+        raise TooLargePictureError(
+            f"it claims {image.width} x {image.height} pixels in {len(content):,} bytes; expected at most "
+            f"{MAX_PIXELS:,}, and no more than its bytes can hold"
+        )
+    return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def load_picture(image: Image.Image) -> None:
+    """Decodes the first frame of a picture, in place.
+
+    Raises:
+        UnreadablePictureError: the file is truncated or broken.
+    """
+    try:
+        if image.tell() != 0:  # an animation that somebody has already stepped through
+            image.seek(0)
+        image.load()
+    except Exception as error:  # OSError, SyntaxError, EOFError, ValueError, struct.error, …
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise UnreadablePictureError(reason) from error
+
+
+def to_rgb(image: Image.Image, span: tuple[float, float] | None = None) -> Image.Image:
     """Returns the picture as a viewer shows it: first frame, upright, 8-bit RGB, alpha composited on white.
 
     Handles every mode that Pillow decodes: palette (with or without transparency), grey of 1, 8, 16 and 32
-    bits, float (taken as [0, 1], or [0, 255] where it exceeds 1), CMYK, YCbCr, LA, RGBA and their
-    premultiplied forms. Colour profiles are not applied.
+    bits, float, CMYK, YCbCr, LA, RGBA and their premultiplied forms. Colour profiles are not applied.
+
+    Args:
+        image: the picture.
+        span: values of grey deeper than 8 bits that become black and white; `span_of` the picture's own
+            values if not given.
 
     Raises:
-        OSError: the file is truncated or broken (as Pillow raises it on decoding).
-        ValueError: a mode without a way to RGB.
+        UnreadablePictureError: the file is truncated or broken, or of a mode without a way to RGB.
     """
-    if image.tell() != 0:  # an animation that somebody has already stepped through
-        image.seek(0)
-    image.load()  # before getexif: Pillow turns TIFF upright itself, here
+    load_picture(image)  # before getexif: Pillow turns TIFF upright itself, here
     orientation = _orientation(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _deep_grey_to_8_bit(image)
-    if image.has_transparency_data:
-        image = _on_white(image)
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    if is_deep(image):
+        image = _deep_grey_to_8_bit(image, span)
+    try:
+        if image.has_transparency_data:
+            image = _on_white(image)
+        elif image.mode != "RGB":
+            image = image.convert("RGB")
+    except ValueError as error:
+        raise UnreadablePictureError(f"no way from {image.mode} to RGB") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Returns whether a picture's grey has more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def value_range(image: Image.Image) -> tuple[float, float]:
+    """Returns the smallest and the largest value of a picture of deep grey; NaN counts for nothing."""
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)] if image.mode == "F" else values
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def span_of(low: float, high: float) -> tuple[float, float]:
+    """Returns the values that become black and white where all lie between `low` and `high`.
+
+    Black is 0, or the smallest where it is negative. White is the end of the usual depth that holds all: 1,
+    255 (8 bits), 1023, 4095, 16383, 65535, and so on; below 16 the largest value itself.
+    """
+    black, white = min(0.0, low), max(high, 0.0)
+    if white <= 1:
+        return black, 1.0
+    if white < 16:
+        return black, white
+    bits = next((bits for bits in (8, 10, 12, 14, 16) if white < 2**bits), math.ceil(math.log2(white + 1)))
+    return black, float(2**bits - 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -91,18 +164,14 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
+def _deep_grey_to_8_bit(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
     # Pillow's own convert("L") clips at 255 instead of scaling: a 16-bit photograph would come out white.
+    black, white = span or span_of(*value_range(image))
     values = np.asarray(image).astype(np.float32)  # enough for 8 bits of 16, at half the memory
     transparent = image.info.get("transparency")
-    if image.mode == "F":
-        scale = 255.0 if np.nanmax(values, initial=0.0) <= 1.0 else 1.0
-    elif image.mode == "I" and values.max(initial=0) > 65535:
-        scale = 255.0 / (2**31 - 1)
-    else:
-        scale = 255.0 / 65535
     opaque = (values != transparent) * np.uint8(255) if isinstance(transparent, int) else None
-    values *= scale
+    values -= black
+    values *= 255.0 / (white - black)
     np.nan_to_num(values, copy=False)
     grey = values.round(out=values).clip(0, 255, out=values).astype(np.uint8)
     if opaque is not None:  # PNG's one grey value that stands for nothing

@@ -310,9 +310,8 @@ def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> 
     paths = sorted((results / "units").glob("*/*/unit.json"))
     made = {str(path.parent): read_json(path, dict) for path in paths}
     known = {place: mapping(record.get("data")).get("fingerprint") for place, record in made.items()}
-    images, cache = None, folder / unit.place / "data"
-    if any(known.values()):
-        images = images_fingerprint(*open_run_images(unit.config.data, cache, say)[1:])
+    opened = any(known.values()) and open_run_images(unit.config.data, folder / unit.place / "data", say)
+    images = images_fingerprint(*opened[1:]) if opened else None
     others = [place for place, fingerprint in known.items() if fingerprint not in (None, images)]
     if others:
         raise UserError(

@@ -31,7 +31,7 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.samples import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.recipes.generation import generated_batches, own_sampling, picture_size
+from ldmae.recipes.generation import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.recipes.threads import settle_alone, velocity
 from ldmae.settings import Config
 
@@ -118,16 +118,16 @@ def generated_images(
     batch = config.sampling.batch_size
     if accelerator.num_processes == 1:
         settle_alone(velocity(pipeline, batch), batch, pipeline.device, config.threads, source)
-    classes = pipeline.transformer.config.num_classes
     evaluation, sampling = config.evaluation, config.sampling
     own = {name: value for name, value in own_sampling(pipeline).items() if name not in told}
     sampling = replace(sampling, **own)
     scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
     sampling = replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
-    labels = np.arange(evaluation.samples) % classes
+    classes = np.array(known_classes(pipeline))
+    labels = classes[np.arange(evaluation.samples) % len(classes)]
     if evaluation.sample_labels == "random":
         random = generator(evaluation.seed, "sample labels")
-        labels = torch.randint(classes, (evaluation.samples,), generator=random).numpy()
+        labels = classes[torch.randint(len(classes), (evaluation.samples,), generator=random).numpy()]
     how = f"{evaluation.sample_labels} labels"
     return keep_generated(pipeline, labels, sampling, accelerator, folder, how)
 

@@ -66,7 +66,7 @@ def save_pipeline(run: Run) -> None:
             scheduler=FlowMatchEulerDiscreteScheduler(
                 shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
             ),
-            id2label=dict(enumerate(run.train.classes)),
+            id2label={label: run.train.classes[label] for label in trained_classes(run)},
             **({} if own else statistics),
         )
         if run.main:
@@ -101,15 +101,30 @@ def sample(run: Run) -> None:
         if run.main:
             # whose settings are this run's: what they name was typed, or allowed
             pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
-            classes = class_choice(len(run.train.classes), config.max_classes)
+            classes = class_choice(known_classes(pipeline), config.max_classes)
             labels = [label for label in classes for _ in range(config.per_class)]
             save_samples(pipeline, labels, config, folder)
         run.accelerator.wait_for_everyone()
 
 
-def class_choice(classes: int, at_most: int) -> list[int]:
+def trained_classes(run: Run) -> list[int]:
+    """Returns the classes that have a training image; all of a stream, of which only some are kept."""
+    if run.stream is not None:
+        return list(range(len(run.train.classes)))
+    return [label for label in np.unique(run.train.labels).tolist() if label >= 0]
+
+
+def known_classes(pipeline: LDMAEPipeline) -> list[int]:
+    """Returns the classes that a pipeline was trained on: those it has names for, all where it has none."""
+    count = pipeline.transformer.config.num_classes
+    named = {int(label) for label in cast(Any, pipeline.config).id2label or {}}
+    return [label for label in range(count) if label in named] or list(range(count))
+
+
+def class_choice(classes: list[int], at_most: int) -> list[int]:
     """Returns the classes of the grid, evenly spread where there are too many."""
-    return np.unique(np.linspace(0, classes - 1, min(classes, at_most)).round().astype(int)).tolist()
+    places = np.linspace(0, len(classes) - 1, min(len(classes), at_most)).round().astype(int)
+    return np.array(classes)[np.unique(places)].tolist()
 
 
 def save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
@@ -236,8 +251,8 @@ def sample_from(
     else:
         config = SamplingConfig(**own_sampling(pipeline))
     config = dataclasses.replace(config, **changes)
-    names = pipeline_classes(pipeline)
-    chosen = [pipeline.class_id(name) for name in classes] or class_choice(len(names), config.max_classes)
+    every = class_choice(known_classes(pipeline), config.max_classes)
+    chosen = [pipeline.class_id(name) for name in classes] or every
     if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
         raise UserError(f"{folder} holds other files; name another folder with --out")
     labels = [label for label in chosen for _ in range(config.per_class)]

@@ -13,6 +13,7 @@ import numpy as np
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp
+from ldmae.core.paths import at_home
 from ldmae.evaluation.groupings import (
     MaskFolder,
     crop_labels,
@@ -67,7 +68,7 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
     """Returns a hash of the masks' names, sizes and times of change; empty where there are none."""
     if config.masks is None:
         return ""
-    files = sorted(path for path in Path(config.masks).rglob("*") if path.is_file())
+    files = sorted(path for path in Path(at_home(config.masks)).rglob("*") if path.is_file())
     return fingerprint(f"{stamp(path):016x}" for path in files)
 
 
@@ -94,11 +95,11 @@ def _masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig
                 f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
                 f"got {source.name}. Unpack the images into a folder, or leave the masks out"
             )
-        if Path(str(config.masks)).resolve() == folder.folder.resolve():
+        if Path(at_home(str(config.masks))).resolve() == folder.folder.resolve():
             raise UserError(
                 f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
             )
         names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
-    masks = MaskFolder(str(config.masks), names, config.ignored_labels)
+    masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
     masks.check_sizes([_shape(source, index) for index in indices])
     return masks

@@ -364,10 +364,13 @@ def _describe_images(run: Run) -> None:
         "held_out": len(run.held_out),
         "fingerprint": run.images["images"],
         "unreadable": getattr(run.train, "unreadable", 0),
+        "facts": getattr(run.train, "facts", []),
         "classes": classes,
     }
     write_json(run.folder / "data.json", description)
-    console.print(f"{run.train.name}: {len(train)} images, {len(classes)} classes, {len(held_out)} held out")
+    if run.stream is not None:
+        kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept to measure with"
+        console.print(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}", markup=False)
 
 
 def pretrained_folder(folder: Path) -> Path:

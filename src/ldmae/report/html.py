@@ -241,10 +241,12 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
         }
         for entry in classes[:MAX_CLASSES]
     ]
+    facts = data.get("facts") if isinstance(data.get("facts"), list) else []
     return {
         "name": cut(str(data.get("name") or "")),
         "licence": cut(str(data.get("licence") or "")),
         "unreadable": int(number(data.get("unreadable")) or 0),
+        "facts": [cut(fact, 400) for fact in facts[:20] if isinstance(fact, str)],
         "train": format_value(data.get("train")),
         "held_out": format_value(data.get("held_out")),
         "classes": rows,

@@ -1,0 +1,107 @@
+"""Which images are held out: whole groups of near-duplicates, drawn by hashes of their content."""
+
+# N images
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ldmae.contracts import ImageSource
+from ldmae.core.errors import UserError
+from ldmae.images.base import Subset, with_classes
+from ldmae.images.settings import DataConfig
+from ldmae.images.sources import FolderSource, open_source
+
+
+def split_by_group(group: np.ndarray, share: float, labels: np.ndarray | None = None) -> np.ndarray:
+    """Returns which images are held out, (N,) bool: whole groups, at least one image on either side.
+
+    Args:
+        group: (N,) uint64 hashes that decide.
+        share: share to hold out, in (0, 1).
+        labels: (N,) int64; a class whose images would all be held out keeps a group of them for training.
+
+    Raises:
+        UserError: fewer than two groups, or no image but the only ones of their classes.
+    """
+    if len(group) < 2:
+        raise UserError(
+            f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or "
+            f"name held-out ones "
+            "with data.val=PATH"
+        )
+    if group.min() == group.max():
+        raise UserError(
+            f"all {len(group)} images are near-duplicates of one another, so none can be held out; add "
+            f"different ones, or "
+            "name held-out ones with data.val=PATH"
+        )
+    kept = _kept_for_classes(group, labels)
+    free = group[~kept]
+    if not len(free):
+        raise UserError(
+            "every class has one image, or near-duplicates of one, so none can be held out; add images, or "
+            "name held-out ones with data.val=PATH"
+        )
+    held_out = (group < np.uint64(min(int(share * 2**64), 2**64 - 1))) & ~kept
+    if not held_out.any():
+        held_out = group == free.min()
+    elif held_out.all():
+        held_out = group != group.max()
+    return held_out
+
+
+def _kept_for_classes(group: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Returns the images that no share holds out, (N,) bool: of each class the group drawn last."""
+    kept = np.zeros(len(group), bool)
+    if labels is None:
+        return kept
+    bearing = np.flatnonzero(labels >= 0)
+    order = bearing[np.lexsort((group[bearing], labels[bearing]))]
+    last = np.append(labels[order][1:] != labels[order][:-1], True)[: len(order)]
+    return np.isin(group, group[order[last]])
+
+
+def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> ImageSource:
+    """Opens the held-out images that `data.val` names, with the labels of the training images.
+
+    Raises:
+        UserError: they are the training images, or of classes that these lack.
+    """
+    if config.val.startswith("split:"):
+        named = replace(config, split=config.val.removeprefix("split:"), val="0.5", classes=None)
+        if named.split == config.split:
+            raise UserError(f"data.val={config.val} is the split that training uses; name another one")
+    else:
+        if _same_place(config.val, config.source):
+            raise UserError(
+                f"data.val={config.val} are the training images themselves; name others, or hold a share of "
+                "these out, such as data.val=0.05"
+            )
+        named = replace(config, source=config.val, val="0.5", classes=None)
+    other = open_source(named, cache_dir)
+    if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
+        raise UserError(
+            f"the held-out images of data.val={config.val} lie in no subfolders, so that their classes are "
+            "not known; put them into one subfolder a class, named as those of the training images"
+        )
+    if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
+        return Subset(other, np.arange(len(other)), classes=source.classes)
+    return with_classes(other, source.classes, strict=config.classes is None)
+
+
+def refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
+    """Raises where most held-out images are training images, as those of files that have no splits are."""
+    assert train.content is not None
+    assert unseen.content is not None
+    seen = int(np.isin(unseen.content, train.content).sum())
+    if 2 * seen > len(unseen):
+        raise UserError(
+            f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
+            f"data.source={config.source}; name others, or hold a share of these out, such as data.val=0.05"
+        )
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

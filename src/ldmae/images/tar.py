@@ -1,0 +1,189 @@
+"""What is in a tar shard: samples of several files, their pictures and labels, and what is passed over."""
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from ldmae.core.errors import UserError
+from ldmae.images.base import EXTENSIONS, LABEL_NAMES, is_junk, nfc, plain_label
+from ldmae.images.facts import Ignored
+
+EVERY = "all"
+"""`data.image_part` of shards whose every picture is an image of its own, whatever dots are in its name."""
+
+
+class Part(NamedTuple):
+    """A file in a tar shard."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """What a shard holds of one sample, told by the extensions after its key."""
+
+    key: str
+    parts: dict[str, Part]
+
+
+def split_key(name: str, wanted: str | None = None) -> tuple[str, str]:
+    """Returns (key, extension) of a member: webdataset splits the base name at its first dot.
+
+    With `wanted` "all" it is split at its last dot.
+    """
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.rpartition(".") if wanted == EVERY else base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def is_picture(extension: str) -> bool:
+    """Returns whether a part with this extension is a picture, as `png` or `mask.png`."""
+    return "." + extension.rpartition(".")[2] in EXTENSIONS
+
+
+def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
+    """Returns which of a sample's extensions is the picture: `png` rather than `mask.png`; None: it has none.
+
+    Args:
+        sample: the sample.
+        wanted: `data.image_part`.
+        place: the shard, for the message.
+
+    Raises:
+        UserError: it has several, and `wanted` names none.
+    """
+    pictures = [part for part in sample.parts if is_picture(part)]
+    if wanted not in (None, EVERY):
+        return next((part for part in pictures if part == wanted or part.rpartition(".")[0] == wanted), None)
+    dots = min((part.count(".") for part in pictures), default=0)
+    best = [part for part in pictures if part.count(".") == dots]
+    if len(best) > 1:
+        raise UserError(
+            f"the sample {sample.key} of {place} holds {len(best)} pictures ({', '.join(best[:6])}); "
+            f"expected one. Name the one to take, as with data.image_part={best[-1]}, or take each as one "
+            f"of its own with data.image_part={EVERY}"
+        )
+    return best[0] if best else None
+
+
+def parse_label(extension: str, content: bytes) -> int | str | None:
+    """Returns the label in a sample's `.cls` (a number or a name) or `.json` (under `LABEL_NAMES`)."""
+    if extension != "json":
+        return plain_label(content[:1000].decode("utf-8", "replace"))
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return plain_label(value)
+    found = {str(key).lower(): value[key] for key in value}
+    labels = (plain_label(found[name]) for name in LABEL_NAMES if name in found)
+    return next((label for label in labels if label is not None), None)
+
+
+def label_parts(sample: Sample) -> list[str]:
+    """Returns the extensions of a sample's parts that may hold its label, the surer first."""
+    named = [part for part in sample.parts if part.rpartition(".")[2] in ("cls", "class", "label")]
+    return [*named, *(part for part in sample.parts if part.rpartition(".")[2] == "json")]
+
+
+def runs(parts: Iterable[Part], wanted: str | None) -> Iterator[Sample]:
+    """Yields the samples of a shard that is read front to back: runs of files with the same key."""
+    sample = None
+    for part in parts:
+        key, extension = split_key(part.name, wanted)
+        if sample is None or sample.key != key or extension in sample.parts:
+            if sample is not None:
+                yield sample
+            sample = Sample(key, {})
+        sample.parts[extension] = part
+    if sample is not None:
+        yield sample
+
+
+class Picture(NamedTuple):
+    """A picture in a shard, with its label if it has one."""
+
+    part: Part
+    label: int | str | None
+
+
+def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
+    """Yields the pictures of a shard in the order of their samples, whose files may be far from one another.
+
+    Args:
+        path: an uncompressed tar file.
+        wanted: `data.image_part`.
+        ignored: what is passed over is added.
+
+    Raises:
+        UserError: the file is truncated or no tar file, or a sample holds several pictures.
+    """
+    samples: dict[str, list[Sample]] = {}
+    try:
+        with path.open("rb") as file:
+            for part in _parts(file, ignored):
+                key, extension = split_key(part.name, wanted)
+                same = samples.setdefault(key, [Sample(key, {})])
+                if extension in same[-1].parts:
+                    same.append(Sample(key, {}))
+                same[-1].parts[extension] = part
+            for sample in (sample for same in samples.values() for sample in same):
+                yield from _picture(file, sample, image_part(sample, wanted, str(path)), ignored)
+    except tarfile.TarError as error:
+        raise UserError(
+            f"the shard {path} is truncated or no tar file ({error}); fetch it again or remove it"
+        ) from error
+
+
+def _picture(file: IO[bytes], sample: Sample, chosen: str | None, ignored: Ignored) -> Iterator[Picture]:
+    labels, label = label_parts(sample), None
+    for extension in labels:
+        if label is None:
+            part = sample.parts[extension]
+            file.seek(part.offset)
+            label = parse_label(extension, file.read(part.size))
+    if chosen is not None:
+        yield Picture(sample.parts[chosen], label)
+    for extension, part in sample.parts.items():
+        if extension in labels and (chosen is None or label is None):
+            ignored.add(part.name, "labels without a picture" if chosen is None else "labels not understood")
+        elif extension != chosen and extension not in labels:
+            ignored.add(part.name)
+
+
+def clean_name(name: str) -> str | None:
+    """Returns a member's name without `./`; None for what is hidden, or was left by a system."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return None if not parts or any(map(is_junk, parts)) else "/".join(parts)
+
+
+def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        end = 0
+        while (member := tar.next()) is not None:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            name = clean_name(member.name)
+            if member.isfile() and not member.issparse() and name is not None:
+                yield Part(name, member.offset_data, member.size)
+            elif name is not None and not member.isdir():
+                ignored.add(name, "links or other")
+            tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+    # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no end mark after {end} bytes")
+
+
+def folders(names: Iterable[str]) -> list[str | None]:
+    """Returns the class folder of each picture in a tar file, below the folders that all share."""
+    paths = [name.split("/")[:-1] for name in names]
+    shared = 0
+    while paths and len({path[shared] if len(path) > shared else None for path in paths}) == 1:
+        if len(paths[0]) <= shared:
+            break
+        shared += 1
+    return [nfc(path[shared]) if len(path) > shared else None for path in paths]
