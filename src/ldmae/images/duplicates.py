@@ -16,8 +16,8 @@ smaller by a third, stay below; pictures that are not alike differ in a hundred.
 MAX_THUMB_MEAN = 3.5
 MAX_THUMB_PEAK = 20.0
 """Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
-MIN_CORRELATION = 0.98
-"""Of the brightness of near-duplicates, 16 × 16 cells each."""
+MIN_CORRELATION = 0.8
+"""Of the brightness of near-duplicates, 16 × 16 cells each; of pictures that are not alike it is near 0."""
 NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
 BANDS = 8
@@ -45,12 +45,17 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
     if len(readable) < 2:
         return group
     content = found["content"][readable]
-    signatures = (found[name][readable] for name in ("hash", "mirror", "thumb", "grey"))
-    with progress_bar("comparing images", BANDS, "passes", show=progress) as advance:
+    thumbs, greys = found["thumb"][readable], found["grey"][readable]
+    brighter = [
+        np.packbits((seen > 128).reshape(len(seen), -1), axis=1) for seen in (greys, greys[:, :, ::-1])
+    ]
+    with progress_bar("comparing images", 2 * BANDS, "passes", show=progress) as advance:
         pairs = []
-        for of_band in _near_pairs(*signatures):
-            pairs += of_band
-            advance(1, "")
+        # where it is brighter than on average finds pictures whose steps are too small to set bits
+        for hashes in ((found["hash"][readable], found["mirror"][readable]), brighter):
+            for of_band in _near_pairs(*hashes, thumbs, greys):
+                pairs += of_band
+                advance(1, "")
     order = np.argsort(content, kind="stable")
     same = content[order[:-1]] == content[order[1:]]  # exact duplicates, whatever the hashes' neighbours were
     pairs.append((order[:-1][same], order[1:][same]))
@@ -67,7 +72,7 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
 def _near_pairs(
     hashes: np.ndarray, mirrors: np.ndarray, thumbs: np.ndarray, greys: np.ndarray
 ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Yields pairs of images that look alike, mirrored or not, band by band of their difference hashes.
+    """Yields pairs of images that look alike, mirrored or not, band by band of their hashes.
 
     Locality-sensitive hashing with eight bands of 32 bits; images that share a band lie side by side once
     the signatures are sorted by it, so each is compared with its next few followers only.

@@ -149,8 +149,10 @@ def _picture(file: IO[bytes], sample: Sample, chosen: str | None, ignored: Ignor
     if chosen is not None:
         yield Picture(sample.parts[chosen], label)
     for extension, part in sample.parts.items():
-        if extension in labels and (chosen is None or label is None):
-            ignored.add(part.name, "labels without a picture" if chosen is None else "labels not understood")
+        if extension in labels and chosen is None:
+            ignored.add(part.name, "labels without a picture")
+        elif extension in labels and label is None:
+            ignored.add(part.name, f".{extension.rpartition('.')[2]} without a label")
         elif extension != chosen and extension not in labels:
             ignored.add(part.name)
 
