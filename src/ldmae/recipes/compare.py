@@ -308,8 +308,7 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
 def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> None:
     """Raises a UserError where finished units are of other images than the settings name now."""
     paths = sorted((results / "units").glob("*/*/unit.json"))
-    made = {str(path.parent): read_json(path, dict) for path in paths}
-    known = {place: mapping(record.get("data")).get("fingerprint") for place, record in made.items()}
+    known = {str(p.parent): mapping(read_json(p, dict).get("data")).get("fingerprint") for p in paths}
     opened = any(known.values()) and open_run_images(unit.config.data, folder / unit.place / "data", say)
     images = images_fingerprint(*opened[1:]) if opened else None
     others = [place for place, fingerprint in known.items() if fingerprint not in (None, images)]
