@@ -46,14 +46,15 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
         return group
     content = found["content"][readable]
     thumbs, greys = found["thumb"][readable], found["grey"][readable]
-    brighter = [
+    brighter, turned = (
         np.packbits((seen > 128).reshape(len(seen), -1), axis=1) for seen in (greys, greys[:, :, ::-1])
-    ]
+    )
     with progress_bar("comparing images", 2 * BANDS, "passes", show=progress) as advance:
         pairs = []
         # where it is brighter than on average finds pictures whose steps are too small to set bits
-        for hashes in ((found["hash"][readable], found["mirror"][readable]), brighter):
-            for of_band in _near_pairs(*hashes, thumbs, greys):
+        steps = found["hash"][readable], found["mirror"][readable]
+        for hashes, mirrors in (steps, (brighter, turned)):
+            for of_band in _near_pairs(hashes, mirrors, thumbs, greys):
                 pairs += of_band
                 advance(1, "")
     order = np.argsort(content, kind="stable")

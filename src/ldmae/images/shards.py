@@ -151,9 +151,9 @@ class ShardSource(FileSource):
 
     def _label_by_place(self, name: str) -> None:
         """Takes the folders in the shards for classes, or the shards, if they are named as classes are."""
-        inside: list[str | None] = [None]
+        inside: list[int | str | None] = [None]
         if b"/" in self._names.blob:
-            inside = folders(os.fsdecode(self._names[k]) for k in range(len(self)))
+            inside = [*folders(os.fsdecode(self._names[k]) for k in range(len(self)))]
         named = set(inside) - {None}
         if named and None in inside:
             raise UserError(
@@ -257,7 +257,7 @@ def _scanned(path: Path, wanted: str | None) -> _Scanned:
         label.append(-1 if picture.label is None else values.setdefault(picture.label, len(values)))
         names += name
     arrays = {"count": [len(offset)], "offset": offset, "size": size, "length": length, "label": label}
-    found = {name: np.array(values, np.int64) for name, values in arrays.items()}
+    found: dict[str, np.ndarray] = {name: np.array(values, np.int64) for name, values in arrays.items()}
     found["names"] = np.frombuffer(bytes(names), np.uint8)
     return found, [*values], (ignored.counts, ignored.names)
 
