@@ -241,7 +241,7 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
         }
         for entry in classes[:MAX_CLASSES]
     ]
-    facts = data.get("facts") if isinstance(data.get("facts"), list) else []
+    facts = list(data["facts"]) if isinstance(data.get("facts"), list) else []
     return {
         "name": cut(str(data.get("name") or "")),
         "licence": cut(str(data.get("licence") or "")),
