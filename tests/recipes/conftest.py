@@ -56,7 +56,7 @@ diffusion:
     steps: 16
     batch_size: 12
     ema_decay: 0.8
-    optimizer: {learning_rate: 2.0e-3, gradient_clip: 1.0}
+    optimizer: {name: muon, learning_rate: 2.0e-3, gradient_clip: 1.0}
     checkpoint: {every_steps: 5}
     log_every: 2
 sampling: {per_class: 2, num_inference_steps: 3, guidance_scale: 2.0, timestep_shift: 0.3}

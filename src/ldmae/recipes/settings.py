@@ -100,7 +100,9 @@ def autoencoder_output(config: Config) -> str:
 
 def _weighty(training: TrainingConfig, adversary: bool = False) -> dict[str, Any]:
     settings = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
+    optimizer = settings["optimizer"]
     if not adversary:  # whose rates then change nothing
-        optimizer = settings["optimizer"]
-        settings["optimizer"] = {k: v for k, v in optimizer.items() if not k.startswith("adversary_")}
-    return settings
+        optimizer = {k: v for k, v in optimizer.items() if not k.startswith("adversary_")}
+    if optimizer["name"] == "adamw":  # the only one of older runs, which recorded no name
+        optimizer = {k: v for k, v in optimizer.items() if k != "name" and not k.startswith("muon_")}
+    return {**settings, "optimizer": optimizer}

@@ -1,10 +1,13 @@
-"""AdamW, its parameter groups and its rate over the steps."""
+"""The optimizer, its parameter groups and its rate over the steps."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ldmae.core.errors import UserError
+from ldmae.training.muon import Muon
 from ldmae.training.settings import OptimizerConfig
 
 
@@ -25,13 +28,53 @@ def parameter_groups(module: nn.Module, weight_decay: float, without: nn.Module 
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Builds a fused AdamW over the trainable parameters of a module.
+def block_matrices(model: nn.Module) -> list[Tensor]:
+    """Returns the trainable weights of the linear layers in a model's transformer blocks, each (R, C).
+
+    Raises:
+        UserError: the model names no blocks.
+    """
+    blocks = set(getattr(model, "_repeated_blocks", None) or ())
+    if not blocks:
+        raise UserError(
+            "optimizer.name=muon trains the matrices of transformer blocks, and "
+            f"{type(model).__name__} names none; set optimizer.name=adamw"
+        )
+    linear = (
+        layer
+        for block in model.modules()
+        if type(block).__name__ in blocks
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear)
+    )
+    return [layer.weight for layer in linear if layer.weight.requires_grad]
+
+
+def build_optimizer(module: Any, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Builds the optimizer of an objective's trainable parameters: a fused AdamW, or Muon.
 
     Those of its `adversary`, where it has one, are a group with a rate and betas of their own, without decay.
+
+    Raises:
+        UserError: Muon for a model without transformer blocks.
     """
     adversary = getattr(module, "adversary", None)
+    matrices = block_matrices(module.model) if config.name == "muon" else []
     groups = parameter_groups(module, config.weight_decay, without=adversary)
+    if matrices:
+        taken = {id(parameter) for parameter in matrices}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in taken]
+        groups = [group for group in groups if group["params"]]
+        groups.append(
+            {
+                "params": matrices,
+                "weight_decay": config.weight_decay,
+                "muon": True,
+                "momentum": config.muon_momentum,
+                "relative_rate": config.muon_learning_rate / config.learning_rate,
+            }
+        )
     if adversary is not None:
         rate = config.adversary_learning_rate or config.learning_rate
         groups.append(
@@ -44,7 +87,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
             }
         )
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
+    kind = Muon if matrices else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
 
 
 def learning_rate_at(step: int, steps: int, config: OptimizerConfig) -> float:

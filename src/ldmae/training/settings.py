@@ -8,10 +8,13 @@ from ldmae.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Bounded):
-    """AdamW and its rate over the steps."""
+    """The optimizer and its rate over the steps."""
 
     group = "optimizer."
 
+    name: str = "adamw"
+    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the model's transformer blocks, AdamW
+    for everything else. Muon needs fewer steps, each a little slower."""
     learning_rate: float = number(1e-4, gt=0, le=1e30)
     """Peak rate, absolute (a paper's base rate times effective batch / 256)."""
     betas: list[float] = number([0.9, 0.95], ge=0, lt=1)
@@ -24,6 +27,10 @@ class OptimizerConfig(Bounded):
     """Steps of linear warm-up from 0."""
     schedule_steps: int | None = number(None, ge=1, le=MOST)
     """Step at which the half cosine reaches 0: `steps` or later, after the warm-up; null: the last step."""
+    muon_learning_rate: float = number(0.02, gt=0, le=1e30)
+    """Peak rate of the matrices under `muon`, on the same schedule."""
+    muon_momentum: float = number(0.95, ge=0, lt=1)
+    """Decay rate of the matrices' momentum under `muon`."""
     gradient_clip: float | None = number(None, gt=0, le=1e9)
     """Largest norm of the whole gradient, and of an adversary's; null: none."""
     adversary_learning_rate: float | None = number(None, gt=0, le=1e30)
@@ -33,6 +40,8 @@ class OptimizerConfig(Bounded):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.name not in ("adamw", "muon"):
+            raise UserError(f"optimizer.name must be adamw or muon, got {self.name!r}")
         if self.schedule not in ("constant", "cosine"):
             raise UserError(f"optimizer.schedule must be constant or cosine, got {self.schedule!r}")
         for name in ("betas", "adversary_betas"):
@@ -68,7 +77,7 @@ class TrainingConfig(Bounded):
     ema_decay: float | None = number(None, ge=0, lt=1)
     """Decay a step of the averaged weights, which are then the ones saved; null: no averaging."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW and its rate."""
+    """The optimizer and its rate."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When training states are written."""
     compile: bool = False
