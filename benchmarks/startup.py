@@ -18,7 +18,7 @@ COMMANDS = {
     "ldmae presets": [*LDMAE, "presets"],
     "ldmae --help": [*LDMAE, "--help"],
     "ldmae run --help": [*LDMAE, "run", "--help"],
-    "ldmae run emoji image_sise=64": [*LDMAE, "run", "emoji", "image_sise=64"],
+    "ldmae run emoji, a setting mistyped": [*LDMAE, "run", "emoji", "image_sise=64"],
     "from ldmae import AutoencoderVMAE": [*PYTHON, "from ldmae import AutoencoderVMAE"],
 }
 MISTYPED = 2

@@ -350,7 +350,7 @@ def test_every_number_has_its_range_with_two_ends():
         assert (bounds.le, bounds.lt) != (None, None), name
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300, 10**19])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300, 10**31])
 def test_no_number_may_be_nan_infinite_or_beyond_all_measure(value):
     for settings, entry, several in numbers_of(Config):
         with pytest.raises(UserError, match=rf"{entry.name} must be "):

@@ -123,7 +123,7 @@ def sources(kept, tmp_path_factory):
 
 def test_it_generates_the_images_whose_features_were_kept(kept, sources, tmp_path):
     accelerator = open_accelerator(kept.config, tmp_path)
-    made = generated_images(f"pretrained:{kept.name}", True, kept.config, accelerator, tmp_path / "kept")
+    made = generated_images(f"pretrained:{kept.name}", (), kept.config, accelerator, tmp_path / "kept")
     extractor = load_features(kept.config.evaluation.features)
     images = next(made.batches(0, 8))
     assert (images.float() - kept.images[:8].float()).abs().mean() < 0.5  # of 255 levels

@@ -19,6 +19,7 @@ from torch import nn
 from ldmae import recipes
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config, save_config
+from ldmae.contracts import Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
 from ldmae.evaluation.compression import CompressionMetrics
@@ -389,7 +390,7 @@ def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_o
     source = autoencoder()
     evaluated(source, pictures, *FEW, only=["components", "interpolation"])
     results = Path("figures/results")
-    entry = {"name": "KID", "value": 1.0, "measurement": "samples"}
+    entry = {**Result(name="KID", value=1.0).to_dict(), "measurement": "samples"}
     for name, told in (("generation", {}), ("samples", {"autoencoder": "of another"})):
         (results / f"{name}.json").write_text(json.dumps({"schema": 1, "results": [entry], **told}))
     model: Any = AutoencoderKL.from_pretrained(source)

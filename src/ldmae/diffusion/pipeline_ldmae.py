@@ -181,8 +181,7 @@ class LDMAEPipeline(DiffusionPipeline):
         set_sampling_times(self.scheduler, steps, shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        # once: diffusers finds it by a walk over all parameters
-        dtype = self.transformer.dtype
+        predict = partial(self._velocity, self.transformer.dtype)  # diffusers walks over all weights for it
         # to the CPU at once, so that the loop does not wait for the device at every step
         times = (1 - timesteps.cpu().double() / self.scheduler.config["num_train_timesteps"]).tolist()
 
@@ -191,7 +190,7 @@ class LDMAEPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 velocity = guided_velocity(
-                    partial(self._velocity, dtype),
+                    predict,
                     x,
                     t,
                     classes,

@@ -221,4 +221,4 @@ def _keep_only(folder: Path, maker: str) -> None:
             return
     if folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(made_of, maker)
+    write_json(made_of, maker)
