@@ -34,7 +34,7 @@ def small_autoencoder(folder: Path, steps: int = 60) -> Path:
         sample_size=32,
     )
     digits = ImageDataset(open_builtin("digits"), size=32)
-    images = torch.stack([digits[(0, index)]["images"] for index in range(0, len(digits), 20)])
+    images = digits.images(range(0, len(digits), 20))
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=3e-3)
     for step in range(steps):
         batch = images[torch.arange(step * 16, step * 16 + 16) % len(images)]

@@ -37,7 +37,7 @@ def main(run: Path) -> Result:
     _, held_out = open_images(config.data, run / "data")
     images = ImageDataset(held_out, config.image_size, seed=0, augment=None)
     autoencoder = load_autoencoder(str(run))
-    batch = torch.stack([images[(0, index)]["images"] for index in range(len(images))])
+    batch = images.images(range(len(images)))
     latents = normalised(autoencoder, encode_moments(autoencoder, batch)[0])
     result = Result(
         name="effective-rank",

@@ -32,7 +32,7 @@ STAGES = (
 TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "autoencoder.baseline", "diffusion")
 
 
-ADDED = {"latent_noise": 0.0}
+ADDED = {"latent_noise": 0.0, "gpu_decoding": False}
 """Settings that came after run folders were made, each with the value that changes nothing. With it a setting
 is not recorded, and a record without it has this value: older runs go on."""
 

@@ -7,18 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmae.core.errors import UserError
-from ldmae.images.settings import AugmentConfig
 from ldmae.images.transforms import (
     TooLargePictureError,
     UnreadablePictureError,
-    augment,
     center_crop,
     open_picture,
     preprocessing_fingerprint,
-    random_resized_crop,
     to_rgb,
     to_tensor,
+    to_unit_range,
 )
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -242,55 +239,6 @@ def test_center_crop_follows_adms_rule(size):
     np.testing.assert_array_equal(center_crop(image, 64), pixels[top : top + 64, left : left + 64])
 
 
-def test_random_crop_keeps_area_and_ratio_within_their_limits(monkeypatch):
-    boxes = []
-    original = Image.Image.resize
-
-    def spy(self, size, *arguments, **options):
-        boxes.append(options["box"])
-        return original(self, size, *arguments, **options)
-
-    monkeypatch.setattr(Image.Image, "resize", spy)
-    image, generator = Image.new("RGB", (200, 150)), torch.Generator().manual_seed(0)
-    for _ in range(300):
-        assert random_resized_crop(image, 32, [0.5, 0.9], [0.75, 4 / 3], generator).size == (32, 32)
-    widths = np.array([right - left for left, _, right, _ in boxes])
-    heights = np.array([bottom - top for _, top, _, bottom in boxes])
-    areas, ratios = widths * heights / (200 * 150), widths / heights
-    assert 0.49 < areas.min() < 0.55
-    assert 0.75 < areas.max() < 0.91
-    assert ratios.min() >= 0.73
-    assert ratios.max() <= 1.36
-    assert min(left for left, *_ in boxes) == 0
-    assert max(right for _, _, right, _ in boxes) == 200
-
-
-def test_random_crop_of_a_very_wide_image_falls_back_to_the_centre():
-    image = Image.new("RGB", (400, 20), "white")
-    image.paste("red", (187, 0, 213, 20))
-    out = random_resized_crop(image, 16, [1.0, 1.0], [0.75, 4 / 3], torch.Generator().manual_seed(0))
-    assert np.asarray(out)[:, 1:-1].reshape(-1, 3).tolist() == [list(RED)] * (16 * 14)
-
-
-def test_augment_is_a_function_of_its_generator():
-    image = Image.effect_noise((80, 60), 60).convert("RGB")
-    same = [augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(3)) for _ in range(2)]
-    other = augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(4))
-    assert same[0].tobytes() == same[1].tobytes() != other.tobytes()
-
-
-def test_flip_setting_changes_no_crop():
-    image = Image.effect_noise((80, 60), 60).convert("RGB")
-    flips = 0
-    for seed in range(20):
-        plain = augment(image, 32, AugmentConfig(horizontal_flip=False), torch.Generator().manual_seed(seed))
-        maybe = augment(image, 32, AugmentConfig(), torch.Generator().manual_seed(seed))
-        mirrored = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        assert maybe.tobytes() in (plain.tobytes(), mirrored.tobytes())
-        flips += maybe.tobytes() == mirrored.tobytes()
-    assert 4 < flips < 16
-
-
 def test_tensor_spans_minus_one_to_one():
     image = Image.new("RGB", (3, 2), (0, 255, 51))
     tensor = to_tensor(image)
@@ -300,23 +248,11 @@ def test_tensor_spans_minus_one_to_one():
     assert tensor[:, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -0.6])
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"crop_ratio": [2, 1]},
-        {"crop_scale": [0.5]},
-        {"crop_ratio": []},
-    ],
-)
-def test_impossible_augmentation_is_refused(wrong):
-    with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be \[smallest, largest\]"):
-        AugmentConfig(**wrong)
-
-
-def test_crops_of_nothing_or_of_more_than_the_image_are_refused():
-    for scale, told in (([0.0, 1.0], "above 0"), ([0.5, 1.5], "at most 1")):
-        with pytest.raises(UserError, match=f"crop_scale must be {told}"):
-            AugmentConfig(crop_scale=scale)
+def test_every_level_becomes_the_nearest_number_to_its_place_between_minus_one_and_one():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 256, 1).expand(2, 256, 3)
+    expected = (np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)).tolist()
+    assert to_unit_range(levels).shape == (3, 2, 256)
+    assert to_unit_range(levels)[1, 1].tolist() == expected
 
 
 def test_fingerprint_depends_on_size():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import IterableDataset
 
 from ldmae.core.autoencoding import encode_moments
@@ -126,6 +127,18 @@ def test_each_number_format_comes_back_to_its_precision(tmp_path, dtype, code):
     expected = moments(pictures())[7].to(getattr(torch, dtype)).float()
     torch.testing.assert_close(stored, expected, rtol=1e-2, atol=1e-2)
     assert torch.equal(stored, stored.to(getattr(torch, dtype)).float())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_shard_written_batch_by_batch_is_what_safetensors_writes_at_once(tmp_path, dtype):
+    shards = encode(tmp_path, dtype=dtype, shard_size=7)
+    for path in shards.paths:
+        tensors = load_file(path)
+        save_file(tensors, tmp_path / "whole", {"fingerprint": "maker"})
+        assert read_header(tmp_path / "whole").tensors == {
+            name: (code, shape, place + (tmp_path / "whole").stat().st_size - path.stat().st_size)
+            for name, (code, shape, place) in read_header(path).tensors.items()
+        }
 
 
 def test_means_alone_and_no_mirror_images_on_request(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ldmae.core.errors import UserError
 from ldmae.latents.shards import LatentDataset, LatentShards, draw_latent, read_header
+from ldmae.training.data import keyed_loader
 
 from .tiny import write_shard
 
@@ -163,7 +164,7 @@ def test_shards_that_differ_are_refused(tmp_path):
     write_shard(tmp_path / "flips", numbered(0, 2))
     write_shard(tmp_path / "flips", numbered(0, 2), latents_flip=numbered(0, 2))
     for name in ("shape", "flips"):
-        with pytest.raises(UserError, match="differ in shape or in flips"):
+        with pytest.raises(UserError, match="differ in number format, shape or flips"):
             LatentShards(tmp_path / name)
 
 
@@ -207,12 +208,30 @@ def test_over_a_million_latents_cost_no_object_each(tmp_path):
 # ---- what the diffusion model learns
 
 
+def latent(dataset: LatentDataset, *key: int) -> torch.Tensor:
+    return dataset.finish(dataset.__getitems__([key]), "cpu")["latents"][0]
+
+
 def test_items_are_normalised_and_bear_their_class(tmp_path):
     write_shard(tmp_path, numbered(0, 4), torch.tensor([5, 6, 7, 8]))
     mean, std = torch.tensor([1.0, 2.0])[:, None, None], torch.tensor([2.0, 4.0])[:, None, None]
-    item = LatentDataset(LatentShards(tmp_path), 2, mean, std, seed=0)[(0, 3)]
-    assert torch.equal(item["latents"], (numbered(3, 1)[0] - mean) / std)
-    assert item["labels"] == 8
+    dataset = LatentDataset(LatentShards(tmp_path), 2, mean, std, seed=0)
+    batch = dataset.finish(dataset.__getitems__([(0, 3), (1, 0)]), "cpu")
+    assert torch.equal(batch["latents"], (numbered(0, 4)[[3, 0]] - mean) / std)
+    assert batch["labels"].tolist() == [8, 5]
+
+
+def test_a_batch_is_read_across_shards_as_one_item_after_the_other(tmp_path):
+    for first in (0, 4, 8):
+        write_shard(tmp_path, numbered(first, 4).half(), latents_flip=-numbered(first, 4).half())
+    dataset = LatentDataset(LatentShards(tmp_path), 2, ZERO, ONE, seed=0)
+    keys = [(epoch, index) for epoch in range(2) for index in (11, 0, 5, 4, 5)]
+    batch = dataset.__getitems__(keys)
+    assert batch["stored"].dtype == torch.float16
+    for row, key in enumerate(keys):
+        assert all(torch.equal(value[row], dataset[key][name]) for name, value in batch.items())
+    loaded = next(iter(keyed_loader(dataset, [keys], num_workers=1)))
+    assert all(torch.equal(loaded[name], value) for name, value in batch.items())
 
 
 def test_only_the_images_that_are_kept_are_items(tmp_path):
@@ -220,7 +239,7 @@ def test_only_the_images_that_are_kept_are_items(tmp_path):
     shards = LatentShards(tmp_path)
     dataset = LatentDataset(shards, 2, ZERO, ONE, 0, keep=np.flatnonzero(shards.labels() >= 0))
     assert [dataset[(0, place)]["labels"].item() for place in range(len(dataset))] == [3, 4]
-    assert dataset[(0, 1)]["latents"][0, 0, 0] == 3
+    assert latent(dataset, 0, 1)[0, 0, 0] == 3
 
 
 def test_draws_and_mirror_images_are_keyed_by_seed_epoch_and_index(tmp_path):
@@ -230,13 +249,13 @@ def test_draws_and_mirror_images_are_keyed_by_seed_epoch_and_index(tmp_path):
     dataset = LatentDataset(shards, 2, ZERO, ONE, seed=0)
     again = LatentDataset(LatentShards(tmp_path), 2, ZERO, ONE, seed=0)
     other = LatentDataset(shards, 2, ZERO, ONE, seed=1)
-    backwards = {index: again[(0, index)]["latents"] for index in reversed(range(40))}
+    backwards = {index: latent(again, 0, index) for index in reversed(range(40))}
     for index in range(40):
-        latent = dataset[(0, index)]["latents"]
-        assert torch.equal(latent, backwards[index])
-        assert not torch.equal(latent, dataset[(1, index)]["latents"])
-        assert not torch.equal(latent, other[(0, index)]["latents"])
-    mirrored = sum(dataset[(0, index)]["latents"].mean() < 0 for index in range(5, 40))
+        drawn = latent(dataset, 0, index)
+        assert torch.equal(drawn, backwards[index])
+        assert not torch.equal(drawn, latent(dataset, 1, index))
+        assert not torch.equal(drawn, latent(other, 0, index))
+    mirrored = sum(latent(dataset, 0, index).mean() < 0 for index in range(5, 40))
     assert 8 < mirrored < 27  # about half of 35
 
 
@@ -263,7 +282,7 @@ def test_a_stored_latent_that_is_nan_is_named_before_a_training_learns_from_it(t
     latents[1, 0, 0, 0] = float("nan")
     write_shard(tmp_path, latents)
     dataset = LatentDataset(LatentShards(tmp_path), 2, ZERO, ONE, 0)
-    assert dataset[(0, 0)]["latents"].isfinite().all()
+    assert latent(dataset, 0, 0).isfinite().all()
     with pytest.raises(UserError, match=r"latent 1 in .* is NaN or infinite; encode again"):
         dataset[(0, 1)]
 

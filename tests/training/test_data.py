@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from ldmae.training.data import KeyedBatches, epoch_order, keyed_loader, split_rows
+from ldmae.training.data import KeyedBatches, WaitingNotice, epoch_order, keyed_loader, split_rows
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -99,3 +99,15 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers):
 
     for ours, plain in zip(load(workers), load(0), strict=True):
         assert torch.equal(ours, plain)
+
+
+def test_a_tenth_of_the_time_is_no_wait_and_neither_is_the_start(capsys):
+    notice = WaitingNotice("diffusion", 3)
+    for share in (0.9, 0.05, 0.1):
+        notice(share)
+    assert not capsys.readouterr().err
+    notice(0.11)
+    assert "waits for data 11% of the time" in (said := capsys.readouterr().err)
+    assert "diffusion.training.num_workers=6 (now 3)" in said
+    notice(0.5)
+    assert not capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_training_lowers_the_loss_and_logs_each_term(tmp_path):
     assert first["loss"] == pytest.approx(first["terms"]["error"] + 0.01 * first["terms"]["size"], rel=1e-5)
     assert first["learning_rate"] == 0.05
     assert first["gradient_norm"] > 0
+
+
+class Slow(Points):
+    """Items that take longer to load than to learn from."""
+
+    def __getitem__(self, key):
+        time.sleep(0.005)
+        return super().__getitem__(key)
+
+
+def test_a_training_that_waits_for_data_says_so_once_and_what_to_set(tmp_path, capsys):
+    trainer(tmp_path, dataset=Slow(), steps=8, log_every=2).run()
+    said = capsys.readouterr().err
+    assert said.count("waits for data") == 1
+    assert "tiny.training.num_workers=2 (now 0)" in said
 
 
 def plain_loop(steps, batch_size, decay):

@@ -6,6 +6,7 @@ The choices were measured with `benchmarks/attention.py`; see docs/benchmarks.md
 # B batch, H heads, N tokens, D head width
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,24 @@ def pick_device(name: str = "auto") -> torch.device:
         usable = ", ".join(kind for kind in there if there[kind])
         raise UserError(f"there is no device {name!r} here; take one of: auto, {usable}")
     return torch.device(name)
+
+
+def moved(batch: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Moves a batch's tensors to a device, without waiting where their memory is pinned."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def finished(dataset: Any, batch: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Moves a loaded batch to a device, where the dataset's `finish`, if it has one, does what is left of it.
+
+    Loading processes hand on what is small (bytes of pixels, stored moments); arithmetic is the device's.
+
+    Args:
+        dataset: what the batch was loaded from; `finish(batch, device)` returns the batch on the device.
+        batch: as the data loader collated it.
+        device: where it goes.
+    """
+    return getattr(dataset, "finish", moved)(batch, device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ nor of processes changes what a row of the batch sees.
 # b rows of this process in the batch
 
 import hashlib
+import struct
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ def key_seed(*key: int | str) -> int:
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Returns a fresh generator on `device`, seeded by the key."""
     return torch.Generator(device).manual_seed(key_seed(*key))
+
+
+def uniforms(count: int, *key: int | str) -> list[float]:
+    """Draws `count` numbers U[0, 1) that belong to a key; for a few, many times as fast as a generator."""
+    parts = tuple(part if isinstance(part, str) else int(part) for part in key)
+    digest = hashlib.shake_128(repr(parts).encode()).digest(8 * count)
+    return [(number >> 11) * 2.0**-53 for number in struct.unpack(f"<{count}Q", digest)]
 
 
 def _per_row(

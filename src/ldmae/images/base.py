@@ -16,7 +16,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import EXTENSIONS as EXTENSIONS
 from ldmae.core.files import fingerprint
-from ldmae.images.transforms import open_picture, to_rgb
+from ldmae.images.decoding import Picture
 
 LABEL_NAMES = (
     "label",
@@ -156,9 +156,13 @@ class FileSource:
         content = np.fromiter((content_hash(self.read_bytes(k)) for k in range(len(self))), np.uint64)
         return content_fingerprint(content, self.labels, self.classes)
 
+    def open(self, index: int) -> Picture:
+        """Returns the image, to be decoded."""
+        return Picture(self.read_bytes(index), self.span)
+
     def read(self, index: int) -> Image.Image:
         """Returns the image as a viewer shows it (`to_rgb`)."""
-        return to_rgb(open_picture(self.read_bytes(index)), self.span)
+        return self.open(index).image()
 
 
 class Subset:
@@ -227,6 +231,13 @@ class Subset:
             return content_fingerprint(self.content, self.labels, [*self.classes, *self._shades()])
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
         return fingerprint(parts)
+
+
+def open_image(source: ImageSource, index: int) -> Picture:
+    """Returns an image of a source; a file is decoded once its pixels are asked for."""
+    if isinstance(source, Subset):  # other labels: the file is the same
+        source, index = source.origin(index)
+    return source.open(index) if isinstance(source, FileSource) else Picture(source.read(index))
 
 
 def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = True) -> ImageSource:

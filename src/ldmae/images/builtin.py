@@ -16,6 +16,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp
 from ldmae.images.base import FileSource
+from ldmae.images.decoding import Picture
 from ldmae.images.transforms import to_rgb
 
 
@@ -165,9 +166,9 @@ class EmojiSource(FileSource):
         """Returns the PNG file."""
         return (self._folder / self._files[index]).read_bytes()
 
-    def read(self, index: int) -> Image.Image:
-        """Returns the emoji on white, 72 × 72, RGB."""
-        return Image.fromarray(self._pictures[index])
+    def open(self, index: int) -> Picture:
+        """Returns the emoji on white, 72 × 72."""
+        return Picture(Image.fromarray(self._pictures[index]))
 
     def read_alpha(self, index: int) -> Image.Image:
         """Returns the emoji with its opacity, 72 × 72, RGBA."""

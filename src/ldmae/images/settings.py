@@ -56,6 +56,9 @@ class AugmentConfig(Bounded):
     """Width over height of a random crop: smallest and largest."""
     horizontal_flip: bool = True
     """Whether every other image is mirrored; wrong for digits and writing."""
+    gpu_decoding: bool = False
+    """Decode JPEG files on the GPU by nvJPEG, where CPU cores are too few to load; needs CUDA. Pixels differ
+    by a few levels from those of the CPU, so it may not change on the way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import get_worker_info
 
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
 from ldmae.images.base import content_hash, nfc, plain_label
+from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import expand_braces, find_shards
 from ldmae.images.sources import held_out_share, kind_of
 from ldmae.images.tables import load_table, picture_bytes, table_files
 from ldmae.images.tar import Part, clean_name, image_part, label_parts, parse_label, runs
-from ldmae.images.transforms import open_picture, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +83,16 @@ class StreamSource:
         )
 
     def iterate(
-        self, seed: int, epoch: int, rank: int = 0, world: int = 1, *, part: str = "train"
-    ) -> Iterator[tuple[Image.Image, int]]:
-        """Yields (RGB image, label) of this process's, and this data loader worker's, share of one epoch.
+        self,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        part: str = "train",
+        take: Callable[[Picture], Any] = Picture.image,
+    ) -> Iterator[tuple[Any, int]]:
+        """Yields (image, label) of this process's, and this data loader worker's, share of one epoch.
 
         Args:
             seed: key of the order, with `epoch`.
@@ -95,6 +101,7 @@ class StreamSource:
             world: number of processes.
             part: `train`, `held_out`, or `all`. What is held out is decided by the content's hash, so the
                 parts are disjoint in every epoch. Near-duplicates are not looked for.
+            take: makes what is yielded of a picture; the whole RGB image if not given.
 
         Raises:
             UserError: too many unreadable images, a label that no class bears, an address that does not
@@ -116,7 +123,7 @@ class StreamSource:
                 continue
             read += 1
             try:
-                image = to_rgb(open_picture(item.content))
+                image = take(Picture(item.content))
             except Exception as error:  # decoders raise whatever they like on broken files
                 unreadable += 1
                 logger.warning("skipped the unreadable image %s: %s", item.name, error)

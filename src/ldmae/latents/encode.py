@@ -2,16 +2,19 @@
 
 # n images of a shard, C latent channels, h w latent grid
 
-from collections.abc import Callable, Sequence
+import collections
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ldmae.core.autoencoding import encode_moments
+from ldmae.core.autoencoding import encode_moments, placement
+from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.files import atomic_path
 from ldmae.latents.settings import LatentsConfig
@@ -47,7 +50,8 @@ def encode_images(
     Args:
         autoencoder: encodes (B, 3, H, W) in [-1, 1], in the precision of its weights, without autocast: what
             is kept is what is measured.
-        dataset: `dataset[(0, index)]` gives `images` (3, H, W) and `labels` (), without augmentation.
+        dataset: `dataset[(0, index)]`, without augmentation; a batch, finished on the device, has `images`
+            (B, 3, H, W) and `labels` (B,).
         folder: where the shards go; it holds no other `.safetensors`.
         config: format and sizes.
         fingerprint: of the autoencoder's encoder and of the preprocessing; written into each shard.
@@ -56,28 +60,24 @@ def encode_images(
         advance: called with the number of images done.
     """
     length = len(dataset)  # pyright: ignore[reportArgumentType]
+    missing: list[tuple[Path, range]] = []
     for shard, images in enumerate(shard_ranges(length, rank, world, config.shard_size)):
         path = folder / shard_name(rank, shard)
         if path.exists() and read_header(path).metadata.get("fingerprint") == fingerprint:
             advance(len(images), "")
-            continue
-        tensors: dict[str, Tensor] = {}
-        keys = Subset(_Unaugmented(dataset), images)
-        loader = DataLoader(
-            keys, config.batch_size, num_workers=config.num_workers, collate_fn=default_collate
+        else:
+            missing.append((path, images))
+    size = config.batch_size
+    batches = [images[start : start + size] for _, images in missing for start in range(0, len(images), size)]
+    # one loader for all shards, so that it loads on while the end of a shard is written
+    loaded = iter(_loader(_Unaugmented(dataset), config, batch_sampler=batches))
+    for path, images in missing:
+        places = (images[start : start + size] for start in range(0, len(images), size))
+        rows = (
+            _encoded(autoencoder, dataset, batch, config, _names(dataset, batch_places))
+            for batch_places, batch in zip(places, loaded, strict=False)
         )
-        done = 0
-        for batch in loader:
-            places = images[done : done + len(batch["labels"])]
-            rows = _encoded(autoencoder, batch, config, _names(dataset, places))
-            for name, part in rows.items():  # filled in place: a list and its concatenation would be twice it
-                if name not in tensors:
-                    tensors[name] = part.new_empty(len(images), *part.shape[1:])
-                tensors[name][done : done + len(part)] = part
-            done += len(rows["labels"])
-            advance(len(rows["labels"]), "")
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
+        write_shard(path, len(images), fingerprint, rows, advance)
 
 
 @torch.no_grad()
@@ -97,7 +97,8 @@ def encode_stream(
     Args:
         autoencoder: encodes (B, 3, H, W) in [-1, 1], in the precision of its weights, without autocast: what
             is kept is what is measured.
-        dataset: yields `images` (3, H, W) and `labels` () of this process's share, without augmentation.
+        dataset: yields this process's share, without augmentation; a batch, finished on the device, has
+            `images` (B, 3, H, W) and `labels` (B,).
         folder: where the shards go.
         config: format and sizes.
         fingerprint: of the autoencoder's encoder and of the preprocessing.
@@ -109,24 +110,88 @@ def encode_stream(
     """
     parts: list[dict[str, Tensor]] = []
     shard = held = seen = 0
-
-    def write() -> None:
-        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        with atomic_path(folder / shard_name(rank, shard)) as temporary:
-            save_file(tensors, temporary, metadata={"fingerprint": fingerprint, "format": "pt"})
-
-    for batch in DataLoader(dataset, config.batch_size, num_workers=config.num_workers):
-        parts.append(_encoded(autoencoder, batch, config, f"image {{}} after {seen} of the stream".format))
-        seen += len(parts[-1]["labels"])
-        held += len(parts[-1]["labels"])
-        advance(len(parts[-1]["labels"]), "")
+    for batch in _loader(dataset, config, batch_size=config.batch_size):
+        describe = f"image {{}} after {seen} of the stream".format
+        part = _encoded(autoencoder, dataset, batch, config, describe)
+        parts.append({name: rows.cpu() for name, rows in part.items()})
+        held += len(part["labels"])
+        seen += len(part["labels"])
+        advance(len(part["labels"]), "")
         if held >= config.shard_size:
-            write()
+            write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
             parts, held, shard = [], 0, shard + 1
     if parts:
-        write()
+        write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
     elif not shard:
         raise UserError("the stream gave no image to encode; check its address")
+
+
+def _loader(dataset: Dataset[Any], config: LatentsConfig, **batches: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset, num_workers=config.num_workers, pin_memory=torch.cuda.is_available(), **batches
+    )
+
+
+def write_shard(
+    path: Path,
+    count: int,
+    fingerprint: str,
+    parts: Iterable[dict[str, Tensor]],
+    advance: Callable[[int, str], None] = lambda n, note: None,
+) -> None:
+    """Writes a safetensors file batch by batch in a thread, while the device computes the next batch.
+
+    Args:
+        path: of the file, which appears once it is whole.
+        count: its images.
+        fingerprint: written into its head.
+        parts: batches as they are kept, on any device, in order; a device may still be computing them.
+        advance: called with the number of images done.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    done, pending = 0, collections.deque[Future[None]]()
+    with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        places: dict[str, int] = {}
+        for part in parts:
+            if not places:
+                places = _write_head(file, part, count, fingerprint)
+            pending.append(pool.submit(_write_rows, file, places, done, part))
+            if len(pending) > 2:  # batches that wait take memory
+                pending.popleft().result()
+            done += len(part["labels"])
+            advance(len(part["labels"]), "")
+        for written in pending:
+            written.result()
+        assert done == count, f"{done} of {count} rows"
+
+
+def _write_head(file: BinaryIO, part: dict[str, Tensor], count: int, fingerprint: str) -> dict[str, int]:
+    """Writes the head of a safetensors file for `count` rows such as `part` has; returns offsets by name."""
+    head: dict[str, Any] = {"__metadata__": {"fingerprint": fingerprint, "format": "pt"}}
+    places, end = {}, 0
+    # the widest first, so that all are aligned, as the library writes them
+    for name in sorted(part, key=lambda name: (-part[name].element_size(), name)):
+        rows, begin = part[name], end
+        end += count * rows[0].numel() * rows.element_size()
+        shape = [count, *rows.shape[1:]]
+        head[name] = {"dtype": _CODES[rows.dtype], "shape": shape, "data_offsets": [begin, end]}
+        places[name] = begin
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + begin for name, begin in places.items()}
+
+
+_CODES = {torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def _write_rows(file: BinaryIO, places: dict[str, int], done: int, part: dict[str, Tensor]) -> None:
+    for name, rows in part.items():
+        stored = rows.cpu().contiguous()  # waits for the device here, in the writing thread
+        file.seek(places[name] + done * stored[0].nbytes)
+        file.write(stored.view(torch.uint8).numpy())
 
 
 def _names(dataset: Any, places: Sequence[int]) -> Callable[[int], str]:
@@ -136,9 +201,14 @@ def _names(dataset: Any, places: Sequence[int]) -> Callable[[int], str]:
 
 
 def _encoded(
-    autoencoder: Any, batch: dict[str, Tensor], config: LatentsConfig, describe: Callable[[int], str]
+    autoencoder: Any,
+    dataset: Any,
+    batch: dict[str, Tensor],
+    config: LatentsConfig,
+    describe: Callable[[int], str],
 ) -> dict[str, Tensor]:
     """Returns a batch as it is kept, the images once and once mirrored."""
+    batch = finished(dataset, batch, placement(autoencoder)[0])
     pixels = batch["images"]
     rows = {"labels": batch["labels"], "latents": _stored(autoencoder, pixels, config, describe)}
     if config.flip:
@@ -152,7 +222,7 @@ def _stored(
     """Returns what is kept of each image: (n, 2C, h, w) moments, or the mean (n, C, h, w)."""
     mean, logvar = encode_moments(autoencoder, pixels, describe)
     keep = torch.cat([mean, logvar], dim=1) if config.moments and logvar is not None else mean
-    stored = keep.to("cpu", getattr(torch, config.dtype))
+    stored = keep.to(getattr(torch, config.dtype))
     if not stored.isfinite().all() and keep.isfinite().all():
         raise UserError(
             f"latents of up to {keep.abs().max().item():.3g} do not fit latents.dtype={config.dtype}; give "

@@ -5,6 +5,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldmae.core.device import moved
 from ldmae.core.errors import UserError
-from ldmae.core.random import generator
+from ldmae.core.random import key_seed
 
 _NAMES = {"latents", "latents_flip", "labels"}
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
@@ -85,13 +87,15 @@ class LatentShards:
         headers = [read_header(path) for path in self.paths]
         for path, header in zip(self.paths, headers, strict=True):
             _check_layout(path, header.tensors)
-        shapes = {header.tensors["latents"][1][1:] for header in headers}
+        shapes = {(header.tensors["latents"][0], *header.tensors["latents"][1][1:]) for header in headers}
         flips = {"latents_flip" in header.tensors for header in headers}
         if len(shapes) > 1 or len(flips) > 1:
             raise UserError(
-                f"the shards of {self.folder} differ in shape or in flips: {sorted(shapes)}; encode again"
+                f"the shards of {self.folder} differ in number format, shape or flips: {sorted(shapes)}; "
+                "encode again"
             )
-        self.shape: tuple[int, ...] = shapes.pop()
+        self.dtype, *shape = shapes.pop()
+        self.shape: tuple[int, ...] = tuple(shape)
         self.has_flips = flips.pop()
         self.fingerprints = {header.metadata.get("fingerprint") for header in headers}
         self._headers = headers
@@ -110,13 +114,22 @@ class LatentShards:
 
     def read(self, index: int, flip: bool = False) -> Tensor:
         """Returns one stored latent, (C, h, w) or moments (2C, h, w), as float32."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[shard - 1] if shard else 0)
-        name = "latents_flip" if flip else "latents"
-        stored = torch.from_numpy(np.array(self._arrays(shard)[name][row]))
-        if self._headers[shard].tensors[name][0] == "BF16":
-            stored = stored.view(torch.bfloat16)
-        return stored.float()
+        return self.rows(np.array([index]), np.array([flip]))[0].float()
+
+    def rows(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
+        """Returns stored latents, (B, C, h, w) or moments (B, 2C, h, w), as they are stored; copied once.
+
+        Args:
+            indices: (B,).
+            flips: (B,) bool, which are those of the mirror image.
+        """
+        out = np.empty((len(indices), *self.shape), _NUMPY[self.dtype])
+        places = np.searchsorted(self._ends, indices, side="right")
+        starts = np.concatenate([[0], self._ends])[places]
+        for row, shard, place, flip in zip(out, places, indices - starts, flips, strict=True):
+            row[:] = self._arrays(int(shard))["latents_flip" if flip else "latents"][place]
+        stored = torch.from_numpy(out)
+        return stored.view(torch.bfloat16) if self.dtype == "BF16" else stored
 
     def _arrays(self, shard: int) -> dict[str, np.ndarray]:
         """Returns a shard's tensors as views of its one memory map."""
@@ -154,8 +167,8 @@ def _check_layout(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], int
 class LatentDataset(Dataset[dict[str, Tensor]]):
     """Latents as the diffusion model learns them: drawn from the posterior, normalised, with their class.
 
-    Item `(epoch, index)` is `{"latents": (C, h, w), "labels": ()}`; the mirror image and the draw are keyed
-    by (seed, epoch, index).
+    A loading process reads `stored` latents or moments; `finish` makes of a batch of them, on the device,
+    `latents` (B, C, h, w). The mirror image and the draw are keyed by (seed, epoch, index).
 
     Args:
         shards: where they are read.
@@ -192,23 +205,53 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         self.mean, self.std = mean, std
         self.keep = np.arange(len(shards)) if keep is None else keep
         self.all_labels = shards.labels()
+        self._sound = np.zeros((len(shards), 2), bool)  # which this process knows to be finite; mirrored
 
     def __len__(self) -> int:
         return len(self.keep)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, place = key
-        index = int(self.keep[place])
-        source = generator(self.seed, "latent", epoch, index)
-        flip = self.shards.has_flips and torch.rand((), generator=source).item() < 0.5
-        stored = self.shards.read(index, flip)
-        latents = (draw_latent(stored, self.channels, source) - self.mean) / self.std
-        if not math.isfinite(latents.sum().item()):  # a training would blame its learning rate
-            raise UserError(
-                f"latent {index} in {self.shards.folder} is NaN or infinite; encode again, with an "
-                "autoencoder whose weights are sound"
-            )
-        return {"latents": latents, "labels": torch.tensor(int(self.all_labels[index]))}
+        return {name: value[0] for name, value in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """Returns a batch as it is stored, collated: a loading process copies each latent once."""
+        indices = self.keep[[place for _, place in keys]]
+        seeds = [
+            key_seed(self.seed, "latent", epoch, int(index))
+            for (epoch, _), index in zip(keys, indices, strict=True)
+        ]
+        flips = np.array(seeds) % 2 == 1 if self.shards.has_flips else np.zeros(len(seeds), bool)
+        stored = self.shards.rows(indices, flips)
+        self._check(indices, flips, stored)
+        labels = torch.from_numpy(self.all_labels[indices].astype(np.int64))
+        return {"stored": stored, "seeds": torch.tensor(seeds), "labels": labels}
+
+    def _check(self, indices: np.ndarray, flips: np.ndarray, stored: Tensor) -> None:
+        """Raises for a latent that is not finite, for which a training would blame its learning rate."""
+        for row in np.flatnonzero(~self._sound[indices, flips.astype(int)]).tolist():
+            if not stored[row].isfinite().all():
+                raise UserError(
+                    f"latent {indices[row]} in {self.shards.folder} is NaN or infinite; encode again, with "
+                    "an autoencoder whose weights are sound"
+                )
+        self._sound[indices, flips.astype(int)] = True
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what `__getitems__` gave, which is a batch."""
+        return batch
+
+    def finish(self, batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+        """Moves a batch to its device, and there draws and normalises `latents` (B, C, h, w), float32."""
+        seeds = batch.pop("seeds").tolist()
+        batch = moved(batch, device)
+        source = torch.Generator(device)
+        drawn = [
+            draw_latent(stored, self.channels, source.manual_seed(seed))
+            for stored, seed in zip(batch["stored"].float(), seeds, strict=True)
+        ]
+        mean, std = self.mean.to(device), self.std.to(device)
+        return {"latents": (torch.stack(drawn) - mean) / std, "labels": batch["labels"]}
 
 
 def draw_latent(stored: Tensor, channels: int, source: torch.Generator) -> Tensor:
@@ -216,4 +259,4 @@ def draw_latent(stored: Tensor, channels: int, source: torch.Generator) -> Tenso
     if stored.shape[0] == channels:
         return stored
     mean, logvar = stored.chunk(2)  # (C, h, w) each
-    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source)
+    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source, device=mean.device)

@@ -20,6 +20,7 @@ from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.perception.lpips import PerceptualDistance
+from ldmae.recipes.loading import Reading, describe_loading
 from ldmae.recipes.settings import training_steps, trainings
 from ldmae.recipes.training import baseline_training
 from ldmae.settings import Config, as_dict
@@ -189,7 +190,8 @@ def _peta(flops: float) -> str:
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
     lines = [OmegaConf.to_yaml(OmegaConf.structured(config)), f"# run folder: {folder}"]
-    for plan in plan_trainings(config):
+    plans = plan_trainings(config)
+    for plan in plans:
         lines.append(
             f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M "
             "trainable), "
@@ -201,8 +203,11 @@ def describe_plan(config: Config, folder: Path) -> str:
             f"# {config.autoencoder.source} is not opened for it: its latents are taken to have 16 channels "
             "and an eighth of the image's side."
         )
-    lines.append(
-        "# Counted for one process, the diffusion model with 1,000 classes, as no image is opened for it."
-    )
+    lines.append("# Counted for one process, the diffusion model with 1,000 classes.")
     lines.append("# Counted without the perceptual network; bf16 keeps about half of the activations' share.")
-    return "\n".join(lines)
+    on_images = [
+        Reading(plan.stage, plan.steps * plan.batch_size, plan.flops)
+        for plan in plans
+        if plan.stage.startswith("autoencoder.")
+    ]
+    return "\n".join([*lines, *(f"# {line}" for line in describe_loading(config, on_images))])

@@ -333,7 +333,17 @@ def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
 
 
 def image_dataset(run: Run, size: int, augment: AugmentConfig | None) -> ImageDataset | StreamDataset:
-    """Returns the training images as tensors, cropped at random or (None) in the centre."""
+    """Returns the training images as tensors, cropped at random or (None) in the centre.
+
+    Raises:
+        UserError: they are to be decoded on a GPU, and the run has none, or streams them.
+    """
+    on_gpu = augment is not None and augment.gpu_decoding
+    if on_gpu and (run.stream is not None or run.accelerator.device.type != "cuda"):
+        what = "streamed images" if run.stream is not None else f"the device {run.accelerator.device.type}"
+        raise UserError(
+            f"augment.gpu_decoding=true needs CUDA and images with random access, got {what}; set it to false"
+        )
     if run.stream is not None:
         rank, world = run.accelerator.process_index, run.accelerator.num_processes
         return StreamDataset(run.stream, size, run.config.seed, augment, rank=rank, world=world)

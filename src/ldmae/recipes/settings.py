@@ -43,8 +43,8 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
     shared = {
         **common,
         "training": _weighty(stage.training, adversary),
-        "objective": {k: v for k, v in plain(stage.objective).items() if k not in ADDED or v != ADDED[k]},
-        "augment": plain(stage.augment),
+        "objective": _without_defaults(plain(stage.objective)),
+        "augment": _without_defaults(plain(stage.augment)),
     }
     if part == "pretraining":
         return shared | {
@@ -66,6 +66,11 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
         "initial_logvar": stage.initial_logvar,
         "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
     }
+
+
+def _without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out settings that were added later and have their defaults: older runs lack them."""
+    return {key: value for key, value in settings.items() if key not in ADDED or value != ADDED[key]}
 
 
 def latents_settings(config: Config) -> dict[str, Any]:

@@ -163,4 +163,4 @@ def read_batches(
     dataset = ImageDataset(source, size, 0, None)
     for i in range(0, len(indices), batch):
         rows = [int(index) for index in indices[i : i + batch]]
-        yield rows, torch.stack([dataset[(0, index)]["images"] for index in rows]).to(device)
+        yield rows, dataset.images(rows, device)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ldmae.core.errors import UserError
+from ldmae.core.progress import console
 from ldmae.core.random import generator
 
 
@@ -67,10 +68,31 @@ def keyed_loader(dataset: Dataset[Any], batches: KeyedBatches, num_workers: int)
     return DataLoader(
         dataset,
         batch_sampler=batches,
+        collate_fn=getattr(dataset, "collate", default_collate),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
     )
+
+
+class WaitingNotice:
+    """Says once a start that a training waits for data for more than a tenth of its time."""
+
+    def __init__(self, stage: str, num_workers: int) -> None:
+        self.stage, self.num_workers, self._lines, self._told = stage, num_workers, 0, False
+
+    def __call__(self, share: float) -> None:
+        """Takes note of the share of the time since the last line of metrics that went into waiting."""
+        self._lines += 1
+        # the first line's share has the start of the loading processes in it
+        if self._lines == 1 or share <= 0.1 or self._told:
+            return
+        self._told = True
+        console.print(
+            f"{self.stage} waits for data {share:.0%} of the time; load with more processes: "
+            f"{self.stage}.training.num_workers={max(2, 2 * self.num_workers)} (now {self.num_workers})",
+            soft_wrap=True,
+        )
 
 
 def stream_batches(

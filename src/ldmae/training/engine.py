@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ldmae.contracts import BatchKeys
+from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.progress import console, progress_bar
 from ldmae.training.averaging import AveragedWeights
@@ -30,7 +31,7 @@ from ldmae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from ldmae.training.data import KeyedBatches, keyed_loader, split_rows, stream_batches
+from ldmae.training.data import KeyedBatches, WaitingNotice, keyed_loader, split_rows, stream_batches
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
 from ldmae.training.settings import TrainingConfig
@@ -63,7 +64,7 @@ class Trainer:
     objective: nn.Module
     """Holds the trainable `model` (and an `adversary`); what accelerate prepares and steps."""
     dataset: Dataset[Any]
-    """Map-style: `dataset[(epoch, index)]` is a dict of tensors."""
+    """Map-style: `dataset[(epoch, index)]` is a dict of tensors. See `ldmae.core.device.finished`."""
     config: TrainingConfig
     stage: str
     """Its name in metrics.jsonl and in messages."""
@@ -112,7 +113,7 @@ class Trainer:
             waited = time.monotonic()
             keys = [BatchKeys(self.seed, step, rows, config.batch_size) for rows in self._rows]
             with loading_errors():
-                pieces = [(self._to_device(next(loaded)), key) for key in keys]
+                pieces = [(finished(self.dataset, next(loaded), self.accelerator.device), k) for k in keys]
             self._data_seconds += time.monotonic() - waited
             yield pieces
 
@@ -205,6 +206,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._logged, self._data_seconds = 0, 0.0
+        self._waiting = WaitingNotice(self.stage, config.num_workers)
 
     def _resume(self) -> None:
         (found,) = broadcast_object_list([list_checkpoints(self.folder)])  # what the main process sees
@@ -335,6 +337,7 @@ class Trainer:
         }
         if self.accelerator.is_main_process:
             append_metrics(self.metrics_path, line)
+            self._waiting(line["data_share"])
         flat = {"loss": line["loss"], "learning_rate": line["learning_rate"], **means}
         self.accelerator.log({f"{self.stage}/{name}": value for name, value in flat.items()}, step=self.step)
         self._totals, self._logged, self._timed = {}, self.step, self.step
@@ -356,7 +359,8 @@ class Trainer:
         for piece in split_rows(count, size, rank, world):
             # a sharded forward needs every process: one that has no row does the first, unheard
             rows = piece or range(1)
-            batch = self._to_device(default_collate([self.validation[(0, row)] for row in rows]))
+            batch = default_collate([self.validation[(0, row)] for row in rows])
+            batch = finished(self.validation, batch, self.accelerator.device)
             with self.accelerator.autocast():
                 output = self.objective(batch, BatchKeys(self.seed, 0, rows, count))
             for name, value in {"loss": output.loss, **output.terms}.items() if piece else ():
@@ -375,9 +379,6 @@ class Trainer:
     def _bar(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
         show = self.accelerator.is_main_process
         return progress_bar(self.stage, self.config.steps, "steps", self.step, show)
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
 
     def _finished_model(self) -> nn.Module:
         state = gathered(self._model.state_dict())
