@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldmae.contracts import BatchKeys
-from ldmae.core.random import generator, key_seed, normal, uniform
+from ldmae.core.random import generator, key_seed, normal, uniform, uniforms
 
 
 def keys(rows, seed=0, step=3, batch_size=8) -> BatchKeys:
@@ -68,3 +68,11 @@ def test_draws_leave_the_global_generators_alone():
 
 def test_on_the_meta_device_nothing_is_drawn():
     assert normal((4,), keys(range(2)), "noise", "meta").shape == (2, 4)
+
+
+def test_a_few_numbers_drawn_by_key_are_uniform_and_the_same_each_time():
+    drawn = np.array([uniforms(5, 0, "crop", index) for index in range(4000)])
+    assert drawn[7].tolist() == uniforms(5, 0, "crop", np.int64(7))
+    assert 0 <= drawn.min() < 0.01 < 0.99 < drawn.max() < 1
+    assert np.allclose(drawn.mean(axis=0), 0.5, atol=0.02)
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.06
