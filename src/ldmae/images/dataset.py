@@ -63,15 +63,15 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             UserError: the image can no longer be read.
         """
         epoch, index = key
-        key = ("augment", self.seed, epoch, index)
+        draws = ("augment", self.seed, epoch, index)
         try:
             picture = open_image(self.source, index)
             if self.augment is not None and self.augment.gpu_decoding and picture.format == "JPEG":
-                crop = draw_crop(*picture.size, self.size, self.augment, *key)
+                crop = draw_crop(*picture.size, self.size, self.augment, *draws)
                 content = torch.frombuffer(bytearray(picture.content), dtype=torch.uint8)
                 item = {"content": content, "crop": torch.tensor(crop)}
             else:
-                item = {"pixels": _sized(picture, self.size, self.augment, key)}
+                item = {"pixels": _sized(picture, self.size, self.augment, draws)}
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
                 f"cannot read {self.source.describe(index)} ({error}), which was readable when the images "

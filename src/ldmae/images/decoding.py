@@ -65,8 +65,13 @@ class Picture:
         width, height = self.size
         try:
             if self.format == "JPEG":
-                least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
-                return simplejpeg.decode_jpeg(self.content, min_factor=shrink, **least), shrink
+                pixels = simplejpeg.decode_jpeg(
+                    self.content,
+                    min_height=-(-height // shrink),
+                    min_width=-(-width // shrink),
+                    min_factor=shrink,
+                )
+                return pixels, shrink
             if self.format == "PNG":
                 return kornia_rs.io.decode_image_png_u8(self.content, (height, width), "rgb"), 1
         except Exception:  # they raise whatever they like; Pillow reads more, or says what is wrong
@@ -86,7 +91,7 @@ def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    return (width, height) if colours in ("YCbCr", "RGB", "Gray") else None
+    return (int(width), int(height)) if colours in ("YCbCr", "RGB", "Gray") else None
 
 
 def _plain_png_size(content: bytes) -> tuple[int, int] | None:

@@ -191,7 +191,7 @@ def _write_rows(file: BinaryIO, places: dict[str, int], done: int, part: dict[st
     for name, rows in part.items():
         stored = rows.cpu().contiguous()  # waits for the device here, in the writing thread
         file.seek(places[name] + done * stored[0].nbytes)
-        file.write(stored.view(torch.uint8).numpy())
+        file.write(stored.view(torch.uint8).numpy().data)
 
 
 def _names(dataset: Any, places: Sequence[int]) -> Callable[[int], str]:
