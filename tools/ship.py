@@ -148,7 +148,7 @@ def keep_samples(name: str, folder: Path) -> None:
     train, rows = open_images(config.data, folder / "data")[0], config.evaluation.batch_size
     real = read_batches(train, draw(image_keys(train), None, 0), config.image_size, rows, torch.device("cpu"))
     made = generated_images(
-        f"pretrained:{name}", True, config, open_accelerator(config, folder), folder / "generated"
+        f"pretrained:{name}", (), config, open_accelerator(config, folder), folder / "generated"
     )
     images = torch.cat(list(made.batches(0, made.count)))
     kept = {

@@ -31,10 +31,9 @@ class TurningObjective(nn.Module):
         own = self._own[0](batch, keys)
         images = batch["images"]  # (b, 3, H, W) in [-1, 1]
         latents = self.model.encode(images).latent_dist.mode()
-        restored = self.model.decode(latents.rot90(1, (2, 3))).sample
-        turned = (restored - images.rot90(1, (2, 3))).square().flatten(1).mean(1).sum() / keys.batch_size
-        terms = {**own.terms, "turned": turned.detach()}
-        return ObjectiveOutput(loss=own.loss + self.weight * turned, terms=terms)
+        wrong = self.model.decode(latents.rot90(1, (2, 3))).sample - images.rot90(1, (2, 3))
+        turned = wrong.square().flatten(1).mean(1).sum() / keys.batch_size
+        return ObjectiveOutput(own.loss + self.weight * turned, {**own.terms, "turned": turned.detach()})
 
 
 def main(steps: int = 40) -> list[str]:

@@ -451,7 +451,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 
 
 def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae: Any, preset: Path, tmp_path: Path) -> None:
-    settings = (f"{TRAINING}.batch_size=64",)  # a batch of 600 KB
+    settings = (f"{TRAINING}.batch_size=256",)  # a batch of 600 KB
     message = refusal(ldmae.start("run", preset, *settings, "--out", tmp_path / "run", largest_file=100_000))
     assert "num_workers=0" in message
 

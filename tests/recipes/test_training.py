@@ -63,7 +63,9 @@ def test_a_training_from_a_rounded_file_has_exact_sine_cosine_positions(size: in
 def test_shards_of_another_number_of_images_are_refused_unless_they_are_foreign_on_purpose():
     def run(fingerprint: str) -> Any:
         latents = SimpleNamespace(fingerprint=fingerprint)
-        return SimpleNamespace(config=SimpleNamespace(latents=latents), stream=None, train=range(5))
+        return SimpleNamespace(
+            config=SimpleNamespace(latents=latents), stream=None, train=range(5), folder="run"
+        )
 
     class Shards(list):
         folder = "latents"
