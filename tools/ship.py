@@ -101,7 +101,8 @@ def _refuse_other_settings(run: Path, name: str) -> None:
         "sampling",
         "evaluation",
     )
-    changed = changed_settings(*({part: config[part] for part in parts} for config in (preset, made)))
+    expected, got = ({part: config[part] for part in parts} for config in (preset, made))
+    changed = changed_settings(expected, got)
     if changed:
         raise UserError(f"{run} was made with other settings than {SHIPPED[name]}: {'; '.join(changed)}")
 
@@ -151,17 +152,18 @@ def keep_samples(name: str, folder: Path) -> None:
         f"pretrained:{name}", (), config, open_accelerator(config, folder), folder / "generated"
     )
     images = torch.cat(list(made.batches(0, made.count)))
-    kept = {
+    features = {
         "generated": torch.cat([extractor(batch) for batch in images.split(rows)]),
         "real": torch.cat([extractor(to_uint8(batch)) for _, batch in real]),
     }
-    scale = max(float(features.max()) for features in kept.values()) / 255  # a ReLU6 leaves none below 0
+    scale = max(float(of.max()) for of in features.values()) / 255  # a ReLU6 leaves none below 0
     SAMPLES.mkdir(exist_ok=True)
     np.savez_compressed(
         SAMPLES / f"{name}.npz",
         images=images[:COMPARED].permute(0, 2, 3, 1).numpy(),
         scale=scale,
-        **{kind: (features / scale).round().byte().numpy() for kind, features in kept.items()},
+        generated=(features["generated"] / scale).round().byte().numpy(),
+        real=(features["real"] / scale).round().byte().numpy(),
     )
 
 
