@@ -91,7 +91,7 @@ def is_run_folder(source: str) -> bool:
     return (Path(at_home(source)) / "config.yaml").is_file()
 
 
-def load_autoencoder(source: str, allow_code: bool = False) -> Any:
+def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: bool | None = None) -> Any:
     """Loads any autoencoder on the CPU, in fp32 whatever it was saved in, in evaluation mode.
 
     Args:
@@ -103,6 +103,8 @@ def load_autoencoder(source: str, allow_code: bool = False) -> Any:
             looked for in the current directory first, as by `python -m`; importing it runs its code.
         allow_code: whether a folder, too, may name code to run, as the settings of a run do whose autoencoder
             was a class of its user's own.
+        use_safetensors: True takes weights of a diffusers folder or Hub name as safetensors only; None takes
+            pickled tensors where there are no others.
 
     Raises:
         UserError: there is no such thing, it holds no autoencoder, or it is a folder that names code.
@@ -128,7 +130,8 @@ def load_autoencoder(source: str, allow_code: bool = False) -> Any:
         folder = folder / "vae"
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        return _load_class(config.get("_class_name") if isinstance(config, dict) else None, str(folder))
+        name = config.get("_class_name") if isinstance(config, dict) else None
+        return _load_class(name, str(folder), use_safetensors=use_safetensors)
     if Path(source).exists():
         raise UserError(
             f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {FORMS}"
@@ -137,7 +140,7 @@ def load_autoencoder(source: str, allow_code: bool = False) -> Any:
         return _import(source)
     if not may_be_hub_name(source):
         raise UserError(f"there is no {source}; expected {FORMS}")
-    return _from_hub(source)
+    return _from_hub(source, use_safetensors=use_safetensors)
 
 
 def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
@@ -201,7 +204,7 @@ def refuse_code(path: Path | str, source: str | None, allow_code: bool) -> None:
     if source is not None and is_import_path(source) and not allow_code:
         raise UserError(
             f"{path} names code to run, {source}, which is imported only where you type it. If you trust it, "
-            f"add --allow-code (in Python allow_code=True), or name {source} itself"
+            f"add --allow-code (in Python allow_code=True; `ldmae app` has none), or name {source} itself"
         )
 
 
@@ -299,7 +302,8 @@ def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
         kind: Any = AutoencoderVMAE
     else:
         kind = getattr(diffusers, str(name), None)
-        if kind is None or not hasattr(kind, "encode"):
+        known = getattr(kind, "__module__", "").startswith("diffusers.models.autoencoders.")
+        if not known or not hasattr(kind, "encode"):
             raise UserError(
                 f"{source} holds {name or 'a model without a class'}, which is no autoencoder that diffusers "
                 f"{diffusers.__version__} knows; name one of those, such as an AutoencoderVMAE or an "
@@ -337,10 +341,10 @@ def _check_weights(model: nn.Module, source: str) -> None:
             )
 
 
-def _from_hub(source: str) -> Any:
+def _from_hub(source: str, **arguments: Any) -> Any:
     try:
         config: Any = AutoencoderVMAE.load_config(source)
-        return _load_class(config.get("_class_name"), source)
+        return _load_class(config.get("_class_name"), source, **arguments)
     except (OSError, ValueError) as first:
         if isinstance(first, UserError):
             raise
@@ -348,4 +352,4 @@ def _from_hub(source: str) -> Any:
             config = AutoencoderVMAE.load_config(source, subfolder="vae")
         except (OSError, ValueError):
             raise UserError(f"{source} is no folder here and no autoencoder on the Hub: {first}") from first
-        return _load_class(config.get("_class_name"), source, subfolder="vae")
+        return _load_class(config.get("_class_name"), source, subfolder="vae", **arguments)
