@@ -338,6 +338,14 @@ def open_page(
             help="Let no visitor name further ones, also on 127.0.0.1: for a page behind a proxy.",
         ),
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A further host name that the page answers to, as behind a reverse proxy; may be repeated.",
+        ),
+    ] = None,
     max_upload_mb: Annotated[float, typer.Option(help="MiB of an uploaded file at most.")] = 10,
     max_megapixels: Annotated[
         float, typer.Option(help="Million pixels of an uploaded picture at most.")
@@ -361,6 +369,7 @@ def open_page(
         share=share,
         compare=tuple(compare or ()),
         only_offered=only_offered,
+        allowed_hosts=tuple(allowed_host or ()),
         max_upload_mb=max_upload_mb,
         max_megapixels=max_megapixels,
         perceptual=perceptual,

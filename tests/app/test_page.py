@@ -13,7 +13,7 @@ from ldmae.app.workbench import open_workbench
 
 from .conftest import tiny_pipeline, tiny_vae
 
-gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
 
 def built(bench) -> dict:

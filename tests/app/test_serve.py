@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -10,8 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from ldmae.app.serve import FIRST_PORT, PORTS, check_gradio, free_port, serve
+from ldmae.app.serve import FIRST_PORT, GRADIO, PORTS, check_gradio, free_port, serve
 from ldmae.core.errors import UserError
 
 
@@ -52,14 +54,22 @@ def test_an_address_that_is_none_of_this_machine_is_told(host, port, message):
 
 
 def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
+    """It names Gradio itself, as the extra does: no distribution `ldmae` is on PyPI."""
+    (required,) = [text for text in importlib.metadata.requires("ldmae") or () if text.startswith("gradio")]
+    assert Requirement(GRADIO).specifier == Requirement(required).specifier
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
     )
-    with pytest.raises(UserError, match=r'pip install "ldmae\[app\]"'):
+    with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
         check_gradio()
-    with pytest.raises(UserError, match=r'pip install "ldmae\[app\]"'):
+    with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
         serve("nowhere")
+
+
+def test_a_wrong_host_name_is_told_before_anything_is_loaded():
+    with pytest.raises(UserError, match="without scheme, port and path"):
+        serve("nowhere", port=0, allowed_hosts=("https://demo.example.org",))
 
 
 def test_a_wrong_source_is_told_and_leaves_nothing(tmp_path, monkeypatch):

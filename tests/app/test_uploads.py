@@ -1,4 +1,3 @@
-import asyncio
 import io
 import struct
 import time
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmae.app import uploads
-from ldmae.app.uploads import MOST_AT_ONCE, Gatekeeper, Limits, decode_picture, squared
+from ldmae.app.uploads import Limits, decode_picture, squared
 from ldmae.core.errors import UserError
 from ldmae.images.transforms import center_crop, to_rgb, to_tensor
 
@@ -112,44 +110,6 @@ def test_what_is_no_picture_is_told(content, message):
 def test_formats_that_could_start_programs_or_hide_their_size_are_refused(kind, name):
     with pytest.raises(UserError, match=f"{name} pictures are not read here"):
         decode_picture(encoded(photo(), kind), LIMITS)
-
-
-def ask(keeper: Gatekeeper, path: str, size: int = 0, method: str = "POST") -> int:
-    """Returns the status of the answer, 200 where the request is passed on."""
-    statuses = []
-
-    async def send(message) -> None:
-        statuses.append(message.get("status"))
-
-    headers = [(b"content-length", str(size).encode())]
-    asyncio.run(keeper({"type": "http", "method": method, "path": path, "headers": headers}, None, send))
-    return statuses[0]
-
-
-async def passed(scope, receive, send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
-def test_all_visitors_together_send_only_so_much_in_a_while(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(uploads.time, "monotonic", lambda: now[0])
-    keeper = Gatekeeper(passed, LIMITS)
-    statuses = [ask(keeper, "/gradio_api/upload", LIMITS.bytes) for _ in range(2 * MOST_AT_ONCE)]
-    taken = statuses.count(200)
-    assert MOST_AT_ONCE <= taken < 2 * MOST_AT_ONCE
-    assert statuses == [200] * taken + [503] * (2 * MOST_AT_ONCE - taken)
-    assert ask(keeper, "/gradio_api/queue/join", 100) == 200  # what is no upload goes on
-    now[0] += uploads.KEPT_FOR + uploads.CLEANED_EVERY + 1
-    assert ask(keeper, "/gradio_api/upload", LIMITS.bytes) == 200
-
-
-@pytest.mark.parametrize(
-    "path", ["/gradio_api/file=https://example.org/x", "/FILE=/etc/passwd", "/file=x.png"]
-)
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_the_page_serves_no_files_and_fetches_no_addresses(path, method):
-    assert ask(Gatekeeper(passed, LIMITS), path, method=method) == 403
-    assert ask(Gatekeeper(passed, LIMITS), "/", method=method) == 200
 
 
 def test_limits_must_leave_room():

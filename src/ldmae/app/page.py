@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -12,16 +14,36 @@ from gradio import themes
 from starlette.middleware import Middleware
 
 from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
-from ldmae.app.skin import JOBS, WAITING
-from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, Gatekeeper
+from ldmae.app.gatekeeper import Gatekeeper
+from ldmae.app.hosts import Hosts
+from ldmae.app.lines import HEAVY, LIGHT
+from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, upload_folder
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 STYLE = Path(__file__).with_name("style.css")
 FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+SPARE = 64
+"""Requests that Gradio starts beyond those which the lines take, so that it can tell them so."""
 SESSIONS = 200
 """Visitors whose images are kept at once; those who came first are forgotten first."""
+
+
+class _Page(gr.Blocks):
+    """A page that tells nothing of its insides to a request which it would not send, nor fills its log."""
+
+    async def process_api(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*arguments, **named)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:  # handlers tell their own: this is of values that no control gives
+            logger.warning("a request with values that the page does not send: %s", type(error).__name__)
+            raise gr.Error("the page can't read this request; reload it", print_exception=False) from None
 
 
 def build_page(bench: Workbench) -> gr.Blocks:
@@ -31,7 +53,7 @@ def build_page(bench: Workbench) -> gr.Blocks:
         bench: what it works with, shared by all visitors. What a visitor does is kept in their own session,
             and forgotten after they left.
     """
-    with gr.Blocks(
+    with _Page(
         title=f"LDMAE · {bench.name}", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_FOR)
     ) as page:
         gr.HTML(markup.header(bench.name, bench.facts))
@@ -44,12 +66,19 @@ def build_page(bench: Workbench) -> gr.Blocks:
                 compare_tab.build(bench)
             with gr.Tab("Report") as report:
                 report_tab.build(bench, report)
-    page.queue(max_size=WAITING, default_concurrency_limit=2 * JOBS)
+    # all that arrives starts, and waits in the workbench's lines, which know who is who
+    page.queue(max_size=HEAVY.in_all + LIGHT.in_all, default_concurrency_limit=None, api_open=False)
     return page
 
 
 def launch(
-    page: gr.Blocks, bench: Workbench, host: str, port: int, share: bool = False, open_browser: bool = False
+    page: gr.Blocks,
+    bench: Workbench,
+    host: str,
+    port: int,
+    share: bool = False,
+    open_browser: bool = False,
+    hosts: Hosts | None = None,
 ) -> list[str]:
     """Serves the page from threads of its own, and returns its addresses.
 
@@ -59,6 +88,15 @@ def launch(
     Raises:
         UserError: the page could not be served.
     """
+    hosts = hosts or Hosts(host)
+    keeper = Middleware(
+        Gatekeeper,
+        page=page,
+        limits=bench.limits,
+        hosts=hosts,
+        audience=bench.audience,
+        uploads=upload_folder(),
+    )
     theme = themes.Default(
         primary_hue=themes.colors.indigo,
         secondary_hue=themes.colors.indigo,
@@ -87,10 +125,13 @@ def launch(
             ssr_mode=False,
             pwa=False,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [Middleware(Gatekeeper, limits=bench.limits)]},
+            max_threads=HEAVY.in_all + LIGHT.in_all + SPARE,
+            app_kwargs={"middleware": [keeper]},
         )
     except OSError as error:  # somebody took the port since it was looked at
         raise UserError(
             f"cannot serve the page on {host}:{port} ({error}); name another with --port"
         ) from error
+    if elsewhere:
+        hosts.add(elsewhere)
     return [address for address in (here, elsewhere) if address]

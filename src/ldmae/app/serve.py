@@ -14,11 +14,14 @@ import tempfile
 import threading
 from collections.abc import Callable
 
+from ldmae.app.hosts import Hosts
 from ldmae.app.uploads import MIB, Limits
 from ldmae.core.errors import UserError
 
 FIRST_PORT, PORTS = 7860, 40
 """Where a free port is looked for if none is named."""
+GRADIO = "gradio>=6.31,<7"
+"""What the extra `app` installs."""
 
 
 def serve(
@@ -34,6 +37,7 @@ def serve(
     max_upload_mb: float = 10,
     max_megapixels: float = 50,
     open_browser: bool = False,
+    allowed_hosts: tuple[str, ...] = (),
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves the page until it is interrupted.
@@ -53,10 +57,12 @@ def serve(
         max_upload_mb: MiB of an uploaded file at most.
         max_megapixels: million pixels of an uploaded picture at most.
         open_browser: open the page in the browser here.
+        allowed_hosts: names that the page answers to beside its own, as behind a reverse proxy.
         say: prints.
 
     Raises:
-        UserError: Gradio is missing, the port can't be had, or the source is none.
+        UserError: Gradio is missing, the port can't be had, an allowed host is no host name, or the source
+            is none.
     """
     check_gradio()
     if not (math.isfinite(max_upload_mb) and math.isfinite(max_megapixels)):
@@ -64,6 +70,7 @@ def serve(
             f"uploads need a limit, got {max_upload_mb} MiB and {max_megapixels} megapixels; give two numbers"
         )
     limits = Limits(bytes=int(max_upload_mb * MIB), pixels=int(max_megapixels * 1e6))
+    hosts = Hosts(host, allowed_hosts)
     port = free_port(host, port)
     # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
     folder = tempfile.mkdtemp(prefix="ldmae-app-")
@@ -88,7 +95,7 @@ def serve(
             limits=limits,
         )
         page = build_page(bench)
-        for address in launch(page, bench, host, port, share, open_browser):
+        for address in launch(page, bench, host, port, share, open_browser, hosts):
             say(f"page: {address}")
         say("Ctrl+C ends it")
         wait_for_interrupt()
@@ -111,7 +118,7 @@ def wait_for_interrupt() -> None:
 def check_gradio() -> None:
     """Raises a UserError where Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError('the page needs Gradio, which is not installed; type: pip install "ldmae[app]"')
+        raise UserError(f'the page needs Gradio, which is not installed; type: pip install "{GRADIO}"')
 
 
 def free_port(host: str, port: int | None) -> int:

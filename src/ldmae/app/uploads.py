@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-import time
-from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -24,20 +25,12 @@ TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
 
 MIB = 1 << 20
 
-FORM = 1 << 16
-"""Bytes that a form may have around the file that it sends."""
-
 KEPT_FOR, CLEANED_EVERY = 300, 60
 """Seconds: after how long files that visitors sent are deleted, and how often that is looked for. Not at
 once: a file that two visitors send lies in one place."""
-MOST_AT_ONCE = 50
-"""Files of the largest size that all visitors may send within that time."""
 
 DECODING = threading.Semaphore(2)
 """Pictures that are decoded at once: a large one takes hundreds of megabytes."""
-
-ONLY_FROM_HERE = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
-"""The header's policy that keeps browsers from fetching what a model's card names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,61 +50,10 @@ class Limits:
             )
 
 
-class Gatekeeper:
-    """ASGI middleware that answers what Gradio would do and the page does not want.
-
-    It refuses requests which say no size or more than one upload's (Gradio limits each file, not how many
-    come at once), uploads when many came lately, and Gradio's address for files: the page serves none, and
-    there Gradio would fetch whatever address on the web is named, for anybody. Browsers are told to show no
-    pictures from elsewhere.
-    """
-
-    def __init__(self, app: Any, limits: Limits):
-        self.app = app
-        self.limits = limits
-        self._lately: deque[tuple[float, int]] = deque()
-        """When uploads came, and their bytes."""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Passes a request on, or answers it."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        refused = self._refused(scope)
-        if refused is not None:
-            from starlette.responses import PlainTextResponse
-
-            return await PlainTextResponse(*refused)(scope, receive, send)
-
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", ONLY_FROM_HERE)]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-    def _refused(self, scope: Any) -> tuple[str, int] | None:
-        """Returns what to answer to a request that is not passed on, and the status; else None."""
-        if "/file=" in scope["path"].lower():
-            return "this page serves no files", 403
-        if scope["method"] != "POST":
-            return None
-        said = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
-        if not said.isdecimal():
-            return "the request must say its size (Content-Length)", 411
-        size = int(said)
-        if size > self.limits.bytes + FORM:
-            return str(too_large(size, self.limits)), 413
-        return self._too_many(size) if scope["path"].endswith("/upload") else None
-
-    def _too_many(self, size: int) -> tuple[str, int] | None:
-        now = time.monotonic()
-        while self._lately and self._lately[0][0] < now - KEPT_FOR - CLEANED_EVERY:
-            self._lately.popleft()
-        size = max(size, FORM)  # many small files fill a disk too
-        if size + sum(each for _, each in self._lately) > MOST_AT_ONCE * (self.limits.bytes + FORM):
-            return "too many files were sent to this page lately; try again in a few minutes", 503
-        self._lately.append((now, size))
-        return None
+def upload_folder() -> Path:
+    """Returns the folder in which Gradio keeps what visitors send; `serve` makes one for each page."""
+    default = Path(tempfile.gettempdir()) / "gradio"
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or default).resolve()
 
 
 def too_large(size: int, limits: Limits) -> UserError:
