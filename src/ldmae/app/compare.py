@@ -1,15 +1,17 @@
 """Several autoencoders on the same image: pictures, figures, parameters and time of each."""
 
-# S side of the square image
+# S side of the square image, T side at which an autoencoder computes
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,20 +24,44 @@ from PIL import Image
 
 from ldmae.app.looking import as_picture, difference, figures_of
 from ldmae.app.uploads import squared
-from ldmae.core.autoencoding import decode, encode_moments, placement, reconstruct
+from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
 from ldmae.core.errors import UserError, nearest
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.smoothness import as_saved
 from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
 from ldmae.perception.lpips import PerceptualDistance
+from ldmae.report.formatting import format_count
+
+logger = logging.getLogger(__name__)
 
 FEWEST, MOST = 2, 6
 """Autoencoders in one comparison."""
 SIZES = (32, 48, 64, 96, 128, 192, 256, 512)
-"""Pixels along a side that the image may be brought to."""
-TIMED = 3
-"""Turns that are timed, after one that is not; the middle one counts."""
+"""Pixels along a side that the image may be brought to, usually."""
+MOST_SIZES = 8
+"""Sizes to choose from, where the usual ones do not fit."""
+MOST_WORK = {"cpu": 6e12, "": 3e14}
+"""Parameters times pixels of one image, by kind of device, with "" for all others. A convolutional
+autoencoder of 84 M parameters may take 256 x 256 pixels on a processor, where a pass takes some seconds:
+others have their turn only between two passes."""
+ROUNDS, FEWEST_ROUNDS, LONG = 7, 3, 5.0
+"""Rounds in which the autoencoders are timed one after the other, so that whatever else the computer does
+slows all of them; after so many seconds fewer will do."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long something takes, of several rounds."""
+
+    seconds: float
+    """The median."""
+    spread: float
+    """Between the quickest and the slowest."""
+
+    def clearly_below(self, other: Timing) -> bool:
+        """Says whether the difference to another is larger than chance makes it."""
+        return self.seconds + self.spread < other.seconds - other.spread
 
 
 @dataclass(frozen=True)
@@ -53,16 +79,19 @@ class Measured:
     """Trainable ones."""
     latents: tuple[int, ...] = ()
     """(C, h, w)."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """`encode` and `decode` of this one image, at the median of a few turns."""
+    side: int = 0
+    """Pixels along a side of the image that it got, T: S, or the nearest to it that it takes."""
+    works: dict[str, Callable[[], object]] = field(default_factory=dict, repr=False)
+    """`encode` and `decode` of this one image, to be timed; they hold the autoencoder."""
+    timings: dict[str, Timing] = field(default_factory=dict)
+    """Of `works`, once they were timed."""
     problem: str = ""
     """Why it could not be loaded, or could not take the image."""
 
     @property
     def compression(self) -> float:
         """Numbers of the image over numbers of its latents."""
-        assert self.picture is not None
-        return self.picture.size / math.prod(self.latents)
+        return 3 * self.side**2 / math.prod(self.latents)
 
 
 def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) -> list[str]:
@@ -143,6 +172,48 @@ def check_hub(name: str) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Which sizes of images an autoencoder takes, as far as it says."""
+
+    fixed: int | None = None
+    """The only one, in pixels along a side; None where there are more."""
+    multiple: int = 1
+    """What a side must be a multiple of."""
+
+    @classmethod
+    def of(cls, autoencoder: Any) -> Fit:
+        """Returns that of an autoencoder."""
+        if type(autoencoder).__name__ == "AutoencoderRAE":
+            cells = setting(autoencoder, "encoder_input_size") // setting(autoencoder, "encoder_patch_size")
+            return cls(fixed=cells * setting(autoencoder, "patch_size"))
+        return cls(multiple=size_multiple(autoencoder) or 1)
+
+    def nearest(self, size: int) -> int:
+        """Returns the size nearest to a wanted one."""
+        return self.fixed or max(1, round(size / self.multiple)) * self.multiple
+
+
+def sizes_for(fits: Sequence[Fit], own: int) -> list[int]:
+    """Returns the sizes to offer for a comparison: of the usual ones and `own` those that all take.
+
+    Where there are none, others that all take; and where there are none either, the usual ones, instead of
+    which each autoencoder gets the nearest that it takes.
+    """
+    usual = sorted({*SIZES, own})
+
+    def common(sizes: Iterable[int]) -> list[int]:
+        return [size for size in sizes if all(fit.nearest(size) == size for fit in fits)]
+
+    step = math.lcm(*(fit.multiple for fit in fits))
+    return common(usual) or common(range(step, SIZES[-1] + 1, step))[:MOST_SIZES] or usual
+
+
+def most_side(parameters: int, device: str) -> int:
+    """Returns how large an image an autoencoder of so many parameters gets, in pixels along a side."""
+    return math.isqrt(int(MOST_WORK.get(device, MOST_WORK[""]) // max(parameters, 1)))
+
+
 def measure(
     name: str,
     image: Image.Image,
@@ -154,14 +225,15 @@ def measure(
     between: Callable[[], None] = lambda: None,
     aside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Measured:
-    """Loads an autoencoder, reconstructs the image, measures, and lets the autoencoder go.
+    """Loads an autoencoder, reconstructs the image and measures, all but time (see `timed`).
 
     What goes wrong with this one is told in `problem`, so that the others can be shown.
 
     Args:
         name: what to load.
         image: RGB; its centred square counts.
-        size: pixels that its side is brought to, S.
+        size: pixels that its side is brought to, S. An autoencoder that does not take it gets the nearest
+            size, and its picture is brought back to S.
         perceptual: the perceptual distance, on the CPU.
         device: where to compute.
         strength: how much the difference is amplified.
@@ -173,7 +245,12 @@ def measure(
         between()
         with aside():
             autoencoder = load(name).to(device)
-        return _measured(name, autoencoder, image, size, perceptual, strength, between)
+        between()
+        parameters = count_parameters(autoencoder)
+        most, side = most_side(parameters[1], torch.device(device).type), Fit.of(autoencoder).nearest(size)
+        if side > most:
+            return Measured(name, problem=_too_much(parameters[1], side, most))
+        return _measured(name, autoencoder, image, size, side, perceptual, strength)
     except UserError as error:
         return Measured(name, problem=str(error))
     except torch.OutOfMemoryError:
@@ -182,39 +259,88 @@ def measure(
         )
 
 
+def _too_much(parameters: int, side: int, most: int) -> str:
+    move = f"choose at most {most} × {most}" if most >= SIZES[0] else "compare it with `ldmae evaluate`"
+    return (
+        f"it has {format_count(parameters)} parameters, which is too much work for this page with an image "
+        f"of {side} × {side} pixels; {move}"
+    )
+
+
 @torch.no_grad()
 def _measured(
     name: str,
     autoencoder: Any,
     image: Image.Image,
     size: int,
+    side: int,
     perceptual: PerceptualDistance,
     strength: float,
-    between: Callable[[], None],
 ) -> Measured:
-    images = squared(image, size)
-    restored = as_saved(reconstruct(autoencoder, images).cpu(), "a decoded image")
-    between()
-    original = to_uint8(images)
-    latents = encode_moments(autoencoder, images)[0]
-    works = {
-        "encode": lambda: encode_moments(autoencoder, images),
-        "decode": lambda: decode(autoencoder, latents),
-    }
-    seconds = {}
-    for kind, work in works.items():
-        turns = []
-        for _ in range(TIMED):
-            turns.append(seconds_of(work, placement(autoencoder)[0]))
-            between()
-        seconds[kind] = median(turns)
-    picture = as_picture(restored)
+    images = squared(image, side)  # (1, 3, T, T)
+    try:
+        latents = encode_moments(autoencoder, images)[0]
+        restored = decode(autoencoder, latents)
+    except UserError as error:
+        logger.warning("%s failed on an image of %d px: %s", name, side, error)
+        raise UserError(f"it can't take this image at {side} × {side} pixels; choose another size") from error
+    if restored.shape[1] != images.shape[1]:
+        raise UserError(f"it makes images of {restored.shape[1]} channels, and this page compares RGB images")
+    picture = _resized(as_picture(as_saved(restored.cpu(), "a decoded image")), size)
+    original = squared(image, size)
+    saved = torch.from_numpy(picture).permute(2, 0, 1)[None]
     return Measured(
         name,
         picture=picture,
-        difference=difference(as_picture(original), picture, strength),
-        figures=figures_of(original, restored, perceptual),
+        difference=difference(as_picture(to_uint8(original)), picture, strength),
+        figures=figures_of(to_uint8(original), saved, perceptual),
         parameters=count_parameters(autoencoder)[0],
         latents=tuple(latents.shape[1:]),
-        seconds=seconds,
+        side=side,
+        works={
+            "encode": lambda: encode_moments(autoencoder, images),
+            "decode": lambda: decode(autoencoder, latents),
+        },
     )
+
+
+def _resized(picture: np.ndarray, size: int) -> np.ndarray:
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@torch.no_grad()
+def timed(
+    done: Sequence[Measured],
+    device: torch.device | str = "cpu",
+    between: Callable[[], None] = lambda: None,
+) -> list[Measured]:
+    """Times the works of several autoencoders in turn, and lets the autoencoders go.
+
+    Args:
+        done: as `measure` gives them.
+        device: where they compute.
+        between: called between pieces of work; what it raises ends the timing.
+    """
+    taken: dict[tuple[int, str], list[float]] = {}
+    began = time.monotonic()
+    for number in range(ROUNDS):
+        for place, one in enumerate(done):
+            for kind, work in one.works.items():
+                taken.setdefault((place, kind), []).append(seconds_of(work, torch.device(device)))
+                between()
+        if number + 1 >= FEWEST_ROUNDS and time.monotonic() - began > LONG:
+            break
+    return [
+        replace(
+            one,
+            works={},
+            timings={
+                kind: Timing(median(seconds), max(seconds) - min(seconds))
+                for kind in one.works
+                for seconds in [taken[place, kind]]
+            },
+        )
+        for place, one in enumerate(done)
+    ]

@@ -11,7 +11,8 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import FEWEST, MOST, SIZES, Measured, check_names, measure
+from ldmae.app.compare import FEWEST, MOST, Measured, Timing, check_names, measure, timed
+from ldmae.app.lines import Waiting, answered, followed
 from ldmae.app.looking import as_picture
 from ldmae.app.markup import Card
 from ldmae.app.skin import (
@@ -21,12 +22,13 @@ from ldmae.app.skin import (
     picked,
     picker,
     stoppable,
-    take,
+    take_image,
     told,
     told_stream,
     uploaded,
+    visitor_of,
 )
-from ldmae.app.turns import Job, followed
+from ldmae.app.turns import Job
 from ldmae.app.uploads import squared
 from ldmae.app.workbench import Workbench, runs_nearby
 from ldmae.core.errors import UserError
@@ -68,7 +70,8 @@ def build(bench: Workbench) -> None:
 
 
 def _layout(bench: Workbench) -> _Parts:
-    first = bench.samples[0].image
+    first, sizes = bench.samples[0].image, bench.compared_sizes
+    side = min(sizes, key=lambda each: abs(each - bench.size))
     image = gr.State(None, time_to_live=KEPT_FOR)
     chosen = gr.Checkbox(False, visible="hidden")
     choices = [*bench.choices, *(_named_for_them(bench) if bench.may_name else [])]
@@ -86,10 +89,10 @@ def _layout(bench: Workbench) -> _Parts:
                 elem_id="compare-names",
             )
             size = gr.Dropdown(
-                [(f"{side} × {side} pixels", side) for side in sorted({*SIZES, bench.size})],
-                value=bench.size,
+                [(f"{each} × {each} pixels", each) for each in sizes],
+                value=side,
                 label="Image size",
-                info="The image's centred square is brought to it.",
+                info="The image's centred square is resized to it.",
             )
             drop, thumbs = picker(bench, "Drop an image here", "compare")
             with gr.Row():
@@ -99,9 +102,9 @@ def _layout(bench: Workbench) -> _Parts:
                 stop = gr.Button(
                     "Stop", variant="stop", interactive=False, elem_id="compare-stop", min_width=80
                 )
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=600):
             status = gr.HTML(markup.note(EMPTY if possible else ALONE), elem_id="compare-status")
-            result = gr.HTML(_chosen(first, bench.size), elem_id="compare-result")
+            result = gr.HTML(_chosen(first, side), elem_id="compare-result")
     return _Parts(image, chosen, names, size, drop, thumbs, go, stop, status, result)
 
 
@@ -110,31 +113,52 @@ def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
         return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
 
     @told
-    def choose_uploaded(content: bytes | None, side: int) -> list[Any]:
-        return chosen(uploaded(bench, content), side)
+    async def choose_uploaded(request: gr.Request, content: bytes | None, side: int) -> list[Any]:
+        def work(job: Job) -> list[Any]:
+            with job.aside():
+                return chosen(uploaded(bench, content), checked(side))
+
+        return await answered(work, bench.light, visitor_of(request))
 
     @told
-    def choose_picked(event: gr.EventData, side: int) -> list[Any]:
-        return chosen(picked(bench, event), side)
+    async def choose_picked(event: gr.EventData, request: gr.Request, side: int) -> list[Any]:
+        picture = picked(bench, event)
+        return await answered(lambda job: chosen(picture, checked(side)), bench.light, visitor_of(request))
+
+    def checked(side: int) -> int:
+        return _checked_size(bench, side)
 
     shown = [parts.image, parts.chosen, parts.status, parts.result]
-    take(parts.drop, choose_uploaded, [parts.drop, parts.size], shown)
+    take_image(parts.drop, parts.thumbs, choose_uploaded, [parts.drop, parts.size], shown)
     parts.thumbs.click(choose_picked, parts.size, shown, **PICKING)
+
+
+def _checked_size(bench: Workbench, side: int) -> int:
+    if side not in bench.compared_sizes:
+        raise UserError(f"the image can't be brought to {side} px; choose one of the sizes offered")
+    return side
 
 
 def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
     @told_stream
     async def run(
-        named: list[str] | None, side: int, picture: Image.Image | None, chosen: bool
+        request: gr.Request,
+        named: list[str] | None,
+        side: int,
+        picture: Image.Image | None,
+        chosen: bool,
     ) -> AsyncGenerator[tuple[Any, Any], None]:
         if picture is None and chosen:
             raise forgotten()
         picture = picture or bench.samples[0].image
         names = check_names(named or [], bench.choices, bench.may_name)
-        if side not in SIZES and side != bench.size:
-            raise UserError(f"the image can't be brought to {side} px; choose one of the sizes offered")
-        yield markup.bar(0, "waiting for a turn"), gr.skip()
-        async for done in followed(_compared(bench, names, picture, side), bench.turns):
+        side = _checked_size(bench, side)
+        yield markup.bar(0, "starting"), gr.skip()
+        work = _compared(bench, names, picture, side)
+        async for done in followed(work, bench.heavy, visitor_of(request)):
+            if isinstance(done, Waiting):
+                yield markup.in_line(done.ahead), gr.skip()
+                continue
             label = bench.perceptual.label
             shown = await asyncio.to_thread(side_by_side, done, picture, side, label)  # see generate_tab
             yield _progress(done, names), shown
@@ -146,7 +170,6 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
         [parts.names, parts.size, parts.image, parts.chosen],
         parts.status,
         parts.result,
-        "compare",
     )
 
 
@@ -190,25 +213,28 @@ def _compared(
                     bench.device,
                     STRENGTH,
                     bench.load,
-                    lambda: job.report(list(done)),
+                    job.hand_on,
                     job.aside,
                 )
             )
-        return done
+        job.report(list(done))
+        return timed(done, bench.device, job.hand_on)
 
     return work
 
 
 def _progress(done: Sequence[Measured], names: Sequence[str]) -> str:
+    if any(one.works for one in done) and len(done) == len(names):
+        return markup.bar(0.9, "measuring time")
     if len(done) == len(names):
         failed = sum(bool(one.problem) for one in done)
         text = f"{len(done) - failed} of {len(done)} autoencoders measured."
         return markup.note(text, "plain" if failed else "good")
-    return markup.bar(len(done) / len(names), f"{names[len(done)]} ({len(done) + 1} of {len(names)})")
+    return markup.bar(0.9 * len(done) / len(names), f"{names[len(done)]} ({len(done) + 1} of {len(names)})")
 
 
 def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
-    """Returns the cards of a comparison; the best figure of each kind is marked.
+    """Returns the cards of a comparison; the best value of each kind is marked where it is clearly the best.
 
     Args:
         done: what was measured so far.
@@ -216,43 +242,60 @@ def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, labe
         size: pixels along a side.
         label: the perceptual distance's.
     """
-    good = [one for one in done if not one.problem]
-    rows = {one.name: _rows(one, label) for one in good}
-    best = _best(list(rows.values()))
+    rows = {one.name: _rows(one, label) for one in done if not one.problem}
     items: list[Card | str] = [_original(picture, size)]
     for one in done:
         if one.picture is None:
             items.append(markup.missing_card(one.name, one.problem))
             continue
+        others = [values for name, values in rows.items() if name != one.name]
         table = [
-            (name, text, len(good) > 1 and number is not None and number == best.get(name))
-            for name, (text, number) in rows[one.name].items()
+            (kind, value.text, is_best(value, [each[kind] for each in others if kind in each]))
+            for kind, value in rows[one.name].items()
         ]
-        items.append(Card(one.picture, one.name, (), table, one.difference, f"difference × {STRENGTH:g}"))
+        lines = [] if one.side == size else [f"computed at {one.side} × {one.side} pixels"]
+        items.append(Card(one.picture, one.name, lines, table, one.difference, f"difference × {STRENGTH:g}"))
     return markup.cards(items, "the autoencoders side by side")
 
 
-def _rows(one: Measured, label: str) -> dict[str, tuple[str, float | None]]:
-    """Returns each figure's text, and a number of which the lowest is the best, or None."""
-    quality: dict[str, tuple[str, float | None]] = {
-        name: (markup.value_of(name, value), -value if name == "PSNR" else value)
+@dataclass(frozen=True)
+class Value:
+    """One value of a card."""
+
+    text: str
+    rank: float | None = None
+    """The lowest is the best; None where there is no better and worse."""
+    timing: Timing | None = None
+    """Of a value that another measuring would not repeat."""
+
+
+def is_best(value: Value, others: Sequence[Value]) -> bool:
+    """Says whether a value is the best one: better than any other by more than its text and chance hide."""
+    known = [other for other in others if other.rank is not None]
+    if value.rank is None or not known:
+        return False
+    if value.timing is not None:
+        return all(other.timing is not None and value.timing.clearly_below(other.timing) for other in known)
+    ranks = [other.rank for other in known if other.text != value.text]
+    return bool(ranks) and all(rank is not None and value.rank < rank for rank in ranks)
+
+
+def _rows(one: Measured, label: str) -> dict[str, Value]:
+    """Returns a card's values by kind."""
+    quality = {
+        name: Value(markup.value_of(name, value), -value if name == "PSNR" else value)
         for name, value in one.figures.items()
     }
     if label not in quality:
-        quality[label] = ("image too small", None)
+        quality[label] = Value("image too small")
     channels, h, w = one.latents
     return {
         **quality,
-        "parameters": (format_count(one.parameters), float(one.parameters)),
-        "latents": (f"{channels} × {h} × {w}", None),
-        "compression": (f"{one.compression:.3g} ×", None),
-        **{kind: (f"{1000 * value:.3g} ms", value) for kind, value in one.seconds.items()},
-    }
-
-
-def _best(rows: Sequence[dict[str, tuple[str, float | None]]]) -> dict[str, float]:
-    kinds = {name for values in rows for name in values}
-    numbers = {name: [values[name][1] for values in rows if name in values] for name in kinds}
-    return {
-        name: min(known) for name, found in numbers.items() if (known := [x for x in found if x is not None])
+        "parameters": Value(format_count(one.parameters), float(one.parameters)),
+        "latents": Value(f"{channels} × {h} × {w}"),
+        "compression": Value(f"{one.compression:.3g} ×"),
+        **{
+            kind: Value(f"{1000 * it.seconds:.3g} ± {500 * it.spread:.2g} ms", it.seconds, it)
+            for kind, it in one.timings.items()
+        },
     }
