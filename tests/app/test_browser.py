@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from ldmae import LDMAEPipeline
 from ldmae.app.generate import read_settings
+from ldmae.app.lines import Visitor
 from ldmae.app.looking import as_picture
 from ldmae.app.uploads import MIB, Limits, squared
 from ldmae.app.workbench import Workbench, open_workbench
@@ -26,7 +28,7 @@ from ldmae.evaluation.reconstruction import to_uint8
 
 from .conftest import CLASSES, SIZE, photo
 
-gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
 LIMITS = Limits(bytes=MIB // 4, pixels=1_000_000)
 PATIENCE = 20_000
@@ -50,15 +52,15 @@ def served(
     folders: SimpleNamespace, browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
     """The page of the tiny run, served by this process to browsers on this machine."""
-    bench = open_workbench(
-        str(folders.run), device="cpu", may_name=True, limits=LIMITS, offered=(str(folders.other),)
-    )
+    offered = (str(folders.other), "pretrained:emoji")  # of 32 and 48 pixels
+    bench = open_workbench(str(folders.run), device="cpu", may_name=True, limits=LIMITS, offered=offered)
     brake = Brake()
     bench.pipeline.transformer.register_forward_pre_hook(brake)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        uploads = tmp_path_factory.mktemp("uploads")
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         with serving(bench) as (address, page):
-            yield SimpleNamespace(address=address, bench=bench, brake=brake, page=page)
+            yield SimpleNamespace(address=address, bench=bench, brake=brake, page=page, uploads=uploads)
 
 
 @contextlib.contextmanager
@@ -297,7 +299,7 @@ def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: Sim
     assert jobs()
     context.close()
     wait_until(page, lambda: not jobs(), 15)
-    assert served.bench.turns._line == served.bench.turns._line.__class__()
+    assert not served.bench.heavy._running
 
 
 def test_settings_that_make_no_sense_are_told(page: Page):
@@ -422,18 +424,34 @@ def type_name(page: Page, name: str) -> None:
     field.press("Escape")
 
 
-def test_autoencoders_are_compared(page: Page, folders: SimpleNamespace):
+def test_what_the_page_offers_is_compared_as_it_comes_though_its_sizes_differ(
+    page: Page, folders: SimpleNamespace
+):
     tab(page, "Compare")
     drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
     page.locator("#compare").click()
-    expect(page.locator("#compare-status")).to_contain_text("2 of 2 autoencoders measured")
+    expect(page.locator("#compare-status")).to_contain_text("3 of 3 autoencoders measured")
     result = page.locator("#compare-result")
-    expect(result.locator("figure")).to_have_count(3)
-    for name in ("small (this page's)", "other", "PSNR", "ST-LPIPS-alex", "parameters", "encode", "decode"):
+    expect(result.locator("figure")).to_have_count(4)
+    expect(result.locator("figure").first).to_contain_text("48 × 48 pixels")
+    expect(result.get_by_role("alert")).to_have_count(0)
+    for name in ("small (this page's)", "other", "emoji", "PSNR", "ST-LPIPS-alex", "parameters", "encode"):
         expect(result).to_contain_text(name)
+    expect(result).to_contain_text(re.compile(r"decode[\d.]+ ± [\d.e-]+ ms"))
     type_name(page, str(folders.pipeline))
     page.locator("#compare").click()
-    expect(page.locator("#compare-status")).to_contain_text("3 of 3 autoencoders measured")
+    expect(page.locator("#compare-status")).to_contain_text("4 of 4 autoencoders measured")
+
+
+def test_a_folder_that_a_visitor_sent_is_not_loaded(page: Page, served: SimpleNamespace):
+    files = {"name": "config.yaml", "mimeType": "text/plain", "buffer": b"autoencoder: {source: 'os:abort'}"}
+    (sent,) = page.request.post(f"{served.address}gradio_api/upload", multipart={"files": files}).json()
+    assert Path(sent).is_relative_to(served.uploads)
+    tab(page, "Compare")
+    type_name(page, str(Path(sent).parent))
+    page.locator("#compare").click()
+    expect(page.locator("#compare-result").get_by_role("alert")).to_contain_text("keeps what visitors send")
+    expect(page.locator("#compare-status")).to_contain_text("3 of 4 autoencoders measured")
 
 
 def test_a_wrong_name_is_told(page: Page):
@@ -455,7 +473,7 @@ def test_a_comparison_is_stopped(page: Page, served: SimpleNamespace):
     decode = served.bench.pipeline.vae.decoder_pred.register_forward_pre_hook(lambda *_: time.sleep(0.5))
     try:
         page.locator("#compare").click()
-        expect(page.locator("#compare-status")).to_contain_text("1 of 2")
+        expect(page.locator("#compare-status")).to_contain_text("1 of 3")
         page.locator("#compare-stop").click()
         expect(page.locator("#compare-status")).to_contain_text("Stopped.")
         wait_until(page, lambda: not jobs(), 15)
@@ -470,7 +488,7 @@ def test_an_image_that_was_forgotten_is_asked_for_again(page: Page, served: Simp
     tab(page, "Compare")
     drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
     expect(page.locator("#compare-result img")).to_have_count(1)
-    picture = as_picture(to_uint8(squared(photo(seed=8), served.bench.size)))
+    picture = as_picture(to_uint8(squared(photo(seed=8), 48)))
     wait_until(page, lambda: np.array_equal(picture, shown(page, "compare-result", 0)))
     tab(page, "Look into")
     expect(page.locator("#look-whole img")).to_have_count(4)
@@ -530,7 +548,7 @@ def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: S
     for visitor in (page, other):
         tab(visitor, "Look into")
         expect(visitor.locator("#look-whole img")).to_have_count(4)
-    with served.bench.turns.turn():  # nothing is looked at before both have sent it
+    with served.bench.light.turns.turn():  # nothing is looked at before both have sent it
         for visitor in (page, other):
             drop(visitor, "look-drop", "same.png", png(photo(seed=12)))
             visitor.wait_for_timeout(500)
@@ -568,6 +586,99 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
     assert [read_settings(content)["seed"] for content in saved(page)] == [100]
     tab(page, "Look into")
     assert not np.array_equal(shown(page, "look-whole", 0), picture)
+    context.close()
+
+
+def test_a_visitor_who_waits_sees_how_many_people_are_ahead(page: Page, served: SimpleNamespace):
+    line = served.bench.heavy
+    others = [line.join(Visitor(f"other {k}", "192.0.2.1"), lambda: None) for k in range(4)]
+    try:
+        wish(page, count=1)
+        page.locator("#generate").click()
+        status = page.locator("#generate-status")
+        expect(status).to_contain_text(
+            "Waiting: 3 people ahead of you"
+        )  # from elsewhere: the fourth is later
+        box = status.get_by_text("Waiting").bounding_box()
+        assert box is not None
+        assert box["height"] > 10
+        page.locator("#generate-stop").click()
+        expect(status).to_contain_text("Stopped.")
+        wait_until(page, lambda: len(line._waiting) == 1)
+        page.locator("#generate").click()
+        expect(status).to_contain_text("people ahead")
+    finally:
+        for other in others:
+            line.leave(other)
+    assert saved(page)
+
+
+def test_a_first_look_that_the_page_was_too_busy_for_is_tried_again(
+    browser: Browser, served: SimpleNamespace
+):
+    line = served.bench.light
+    bounds, line.bounds = line.bounds, replace(line.bounds, in_all=0)
+    context = browser.new_context()
+    try:
+        page = visit(context, served)
+        tab(page, "Look into")
+        page.wait_for_timeout(500)
+        expect(page.locator("#look-whole")).to_contain_text("Looking at the first image")
+        expect(message(page)).to_have_count(0)
+    finally:
+        line.bounds = bounds
+    expect(page.locator("#look-whole img")).to_have_count(4)
+    context.close()
+
+
+def test_an_image_of_ones_own_leaves_no_thumbnail_marked(page: Page):
+    tab(page, "Look into")
+    thumbnail = page.locator("#look-samples button").nth(2)
+    thumbnail.click()
+    expect(thumbnail).to_have_attribute("aria-pressed", "true")
+    drop(page, "look-drop", "mine.png", png(photo(seed=7)))
+    expect(page.locator("#look-samples button[aria-pressed='true']")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [390, 768, 1400])
+def test_pictures_and_controls_use_the_width_that_there_is(
+    browser: Browser, served: SimpleNamespace, width: int
+):
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = visit(context, served)
+
+    def widths(selector: str) -> list[float]:
+        page.locator(selector).last.wait_for()
+        return page.locator(selector).evaluate_all(
+            "all => all.map(each => each.getBoundingClientRect().width)"
+        )
+
+    def a_row(selector: str) -> float:
+        """Returns the share of the element's width that its first row of cards takes."""
+        return page.locator(selector).evaluate(
+            """element => {
+                const boxes = [...element.querySelectorAll('.ld-cards > .ld-card')]
+                    .map(card => card.getBoundingClientRect());
+                const row = boxes.filter(box => Math.abs(box.top - boxes[0].top) < 2);
+                return (Math.max(...row.map(b => b.right)) - boxes[0].left) / element.clientWidth;
+            }"""
+        )
+
+    assert min(widths("#generate, .tabitem input[type=range]")) > 100
+    tab(page, "Look into")
+    (main,), strip = widths("#look-noise .ld-cards img"), widths("#look-noise .ld-strip img")
+    assert main > 1.4 * max(strip)
+    assert main >= 150
+    assert min(strip) >= 80
+    if width < 1000:
+        assert a_row("#look-whole") > 0.9
+        assert min(widths("#epsilon")) > 0.85 * width
+    tab(page, "Compare")
+    page.locator("#compare").click()
+    expect(page.locator("#compare-status")).to_contain_text("measured")
+    assert min(widths("#compare-result img")) >= 140
+    for value in page.locator("#compare-result dl div").all():
+        assert value.evaluate("each => each.scrollWidth <= each.clientWidth + 1"), value.inner_text()
     context.close()
 
 

@@ -21,6 +21,7 @@ from ldmae.app.generate import (  # the page shows what they make
     _Preview,
     check_wish,
     generate,
+    most_pictures,
     read_settings,
     wish_from,
 )
@@ -171,7 +172,7 @@ def test_a_picture_carries_what_makes_it_again(pipeline):
     ]
     settings = read_settings(made.png())
     assert settings["model"] == "mine"
-    again = wish_from(settings, CLASSES, SIZE)
+    again = wish_from(settings, CLASSES, MOST_PICTURES)
     assert again == wish(2, count=1, seed=7, **sampling)
     assert np.abs(pixels(generate(pipeline, again, CLASSES)) - pixels([made])).max() <= 1
 
@@ -251,19 +252,19 @@ def test_another_format_is_no_png():
 def test_settings_that_somebody_made_up_are_refused(changes, message):
     settings = read_settings(png(GOOD | changes))
     with pytest.raises(UserError, match=message):
-        wish_from(settings, CLASSES, SIZE)
+        wish_from(settings, CLASSES, MOST_PICTURES)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_setting_may_be_missing(name):
     settings = {key: value for key, value in GOOD.items() if key != name}
     with pytest.raises(UserError, match="incomplete or damaged"):
-        wish_from(settings, CLASSES, SIZE)
+        wish_from(settings, CLASSES, MOST_PICTURES)
 
 
 def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
-    assert wish_from(GOOD | {"label": 0}, CLASSES, SIZE).label == 1
-    assert wish_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], SIZE).label == 2
+    assert wish_from(GOOD | {"label": 0}, CLASSES, MOST_PICTURES).label == 1
+    assert wish_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], MOST_PICTURES).label == 2
 
 
 @pytest.mark.parametrize(
@@ -279,14 +280,19 @@ def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
 )
 def test_nobody_may_wish_for_too_much(bad, message):
     with pytest.raises(UserError, match=message):
-        check_wish(bad, 3, SIZE)
+        check_wish(bad, 3, MOST_PICTURES)
 
 
-def test_of_large_pictures_fewer_are_made_at_once():
-    check_wish(wish(count=16), 3, 512)
-    check_wish(wish(count=3, seed=SEEDS - 3), 3, SIZE)
+def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
+    assert most_pictures(size=48, cells=64, parameters=5_000_000, device="cpu") == MOST_PICTURES
+    assert most_pictures(size=512, cells=64, parameters=1, device="cpu") == 16
+    assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cpu") == 3
+    assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cuda") == MOST_PICTURES
+    assert most_pictures(size=256, cells=1024, parameters=10**12, device="cpu") == 1
+    check_wish(wish(count=16), 3, 16)
+    check_wish(wish(count=3, seed=SEEDS - 3), 3, MOST_PICTURES)
     with pytest.raises(UserError, match="1 to 16 pictures"):
-        check_wish(wish(count=17), 3, 512)
+        check_wish(wish(count=17), 3, 16)
 
 
 def test_the_frames_of_an_animation_are_not_gone_through_for_settings():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-gradio = pytest.importorskip("gradio", reason='pip install "ldmae[app]"')
+gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
 from ldmae.app.generate import Wish  # noqa: E402
 from ldmae.app.generate_tab import _filled, values_of, wish_of  # noqa: E402 - where there is Gradio
@@ -36,11 +36,11 @@ def test_of_any_other_error_the_visitor_learns_nothing_and_the_log_everything(ca
 
 def test_handlers_tell_their_errors():
     @told
-    def broken(value: int) -> None:
+    async def broken(value: int) -> None:
         raise UserError(f"it is {value}")
 
     with pytest.raises(gradio.Error) as caught:
-        broken(3)
+        asyncio.run(broken(3))
     assert caught.value.message == "It is 3"
     assert caught.value.__cause__ is None
 

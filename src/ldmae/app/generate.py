@@ -31,6 +31,9 @@ GUIDANCE, SHIFTS = (0.0, 10.0), (0.05, 3.0)
 """Smallest and largest guidance scale and time shift."""
 MOST_PIXELS = 64 * 256 * 256
 """Of all pictures of one job together."""
+MOST_WORK = {"cpu": 5e11, "": 5e13}
+"""Parameters times latent cells of one step's pictures, by kind of device, with "" for all others: about as
+many multiplications, which a processor takes some ten seconds for. Turns change only between steps."""
 SHOWN = 16
 """Pictures that are shown while they come into being."""
 PREVIEW_SHARE = 0.25
@@ -95,18 +98,30 @@ class Generated:
         return f"ldmae-{plain or self.settings['label']}-{self.settings['seed']}.png"
 
 
-def check_wish(wish: Wish, classes: int, size: int) -> None:
+def most_pictures(size: int, cells: int, parameters: int, device: str) -> int:
+    """Returns how many pictures one job may make, at least 1.
+
+    Args:
+        size: pixels along a side of a picture.
+        cells: of the latent grid of a picture.
+        parameters: of the diffusion model.
+        device: kind of device that it computes on.
+    """
+    work = MOST_WORK.get(device, MOST_WORK[""])
+    return max(1, min(MOST_PICTURES, MOST_PIXELS // (size * size), int(work // (cells * parameters))))
+
+
+def check_wish(wish: Wish, classes: int, most: int) -> None:
     """Refuses what one visitor should not ask of a computer that others wait for.
 
     Args:
         wish: what is asked for.
         classes: how many the model knows.
-        size: pixels along a side of its pictures.
+        most: pictures of one job, see `most_pictures`.
 
     Raises:
         UserError: something is out of range.
     """
-    most = max(1, min(MOST_PICTURES, MOST_PIXELS // (size * size)))
     seed, steps = wish.sampling.seed, wish.sampling.num_inference_steps
     if not 1 <= wish.count <= most:
         raise UserError(f"this page makes 1 to {most} pictures at once, got {wish.count}; choose fewer")
@@ -286,13 +301,13 @@ def _text_behind_pixels(image: PngImageFile) -> Any:
     return image.text.get(KEY)  # reads to the file's end, which decodes the pixels
 
 
-def wish_from(settings: dict[str, Any], class_names: list[str], size: int) -> Wish:
+def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wish:
     """Returns the wish for exactly the picture that carries these settings: one picture.
 
     Args:
         settings: as `read_settings` gives them; anybody may have written them.
         class_names: of the model that is to make it.
-        size: pixels along a side of its pictures.
+        most: pictures of one job, see `most_pictures`.
 
     Raises:
         UserError: a setting is missing or out of range, or the model does not know the class.
@@ -325,7 +340,7 @@ def wish_from(settings: dict[str, Any], class_names: list[str], size: int) -> Wi
             )
         label = class_names.index(name)
     wish = Wish(label=label, count=1, sampling=sampling)
-    check_wish(wish, len(class_names), size)
+    check_wish(wish, len(class_names), most)
     return wish
 
 

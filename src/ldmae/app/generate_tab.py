@@ -14,7 +14,6 @@ from ldmae.app import markup
 from ldmae.app.generate import (
     GUIDANCE,
     MOST_PICTURES,
-    MOST_PIXELS,
     MOST_STEPS,
     SEEDS,
     SHIFTS,
@@ -26,8 +25,9 @@ from ldmae.app.generate import (
     read_settings,
     wish_from,
 )
-from ldmae.app.skin import arrived, drop_zone, stoppable, take, told, told_stream
-from ldmae.app.turns import Job, followed
+from ldmae.app.lines import Waiting, answered, followed
+from ldmae.app.skin import arrived, drop_zone, stoppable, take, told, told_stream, visitor_of
+from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 from ldmae.diffusion.settings import SamplingConfig
@@ -45,16 +45,16 @@ def build(bench: Workbench) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
             controls, go, stop, drop = _controls(bench)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=600):
             status = gr.HTML(markup.note(EMPTY), elem_id="generate-status")
             pictures = gr.HTML(markup.waiting("The pictures will appear here."), elem_id="generate-pictures")
 
     @told_stream
-    async def run(*values: Any) -> AsyncGenerator[Any, None]:
+    async def run(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
         wish = wish_of(values)
         names = bench.class_names
-        check_wish(wish, len(names), bench.size)
-        yield markup.bar(0, "waiting for a turn"), markup.waiting("The first glimpse comes after two steps.")
+        check_wish(wish, len(names), bench.most_pictures)
+        yield markup.bar(0, "starting"), markup.waiting("The first glimpse comes after two steps.")
         labels = [names[label] for label in wish.labels(len(names))]
 
         def work(job: Job) -> tuple[list[Generated], float]:
@@ -63,9 +63,11 @@ def build(bench: Workbench) -> None:
             return made, time.perf_counter() - began
 
         last = None
-        async for news in followed(work, bench.turns):
+        async for news in followed(work, bench.heavy, visitor_of(request)):
             # in a thread: encoding pictures takes a second, in which nobody else would be heard
-            if isinstance(news, Progress):
+            if isinstance(news, Waiting):
+                yield markup.in_line(news.ahead), gr.skip()
+            elif isinstance(news, Progress):
                 shown: Any = gr.skip()
                 if news.preview is not None and news.preview is not last:
                     last = news.preview
@@ -77,15 +79,19 @@ def build(bench: Workbench) -> None:
                 yield markup.note(_done(wish, seconds), "good"), shown
 
     @told
-    def fill(content: bytes | None) -> list[Any]:
-        settings = read_settings(arrived(content))
-        wish = wish_from(settings, bench.class_names, bench.size)
-        values = values_of(wish)
-        if not bench.guidable:
-            values[_GUIDANCE] = 1.0
-        return [*values, markup.note(*_filled(bench, settings, wish))]
+    async def fill(request: gr.Request, content: bytes | None) -> list[Any]:
+        def work(job: Job) -> list[Any]:
+            with job.aside():
+                settings = read_settings(arrived(content))
+            wish = wish_from(settings, bench.class_names, bench.most_pictures)
+            values = values_of(wish)
+            if not bench.guidable:
+                values[_GUIDANCE] = 1.0
+            return [*values, markup.note(*_filled(bench, settings, wish))]
 
-    stoppable(go, stop, run, controls, status, pictures, "generate")
+        return await answered(work, bench.light, visitor_of(request))
+
+    stoppable(go, stop, run, controls, status, pictures)
     take(drop, fill, [drop], [*controls, status])
 
 
@@ -96,7 +102,7 @@ _GUIDANCE = 4
 def _controls(bench: Workbench) -> tuple[list[Any], gr.Button, gr.Button, gr.File]:
     """Adds the controls, in the order of `wish_of`."""
     own = bench.defaults
-    most = max(1, min(MOST_PICTURES, MOST_PIXELS // bench.size**2))
+    most = bench.most_pictures
     label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
     count = gr.Slider(1, most, value=min(8, most), step=1, label="Number of pictures")
     with gr.Row(elem_classes="ld-level"):

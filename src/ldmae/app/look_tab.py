@@ -11,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
+from ldmae.app.lines import answered
 from ldmae.app.looking import MOST_HIDDEN, STRONGEST_NOISE, Latent, difference
 from ldmae.app.markup import Card
 from ldmae.app.skin import (
@@ -21,15 +22,20 @@ from ldmae.app.skin import (
     forgotten,
     picked,
     picker,
-    take,
+    take_image,
     told,
     uploaded,
+    visitor_of,
 )
+from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
+from ldmae.core.errors import UserError
 from ldmae.evaluation.settings import EPSILONS, FRACTIONS
 
 NOISE, HIDDEN, HALF_WAY, STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""
+ASK_AGAIN = "() => { setTimeout(() => document.querySelector('#look-again').click(), 4000); }"
+"""What the browser does where the first look failed."""
 
 
 class _Views:
@@ -99,6 +105,8 @@ class _Views:
 class _Parts:
     """The tab's components."""
 
+    again: gr.Button
+    """Asks for the first look once more; pressed by the page itself."""
     first: gr.State
     """The first image's `Latent`, of each visitor, or None before there is one."""
     first_came: gr.Number
@@ -131,14 +139,14 @@ def build(bench: Workbench, page: gr.Blocks) -> None:
 
 
 def _layout(bench: Workbench) -> _Parts:
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"again": gr.Button(visible="hidden", elem_id="look-again")}
     for name in ("first", "second"):
         parts[name] = gr.State(None, time_to_live=KEPT_FOR)
         parts[f"{name}_came"] = gr.Number(0, visible="hidden")
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
             parts["drop"], parts["thumbs"] = picker(bench, "Drop an image here", "look")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=600):
             parts["whole"] = gr.HTML(markup.waiting("Looking at the first image …"), elem_id="look-whole")
             parts["strength"] = gr.Slider(
                 1, 20, value=STRENGTH, step=1, label="Difference amplified", elem_id="strength"
@@ -200,7 +208,7 @@ def _between_layout(bench: Workbench) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
             drop, thumbs = picker(bench, "Drop the second image here", "second")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=600):
             t = gr.Slider(
                 0,
                 1,
@@ -218,28 +226,42 @@ def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None
     """Encodes what is dropped or picked, and the first samples as the page opens."""
 
     def encoded(image: Image.Image) -> tuple[Latent, float]:
-        with bench.turns.turn():
-            return bench.looker.encode(image), time.time()
+        return bench.looker.encode(image), time.time()
 
     @told
-    def encode_uploaded(content: bytes | None) -> tuple[Latent, float]:
-        return encoded(uploaded(bench, content))
+    async def encode_uploaded(request: gr.Request, content: bytes | None) -> tuple[Latent, float]:
+        def work(job: Job) -> tuple[Latent, float]:
+            with job.aside():
+                image = uploaded(bench, content)
+            return encoded(image)
+
+        return await answered(work, bench.light, visitor_of(request))
 
     @told
-    def encode_picked(event: gr.EventData) -> tuple[Latent, float]:
-        return encoded(picked(bench, event))
+    async def encode_picked(event: gr.EventData, request: gr.Request) -> tuple[Latent, float]:
+        image = picked(bench, event)
+        return await answered(lambda job: encoded(image), bench.light, visitor_of(request))
 
     @told
-    def encode_samples() -> tuple[Latent, float, Latent, float]:
-        first, second = (encoded(sample.image) for sample in bench.samples[:2])
-        return *first, *second
+    async def encode_samples(request: gr.Request) -> tuple[Latent, float, Latent, float]:
+        def work(job: Job) -> tuple[Latent, float, Latent, float]:
+            first, second = (encoded(sample.image) for sample in bench.samples[:2])
+            return *first, *second
+
+        try:
+            return await answered(work, bench.light, visitor_of(request))
+        except UserError as busy:  # the page asks again by itself, see ASK_AGAIN
+            raise gr.Error(str(busy), visible=False, print_exception=False) from None
 
     first, second = [parts.first, parts.first_came], [parts.second, parts.second_came]
-    take(parts.drop, encode_uploaded, [parts.drop], first)
-    take(parts.drop_2, encode_uploaded, [parts.drop_2], second)
+    take_image(parts.drop, parts.thumbs, encode_uploaded, [parts.drop], first)
+    take_image(parts.drop_2, parts.thumbs_2, encode_uploaded, [parts.drop_2], second)
     parts.thumbs.click(encode_picked, None, first, **PICKING)
     parts.thumbs_2.click(encode_picked, None, second, **PICKING)
-    page.load(encode_samples, None, [*first, *second], **PICKING)
+    # the first look is asked for again after a while where the page was too busy for it
+    for asked in (page.load, parts.again.click):
+        looked = asked(encode_samples, None, [*first, *second], **PICKING)
+        looked.failure(None, None, None, js=ASK_AGAIN, **INSTANT)
 
 
 def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
@@ -247,13 +269,12 @@ def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:
         @told
-        def handler(came: float, *values: Any) -> Any:
+        async def handler(request: gr.Request, came: float, *values: Any) -> Any:
             if not came:  # there is no image yet
                 return gr.skip()
             if None in values[:2]:
                 raise forgotten()
-            with bench.turns.turn():
-                return view(*values)
+            return await answered(lambda job: view(*values), bench.light, visitor_of(request))
 
         gr.on([each.change for each in triggers], handler, [parts.first_came, *inputs], output, **QUICK)
 

@@ -123,6 +123,14 @@ element.addEventListener("click", event => {
 """What makes a click on a thumbnail an event that carries its number."""
 
 
+def unmark(key: str) -> str:
+    """Returns the JavaScript that marks no thumbnail in the element `key` as picked."""
+    return (
+        f"() => document.querySelectorAll('#{key} button[aria-pressed]')"
+        ".forEach(each => each.removeAttribute('aria-pressed'))"
+    )
+
+
 def label(text: str, hint: str = "") -> str:
     """Returns what stands above a field, and a hint in smaller letters."""
     small = f"<small>{html.escape(hint)}</small>" if hint else ""
@@ -156,6 +164,12 @@ def progress(news: Progress) -> str:
     step = math.ceil(news.done * news.steps / news.total)
     text = f"step {step} of {news.steps} · {format_seconds(news.seconds)} · {rest}"
     return bar(share, text)
+
+
+def in_line(ahead: int) -> str:
+    """Returns the bar of a job that has not started, with how many people are ahead of the visitor."""
+    people = "1 person" if ahead == 1 else f"{ahead} people"
+    return bar(0, f"Waiting: {people} ahead of you" if ahead else "Waiting for your other request")
 
 
 def bar(share: float, text: str) -> str:

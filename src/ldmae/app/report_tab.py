@@ -8,8 +8,10 @@ from typing import Any, cast
 import gradio as gr
 
 from ldmae.app import markup
+from ldmae.app.lines import answered
 from ldmae.app.reports import read_card, read_report
-from ldmae.app.skin import INSTANT, told
+from ldmae.app.skin import PICKING, told, visitor_of
+from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 
 
@@ -18,8 +20,7 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
     frame = gr.HTML(elem_id="report-frame")
     card = gr.Markdown(elem_id="report-card", sanitize_html=True, visible=False)
 
-    @told
-    def show() -> tuple[str, Any]:
+    def read(job: Job) -> tuple[str, Any]:
         report = read_report(bench.run_folder)
         if report is not None:
             return markup.framed(report), gr.Markdown(visible=False)
@@ -29,7 +30,11 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
             return markup.note(note), gr.Markdown(about, visible=True)
         return markup.note(_absent(bench)), gr.Markdown(visible=False)
 
-    tab.select(show, None, [frame, card], **INSTANT)
+    @told
+    async def show(request: gr.Request) -> tuple[str, Any]:
+        return await answered(read, bench.light, visitor_of(request))
+
+    tab.select(show, None, [frame, card], **PICKING)
 
 
 def _pipeline_folder(bench: Workbench) -> Path | None:

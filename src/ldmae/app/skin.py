@@ -6,7 +6,7 @@ import functools
 import html
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import gradio as gr
@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from ldmae.app import markup
+from ldmae.app.lines import Visitor
+from ldmae.app.turns import Stopped
 from ldmae.app.uploads import MIB, decode_picture
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -21,10 +23,6 @@ from ldmae.images.transforms import center_crop
 
 logger = logging.getLogger(__name__)
 
-JOBS = 3
-"""Long jobs of a kind that go on side by side; more wait in line."""
-WAITING = 64
-"""Visitors' requests that may wait; more are told to come back."""
 KEPT_FOR = 7200
 """Seconds after which a visitor's image is forgotten, counted from when it came."""
 KEPT = 1024
@@ -34,14 +32,9 @@ QUICK: dict[str, Any] = {
     "show_progress": "hidden",
     "trigger_mode": "always_last",
     "api_visibility": "private",
-    "concurrency_limit": 2 * JOBS,
 }
 """How sliders listen: only the last of several movements counts."""
-PICKING: dict[str, Any] = {
-    "show_progress": "hidden",
-    "api_visibility": "private",
-    "concurrency_limit": 2 * JOBS,
-}
+PICKING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How drop zones and galleries listen."""
 INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How buttons that compute nothing listen."""
@@ -53,6 +46,8 @@ def as_message(error: Exception) -> gr.Error:
         return error
     if isinstance(error, UserError):
         text = str(error)
+    elif isinstance(error, Stopped):  # nobody is there to read it
+        text = "the request was dropped"
     elif isinstance(error, torch.OutOfMemoryError | MemoryError):
         text = "the server's memory does not suffice for that; ask for fewer or smaller pictures"
     else:
@@ -63,17 +58,23 @@ def as_message(error: Exception) -> gr.Error:
     return gr.Error(html.escape(text[:600]), duration=20, print_exception=False)
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a handler whose errors become messages on the page."""
+def told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Makes a handler of a coroutine function, whose errors become messages on the page."""
 
     @functools.wraps(function)
-    def handler(*arguments: Any) -> Any:
+    async def handler(*arguments: Any) -> Any:
         try:
-            return function(*arguments)
+            return await function(*arguments)
         except Exception as error:
             raise as_message(error) from None
 
     return handler
+
+
+def visitor_of(request: gr.Request) -> Visitor:
+    """Returns whose request it is."""
+    client: Any = request.client
+    return Visitor(request.session_hash or "", "" if client is None else client.host)
 
 
 def told_stream(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Any]:
@@ -133,10 +134,23 @@ def picker(bench: Workbench, what: str, key: str) -> tuple[gr.File, gr.HTML]:
     return drop, thumbnails
 
 
-def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
-    """Lets a handler take what is dropped; the drop zone is empty again afterwards, also where it failed."""
+def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Lets a handler take what is dropped; the drop zone is empty again afterwards, also where it failed.
+
+    Returns:
+        The event, for what happens after it.
+    """
     taken = drop.upload(handler, inputs, outputs, **PICKING)
     afterwards(taken, lambda: None, drop)
+    return taken
+
+
+def take_image(
+    drop: gr.File, thumbnails: gr.HTML, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]
+) -> None:
+    """Lets a handler take an image that is dropped, after which no thumbnail is marked as picked."""
+    unmark = markup.unmark(str(thumbnails.elem_id))
+    take(drop, handler, inputs, outputs).success(None, None, None, js=unmark, **INSTANT)
 
 
 def afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
@@ -189,7 +203,6 @@ def stoppable(
     inputs: list[Any],
     status: gr.HTML,
     result: gr.HTML,
-    key: str,
 ) -> None:
     """Lets a button start a long job, and another one stop it, which it can while the job waits or goes on.
 
@@ -200,7 +213,6 @@ def stoppable(
         inputs: what the job gets.
         status: how far it is.
         result: what there is so far, which stays when the job is stopped.
-        key: of the line in which jobs of this kind wait.
     """
     stopping = f"window['stopping-{status.elem_id}']"
     begin = f"""() => {{
@@ -212,10 +224,7 @@ def stoppable(
         job,
         inputs,
         [status, result],
-        show_progress="minimal",
-        show_progress_on=status,
-        concurrency_limit=JOBS,
-        concurrency_id=key,
+        show_progress="hidden",
         api_visibility="private",
     )
     afterwards(running, lambda: gr.Button(interactive=False), stop)

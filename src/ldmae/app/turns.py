@@ -1,17 +1,15 @@
-"""How visitors share one computer: in turns, with jobs that can be stopped.
+"""How running jobs share one computer: in turns, each handed on whenever a job reports.
 
-One model computes at a time, or two busy visitors would both be slower than one after the other. A long job
-hands the turn on whenever it reports (after every step of a solver), so that the picture which another
-visitor waits for comes in between, and two long jobs go on side by side.
+One job of a line computes at a time, or two busy visitors would both be slower than one after the other. A
+long job hands the turn on after every step of a solver, so that several long jobs advance side by side.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -86,6 +84,14 @@ class Job:
             Stopped: nobody wants the job any more.
         """
         self._tell(news)
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        """Lets others have their turn.
+
+        Raises:
+            Stopped: nobody wants the job any more.
+        """
         self._turn.hand_on()
         self._check()
 
@@ -108,53 +114,3 @@ class Job:
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
-
-
-async def followed(work: Callable[[Job], Any], turns: Turns) -> AsyncGenerator[Any, None]:
-    """Runs a job in a thread of its own and yields what it reports, and at last what it returns.
-
-    Of reports that came in while nobody asked, the newest is yielded.
-
-    Whoever closes the generator, or cancels the task that waits for it, stops the job: its next report
-    raises `Stopped`. While the job waits for its turn or computes, the event loop stays free.
-
-    Args:
-        work: the job. It is called in its turn.
-        turns: whose turn it is.
-
-    Raises:
-        Exception: what the job raised.
-    """
-    loop = asyncio.get_running_loop()
-    news: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-    stop = threading.Event()
-
-    def tell(kind: str, item: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
-            loop.call_soon_threadsafe(news.put_nowait, (kind, item))
-
-    def run() -> None:
-        try:
-            with turns.turn() as turn:
-                if stop.is_set():
-                    return
-                result = work(Job(turn, stop, lambda item: tell("report", item), turns.loads))
-            tell("result", result)
-        except Stopped:
-            pass
-        except Exception as error:
-            tell("error", error)
-
-    threading.Thread(target=run, name="ldmae-job", daemon=True).start()
-    try:
-        while True:
-            kind, item = await news.get()
-            while kind == "report" and not news.empty():
-                kind, item = news.get_nowait()
-            if kind == "error":
-                raise item
-            yield item
-            if kind == "result":
-                return
-    finally:
-        stop.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any, cast
 
 import torch
 
-from ldmae.app.compare import check_hub
+from ldmae.app.compare import Fit, check_hub, sizes_for
+from ldmae.app.generate import most_pictures
+from ldmae.app.hosts import is_loopback
+from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
 from ldmae.app.looking import Looker
 from ldmae.app.samples import Sample, sample_images
-from ldmae.app.turns import Turns
+from ldmae.app.sources import load_named, refuse_code
 from ldmae.app.uploads import Limits
 from ldmae.config import load_config
 from ldmae.core.device import device_name, pick_device
@@ -57,10 +59,30 @@ class Workbench:
     """The pipeline's autoencoder."""
     offered: dict[str, str] = field(default_factory=dict)
     """Other autoencoders that the owner offers for comparing: what the page calls them, and their sources."""
+    compared_sizes: list[int] = field(default_factory=list)
+    """Pixels along a side that images are compared at: what all offered autoencoders take."""
     may_name: bool = False
     """Whether visitors may name further folders and Hub names; see `may_name_sources`."""
     limits: Limits = field(default_factory=Limits)
-    turns: Turns = field(default_factory=Turns)
+    audience: Audience = field(default_factory=Audience)
+    """Who listens to the server's answers."""
+
+    @cached_property
+    def heavy(self) -> Line:
+        """Where requests to generate and to compare wait."""
+        return Line(HEAVY, self.audience.heard)
+
+    @cached_property
+    def light(self) -> Line:
+        """Where all other requests wait."""
+        return Line(LIGHT, self.audience.heard)
+
+    @cached_property
+    def most_pictures(self) -> int:
+        """How many pictures a visitor may have generated at once."""
+        transformer: Any = self.pipeline.transformer
+        parameters = count_parameters(transformer)[1]
+        return most_pictures(self.size, transformer.config["sample_size"] ** 2, parameters, self.device.type)
 
     @property
     def name(self) -> str:
@@ -83,17 +105,14 @@ class Workbench:
         return f"{self.name} (this page's)"
 
     def load(self, name: str) -> Any:
-        """Loads an autoencoder by its name in `choices`, or as `load_autoencoder` does; see `check_names`.
+        """Loads an autoencoder by its name in `choices`, or one that a visitor named (see `check_names`).
 
         Raises:
             UserError: there is no such autoencoder.
         """
         if name == self.own_name:
             return self.pipeline.vae
-        source = self.offered.get(name, name)
-        if may_be_hub_name(source) and not Path(source).exists():
-            check_hub(source)
-        return load_autoencoder(source)
+        return _load_offered(self.offered[name]) if name in self.offered else load_named(name)
 
     @cached_property
     def made_by(self) -> dict[str, str]:
@@ -152,6 +171,7 @@ def open_workbench(
     """
     if Path(source).name == "pipeline" and is_run_folder(str(Path(source).parent)):
         source = str(Path(source).parent)  # a run's own: its settings, images and report are at hand
+    refuse_code(source)
     pipeline = load_pipeline(source).to(pick_device(device))
     names = pipeline_classes(pipeline)
     run = Path(source) if is_run_folder(source) else None
@@ -162,8 +182,8 @@ def open_workbench(
     samples, samples_from = sample_images(run, names, None if settings is None else settings.data)
     distance = load_perceptual(perceptual)
     images = [sample.image for sample in samples]
-    for other in offered:
-        load_autoencoder(other)  # a mistake is told before the page opens; it is loaded anew when asked for
+    # a mistake is told before the page opens; each is loaded again when it is asked for
+    fits = [Fit.of(pipeline.vae), *(Fit.of(_load_offered(other)) for other in offered)]
     return Workbench(
         source=source,
         pipeline=pipeline,
@@ -175,9 +195,18 @@ def open_workbench(
         perceptual=distance,
         looker=Looker(pipeline.vae, size, images, distance, _deviation(pipeline)),
         offered=_named(offered),
+        compared_sizes=sizes_for(fits, size),
         may_name=may_name,
         limits=limits or Limits(),
     )
+
+
+def _load_offered(source: str) -> Any:
+    """Loads an autoencoder that the owner named on the command line."""
+    if may_be_hub_name(source) and not Path(source).exists():
+        check_hub(source)
+    refuse_code(source)
+    return load_autoencoder(source)
 
 
 def short_name(source: str) -> str:
@@ -231,13 +260,3 @@ def may_name_sources(host: str, share: bool) -> bool:
     machine, may name `package.module:Name` on the page: that would run code.
     """
     return not share and is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Says whether an address reaches this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
