@@ -437,7 +437,7 @@ def test_what_the_page_offers_is_compared_as_it_comes_though_its_sizes_differ(
     expect(result.get_by_role("alert")).to_have_count(0)
     for name in ("small (this page's)", "other", "emoji", "PSNR", "ST-LPIPS-alex", "parameters", "encode"):
         expect(result).to_contain_text(name)
-    expect(result).to_contain_text(re.compile(r"decode[\d.]+ ± [\d.e-]+ ms"))
+    expect(result).to_contain_text(re.compile(r"decode[\d.]+ ± [\d.]+ ms"))
     type_name(page, str(folders.pipeline))
     page.locator("#compare").click()
     expect(page.locator("#compare-status")).to_contain_text("4 of 4 autoencoders measured")
@@ -569,10 +569,10 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
 ):
     context = browser.new_context()
     other = visit(context, served)
-    served.brake.seconds = 0.05
-    wish(page, class_name="hearts", count=1, seed=100, steps=60)
+    served.brake.seconds = 0.1
+    wish(page, class_name="hearts", count=1, seed=100, steps=250)
     page.locator("#generate").click()
-    expect(page.locator("#generate-status")).to_contain_text("of 60")
+    expect(page.locator("#generate-status")).to_contain_text("of 250")
     # the other one generates and looks, while the first one's job goes on
     wish(other, class_name="faces", count=1, seed=200, steps=3)
     (mine,) = generate(other)
@@ -581,7 +581,7 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
     drop(other, "look-drop", "mine.png", png(photo(seed=6)))
     picture = served.bench.looker.encode(photo(seed=6)).picture
     wait_until(other, lambda: np.array_equal(shown(other, "look-whole", 0), picture))
-    expect(page.locator("#generate-status")).to_contain_text("of 60")
+    expect(page.locator("#generate-status")).to_contain_text("of 250")
     served.brake.seconds = 0.0
     assert [read_settings(content)["seed"] for content in saved(page)] == [100]
     tab(page, "Look into")
@@ -672,7 +672,7 @@ def test_pictures_and_controls_use_the_width_that_there_is(
     assert min(strip) >= 80
     if width < 1000:
         assert a_row("#look-whole") > 0.9
-        assert min(widths("#epsilon")) > 0.85 * width
+        assert min(widths("#epsilon")) > 0.8 * width
     tab(page, "Compare")
     page.locator("#compare").click()
     expect(page.locator("#compare-status")).to_contain_text("measured")

@@ -55,8 +55,8 @@ def test_an_address_that_is_none_of_this_machine_is_told(host, port, message):
 
 def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
     """It names Gradio itself, as the extra does: no distribution `ldmae` is on PyPI."""
-    (required,) = [text for text in importlib.metadata.requires("ldmae") or () if text.startswith("gradio")]
-    assert Requirement(GRADIO).specifier == Requirement(required).specifier
+    required = [Requirement(text) for text in importlib.metadata.requires("ldmae") or ()]
+    assert {each.specifier for each in required if each.name == "gradio"} == {Requirement(GRADIO).specifier}
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)

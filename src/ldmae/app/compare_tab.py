@@ -295,7 +295,12 @@ def _rows(one: Measured, label: str) -> dict[str, Value]:
         "latents": Value(f"{channels} × {h} × {w}"),
         "compression": Value(f"{one.compression:.3g} ×"),
         **{
-            kind: Value(f"{1000 * it.seconds:.3g} ± {500 * it.spread:.2g} ms", it.seconds, it)
+            kind: Value(f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it)
             for kind, it in one.timings.items()
         },
     }
+
+
+def _digits(number: float, count: int) -> str:
+    """Returns a number with so many digits, or more where it has them before the point."""
+    return f"{number:.0f}" if number >= 10 ** (count - 1) else f"{number:.{count}g}"

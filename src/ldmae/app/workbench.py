@@ -15,7 +15,7 @@ from ldmae.app.hosts import is_loopback
 from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
 from ldmae.app.looking import Looker
 from ldmae.app.samples import Sample, sample_images
-from ldmae.app.sources import load_named, refuse_code
+from ldmae.app.sources import load_named
 from ldmae.app.uploads import Limits
 from ldmae.config import load_config
 from ldmae.core.device import device_name, pick_device
@@ -171,7 +171,6 @@ def open_workbench(
     """
     if Path(source).name == "pipeline" and is_run_folder(str(Path(source).parent)):
         source = str(Path(source).parent)  # a run's own: its settings, images and report are at hand
-    refuse_code(source)
     pipeline = load_pipeline(source).to(pick_device(device))
     names = pipeline_classes(pipeline)
     run = Path(source) if is_run_folder(source) else None
@@ -205,7 +204,6 @@ def _load_offered(source: str) -> Any:
     """Loads an autoencoder that the owner named on the command line."""
     if may_be_hub_name(source) and not Path(source).exists():
         check_hub(source)
-    refuse_code(source)
     return load_autoencoder(source)
 
 
