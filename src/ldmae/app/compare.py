@@ -288,7 +288,7 @@ def _measured(
         raise UserError(f"it makes images of {restored.shape[1]} channels, and this page compares RGB images")
     picture = _resized(as_picture(as_saved(restored.cpu(), "a decoded image")), size)
     original = squared(image, size)
-    saved = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    saved = torch.tensor(picture).permute(2, 0, 1)[None]
     return Measured(
         name,
         picture=picture,
