@@ -167,7 +167,7 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         _refuse_foreign_parts(index, source)
     with _explained(f"the pipeline {source}", expected):
         parts = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
-        pipeline = LDMAEPipeline.from_pretrained(where, **parts)
+        pipeline = LDMAEPipeline.from_pretrained(where, local_files_only=folder.exists(), **parts)
     for part in (pipeline.transformer, pipeline.vae):
         _check_weights(part, source)
     if not isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
@@ -311,8 +311,17 @@ def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
             )
     if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
         raise UserError(f"the {name} in {source} needs transformers; type: pip install transformers")
+    return load_model(kind, source, **arguments)
+
+
+def load_model(kind: Any, source: str | Path, **arguments: Any) -> Any:
+    """Loads a model of a class from its diffusers folder or Hub name, in evaluation mode.
+
+    Raises:
+        UserError: a file is missing or damaged, weights are missing, or are NaN or infinite.
+    """
     with _explained(
-        f"the {name} in {source}",
+        f"the {kind.__name__} in {source}",
         "Make or fetch it again: a file is missing, damaged, or does not belong to its config.json",
     ):
         model = kind.from_pretrained(source, **arguments).eval()
@@ -331,7 +340,7 @@ def _explained(what: str, move: str) -> Iterator[None]:
         ) from error
 
 
-def _check_weights(model: nn.Module, source: str) -> None:
+def _check_weights(model: nn.Module, source: str | Path) -> None:
     """Raises for weights that are not in the file, or are no numbers."""
     for name, weight in model.named_parameters():
         if weight.is_meta or not weight.isfinite().all():

@@ -107,6 +107,17 @@ def test_what_is_hidden_plays_no_part_in_what_is_decoded(looker):
     assert not np.array_equal(looker.reconstruction(other).picture, looker.reconstruction(first).picture)
 
 
+@pytest.mark.parametrize(("part", "word"), [("encode", "NaN"), ("decode", "infinity")])
+def test_a_model_that_is_not_finite_is_told_where_patches_are_hidden_too(perceptual, part, word):
+    vae = tiny_vae()
+    image = Looker(vae, SIZE, [], perceptual, STD).encode(photo())
+    layer = vae.to_latent if part == "encode" else vae.decoder_pred.linear_pred
+    with torch.no_grad():
+        layer.bias[0] = float("nan" if part == "encode" else "inf")
+    with pytest.raises(UserError, match=f"AutoencoderVMAE.{part} returned {word}"):
+        Looker(vae, SIZE, [], perceptual, STD).hidden(image, 0.5)
+
+
 def test_another_draw_hides_other_patches(looker, latent):
     first, second = (grey_patches(looker.hidden(latent, 0.5, draw)[0]) for draw in (0, 1))
     assert (first != second).any()

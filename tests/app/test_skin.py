@@ -85,6 +85,9 @@ def test_controls_and_wishes_say_the_same():
         assert values_of(wish_of(values)) == list(values)
     assert wish_of((-1, *VALUES[1:])).label is None
     assert wish_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
+    own = (*VALUES[:8], 0, *VALUES[9:])
+    assert wish_of(own).sampling.timestep_shift is None
+    assert values_of(wish_of(own)) == list(own)
 
 
 @pytest.mark.parametrize("place", range(len(VALUES)))

@@ -1,9 +1,14 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ldmae.app.generate import Wish, check_wish, generate, wish_from
 from ldmae.app.samples import sample_images
 from ldmae.app.workbench import (
+    INTERVAL,
     is_loopback,
     may_name_sources,
     open_workbench,
@@ -12,6 +17,7 @@ from ldmae.app.workbench import (
 )
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
+from ldmae.core.random import generator
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
 from ldmae.images.settings import DataConfig
@@ -43,6 +49,26 @@ def test_a_pipeline_begins_with_usual_settings_and_its_own_time_shift(folders):
     assert bench.defaults.timestep_shift == pytest.approx(0.5)  # the scheduler's shift is 2
     assert "photographs" in bench.samples_from
     assert len(bench.samples) >= 8
+
+
+def test_a_scheduler_s_dynamic_shift_and_solver_are_kept_until_told_otherwise(tmp_path):
+    made = tiny_pipeline()
+    made.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=2.0, max_shift=3.0)
+    made.save_pretrained(tmp_path / "dynamic")
+    bench = open_workbench(str(tmp_path / "dynamic"))
+    assert bench.defaults.timestep_shift is None
+    wish = Wish(label=1, count=1, sampling=replace(bench.defaults, num_inference_steps=3))
+    check_wish(wish, len(CLASSES), bench.most_pictures)
+    [picture] = generate(bench.pipeline, wish, CLASSES)
+    own = bench.pipeline(
+        [1],
+        guidance_scale=3.0,
+        guidance_interval=INTERVAL,
+        num_inference_steps=3,
+        generator=[generator(0, "sample", 0)],
+    ).images[0]
+    assert np.array_equal(picture.image, own)
+    assert wish_from(picture.settings, CLASSES, 1).sampling == wish.sampling
 
 
 def test_a_model_of_one_class_begins_without_guidance(tmp_path):

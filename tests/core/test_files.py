@@ -260,6 +260,12 @@ def test_json_comes_back_and_a_damaged_file_is_named(tmp_path):
 # ---- fingerprints
 
 
+def test_a_file_name_that_is_not_utf_8_is_written_and_comes_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"classes": [name]})
+    assert read_json(tmp_path / "a.json") == {"classes": [name]}
+
+
 def test_a_fingerprint_depends_on_parts_their_borders_and_their_order():
     texts = [["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], ["ab", "c", ""], []]
     assert len({fingerprint(parts) for parts in texts}) == len(texts)

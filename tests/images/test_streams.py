@@ -113,10 +113,13 @@ def test_missing_shard_and_unknown_label_are_user_errors(served):
         list(open_stream(config(served, classes=["a", "b"])).iterate(0, 0))
 
 
-def test_stream_without_classes_is_one_class(served):
+def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_over(served, caplog):
     source = open_stream(config(served, classes=None))
-    assert {label for _, label in source.iterate(0, 0)} == {0}
+    with caplog.at_level(logging.WARNING):
+        assert {label for _, label in source.iterate(0, 0)} == {0}
+        assert len(list(source.iterate(0, 1))) == 40
     assert len(source.classes) == 1
+    assert caplog.text.count("labels are passed over") == 1
 
 
 def test_unreadable_images_of_a_stream_are_borne_up_to_the_limit(make, served, tmp_path):

@@ -254,6 +254,20 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     for steps in (6, 8):
         again = ldmae.start(*words, f"diffusion.training.steps={steps}")
         assert again.wait() == 0, again.output
+    statistics = torch.load(tmp_path / "own" / "latents" / "latents_stats.pt")
+    doubled = {name: 2 * tensor for name, tensor in statistics.items()}
+    torch.save(doubled, tmp_path / "own" / "latents" / "latents_stats.pt")
+    more = (*words, "diffusion.training.steps=10")
+    assert "begun with other settings or inputs: latents: " in refusal(ldmae.start(*more))
+    torch.save(statistics, tmp_path / "own" / "latents" / "latents_stats.pt")
+    # a training that 0.1.0 began drew its latents otherwise, and recorded nothing of it
+    stages = json.loads((tmp_path / "own" / "stages.json").read_text())
+    for record in stages["stages"]:
+        record["inputs"].pop("latent_draws", None)
+    (tmp_path / "own" / "stages.json").write_text(json.dumps(stages))
+    message = refusal(ldmae.start(*more))
+    assert "latent_draws: None -> 'on the device, keyed by latent'" in message
+    assert "--restart diffusion" in message
 
 
 @pytest.mark.parametrize(

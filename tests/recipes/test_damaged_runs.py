@@ -16,6 +16,7 @@ from ldmae.contracts import Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.loading import load_autoencoder, load_pipeline
+from ldmae.recipes.convert import convert_to_official
 from ldmae.recipes.generated import _is_kept, _keep_only
 from ldmae.recipes.measurements import _kept
 from ldmae.recipes.results import merge_results, write_results
@@ -102,6 +103,20 @@ def test_a_model_whose_weights_lack_some_or_are_no_numbers_is_refused_by_name(ru
         save_file(damaged, path)
         with pytest.raises(UserError, match=r"AutoencoderVMAE in .*autoencoder"):
             load_autoencoder(str(run))
+        with pytest.raises(UserError, match=r"AutoencoderVMAE in .*autoencoder"):
+            convert_to_official(run / "autoencoder", run / "vmae.pth")
+        assert not (run / "vmae.pth").exists()
+
+
+def test_a_pipeline_that_lies_here_is_never_completed_from_the_hub(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", lambda *a, **b: asked.append(a))
+    path = run / "pipeline" / "model_index.json"
+    path.write_text(path.read_text().replace('"scheduler"', '"scheduler_"'))
+    (run / "pipeline" / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match="cannot load the pipeline"):
+        load_pipeline(str(run))
+    assert not asked
 
 
 def test_a_damaged_grid_is_named_with_the_stage_to_begin_again(run):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config
+from ldmae.core.errors import UserError
 from ldmae.recipes.generated import generated_images
 from ldmae.recipes.generation import sample_from
 
@@ -68,6 +69,16 @@ def test_images_to_be_measured_are_made_as_the_pipeline_says_unless_told(tmp_pat
     config = load_config({}, ["sampling.timestep_shift=1", "evaluation.samples=4"])
     made = generated_images(source, told, config, Accelerator(cpu=True), tmp_path / "kept")
     assert (made.sampling.solver, made.sampling.timestep_shift) == (("euler", 1.0) if told else ("heun", 0.5))
+
+
+def test_samples_replace_samples_and_never_files_that_lie_beside_them(tmp_path):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
+    for _ in range(2):
+        sampled(source, tmp_path / "samples")
+    (tmp_path / "samples" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        sampled(source, tmp_path / "samples")
+    assert (tmp_path / "samples" / "notes.txt").exists()
 
 
 def test_samples_may_go_into_the_current_directory(tmp_path, monkeypatch):

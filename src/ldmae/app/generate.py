@@ -134,7 +134,7 @@ def check_wish(wish: Wish, classes: int, most: int) -> None:
         raise UserError(
             f"the guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual"
         )
-    if shift is None or not SHIFTS[0] <= shift <= SHIFTS[1]:
+    if shift is not None and not SHIFTS[0] <= shift <= SHIFTS[1]:
         raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 is none")
     if wish.label is not None and not 0 <= wish.label < classes:
         raise UserError(f"there is no class {wish.label}; this model knows 0 to {classes - 1}")
@@ -314,14 +314,14 @@ def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wi
     """
     try:
         start, stop = settings["guidance_interval"]
-        channels = settings["guidance_channels"]
+        channels, shift = settings["guidance_channels"], settings["timestep_shift"]
         sampling = SamplingConfig(
             solver=str(settings["solver"]),
             num_inference_steps=_whole(settings["steps"]),
             guidance_scale=_number(settings["guidance"]),
             guidance_interval=[_number(start), _number(stop)],
             guidance_channels=None if channels is None else _whole(channels),
-            timestep_shift=_number(settings["timestep_shift"]),
+            timestep_shift=None if shift is None else _number(shift),
             seed=_whole(settings["seed"]),
         )
         name, label = str(settings["class"]), _whole(settings["label"])

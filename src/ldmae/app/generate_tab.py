@@ -35,6 +35,7 @@ from ldmae.report.formatting import format_seconds
 
 EVERY_CLASS = -1
 ALL_CHANNELS = 0
+OWN_SHIFT = 0.0
 SOLVERS = [("Euler", "euler"), ("Heun, twice the work", "heun")]
 RANDOM_SEED = f"() => Math.floor(Math.random() * {SEEDS - MOST_PICTURES})"
 EMPTY = "Choose a class and press Generate."
@@ -127,12 +128,15 @@ def _controls(bench: Workbench) -> tuple[list[Any], gr.Button, gr.Button, gr.Fil
             end = gr.Slider(0, 1, value=own.guidance_interval[1], step=0.05, label="to t =")
         gr.HTML(markup.label("", "Time t goes from 0, which is noise, to 1, the picture."))
         solver = gr.Radio(SOLVERS, value=own.solver, label="Solver")
+        unset = own.timestep_shift is None
         shift = gr.Slider(
-            *SHIFTS,
-            value=_within(own.timestep_shift or 1.0, SHIFTS),
+            OWN_SHIFT if unset else SHIFTS[0],
+            SHIFTS[1],
+            value=OWN_SHIFT if unset else _within(own.timestep_shift or 1.0, SHIFTS),
             step=0.05,
             label="Time shift",
-            info="Below 1 more steps are spent near the noise; 1 is none.",
+            info="Below 1 more steps are spent near the noise; 1 is none"
+            + ("; 0 is the scheduler's own." if unset else "."),
         )
         channels = gr.Slider(
             ALL_CHANNELS,
@@ -169,7 +173,7 @@ def wish_of(values: tuple[Any, ...]) -> Wish:
 
     Args:
         values: class (-1: every one), number, seed, steps, guidance, its interval's start and end, solver,
-            time shift, guided channels (0: all).
+            time shift (0: the scheduler's own), guided channels (0: all).
 
     Raises:
         UserError: a field is empty, or a value out of range.
@@ -185,7 +189,7 @@ def wish_of(values: tuple[Any, ...]) -> Wish:
         guidance_scale=float(guidance),
         guidance_interval=[float(start), float(end)],
         guidance_channels=None if channels == ALL_CHANNELS else int(channels),
-        timestep_shift=float(shift),
+        timestep_shift=None if shift == OWN_SHIFT else float(shift),
         seed=int(seed),
     )
     return Wish(label=None if label == EVERY_CLASS else int(label), count=int(count), sampling=sampling)
@@ -202,7 +206,7 @@ def values_of(wish: Wish) -> list[Any]:
         sampling.guidance_scale,
         *sampling.guidance_interval,
         sampling.solver,
-        sampling.timestep_shift,
+        OWN_SHIFT if sampling.timestep_shift is None else sampling.timestep_shift,
         sampling.guidance_channels or ALL_CHANNELS,
     ]
 

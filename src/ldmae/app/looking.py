@@ -18,7 +18,7 @@ from ldmae.app.uploads import squared
 from ldmae.autoencoders.masking import random_visible_indices, visible_mask
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys
-from ldmae.core.autoencoding import encode_moments, placement, reconstruct
+from ldmae.core.autoencoding import encode_moments, placement, reconstruct, require_finite
 from ldmae.core.errors import UserError
 from ldmae.evaluation.components import Components, fit_components
 from ldmae.evaluation.interpolation import interpolated_decodings
@@ -162,12 +162,16 @@ class Looker:
             )
         h, w = latent.mean.shape[2:]
         device, dtype = placement(self.autoencoder)
+        name = type(self.autoencoder).__name__
         visible = random_visible_indices(BatchKeys(draw, 0, [0], 1), h * w, share).to(device)  # (1, V)
         posterior = self.autoencoder.encode(
             latent.image.to(device, dtype), visible_indices=visible
         ).latent_dist
-        output = self.autoencoder.decode(posterior.mode(), visible_indices=visible, grid=(h, w))
-        images = output.sample.float().clamp(-1, 1)
+        z = posterior.mode()
+        require_finite(z, f"{name}.encode", dtype)
+        images = self.autoencoder.decode(z, visible_indices=visible, grid=(h, w)).sample.float()
+        require_finite(images, f"{name}.decode", dtype)
+        images = images.clamp(-1, 1)
         seen = visible_mask(visible, h * w).view(h, w).cpu().numpy()
         patch = self.size // h
         window = seen.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]  # (S, S, 1)

@@ -25,7 +25,7 @@ from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.efficiency import count_parameters
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.recipes.generation import picture_size, pipeline_classes
+from ldmae.recipes.generation import own_sampling, picture_size, pipeline_classes
 from ldmae.recipes.threads import settle_alone, velocity
 
 GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
@@ -234,12 +234,12 @@ def runs_nearby(source: str) -> list[str]:
 
 
 def _defaults(pipeline: LDMAEPipeline) -> SamplingConfig:
-    """Returns usual settings of sampling, with the pipeline's own time shift."""
+    """Returns usual settings of sampling, with the pipeline's own solver and time shift."""
     guided = getattr(pipeline.transformer, "null_class", None) is not None
     return SamplingConfig(
         guidance_scale=GUIDANCE if guided else 1.0,
         guidance_interval=list(INTERVAL),
-        timestep_shift=1 / pipeline.scheduler.config["shift"],
+        **own_sampling(pipeline),
     )
 
 

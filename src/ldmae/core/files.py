@@ -173,9 +173,9 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes a text file atomically (UTF-8)."""
+    """Writes a text file atomically (UTF-8; bytes of a file name that are none, as their JSON escape)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path | str, value: Any) -> None:

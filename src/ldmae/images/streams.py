@@ -72,7 +72,7 @@ class StreamSource:
     ):
         self.name, self.licence = name, ""
         self.classes = [nfc(label) for label in classes] if classes else [name]
-        self._one_class = not classes
+        self._one_class, self._told = not classes, False
         self._shards = shards
         self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
         logger.warning(
@@ -147,6 +147,14 @@ class StreamSource:
 
     def _label(self, item: Item) -> int:
         if self._one_class:
+            if item.label is not None and not self._told:
+                self._told = True
+                logger.warning(
+                    "%s: labels are passed over (%s has %r); to use them, name their classes in data.classes",
+                    self.name,
+                    item.name,
+                    item.label,
+                )
             return 0
         if item.label is None:  # a folder may be named after its class
             folders = (nfc(folder) for folder in reversed(item.folders))

@@ -14,6 +14,7 @@ from ldmae.conversion.vmae import load_official_vmae, to_official_checkpoint
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, atomic_path, read_json
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.loading import load_model
 
 TELLING = {"vmae": "to_latent.weight", "lightningdit": "x_embedder.proj.weight"}
 """A key that only this kind of official checkpoint has."""
@@ -61,7 +62,7 @@ def convert_to_official(folder: Path, file: Path) -> Any:
         The model.
 
     Raises:
-        UserError: the folder holds neither, or the file exists.
+        UserError: the folder holds neither, or one that is not whole, or the file exists.
     """
     if file.exists():
         raise UserError(f"{file} exists; name another file, or delete it")
@@ -72,10 +73,10 @@ def convert_to_official(folder: Path, file: Path) -> Any:
         raise UserError(f"{folder} holds no diffusers model (no config.json){hint}")
     name = read_json(path, dict).get("_class_name")
     if name == "AutoencoderVMAE":
-        model: Any = AutoencoderVMAE.from_pretrained(folder)
+        model = load_model(AutoencoderVMAE, folder)
         checkpoint = to_official_checkpoint(model)
     elif name == "LightningDiTTransformer2DModel":
-        model = LightningDiTTransformer2DModel.from_pretrained(folder)
+        model = load_model(LightningDiTTransformer2DModel, folder)
         weights = to_official_lightningdit(model)
         data = {"num_classes": model.config["num_classes"]}  # which the class table does not tell for certain
         # one set of weights; its readers take either

@@ -26,13 +26,15 @@ from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
-from ldmae.loading import load_pipeline, settings_of
+from ldmae.loading import load_model, load_pipeline, settings_of
 from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.recipes.threads import settle_alone, velocity
 from ldmae.report.figures import class_grid, save_png
 from ldmae.stages import changed_settings
 
+MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
+"""What may lie in a folder of samples."""
 SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 
 
@@ -62,7 +64,7 @@ def save_pipeline(run: Run) -> None:
             vae.register_to_config(**statistics)
         pipeline = LDMAEPipeline(
             vae=vae,
-            transformer=LightningDiTTransformer2DModel.from_pretrained(run.folder / "diffusion"),
+            transformer=load_model(LightningDiTTransformer2DModel, run.folder / "diffusion"),
             scheduler=FlowMatchEulerDiscreteScheduler(
                 shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
             ),
@@ -253,7 +255,8 @@ def sample_from(
     config = dataclasses.replace(config, **changes)
     every = class_choice(known_classes(pipeline), config.max_classes)
     chosen = [pipeline.class_id(name) for name in classes] or every
-    if folder.exists() and any(folder.iterdir()) and not (folder / "samples.json").exists():
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there and ("samples.json" not in there or there - MADE):  # all of it would be replaced
         raise UserError(f"{folder} holds other files; name another folder with --out")
     labels = [label for label in chosen for _ in range(config.per_class)]
     pipeline = pipeline.to(pick_device(device))

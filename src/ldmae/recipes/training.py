@@ -20,14 +20,14 @@ from ldmae.autoencoders.settings import MaskedObjectiveConfig, ReconstructionObj
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import content_digests, fingerprint
+from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.base import Subset
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
-from ldmae.loading import load_autoencoder
+from ldmae.loading import load_autoencoder, load_model
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.run import (
     Run,
@@ -43,6 +43,9 @@ from ldmae.recipes.threads import SlowSteps, settle_for_training
 from ldmae.settings import BaselineTrainingConfig, as_dict
 from ldmae.training.engine import Trainer
 from ldmae.training.settings import TrainingConfig
+
+LATENT_DRAWS = "on the device, keyed by latent"
+"""How latents are drawn and mirrored, recorded of foreign shards; 0.1.0 drew otherwise, recording none."""
 
 
 def train_autoencoder(run: Run) -> None:
@@ -91,7 +94,7 @@ def _tune(run: Run) -> None:
     if not run.needed(name, settings, inputs, made, steps):
         return
     with run.book.running(name, settings, inputs, steps) as record:
-        model = _resized(AutoencoderVMAE.from_pretrained(pretrained_folder(run.folder)), size)
+        model = _resized(load_model(AutoencoderVMAE, pretrained_folder(run.folder)), size)
         if stage.enabled:
             if stage.freeze_encoder:
                 model.freeze_encoder()
@@ -136,7 +139,8 @@ def train_diffusion(run: Run) -> None:
     """Trains the LightningDiT by flow matching on `latents/`; makes `diffusion/`, a diffusers folder."""
     config, made = run.config.diffusion, run.folder / "diffusion"
     settings = training_settings(run.config, run.accelerator.mixed_precision)["diffusion"]
-    inputs = {"latents": run.book.output("latents") or _foreign_latents(run)}
+    own = run.book.output("latents")
+    inputs = {"latents": own} if own else {"latents": _foreign_latents(run), "latent_draws": LATENT_DRAWS}
     if not run.needed("diffusion", settings, inputs, made, config.training.steps):
         return
     shards = LatentShards(run.folder / "latents")
@@ -248,9 +252,10 @@ def _foreign_latents(run: Run) -> str:
             "foreign shards with latents.fingerprint=skip"
         )
     paths = LatentShards(run.folder / "latents").paths
+    mean, std = load_statistics(run.folder / "latents")
     digests: list[str] = content_digests(paths, run.folder / "data" / "latents.json") if run.main else []
     (digests,) = broadcast_object_list([digests])
-    return fingerprint(digests)
+    return fingerprint([*digests, fingerprint_tensors({"mean": mean, "std": std})])
 
 
 def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:

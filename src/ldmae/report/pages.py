@@ -43,7 +43,7 @@ def write_page(
     page = ""
     for budget in PICTURE_BYTES:
         page = environment.get_template(template).render(context | pictures(budget))
-        if len(page.encode()) < MAX_BYTES:
+        if len(page.encode(errors="backslashreplace")) < MAX_BYTES:
             break
     write_text(path, page)
 
