@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from ldmae import AutoencoderVMAE
 from ldmae.config import load_config
+from ldmae.recipes import timing
 from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.latents import encode
 from ldmae.recipes.run import Run, open_run
@@ -68,3 +70,9 @@ def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
     train_diffusion(run)
     told = " ".join(capsys.readouterr().err.split())
     assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
+
+
+def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "PATIENCE", 0.02)
+    whole = 32 * timing.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
+    assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24

@@ -32,7 +32,7 @@ from ldmae.training.data import split_rows
 from ldmae.training.engine import Trainer
 from ldmae.training.optim import build_optimizer
 
-FEW, PATIENCE = 2, 2.0
+FEW, PATIENCE = 2, 1.0
 """Images that a piece of work is tried on first, and seconds above which it is tried on no more."""
 
 
@@ -77,7 +77,7 @@ class Timing:
         def encode(count: int) -> None:
             encode_moments(self.autoencoder, rows[:count])
 
-        seconds = self._an_image(encode, config.batch_size) * (1 + config.flip)
+        seconds = self._of_an_image(encode, config.batch_size) * (1 + config.flip)
         loading = self._reading
         together = max(seconds, loading / config.num_workers) if config.num_workers else seconds + loading
         return images * together / self.run.accelerator.num_processes
@@ -107,8 +107,8 @@ class Timing:
             images = pixels[:count].float()
             metrics.update(images, reconstruct(self.autoencoder, images))
 
-        features = self._an_image(lambda count: extractor(pixels[:count]), min(8, config.batch_size))
-        restoring = self._an_image(measure, min(8, config.batch_size))
+        features = self._of_an_image(lambda count: extractor(pixels[:count]), min(8, config.batch_size))
+        restoring = self._of_an_image(measure, min(8, config.batch_size))
         shared = config.samples * (self._generating(scale) + features) + real * (features + self._reading)
         alone = held_out * (restoring + self._reading)
         return (
@@ -152,7 +152,7 @@ class Timing:
         start = min(self._adversary_start(stage), config.steps)
         numbers = (0, config.steps) if start else (config.steps,)
         seconds = [
-            self._an_image(lambda count, number=number: step(count, number), len(share[0]))
+            self._of_an_image(lambda count, number=number: step(count, number), len(share[0]))
             for number in numbers
         ]
         images = sum(len(piece) for piece in share)
@@ -197,7 +197,7 @@ class Timing:
     def _decoding(self) -> float:
         channels, side = self.latent_shape
         latents = torch.zeros(self.config.sampling.batch_size, channels, side, side, device=self.device)
-        return self._an_image(lambda n: self._pipeline.decode_latents(latents[:n]), len(latents))
+        return self._of_an_image(lambda n: self._pipeline.decode_latents(latents[:n]), len(latents))
 
     @cached_property
     def _evaluating(self) -> float:
@@ -209,7 +209,7 @@ class Timing:
             batch = replace(config, batch_size=count)
             list(generated_batches(self._pipeline, [0] * count, batch, "", show=False))
 
-        seconds = self._an_image(generate, self.config.sampling.batch_size)
+        seconds = self._of_an_image(generate, self.config.sampling.batch_size)
         return max(0.0, seconds - self._decoding) / steps
 
     @cached_property
@@ -220,23 +220,43 @@ class Timing:
         some = np.linspace(0, len(source) - 1, 8).astype(int).tolist()
         return _seconds(lambda: [dataset[(0, index)] for index in some]) / len(some)
 
+    def _of_an_image(self, work: Callable[[int], object], count: int) -> float:
+        return seconds_of_an_image(work, count, self.device)
+
     def _distances(self, generated: int, real: int, dimensions: int) -> float:
         rows, few = min(SUBSET_SIZE, generated, real), 2
         first, second = torch.rand(2, rows, dimensions)
         return _seconds(lambda: kernel_distance(first, second, num_subsets=few)) * SUBSETS / few
 
-    def _an_image(self, work: Callable[[int], object], count: int) -> float:
-        """Returns the seconds of an image in work on `count` of them, or on a few where that takes long."""
-        few = min(FEW, count)
-        work(few)  # the first time is slower
-        seconds = _seconds(lambda: work(few), self.device)
-        if count == few or seconds * count / few > PATIENCE:
-            return seconds / few
-        try:
-            work(count)
-        except torch.OutOfMemoryError:  # beside what the training holds
-            return seconds / few
-        return median(_seconds(lambda: work(count), self.device) for _ in range(3)) / count
+
+def seconds_of_an_image(
+    work: Callable[[int], object], count: int, device: torch.device | None = None
+) -> float:
+    """Returns the seconds of an image in work on `count` of them.
+
+    Where all of them take more than `PATIENCE`, they are extrapolated from a few, by a line through two
+    counts: what a call costs by itself (an optimizer's step, say) does not grow with the images.
+
+    Args:
+        work: called with a number of images.
+        count: as many as the run takes at once.
+        device: whose queue is waited for.
+    """
+    few = min(FEW, count)
+    work(few)  # the first time is slower
+    seconds = min(_seconds(lambda: work(few), device) for _ in range(2))
+    if count == few or seconds > PATIENCE:
+        return seconds / few
+    more = min(2 * few, count)
+    growth = (min(_seconds(lambda: work(more), device) for _ in range(2)) - seconds) / (more - few)
+    expected = (seconds + max(0.0, growth) * (count - few)) / count
+    if expected * count > PATIENCE:
+        return expected
+    try:
+        work(count)
+    except torch.OutOfMemoryError:  # beside what the training holds
+        return expected
+    return median(_seconds(lambda: work(count), device) for _ in range(3)) / count
 
 
 def _images(count: int, size: int) -> torch.Tensor:
