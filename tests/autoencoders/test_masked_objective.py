@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldmae.autoencoders.masked_objective import MaskedObjective, patch_errors, set_initial_logvar, variance_kl
+from ldmae.autoencoders.latent_terms import variance_kl
+from ldmae.autoencoders.masked_objective import MaskedObjective, patch_errors, set_initial_logvar
 from ldmae.autoencoders.masking import random_visible_indices, visible_mask
 from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify
@@ -90,12 +91,13 @@ def test_terms_are_what_the_paper_writes():
         "masked": error[~seen].mean(),
         "perceptual": Distance()(decoded, x).mean(),
         "kl": kl_divergence(Normal(posterior.mean, posterior.std), Normal(posterior.mean, 1.0)).sum(1).mean(),
+        "relative_std": (posterior.var.mean((1, 2)) / posterior.mean.var((1, 2))).sqrt().mean(),
     }
     assert set(found.terms) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(found.terms[name], value.detach(), msg=name)
         assert not found.terms[name].requires_grad
-    weights = {"visible": 1.0, "masked": 1.0, "perceptual": 0.7, "kl": 0.01}
+    weights = {"visible": 1.0, "masked": 1.0, "perceptual": 0.7, "kl": 0.01, "relative_std": 0}
     torch.testing.assert_close(found.loss, sum(weights[name] * value for name, value in expected.items()))
     assert found.loss.shape == ()
 
@@ -138,7 +140,7 @@ def test_rows_with_perceptual_term_are_chosen_by_global_index_evenly():
 def test_without_mask_the_loss_is_over_all_patches_and_finite():
     module = unmasked(sample_posterior=False)
     output = piece(module, range(BATCH))
-    assert set(output.terms) == {"visible", "kl"}
+    assert set(output.terms) == {"visible", "kl", "relative_std"}
     reconstruction = module.model(images()).sample
     torch.testing.assert_close(output.terms["visible"], (reconstruction - images()).square().mean().detach())
 
@@ -242,7 +244,7 @@ def test_images_of_another_size_than_the_models_train_masked():
     module = objective()
     x = torch.rand(2, 3, 8, 24)
     output = module({"images": x}, BatchKeys(seed=0, step=0, rows=[0, 1], batch_size=2))
-    assert set(output.terms) == {"visible", "masked", "kl"}
+    assert set(output.terms) == {"visible", "masked", "kl", "relative_std"}
 
 
 def test_perceptual_network_is_never_part_of_the_module():

@@ -6,6 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator, hinge_discriminator_loss
+from ldmae.autoencoders.latent_terms import relative_std
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, gaussian_kl
 from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
@@ -73,6 +74,7 @@ def test_terms_are_those_of_the_method():
         "pixel": (decoded - x).square().mean(),
         "perceptual": Distance()(decoded, x).mean(),
         "kl": kl_divergence(Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)).sum(1).mean(),
+        "relative_std": relative_std(posterior.mean, posterior.logvar).mean(),
     }
     assert set(found.terms) == set(expected)
     for name, value in expected.items():
@@ -155,7 +157,7 @@ def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows, advers
     cuts, extra = (range(2), range(2, BATCH)), {}
     if adversary:
         shares = [parts.look_ahead({"images": images()[list(rows)]}, keys(rows)) for rows in cuts]
-        extra["whole_batch"] = sum(shares)
+        extra["whole_batch"] = {"adversarial": sum(share["adversarial"] for share in shares)}
     totals, loss = {}, torch.zeros(())
     for rows in cuts:
         output = piece(parts, rows, **extra)
@@ -170,7 +172,7 @@ def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows, advers
 
 def test_looking_ahead_gives_gradients_of_both_losses_and_leaves_none_behind():
     module = objective(adversary=True)
-    found = module.look_ahead({"images": images()}, keys())
+    found = module.look_ahead({"images": images()}, keys())["adversarial"]
     decoded, _ = module._restore(images(), keys())
     last = module.model.decoder.conv_out.weight
     for gradient, loss in zip(
@@ -182,7 +184,7 @@ def test_looking_ahead_gives_gradients_of_both_losses_and_leaves_none_behind():
 
 def test_the_adversary_is_not_asked_before_its_start_nor_in_evaluation():
     module = objective(adversary=True, adversarial_start_step=5)
-    assert set(piece(module, step=4).terms) == {"pixel", "kl"}
+    assert set(piece(module, step=4).terms) == {"pixel", "kl", "relative_std"}
     assert module.look_ahead({"images": images()}, keys(step=4)) is None
     assert module.look_ahead({"images": images()}, keys(step=5)) is not None
     assert "discriminator" in piece(module, step=5).terms
@@ -192,7 +194,7 @@ def test_the_adversary_is_not_asked_before_its_start_nor_in_evaluation():
     assert all(not p.grad.any() for p in module.adversary.parameters())
     module.eval()
     evaluated = piece(module)
-    assert set(evaluated.terms) == {"pixel", "kl"}
+    assert set(evaluated.terms) == {"pixel", "kl", "relative_std"}
     torch.testing.assert_close(evaluated.loss, evaluated.terms["pixel"] + 0.01 * evaluated.terms["kl"])
 
 
@@ -206,9 +208,9 @@ def test_gradients_for_the_adaptive_weight_neither_vanish_nor_overflow_in_fp16(s
     module = objective(adversary=True)
     batch = {"images": torch.ones(2, 3, size, size)}
     where = BatchKeys(seed=0, step=5, rows=[0, 1], batch_size=batch_size)
-    exact = module.look_ahead(batch, where)
+    exact = module.look_ahead(batch, where)["adversarial"]
     with torch.autocast("cpu", torch.float16):
-        half = module.look_ahead(batch, where)
+        half = module.look_ahead(batch, where)["adversarial"]
     for found, expected in zip(half, exact, strict=True):
         assert (found - expected).norm() < 0.02 * expected.norm()
 

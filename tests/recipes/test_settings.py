@@ -10,7 +10,6 @@ def test_setting_that_came_later_is_recorded_only_where_it_changes_something():
         training_settings(load_config("emoji", [f"autoencoder.tuning.objective.latent_noise={noise}"]), "no")
         for noise in (0.0, 0.3)
     )
-    assert list(ADDED) == ["latent_noise", "gpu_decoding"]
     assert "latent_noise" not in without["autoencoder.tuning"]["objective"]
     assert "gpu_decoding" not in without["autoencoder.pretraining"]["augment"]
     assert with_noise["autoencoder.tuning"]["objective"]["latent_noise"] == 0.3

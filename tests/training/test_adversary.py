@@ -106,8 +106,9 @@ def test_the_adversary_waits_for_its_start_unchanged(tmp_path):
     trained(tmp_path, adversarial(start=3), on_step=[look], optimizer={"weight_decay": 0.5}, log_every=1)
     assert seen == {1: True, 2: True, 3: True, 4: False, 5: False, 6: False}
     found = lines(tmp_path)
-    assert set(found[2]["terms"]) == {"pixel", "kl"}
-    assert set(found[3]["terms"]) == {"pixel", "kl", "adversarial", "discriminator", "adaptive_weight"}
+    always = {"pixel", "kl", "relative_std"}
+    assert set(found[2]["terms"]) == always
+    assert set(found[3]["terms"]) == always | {"adversarial", "discriminator", "adaptive_weight"}
     assert [line["adversary_gradient_norm"] > 0 for line in found] == [False] * 3 + [True] * 3
 
 
@@ -140,7 +141,7 @@ def test_only_the_model_is_averaged_and_returned(tmp_path):
 def test_validation_is_of_the_model_alone(tmp_path):
     trained(tmp_path, adversarial(start=0), validation=Pictures(), validate_every=3)
     found = [line["validation"] for line in lines(tmp_path) if "validation" in line]
-    assert [set(line["terms"]) for line in found] == [{"pixel", "kl"}] * 2
+    assert [set(line["terms"]) for line in found] == [{"pixel", "kl", "relative_std"}] * 2
     assert found[0]["loss"] == pytest.approx(
         found[0]["terms"]["pixel"] + 1e-3 * found[0]["terms"]["kl"], rel=1e-5
     )
