@@ -106,9 +106,29 @@ class BaselineTrainingConfig(DiscriminatorConfig):
 
 
 AUTOENCODER_KINDS = ("vmae", *KINDS)
-ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae-noise")
-"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too; and whole,
-with noise on the latents that its decoder is tuned on."""
+ABLATION = (
+    "vmae-mse",
+    "vmae-lm",
+    "vmae-lm-lreg",
+    "vmae-noise",
+    "vit-ae",
+    "vit-dae",
+    "vit-vae",
+    "vit-vmae-no-mask",
+    "vit-vmae-no-noise",
+    "conv-vmae-loss",
+    "vmae-expansion",
+    "vmae-expansion-absolute",
+    "vmae-noise-pretraining",
+    "vmae-interpolation",
+    "vmae-discriminator",
+    "vmae-wide-head",
+    "vmae-equivariance",
+    "vmae-alignment",
+    "vmae-spectrum",
+)
+"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
+the paper does not have, each told in `recipes/variants.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +198,11 @@ class ComparisonConfig(Bounded):
     seeds: list[int] = number([0], **SEEDS)
     """Each autoencoder is trained and measured once with each."""
     ablation: list[str] = field(default_factory=list)
-    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself; and one beyond it,
-    `vmae-noise`, whose decoder is tuned on latents with noise."""
+    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
+    VMAE with one change: `vmae-noise` (in tuning), `vmae-noise-pretraining`, `vmae-interpolation`,
+    `vmae-expansion`, `vmae-expansion-absolute`, `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`,
+    `vmae-alignment`, `vmae-spectrum`. Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`,
+    `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on convolutions: `conv-vmae-loss`."""
     ablation_seeds: list[int] = number([0], **SEEDS)
     """The seeds of the ablation."""
     match_flops: bool = True

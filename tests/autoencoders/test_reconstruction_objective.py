@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator, hinge_discriminator_loss
 from ldmae.autoencoders.latent_terms import relative_std
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, gaussian_kl
@@ -83,6 +83,32 @@ def test_terms_are_those_of_the_method():
     torch.testing.assert_close(
         found.loss, expected["pixel"] + 0.7 * expected["perceptual"] + 0.01 * expected["kl"]
     )
+
+
+def test_the_kl_of_the_variance_alone_is_vmaes():
+    module = objective(variance_kl=True)
+    found, posterior = piece(module), module.model.encode(images()).latent_dist
+    same_mean = Normal(posterior.mean, torch.ones(()))
+    expected = kl_divergence(Normal(posterior.mean, posterior.std), same_mean).sum(1).mean()
+    torch.testing.assert_close(found.terms["kl"], expected.detach())
+    torch.testing.assert_close(found.loss, found.terms["pixel"] + 0.01 * expected)
+
+
+def test_vmaes_network_trains_by_a_baselines_objective_and_its_discriminator():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    model = build_vit_baseline({"patch_size": 4, "latent_channels": 3, **shape}, 12)
+    config = ReconstructionObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.5, pixel_loss="l1")
+    module = ReconstructionObjective(model, config, None, PatchDiscriminator(1, 8))
+    found = piece(module)
+    decoded, _ = module._restore(images(), keys())
+    last = model.decoder_pred.conv_smoother.weight
+    both = ((decoded - images()).abs().mean(), -module.adversary(decoded).mean())
+    norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in both]
+    torch.testing.assert_close(found.terms["adaptive_weight"], norms[0] / (norms[1] + 1e-4))
+    found.loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
 
 
 def test_a_deterministic_latent_is_the_mean_and_has_no_kl():
