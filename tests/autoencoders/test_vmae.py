@@ -516,7 +516,7 @@ def test_every_parameter_of_a_masked_model_gets_a_gradient():
 
 
 def test_a_wider_head_convolves_features_before_the_image():
-    model, tokens = tiny(head_features=5), torch.randn(2, 16, 16)
+    model, tokens = tiny(head_features=5), torch.randn(2, 16, 24)
     head = model.decoder_pred
     features = unpatchify(head.linear_pred(tokens), 4, (4, 4))  # (2, 5, 16, 16)
     expected = head.conv_smoother(torch.nn.functional.gelu(head.conv_features(features)))
