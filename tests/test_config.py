@@ -251,11 +251,27 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ("diffusion.flow.logit_std=.nan", "logit_std must be a number, got nan"),
         ("diffusion.flow.logit_mean=.inf", "logit_mean must be at most 100, got inf"),
         ("autoencoder.pretraining.initial_logvar=.nan", "initial_logvar must be a number or null, got nan"),
+        (
+            "autoencoder.tuning.objective.spectrum_weight=0.1",
+            r"tuning\.objective\.spectrum_weight=0\.1 does nothing while .*freeze_encoder=true; set it in",
+        ),
+        ("autoencoder.baseline.network=vti", "network must be conv or vit, got 'vti'; did you mean 'vit'"),
+        ("autoencoder.pretraining.objective.alignment=dinov2", "objective.alignment is 'dinov2'"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(override, message):
     with pytest.raises(UserError, match=message):
         load_config("smoke", [override])
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "tuning"])
+def test_a_discriminator_too_deep_for_the_images_is_refused_before_anything_runs(stage):
+    overrides = [f"autoencoder.{stage}.objective.adversarial_weight=0.5"]
+    assert load_config("smoke", overrides)
+    with pytest.raises(
+        UserError, match=rf"{stage}\.discriminator_layers=4 needs images of at least 48 px, got 32"
+    ):
+        load_config("smoke", [*overrides, f"autoencoder.{stage}.discriminator_layers=4"])
 
 
 def test_a_foreign_autoencoder_brings_its_own_patches():

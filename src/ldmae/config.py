@@ -53,7 +53,10 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
         merged = _merge(layers)
         kind = merged.autoencoder.kind
         if kind in KINDS:  # its objective, where the layers say nothing else
-            objective = as_dict(baseline_objective(kind, merged.autoencoder.baseline.model.factor))
+            auto = merged.autoencoder
+            vit = auto.baseline.network == "vit"
+            factor = auto.model.patch_size if vit else auto.baseline.model.factor
+            objective = as_dict(baseline_objective(kind, factor))
             defaults = {"autoencoder": {"baseline": {"objective": objective}}}
             merged = _merge([defaults, *layers])
         config = OmegaConf.to_object(merged)

@@ -131,8 +131,8 @@ def compare(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="One of what is compared; may be repeated: ae, dae, vae, sd-vae, vmae, and of the ablation "
-            "vmae-mse, vmae-lm, vmae-lm-lreg, vmae-noise. By default all that the preset names.",
+            help="One of what is compared; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
+            "comparison.ablation. By default all that the preset names.",
         ),
     ] = None,
     seed: Annotated[

@@ -8,11 +8,13 @@ from typing import Any
 
 from ldmae.autoencoders.settings import (
     KINDS,
+    NETWORKS,
     BaselineConfig,
     MaskedObjectiveConfig,
     MaskingConfig,
     ReconstructionObjectiveConfig,
     VMAEConfig,
+    smallest_image,
 )
 from ldmae.core.bounds import MOST_PIXELS, SEEDS, Bounded, number
 from ldmae.core.errors import UserError, nearest
@@ -25,7 +27,17 @@ from ldmae.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingConfig(Bounded):
+class DiscriminatorConfig(Bounded):
+    """The shape of the discriminator of a training whose objective has an `adversarial_weight`."""
+
+    discriminator_layers: int = number(2, ge=1, le=10)
+    """Halvings of the adversary, where the objective has one: 2 for 32 to 64 px, 3 for 256 px."""
+    discriminator_channels: int = number(64, ge=1, le=8192)
+    """Its channels after the first halving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig(DiscriminatorConfig):
     """Masked pre-training of the whole autoencoder."""
 
     group = "autoencoder.pretraining."
@@ -47,8 +59,10 @@ def _unmasked() -> MaskedObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningConfig:
+class TuningConfig(DiscriminatorConfig):
     """Decoder tuning at the run's image size: no mask, posterior mean."""
+
+    group = "autoencoder.tuning."
 
     enabled: bool = True
     """False: the pre-trained autoencoder is the final one."""
@@ -63,11 +77,14 @@ class TuningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineTrainingConfig(Bounded):
+class BaselineTrainingConfig(DiscriminatorConfig):
     """Training of one of the paper's baselines, at the run's image size; `autoencoder.kind` says which."""
 
     group = "autoencoder.baseline."
 
+    network: str = "conv"
+    """What is trained: `conv`, the convolutional autoencoder of the shape `model`, or `vit`, VMAE's network,
+    of the shape `autoencoder.model`."""
     model: BaselineConfig = field(default_factory=BaselineConfig)
     """Its shape."""
     initial_logvar: float | None = number(None, ge=-30, le=20, hint="-4 starts soon")
@@ -76,18 +93,42 @@ class BaselineTrainingConfig(Bounded):
     """Random crops and mirror images."""
     objective: ReconstructionObjectiveConfig = field(default_factory=ReconstructionObjectiveConfig)
     """Weights of the loss's terms; what is not set is as the kind has it."""
-    discriminator_layers: int = number(2, ge=1, le=10)
-    """Halvings of the adversary, where the objective has one: 2 for 32 to 64 px, 3 for 256 px."""
-    discriminator_channels: int = number(64, ge=1, le=8192)
-    """Its channels after the first halving."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Steps, batch, optimizer."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network not in NETWORKS:
+            raise UserError(
+                f"{self.group}network must be {' or '.join(NETWORKS)}, got {self.network!r}"
+                f"{nearest(self.network, NETWORKS)}"
+            )
+
 
 AUTOENCODER_KINDS = ("vmae", *KINDS)
-ABLATION = ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae-noise")
-"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too; and whole,
-with noise on the latents that its decoder is tuned on."""
+ABLATION = (
+    "vmae-mse",
+    "vmae-lm",
+    "vmae-lm-lreg",
+    "vmae-noise",
+    "vit-ae",
+    "vit-dae",
+    "vit-vae",
+    "vit-vmae-no-mask",
+    "vit-vmae-no-noise",
+    "conv-vmae-loss",
+    "vmae-expansion",
+    "vmae-expansion-absolute",
+    "vmae-noise-pretraining",
+    "vmae-interpolation",
+    "vmae-discriminator",
+    "vmae-wide-head",
+    "vmae-equivariance",
+    "vmae-alignment",
+    "vmae-spectrum",
+)
+"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
+the paper does not have, each told in `recipes/variants.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +160,19 @@ class AutoencoderConfig:
         return ("pretraining", "tuning") if self.kind == "vmae" else ("baseline",)
 
     @property
+    def is_vit(self) -> bool:
+        """Whether VMAE's network is trained, by its own objective or by a baseline's."""
+        return self.kind == "vmae" or self.baseline.network == "vit"
+
+    @property
     def patch_size(self) -> int:
-        """Pixels of the image along one side of a latent cell; that of the kind which is trained."""
-        return self.model.patch_size if self.kind == "vmae" else self.baseline.model.factor
+        """Pixels of the image along one side of a latent cell; that of the network which is trained."""
+        return self.model.patch_size if self.is_vit else self.baseline.model.factor
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents; those of the kind which is trained."""
-        return self.model.latent_channels if self.kind == "vmae" else self.baseline.model.latent_channels
+        """Channels of the latents; those of the network which is trained."""
+        return self.model.latent_channels if self.is_vit else self.baseline.model.latent_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +198,11 @@ class ComparisonConfig(Bounded):
     seeds: list[int] = number([0], **SEEDS)
     """Each autoencoder is trained and measured once with each."""
     ablation: list[str] = field(default_factory=list)
-    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself; and one beyond it,
-    `vmae-noise`, whose decoder is tuned on latents with noise."""
+    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
+    VMAE with one change: `vmae-noise` (in tuning), `vmae-noise-pretraining`, `vmae-interpolation`,
+    `vmae-expansion`, `vmae-expansion-absolute`, `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`,
+    `vmae-alignment`, `vmae-spectrum`. Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`,
+    `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on convolutions: `conv-vmae-loss`."""
     ablation_seeds: list[int] = number([0], **SEEDS)
     """The seeds of the ablation."""
     match_flops: bool = True
@@ -221,6 +270,8 @@ class Config(Bounded):
         super().__post_init__()
         self._check_autoencoder()
         self._check_perceptual()
+        self._check_discriminator()
+        self._check_frozen()
         transformer = self.diffusion.model
         if transformer.attention_head_dim % 4:
             raise UserError(
@@ -250,8 +301,8 @@ class Config(Bounded):
                 f"autoencoder.kind must be one of {', '.join(AUTOENCODER_KINDS)}, got {autoencoder.kind!r}"
                 f"{nearest(autoencoder.kind, AUTOENCODER_KINDS)}"
             )
-        vmae = autoencoder.kind == "vmae"
-        name, patch = "model.patch_size" if vmae else "baseline.model.factor", autoencoder.patch_size
+        vit = autoencoder.is_vit
+        name, patch = "model.patch_size" if vit else "baseline.model.factor", autoencoder.patch_size
         sizes = {"image_size": self.image_size, "autoencoder.pretraining.image_size": self.pretraining_size}
         for key, pixels in sizes.items():
             if autoencoder.source is None and pixels % patch:
@@ -259,7 +310,7 @@ class Config(Bounded):
                     f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
                     f"take {max(1, round(pixels / patch)) * patch}"
                 )
-        for part in ("encoder", "decoder") if vmae else ():
+        for part in ("encoder", "decoder") if vit else ():
             width = getattr(model, f"{part}_hidden_size")
             heads = getattr(model, f"{part}_num_attention_heads")
             if width % heads or width % 4:
@@ -290,6 +341,29 @@ class Config(Bounded):
                 raise UserError(
                     f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
                     "images or another distance"
+                )
+
+    def _check_discriminator(self) -> None:
+        """Raises for images too small for a training's discriminator."""
+        for part in self.autoencoder.stages:
+            stage = getattr(self.autoencoder, part)
+            size = self.pretraining_size if part == "pretraining" else self.image_size
+            least = smallest_image(stage.discriminator_layers)
+            if stage.objective.adversarial_weight > 0 and size < least:
+                raise UserError(
+                    f"autoencoder.{part}.discriminator_layers={stage.discriminator_layers} needs images of "
+                    f"at least {least} px, got {size}; give it fewer"
+                )
+
+    def _check_frozen(self) -> None:
+        """Raises for terms of the encoder in a tuning that freezes it: they would do nothing."""
+        tuning = self.autoencoder.tuning
+        for name, weight in tuning.objective.of_encoder.items():
+            if weight > 0 and tuning.freeze_encoder and "tuning" in self.autoencoder.stages:
+                key = f"autoencoder.tuning.objective.{name}"
+                raise UserError(
+                    f"{key}={weight} does nothing while autoencoder.tuning.freeze_encoder=true; set it in "
+                    "autoencoder.pretraining, or freeze_encoder=false"
                 )
 
     @property

@@ -32,7 +32,23 @@ STAGES = (
 TRAINED = ("autoencoder.pretraining", "autoencoder.tuning", "autoencoder.baseline", "diffusion")
 
 
-ADDED = {"latent_noise": 0.0, "gpu_decoding": False}
+ADDED = {
+    "latent_noise": 0.0,
+    "gpu_decoding": False,
+    "ratio_range": None,
+    "interpolation_noise": 0.0,
+    "expansion_weight": 0.0,
+    "expansion": "relative",
+    "equivariance": 0.0,
+    "alignment_weight": 0.0,
+    "alignment": "efficientnet_lite0",
+    "spectrum_weight": 0.0,
+    "adversarial_weight": 0.0,  # VMAE's; the baselines had it from the first
+    "adversarial_start_step": 0,
+    "variance_kl": False,
+    "head_features": None,
+    "network": "conv",
+}
 """Settings that came after run folders were made, each with the value that changes nothing. With it a setting
 is not recorded, and a record without it has this value: older runs go on."""
 

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from ldmae import AutoencoderVMAE
-from ldmae.autoencoders.baselines import block_widths, build_baseline, fit_width, norm_groups
+from ldmae.autoencoders.baselines import (
+    block_widths,
+    build_baseline,
+    build_vit_baseline,
+    fit_width,
+    norm_groups,
+)
 from ldmae.autoencoders.reconstruction_objective import gaussian_kl
 from ldmae.autoencoders.settings import (
     KINDS,
@@ -73,6 +79,18 @@ def test_a_deterministic_latent_has_no_width_and_keeps_none_through_training():
     # AdamW pulls the bias of -30 (a deviation of 3e-7) by its decay; the training loop exempts biases
     torch.testing.assert_close(posterior.sample(), posterior.mode(), rtol=0, atol=1e-5)
     assert posterior.mean.std() > 0.01
+
+
+def test_vmaes_network_starts_as_a_baseline_does():
+    shape = {f"{side}_hidden_size": 16 for side in ("encoder", "decoder")} | {"latent_channels": 3}
+    shape |= {f"{side}_num_attention_heads": 2 for side in ("encoder", "decoder")}
+    images = torch.rand(2, 3, 16, 16)
+    for settings, expected in (({"deterministic": True}, -30.0), ({"initial_logvar": -4.0}, -4.0)):
+        model = build_vit_baseline(shape, 16, **settings)
+        assert model.mask_token is None
+        assert model.to_latent.bias[3:].tolist() == [expected] * 3
+        posterior = model.encode(images).latent_dist
+        assert (posterior.logvar == expected).all() == ("deterministic" in settings)
 
 
 def test_the_log_variance_starts_where_asked():

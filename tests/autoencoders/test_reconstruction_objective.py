@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator, hinge_discriminator_loss
+from ldmae.autoencoders.latent_terms import relative_std
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, gaussian_kl
 from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
@@ -73,6 +74,7 @@ def test_terms_are_those_of_the_method():
         "pixel": (decoded - x).square().mean(),
         "perceptual": Distance()(decoded, x).mean(),
         "kl": kl_divergence(Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)).sum(1).mean(),
+        "relative_std": relative_std(posterior.mean, posterior.logvar).mean(),
     }
     assert set(found.terms) == set(expected)
     for name, value in expected.items():
@@ -81,6 +83,32 @@ def test_terms_are_those_of_the_method():
     torch.testing.assert_close(
         found.loss, expected["pixel"] + 0.7 * expected["perceptual"] + 0.01 * expected["kl"]
     )
+
+
+def test_the_kl_of_the_variance_alone_is_vmaes():
+    module = objective(variance_kl=True)
+    found, posterior = piece(module), module.model.encode(images()).latent_dist
+    same_mean = Normal(posterior.mean, torch.ones(()))
+    expected = kl_divergence(Normal(posterior.mean, posterior.std), same_mean).sum(1).mean()
+    torch.testing.assert_close(found.terms["kl"], expected.detach())
+    torch.testing.assert_close(found.loss, found.terms["pixel"] + 0.01 * expected)
+
+
+def test_vmaes_network_trains_by_a_baselines_objective_and_its_discriminator():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    model = build_vit_baseline({"patch_size": 4, "latent_channels": 3, **shape}, 12)
+    config = ReconstructionObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.5, pixel_loss="l1")
+    module = ReconstructionObjective(model, config, None, PatchDiscriminator(1, 8))
+    found = piece(module)
+    decoded, _ = module._restore(images(), keys())
+    last = model.decoder_pred.conv_smoother.weight
+    both = ((decoded - images()).abs().mean(), -module.adversary(decoded).mean())
+    norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in both]
+    torch.testing.assert_close(found.terms["adaptive_weight"], norms[0] / (norms[1] + 1e-4))
+    found.loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
 
 
 def test_a_deterministic_latent_is_the_mean_and_has_no_kl():
@@ -155,7 +183,7 @@ def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows, advers
     cuts, extra = (range(2), range(2, BATCH)), {}
     if adversary:
         shares = [parts.look_ahead({"images": images()[list(rows)]}, keys(rows)) for rows in cuts]
-        extra["whole_batch"] = sum(shares)
+        extra["whole_batch"] = {"adversarial": sum(share["adversarial"] for share in shares)}
     totals, loss = {}, torch.zeros(())
     for rows in cuts:
         output = piece(parts, rows, **extra)
@@ -170,7 +198,7 @@ def test_pieces_of_different_size_sum_to_the_whole_batch(perceptual_rows, advers
 
 def test_looking_ahead_gives_gradients_of_both_losses_and_leaves_none_behind():
     module = objective(adversary=True)
-    found = module.look_ahead({"images": images()}, keys())
+    found = module.look_ahead({"images": images()}, keys())["adversarial"]
     decoded, _ = module._restore(images(), keys())
     last = module.model.decoder.conv_out.weight
     for gradient, loss in zip(
@@ -182,7 +210,7 @@ def test_looking_ahead_gives_gradients_of_both_losses_and_leaves_none_behind():
 
 def test_the_adversary_is_not_asked_before_its_start_nor_in_evaluation():
     module = objective(adversary=True, adversarial_start_step=5)
-    assert set(piece(module, step=4).terms) == {"pixel", "kl"}
+    assert set(piece(module, step=4).terms) == {"pixel", "kl", "relative_std"}
     assert module.look_ahead({"images": images()}, keys(step=4)) is None
     assert module.look_ahead({"images": images()}, keys(step=5)) is not None
     assert "discriminator" in piece(module, step=5).terms
@@ -192,7 +220,7 @@ def test_the_adversary_is_not_asked_before_its_start_nor_in_evaluation():
     assert all(not p.grad.any() for p in module.adversary.parameters())
     module.eval()
     evaluated = piece(module)
-    assert set(evaluated.terms) == {"pixel", "kl"}
+    assert set(evaluated.terms) == {"pixel", "kl", "relative_std"}
     torch.testing.assert_close(evaluated.loss, evaluated.terms["pixel"] + 0.01 * evaluated.terms["kl"])
 
 
@@ -206,9 +234,9 @@ def test_gradients_for_the_adaptive_weight_neither_vanish_nor_overflow_in_fp16(s
     module = objective(adversary=True)
     batch = {"images": torch.ones(2, 3, size, size)}
     where = BatchKeys(seed=0, step=5, rows=[0, 1], batch_size=batch_size)
-    exact = module.look_ahead(batch, where)
+    exact = module.look_ahead(batch, where)["adversarial"]
     with torch.autocast("cpu", torch.float16):
-        half = module.look_ahead(batch, where)
+        half = module.look_ahead(batch, where)["adversarial"]
     for found, expected in zip(half, exact, strict=True):
         assert (found - expected).norm() < 0.02 * expected.norm()
 

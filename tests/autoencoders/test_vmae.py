@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify, unpatchify
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_tensors
+from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.positions import sincos_2d
 
 TINY = {
@@ -238,6 +239,8 @@ def test_images_of_other_channels_are_refused():
         ({"latents_mean": [0.0]}, "latents_mean must hold latent_channels=3 numbers, got 1"),
         ({"hidden_act": "nonsense"}, "hidden_act"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
+        ({"head_features": 0}, "head_features must be at least 1"),
+        ({"head_features": 5, "smooth_output": False}, "head_features=5 needs smooth_output=True"),
     ],
 )
 def test_constructor_refuses_sizes_that_do_not_go_together(changes, message):
@@ -507,3 +510,32 @@ def test_every_parameter_of_a_masked_model_gets_a_gradient():
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert len(list(itertools.chain(model.encoder_parameters()))) < len(list(model.parameters()))
+
+
+# ---- the wider pixel head
+
+
+def test_a_wider_head_convolves_features_before_the_image():
+    model, tokens = tiny(head_features=5), torch.randn(2, 16, 24)
+    head = model.decoder_pred
+    features = unpatchify(head.linear_pred(tokens), 4, (4, 4))  # (2, 5, 16, 16)
+    expected = head.conv_smoother(torch.nn.functional.gelu(head.conv_features(features)))
+    torch.testing.assert_close(head(tokens, (4, 4)), expected)
+    assert head.last is head.conv_smoother
+    assert model(images()).sample.shape == (2, 3, 16, 16)
+
+
+def test_a_wider_head_is_in_the_config_and_costs_little(tmp_path):
+    model = tiny(head_features=5)
+    model.save_pretrained(tmp_path)
+    again = AutoencoderVMAE.from_pretrained(tmp_path)
+    assert again.config["head_features"] == 5
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    assert tiny().state_dict().keys() == tiny(head_features=None).state_dict().keys()
+    with torch.device("meta"):
+        plain, wide = (count_autoencoder_flops(AutoencoderVMAE(head_features=k), 256) for k in (None, 16))
+    assert wide.encode == plain.encode
+    # linear 192 → 64 · 16 in place of 64 · 3 a token, 16 → 16 → 3 in place of 3 → 3 a pixel
+    more = 2 * (1024 * 192 * 64 * 13 + 65536 * 9 * (16 * 16 + 16 * 3 - 3 * 3))
+    assert wide.decode - plain.decode == more
+    assert more < 0.05 * plain.decode

@@ -79,6 +79,11 @@ def test_without_smoother_the_official_head_has_its_short_name():
     assert not any("linear_pred" in key for key in state)
 
 
+def test_a_wider_head_has_no_place_in_the_official_layout():
+    with pytest.raises(UserError, match="no place for head_features=5; keep this model in diffusers' format"):
+        to_official_vmae(model(head_features=5))
+
+
 def test_loss_network_wrappers_and_bare_state_dicts_are_no_hindrance(tmp_path):
     ours = model()
     state = to_official_vmae(ours)

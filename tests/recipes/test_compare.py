@@ -16,9 +16,11 @@ from PIL import Image
 from ldmae.autoencoders.settings import KINDS
 from ldmae.config import load_config, preset_names
 from ldmae.core.errors import UserError
-from ldmae.recipes.compare import VARIANTS, compare, plan_comparison
+from ldmae.recipes.compare import compare, plan_comparison
+from ldmae.recipes.settings import plain as plain_settings
 from ldmae.recipes.settings import training_steps
-from ldmae.settings import AUTOENCODER_KINDS
+from ldmae.recipes.variants import VARIANTS
+from ldmae.settings import ABLATION, AUTOENCODER_KINDS
 from ldmae.stages import changed_settings
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -129,6 +131,39 @@ def test_the_ablations_rows_add_one_term_each():
     assert [row.tuning.objective.perceptual_weight > 0 for row in rows] == [False, False, False, True, True]
     assert [row.tuning.objective.latent_noise > 0 for row in rows] == [False, False, False, False, True]
     assert {row.model for row in rows} == {rows[0].model}
+
+
+def test_variants_beyond_the_paper_differ_from_vmae_in_what_they_are_called_after():
+    names = [name for name in ABLATION if name.startswith(("vmae-", "vit-vmae"))]
+    plain = load_config("compare-photos", ["autoencoder.kind=vmae"])
+    for name in names:
+        settings = [s for s in VARIANTS[name].settings if "${" not in s]
+        changed = changed_settings(
+            plain_settings(plain), plain_settings(load_config("compare-photos", settings))
+        )
+        assert changed, name
+        assert all(line.startswith("autoencoder.") for line in changed), changed
+        assert VARIANTS[name].is_baseline is VARIANTS[name].is_conv is False
+    assert set(VARIANTS) == {*AUTOENCODER_KINDS, *ABLATION}
+
+
+def test_objectives_on_the_other_network_are_trained_as_its_own():
+    one = ["comparison.seeds=[0]", "comparison.autoencoders=[vae,vmae]"]
+    wanted = ["vit-ae", "vit-dae", "vit-vae", "conv-vmae-loss"]
+    units, matching = plan_comparison("compare-photos", [*one, f"comparison.ablation=[{','.join(wanted)}]"])
+    configs = {unit.name: unit.config.autoencoder for unit in units}
+    vmae, conv = configs["vmae"], configs["conv-vmae-loss"].baseline
+    for name in ("vit-ae", "vit-dae", "vit-vae"):
+        auto = configs[name]
+        assert (auto.kind, auto.is_vit, auto.model) == (name.removeprefix("vit-"), True, vmae.model)
+        assert auto.baseline.training.optimizer.learning_rate == 1.2e-3
+        assert auto.baseline.training.optimizer.weight_decay == 0.05
+        assert auto.baseline.training.steps == 2000
+    assert configs["vit-vae"].baseline.objective == configs["vae"].baseline.objective
+    assert (conv.network, conv.model.width) == ("conv", matching.width)
+    assert (conv.objective.variance_kl, conv.objective.pixel_loss) == (True, "mse")
+    assert conv.objective.kl_weight == vmae.pretraining.objective.kl_weight
+    assert conv.objective.perceptual_weight == vmae.tuning.objective.perceptual_weight
 
 
 def test_settings_of_one_autoencoder_reach_it_alone():

@@ -1,4 +1,6 @@
-"""The smallest real trainings: a linear model that learns a linear map, and an SD-VAE with its adversary."""
+"""The smallest real trainings: a linear model that learns a linear map, an SD-VAE with its adversary, and a
+VMAE with every term that an objective can have.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,18 @@ from torch.utils.data import Dataset
 
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
+from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
-from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
+from ldmae.autoencoders.settings import (
+    BaselineConfig,
+    MaskedObjectiveConfig,
+    MaskingConfig,
+    ReconstructionObjectiveConfig,
+)
+from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.random import generator, normal
+from ldmae.perception.spatial import SpatialFeatures
 from ldmae.training.engine import Trainer
 from ldmae.training.settings import CheckpointConfig, OptimizerConfig, TrainingConfig
 
@@ -107,6 +117,36 @@ def adversarial(start: int = 2, **changes: Any) -> ReconstructionObjective:
     settings = {"perceptual_weight": 0.0, "kl_weight": 1e-3, "adversarial_weight": 0.5} | changes
     config = ReconstructionObjectiveConfig(adversarial_start_step=start, **settings)
     return ReconstructionObjective(model, config, None, PatchDiscriminator(1, 8))
+
+
+def everything() -> MaskedObjective:
+    """Returns a small VMAE with all that its objective can have; the discriminator joins in at step 2."""
+    torch.manual_seed(0)
+    shape = {f"{side}_hidden_size": 16 for side in ("encoder", "decoder")}
+    shape |= {f"{side}_num_hidden_layers": 1 for side in ("encoder", "decoder")}
+    shape |= {f"{side}_num_attention_heads": 2 for side in ("encoder", "decoder")}
+    model = AutoencoderVMAE(
+        sample_size=12, patch_size=2, latent_channels=3, use_mask_token=True, head_features=4, **shape
+    )
+    config = MaskedObjectiveConfig(
+        masking=MaskingConfig(ratio_range=[-0.2, 0.7]),
+        perceptual_weight=0.0,
+        kl_weight=1e-3,
+        latent_noise=0.3,
+        interpolation_noise=0.5,
+        expansion_weight=1e-3,
+        equivariance=0.5,
+        alignment_weight=0.1,
+        spectrum_weight=0.01,
+        adversarial_weight=0.5,
+        adversarial_start_step=2,
+    )
+    convolution = nn.Conv2d(3, 5, 2, 2)
+    features = SpatialFeatures("tiny", 5, 2, convolution, lambda images: convolution(images / 127.5 - 1))
+    return MaskedObjective(model, config, None, PatchDiscriminator(1, 8), features)
+
+
+OBJECTIVES = {"sd-vae": adversarial, "vmae": everything}
 
 
 def adversarial_trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) -> Trainer:

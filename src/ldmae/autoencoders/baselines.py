@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from ldmae.autoencoders.settings import BaselineConfig
+from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 
@@ -29,7 +31,7 @@ WIDTH_STEP = 1 / 256
 def build_baseline(
     config: BaselineConfig, sample_size: int, deterministic: bool = False, initial_logvar: float | None = None
 ) -> AutoencoderKL:
-    """Builds the convolutional autoencoder that all baselines share.
+    """Builds the convolutional autoencoder that the paper's baselines share.
 
     Args:
         config: its shape.
@@ -59,15 +61,36 @@ def build_baseline(
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    moments: nn.Conv2d = model.encoder.conv_out  # its channels: C means, C log variances
-    with torch.no_grad():
-        assert moments.bias is not None
-        if deterministic:
-            moments.weight[config.latent_channels :] = 0
-            moments.bias[config.latent_channels :] = -30.0
-        elif initial_logvar is not None:
-            moments.bias[config.latent_channels :] = initial_logvar
+    _set_logvar(model.encoder.conv_out, deterministic, initial_logvar)
     return model
+
+
+def build_vit_baseline(
+    model: dict[str, Any], sample_size: int, deterministic: bool = False, initial_logvar: float | None = None
+) -> AutoencoderVMAE:
+    """Builds VMAE's network for a baseline's objective, which has no masks.
+
+    Args:
+        model: arguments of `AutoencoderVMAE`, its shape.
+        sample_size: pixels along a side of the images it is for.
+        deterministic: as in `build_baseline`.
+        initial_logvar: as in `build_baseline`.
+    """
+    vit = AutoencoderVMAE(sample_size=sample_size, **model)
+    _set_logvar(vit.to_latent, deterministic, initial_logvar)
+    return vit
+
+
+def _set_logvar(moments: nn.Conv2d | nn.Linear, deterministic: bool, initial: float | None) -> None:
+    """Sets where the log variances start: the second half of what the encoder's last layer gives."""
+    assert moments.bias is not None
+    channels = len(moments.bias) // 2
+    with torch.no_grad():
+        if deterministic:
+            moments.weight[channels:] = 0
+            moments.bias[channels:] = -30.0
+        elif initial is not None:
+            moments.bias[channels:] = initial
 
 
 def block_widths(width: float, factor: int) -> tuple[int, ...]:

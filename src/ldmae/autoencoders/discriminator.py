@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldmae.autoencoders.settings import smallest_image
 from ldmae.core.errors import UserError
 
 
@@ -36,7 +37,7 @@ class PatchDiscriminator(nn.Module):
         for name, value in (("num_layers", num_layers), ("base_channels", base_channels)):
             if value < 1:
                 raise UserError(f"{name} of the discriminator must be at least 1, got {value}")
-        self.smallest_image = 3 * 2**num_layers
+        self.smallest_image = smallest_image(num_layers)
         """Pixels that an image needs along a side, so that there is at least one patch."""
         widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]

@@ -1,111 +1,145 @@
-"""The objective of VMAE: L = L_R + λ_M · L_M + λ_P · L_P + λ_reg · L_reg (arXiv 2507.09984)."""
+"""The objective of VMAE: L = L_R + λ_M · L_M + λ_P · L_P + λ_reg · L_reg (arXiv 2507.09984), and what later
+work adds to it, all of it off by default (docs/explanations/beyond-the-paper.md).
+"""
 
-# B rows of the whole batch, b rows of this piece, C latent channels, N tokens, V visible ones
+# b rows of this piece of a batch, C latent channels, h w latent grid, N tokens, V visible ones, F features
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldmae.autoencoders.masking import num_visible, random_visible_indices, visible_mask
-from ldmae.autoencoders.reconstruction_objective import perceptual_share
+from ldmae.autoencoders.discriminator import PatchDiscriminator
+from ldmae.autoencoders.latent_terms import (
+    Transform,
+    alignment,
+    draw_transform,
+    relative_std,
+    scale_guard,
+    spectrum_kl,
+    variance_expansion,
+    variance_kl,
+)
+from ldmae.autoencoders.masking import mask_share, num_visible, random_visible_indices, visible_mask
+from ldmae.autoencoders.objective import AutoencoderObjective, Balanced, Losses
 from ldmae.autoencoders.settings import MaskedObjectiveConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.contracts import BatchKeys, ObjectiveOutput
+from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
-from ldmae.core.random import normal, uniform
+from ldmae.core.random import generator, normal, uniform
+from ldmae.perception.names import SMALLEST
+from ldmae.perception.spatial import SpatialFeatures
+
+GUARD_WEIGHT = 1e-6
+"""Of the scale guard beside variance expansion in its absolute form (arXiv 2603.21085)."""
 
 
-class MaskedObjective(nn.Module):
-    """A VMAE with its loss: the one module that is prepared and stepped.
+class MaskedObjective(AutoencoderObjective):
+    """A VMAE with its loss; see `AutoencoderObjective`.
+
+    The terms are `visible`, `masked` (where anything is masked), `perceptual` (where it has a weight), `kl`,
+    `relative_std` (no part of the loss), and those that the settings switch on.
 
     Args:
-        model: the autoencoder; the only part of the module tree.
+        model: the autoencoder.
         config: weights and mask share.
-        perceptual: frozen distance (x, y) of images in [-1, 1] → (b,); kept out of the module tree, so that
-            it is never trained, wrapped, put in training mode or saved.
+        perceptual: frozen distance (x, y) of images in [-1, 1] → (b,).
+        discriminator: where `adversarial_weight` asks for one.
+        features: frozen network that latents are aligned with, where `alignment_weight` asks for one; kept
+            out of the module tree. The projection of latents to its features is trained along, never saved.
 
     Raises:
-        UserError: a setting that the model or the missing perceptual distance does not allow.
+        UserError: a setting that the model, or a missing network, does not allow.
     """
+
+    config: MaskedObjectiveConfig
 
     def __init__(
         self,
         model: AutoencoderVMAE,
         config: MaskedObjectiveConfig,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        discriminator: PatchDiscriminator | None = None,
+        features: SpatialFeatures | None = None,
     ):
-        super().__init__()
-        if config.masking.ratio > 0 and model.mask_token is None:
+        super().__init__(model, config, perceptual, discriminator)
+        _check_mask(model, config)
+        if config.alignment_weight > 0 and features is None:
             raise UserError(
-                f"masking.ratio={config.masking.ratio} needs a model with use_mask_token=True, this one has "
-                "none; set use_mask_token=True, or masking.ratio=0"
+                f"alignment_weight={config.alignment_weight} needs the network {config.alignment!r}, "
+                "none was given; load it with ldmae.perception.spatial, or set alignment_weight=0"
             )
-        if config.perceptual_weight > 0 and perceptual is None:
-            raise UserError(
-                f"perceptual_weight={config.perceptual_weight} needs the network {config.perceptual!r}, "
-                "none was given; load it with ldmae.perception, or set perceptual_weight=0"
-            )
-        patches = (model.config["sample_size"] // model.config["patch_size"]) ** 2
-        if config.masking.ratio > 0 and num_visible(patches, config.masking.ratio) == patches:
-            # nor would the mask token get a gradient, which DistributedDataParallel waits for
-            raise UserError(
-                f"masking.ratio={config.masking.ratio} hides none of an image's {patches} patches; give "
-                f"masking.ratio={1 / patches:.2g} or more, or 0"
-            )
-        self.model = model
-        self.config = config
-        self._perceptual = (perceptual,)  # in a tuple: a module in an attribute would join the tree
-        if config.masking.ratio == 0 and model.mask_token is not None:
+        self._features = (features,)
+        self.projection = None
+        if features is not None and config.alignment_weight > 0:
+            channels = model.config["latent_channels"]
+            self.projection = nn.Linear(channels, features.channels, bias=False)
+            if not self.projection.weight.is_meta:
+                source = generator("projection")
+                nn.init.normal_(self.projection.weight, std=channels**-0.5, generator=source)
+        if config.masking.largest == 0 and model.mask_token is not None:
             # it stands nowhere, so it gets no gradient, which DistributedDataParallel would wait for
             model.mask_token.requires_grad_(False)
+        pixels = [SMALLEST.get(config.perceptual, 1)] if config.perceptual_weight > 0 else []
+        pixels += [discriminator.smallest_image] if discriminator is not None else []
+        self._least_cells = -(-max(pixels, default=1) // model.config["patch_size"])
 
-    def forward(self, batch: dict[str, Tensor], keys: BatchKeys) -> ObjectiveOutput:
-        """Computes the losses of a piece of a batch, as shares of the whole batch's means.
-
-        Args:
-            batch: `images`, (b, 3, H, W) in [-1, 1].
-            keys: where the piece stands; the only source of randomness.
-
-        Returns:
-            The weighted sum, and the raw terms `visible`, `masked` (where anything is masked), `perceptual`
-            (where it has a weight) and `kl`.
-        """
-        images = batch["images"]
-        p = self.model.config["patch_size"]
+    def losses(self, batch: dict[str, Any], keys: BatchKeys) -> Losses:
+        """Computes the losses of a piece of a batch, without the discriminator's."""
+        images, p = batch["images"], self.model.config["patch_size"]
         grid = (images.shape[2] // p, images.shape[3] // p)
-        num_tokens = grid[0] * grid[1]
-        visible = None
-        if num_visible(num_tokens, self.config.masking.ratio) < num_tokens:
-            visible = random_visible_indices(keys, num_tokens, self.config.masking.ratio, images.device)
+        transform = self._transform(keys, grid)
+        visible = self._visible(keys, grid, images.device) if transform is None else None
         mean, logvar = self._posterior(images, visible)
         z = mean
         if self.config.sample_posterior:
             noise = normal(tuple(mean.shape[1:]), keys, stream="posterior", device=mean.device)
             z = mean + (0.5 * logvar).exp() * noise.to(mean.dtype)
-        if self.config.latent_noise > 0:
-            z = z + self._latent_noise(z, keys)
-        decoded = self.model.decode(z, visible_indices=visible, grid=grid, return_dict=False)[0].float()
+        seen, target = z, images.float()
+        if transform is not None:
+            seen, target = transform(z, 1), transform(target, p)
+        seen = self._noisy(seen, keys)
+        decoded = self.model.decode(seen, visible_indices=visible, grid=grid, return_dict=False)[0].float()
 
         share = 1 / keys.batch_size
-        raw = self._pixel_terms(images.float(), decoded, visible, share)
+        raw = self._pixel_terms(target, decoded, visible, share)
         if self.config.perceptual_weight > 0:
-            raw["perceptual"] = self._perceptual_term(images.float(), decoded, keys)
-        raw["kl"] = variance_kl(logvar.float(), self.config.prior_std).sum() * share
-        weights = {
-            "visible": self.config.visible_weight,
-            "masked": self.config.masked_weight,
-            "perceptual": self.config.perceptual_weight,
-            "kl": self.config.kl_weight,
-        }
-        loss = decoded.new_zeros(())
+            raw["perceptual"] = self._perceptual_term(decoded, target, keys)
+        restoration = self._weighted(raw, decoded.new_zeros(()))
+        latent = self._latent_terms(images, visible, mean.float(), logvar.float(), z.float(), share)
+        loss = self._weighted(latent, restoration)
+        token = self.model.mask_token
+        if visible is None and token is not None and token.requires_grad and self.training:
+            loss = loss + 0 * token.sum()  # hidden in other steps: see above
+        terms = raw | latent | {"relative_std": relative_std(mean.float(), logvar.float()).sum() * share}
+        found = Losses(restoration, loss, terms, decoded, target)
+        if self.projection is not None:
+            self._align(found, images, visible, z, grid, share)
+        return found
+
+    def _balances(self, keys: BatchKeys) -> bool:
+        return super()._balances(keys) or (self.training and self.projection is not None)
+
+    def _transform(self, keys: BatchKeys, grid: tuple[int, int]) -> Transform | None:
+        if self.config.equivariance == 0 or not self.training:
+            return None
+        return draw_transform(keys, self.config.equivariance, grid, self._least_cells)
+
+    def _visible(self, keys: BatchKeys, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        ratio, tokens = mask_share(keys, self.config.masking), grid[0] * grid[1]
+        if num_visible(tokens, ratio) == tokens:
+            return None
+        return random_visible_indices(keys, tokens, ratio, device)
+
+    def _weighted(self, raw: dict[str, Tensor], loss: Tensor) -> Tensor:
         for name, term in raw.items():
-            if weights[name] > 0:  # 0 · inf would spoil the loss
-                loss = loss + weights[name] * term
-        return ObjectiveOutput(loss=loss, terms={name: term.detach() for name, term in raw.items()})
+            weight = GUARD_WEIGHT if name == "scale_guard" else getattr(self.config, f"{name}_weight")
+            if weight > 0:  # 0 · inf would spoil the loss
+                loss = loss + weight * term
+        return loss
 
     def _posterior(self, images: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
         # a frozen encoder keeps no activations
@@ -114,12 +148,25 @@ class MaskedObjective(nn.Module):
             posterior = self.model.encode(images, visible_indices=visible, return_dict=False)[0]
         return posterior.mean, posterior.logvar
 
-    def _latent_noise(self, z: Tensor, keys: BatchKeys) -> Tensor:
-        every = tuple(range(1, z.ndim))
-        share = uniform((1,) * len(every), keys, stream="latent noise share", device=z.device)
-        noise = normal(tuple(z.shape[1:]), keys, stream="latent noise", device=z.device)
-        deviation = z.detach().float().std(every, keepdim=True)
-        return (self.config.latent_noise * share * deviation * noise).to(z.dtype)
+    def _noisy(self, z: Tensor, keys: BatchKeys) -> Tensor:
+        """Returns latents with the noise that the settings put on them before decoding."""
+        if self.config.latent_noise > 0:
+            share = self._share(z, keys, "latent noise share")
+            noise = self._scaled_noise(z, keys, "latent noise")
+            z = z + (self.config.latent_noise * share * noise).to(z.dtype)
+        if self.config.interpolation_noise > 0:
+            share = self._share(z, keys, "interpolation share")
+            noise = self._scaled_noise(z, keys, "interpolation")
+            z = ((1 - share) * z + share * self.config.interpolation_noise * noise).to(z.dtype)
+        return z
+
+    def _share(self, z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
+        return uniform((1,) * (z.ndim - 1), keys, stream=stream, device=z.device)
+
+    def _scaled_noise(self, z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
+        """Returns noise of the standard deviation of each image's own latents."""
+        noise = normal(tuple(z.shape[1:]), keys, stream=stream, device=z.device)
+        return z.detach().float().std(tuple(range(1, z.ndim)), keepdim=True) * noise
 
     def _pixel_terms(
         self, images: Tensor, decoded: Tensor, visible: Tensor | None, share: float
@@ -135,10 +182,68 @@ class MaskedObjective(nn.Module):
             "masked": (errors * ~seen).sum() / (errors.shape[1] - num_seen) * share,
         }
 
-    def _perceptual_term(self, images: Tensor, decoded: Tensor, keys: BatchKeys) -> Tensor:
-        (perceptual,) = self._perceptual
-        assert perceptual is not None
-        return perceptual_share(perceptual, decoded, images, keys, self.config.perceptual_rows)
+    def _latent_terms(
+        self,
+        images: Tensor,
+        visible: Tensor | None,
+        mean: Tensor,
+        logvar: Tensor,
+        z: Tensor,
+        share: float,
+    ) -> dict[str, Tensor]:
+        """Returns the raw terms of the latents, `kl` and those that are switched on."""
+        config = self.config
+        raw = {"kl": variance_kl(logvar, config.prior_std).sum() * share}
+        if config.expansion_weight > 0:
+            relative = config.expansion == "relative"
+            raw["expansion"] = variance_expansion(mean, logvar, relative).sum() * share
+            if not relative:
+                raw["scale_guard"] = scale_guard(z).sum() * share
+        if config.spectrum_weight > 0:
+            # a spectrum is of the whole grid: where patches are hidden, all are encoded once more
+            whole = mean if visible is None else self._posterior(images, None)[0].float()
+            raw["spectrum"] = spectrum_kl(images.float(), whole).sum() * share
+        return raw
+
+    def _align(
+        self,
+        found: Losses,
+        images: Tensor,
+        visible: Tensor | None,
+        z: Tensor,
+        grid: tuple[int, int],
+        share: float,
+    ) -> None:
+        """Adds the alignment of latents with the frozen network's features."""
+        (network,) = self._features
+        assert network is not None
+        assert self.projection is not None
+        tokens, features = z.flatten(2), network(images, grid).flatten(2)  # (b, C, N), (b, F, N)
+        if visible is not None:
+            features = features.gather(2, visible[:, None].expand(-1, features.shape[1], -1))
+        projected = self.projection(tokens.mT).mT.float()
+        term = alignment(tokens.float(), projected, features).sum() * share
+        found.terms["alignment"] = term
+        if self.training:
+            weight = self.config.alignment_weight
+            balanced = Balanced(term, weight, self.model.to_latent.weight, "alignment_weight")
+            found.balanced["alignment"] = balanced
+
+
+def _check_mask(model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> None:
+    """Raises a UserError for a mask that the model cannot decode, or that hides nothing."""
+    ratio, patches = config.masking.largest, (model.config["sample_size"] // model.config["patch_size"]) ** 2
+    if ratio > 0 and model.mask_token is None:
+        raise UserError(
+            f"masking.ratio={ratio} needs a model with use_mask_token=True, this one has "
+            "none; set use_mask_token=True, or masking.ratio=0"
+        )
+    if ratio > 0 and num_visible(patches, ratio) == patches:
+        # nor would the mask token get a gradient, which DistributedDataParallel waits for
+        raise UserError(
+            f"masking.ratio={ratio} hides none of an image's {patches} patches; give "
+            f"masking.ratio={1 / patches:.2g} or more, or 0"
+        )
 
 
 def patch_errors(decoded: Tensor, images: Tensor, patch_size: int) -> Tensor:
@@ -147,23 +252,6 @@ def patch_errors(decoded: Tensor, images: Tensor, patch_size: int) -> Tensor:
     error = (decoded - images).square().mean(1)  # (b, H, W)
     cut = error.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (b, h, p, w, p)
     return cut.mean((2, 4)).flatten(1)
-
-
-def variance_kl(logvar: Tensor, prior_std: float) -> Tensor:
-    """Computes the KL divergence of N(μ, var) to N(μ, s²): the variance is pulled, the mean stays free.
-
-    0.5 · Σ_c (var_c / s² − 1 − logvar_c + log s²) (the paper's L_reg), summed over channels, averaged
-    over tokens.
-
-    Args:
-        logvar: (b, C, …) log variances.
-        prior_std: s.
-
-    Returns:
-        (b,).
-    """
-    relative = logvar - 2 * math.log(prior_std)  # log (var / s²)
-    return 0.5 * (relative.exp() - 1 - relative).sum(1).flatten(1).mean(1)
 
 
 def set_initial_logvar(model: AutoencoderVMAE, value: float) -> None:

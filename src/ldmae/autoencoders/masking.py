@@ -7,8 +7,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldmae.autoencoders.settings import MaskingConfig
 from ldmae.contracts import BatchKeys
-from ldmae.core.random import uniform
+from ldmae.core.random import uniform, uniforms
+
+
+def mask_share(keys: BatchKeys, config: MaskingConfig) -> float:
+    """Returns the share that a step hides: the same for all pieces of its batch.
+
+    With a range it is max(0, U(low, high)), as l-DeTok draws it (arXiv 2507.15856).
+    """
+    if config.ratio_range is None:
+        return config.ratio
+    (drawn,), (low, high) = uniforms(1, keys.seed, "mask share", keys.step), config.ratio_range
+    return max(0.0, low + (high - low) * drawn)
 
 
 def num_visible(num_tokens: int, ratio: float) -> int:

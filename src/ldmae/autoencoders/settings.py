@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from ldmae.core.bounds import MOST, MOST_AT_ONCE, Bounded, number
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, nearest
+from ldmae.perception.names import SPATIAL
 
 PIXEL_LOSSES = ("mse", "l1")
+EXPANSIONS = ("absolute", "relative")
+NETWORKS = ("conv", "vit")
+"""What a baseline trains: its own convolutions, or VMAE's transformers."""
 
 KINDS = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE"}
 """The baselines' names in settings, and in tables."""
@@ -49,6 +53,9 @@ class VMAEConfig(Bounded):
     """Activation of the hidden layers."""
     smooth_output: bool = True
     """End in a 3 × 3 convolution on the image, which removes seams between patches."""
+    head_features: int | None = number(None, ge=1, le=1024, hint="null is the paper's head")
+    """Features a pixel before that convolution, in place of colours, with a further 3 × 3 convolution on
+    them, so that it sees more of both sides of a seam; null: the paper's head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,22 @@ class MaskingConfig(Bounded):
 
     ratio: float = number(0.6, ge=0, lt=1, hint="the paper takes 0.6, 0 hides none")
     """Share of the patches hidden from the encoder, in [0, 1)."""
+    ratio_range: list[float] | None = number(None, ge=-1, lt=1, hint="l-DeTok takes [-0.1, 0.7]")
+    """In place of `ratio`: each step draws its share evenly from [low, high]; below 0 counts as 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio_range is not None and not (
+            len(self.ratio_range) == 2 and self.ratio_range[0] <= self.ratio_range[1]
+        ):
+            raise UserError(
+                f"masking.ratio_range must be two numbers [low, high], low first, got {self.ratio_range}"
+            )
+
+    @property
+    def largest(self) -> float:
+        """The largest share that a step may hide."""
+        return self.ratio if self.ratio_range is None else max(0.0, self.ratio_range[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +112,50 @@ class MaskedObjectiveConfig(Bounded):
     """Largest deviation of normal noise added before decoding, as a share of the deviation of an
     image's own latents; each draws its share evenly from [0, this]. It readies a tuned decoder for generated
     latents, which are never exact (after RAE, arXiv 2510.11690); the paper has none."""
+    interpolation_noise: float = number(0.0, ge=0, le=100, hint="0 drops it, l-DeTok takes 3")
+    """γ: (1 − τ) z + τ γ s ε is decoded, with τ drawn evenly from [0, 1] for each image, s the deviation of
+    the image's own latents and ε normal noise (l-DeTok, arXiv 2507.15856)."""
+    expansion_weight: float = number(0.0, ge=0, le=1e6, hint="0 drops it")
+    """λ_V, weight of the mean of 1 / σ², which keeps the posterior's variance from collapsing (arXiv
+    2603.21085). It is meant to replace L_reg: set `kl_weight` to 0."""
+    expansion: str = "relative"
+    """What σ² is there: `absolute`, as in that paper, with a guard of the latents' scale; or `relative`, as a
+    share of the variance of the image's own mean latents, which needs no guard."""
+    equivariance: float = number(0.0, ge=0, le=1, hint="0 drops it, EQ-VAE takes 0.5")
+    """Probability that a training step decodes scaled or turned latents to the image scaled (by ¼ to 1) or
+    turned (by quarters) alike (EQ-VAE, arXiv 2502.09509). Nothing is masked in such a step."""
+    alignment_weight: float = number(0.0, ge=0, le=1e6, hint="0 drops it, VA-VAE takes 0.1")
+    """Weight of the alignment of latents with a frozen network's features (VA-VAE, arXiv 2501.01423), after
+    a factor that makes its gradient by the encoder's last layer as large as reconstruction's."""
+    alignment: str = "efficientnet_lite0"
+    """That network: `efficientnet_lite0`, `dinov2-small`, `dinov2-base`, `dinov2-large` or `dinov2-giant`.
+    Metrics on the same network no longer judge the autoencoder fairly."""
+    spectrum_weight: float = number(0.0, ge=0, le=1e6, hint="0 drops it, its paper takes 0.01")
+    """Weight of the KL between the radial spectra of image and latents (SpectrumMatching)."""
+    adversarial_weight: float = number(0.0, ge=0, le=1e6, hint="0 drops it")
+    """Weight of the discriminator's term, after the adaptive weight; 0: no discriminator."""
+    adversarial_start_step: int = number(0, ge=0, le=MOST, hint="0 has a discriminator from the start")
+    """Step from which the discriminator learns and counts; half of the steps is usual in decoder tuning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("expansion", EXPANSIONS), ("alignment", SPATIAL)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"objective.{name} is {value!r}{nearest(value, known)}; known: {', '.join(known)}"
+                )
+        if self.expansion_weight > 0 and not self.sample_posterior:
+            raise UserError(
+                f"objective.expansion_weight={self.expansion_weight} needs sample_posterior=true: without a "
+                "draw nothing holds the variance down"
+            )
+
+    @property
+    def of_encoder(self) -> dict[str, float]:
+        """The weights of terms that only an encoder can lower, by name."""
+        names = ("expansion_weight", "alignment_weight", "spectrum_weight")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +196,8 @@ class ReconstructionObjectiveConfig(Bounded):
     """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
     kl_weight: float = number(1e-6, ge=0, le=1e6, hint="0 drops it")
     """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
+    variance_kl: bool = False
+    """Take the KL of the variance alone, with a free mean: VMAE's L_reg in place of a VAE's."""
     perceptual_weight: float = number(1.0, ge=0, le=1e6, hint="0 drops it")
     """Weight of the perceptual distance between the image and the decoded image."""
     perceptual: str = "lpips-vgg"
@@ -164,6 +233,11 @@ def baseline_objective(kind: str, factor: int = 8) -> ReconstructionObjectiveCon
     if kind == "sd-vae":
         return ReconstructionObjectiveConfig(pixel_loss="l1", adversarial_weight=0.5)
     raise UserError(f"there is no baseline {kind!r}; take one of: {', '.join(KINDS)}")
+
+
+def smallest_image(discriminator_layers: int) -> int:
+    """Returns the pixels along a side that a `PatchDiscriminator` needs, to have at least one patch."""
+    return 3 * 2**discriminator_layers
 
 
 def elbo_kl_weight(pixel_std: float, factor: int) -> float:

@@ -117,17 +117,33 @@ class VMAEBlock(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Tokens to pixels: a linear layer, then a 3 × 3 convolution that removes seams between patches."""
+    """Tokens to pixels: a linear layer, then a 3 × 3 convolution that removes seams between patches.
 
-    def __init__(self, width: int, patch_size: int, channels: int, smooth: bool):
+    With `features`, the linear layer gives so many features a pixel in place of its colours, and a further 3
+    × 3 convolution and an activation come before the last.
+    """
+
+    def __init__(
+        self, width: int, patch_size: int, channels: int, smooth: bool, features: int | None, activation: str
+    ):
         super().__init__()
         self.patch_size = patch_size
-        self.linear_pred = nn.Linear(width, patch_size**2 * channels)
-        self.conv_smoother = nn.Conv2d(channels, channels, kernel_size=3, padding=1) if smooth else None
+        inner = features or channels
+        self.linear_pred = nn.Linear(width, patch_size**2 * inner)
+        self.conv_features = nn.Conv2d(inner, inner, kernel_size=3, padding=1) if features else None
+        self.act = get_activation(activation) if features else None
+        self.conv_smoother = nn.Conv2d(inner, channels, kernel_size=3, padding=1) if smooth else None
+
+    @property
+    def last(self) -> nn.Linear | nn.Conv2d:
+        """The layer that gives the pixels."""
+        return self.linear_pred if self.conv_smoother is None else self.conv_smoother
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) → (B, channels, H, W)."""
         images = unpatchify(self.linear_pred(tokens), self.patch_size, grid)
+        if self.conv_features is not None and self.act is not None:
+            images = self.act(self.conv_features(images))  # (B, features, H, W)
         return images if self.conv_smoother is None else self.conv_smoother(images)
 
 
@@ -169,6 +185,8 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         scaling_factor: kept for pipelines, which decode latents / scaling_factor.
         latents_mean: kept for pipelines: per-channel mean of the training set's latents, C numbers.
         latents_std: kept for pipelines: per-channel standard deviation, C numbers.
+        head_features: features a pixel that the decoder's linear layer gives to two 3 × 3 convolutions, which
+            see across seams with more than colours; None: the paper's head. Official checkpoints have none.
 
     Raises:
         UserError: sizes that do not go together.
@@ -202,6 +220,7 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        head_features: int | None = None,
     ):
         super().__init__()
         sizes = {
@@ -219,6 +238,7 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         }
         _check_sizes(sizes)
         _check_mlp(mlp_ratio, hidden_act, encoder_hidden_size, decoder_hidden_size)
+        _check_head(head_features, smooth_output)
         _check_statistics(latent_channels, latents_mean=latents_mean, latents_std=latents_std)
         side = sample_size // patch_size
 
@@ -239,7 +259,9 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
             decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads
         )
         self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=LAYER_NORM_EPSILON)
-        self.decoder_pred = PixelHead(decoder_hidden_size, patch_size, out_channels, smooth_output)
+        self.decoder_pred = PixelHead(
+            decoder_hidden_size, patch_size, out_channels, smooth_output, head_features, hidden_act
+        )
 
         self.use_slicing = False
         self.gradient_checkpointing = False
@@ -524,6 +546,16 @@ def _check_mlp(ratio: float, activation: str, *widths: int) -> None:
         raise UserError(
             f"hidden_act is no activation of diffusers: {error}; the paper takes 'gelu'"
         ) from error
+
+
+def _check_head(features: int | None, smooth: bool) -> None:
+    if features is None:
+        return
+    check_numbers(VMAEConfig, {"head_features": features})
+    if not smooth:
+        raise UserError(
+            f"head_features={features} needs smooth_output=True: its features become pixels by a convolution"
+        )
 
 
 def _check_statistics(channels: int, **statistics: list[float] | None) -> None:

@@ -108,7 +108,16 @@ def load_official_vmae(
 
 
 def to_official_vmae(model: AutoencoderVMAE) -> dict[str, Tensor]:
-    """Returns the model's state dict in the official layout, on the CPU."""
+    """Returns the model's state dict in the official layout, on the CPU.
+
+    Raises:
+        UserError: the model has a wider pixel head than the layout has a place for.
+    """
+    if model.config["head_features"] is not None:
+        raise UserError(
+            f"the official layout has no place for head_features={model.config['head_features']}; keep this "
+            "model in diffusers' format"
+        )
     smooth = model.config["smooth_output"]
     return {
         key if smooth else key.replace(SMOOTH_HEAD, PLAIN_HEAD): tensor.detach().cpu().clone()

@@ -25,6 +25,8 @@ MIDDLE_BLOCK = 8
 """Index of the block whose output is the middle of the network: 112 channels on a 14 x 14 grid."""
 MIDDLE_GRID = 14
 """Side of the middle block's grid."""
+MIDDLE_CHANNELS, MIDDLE_STRIDE = 112, 16
+"""The middle block's channels, and the pixels that a cell of its grid stands for."""
 CPU_IMAGES = 4
 """Images that a CPU takes at once: the wide blocks' activations of more do not fit into its caches."""
 
@@ -70,6 +72,11 @@ class EfficientNetLite0(nn.Module):
         """Returns the pooled features (B, 1280) of images (B, 3, 224, 224) with values 0 to 255."""
         return self.pooled_and_middle(images)[0]
 
+    def middle(self, images: Tensor) -> Tensor:
+        """Returns the middle block's output (B, 112, H/16, W/16), sides being multiples of 16."""
+        pieces = images.split(CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
+        return torch.cat([self._middle(piece) for piece in pieces])
+
     def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `forward`'s pooled features, and the middle block's output (B, 112, 14, 14)."""
         at_once = CPU_IMAGES if images.device.type == "cpu" else len(images)
@@ -77,10 +84,12 @@ class EfficientNetLite0(nn.Module):
         pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
         return pooled, middle
 
-    def _pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _middle(self, images: Tensor) -> Tensor:
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
-        middle = self.blocks[: MIDDLE_BLOCK + 1](x)  # (B, C, h, w)
+        return self.blocks[: MIDDLE_BLOCK + 1](F.relu6(self.stem(x)))  # (B, C, h, w)
+
+    def _pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        middle = self._middle(images)
         x = self.blocks[MIDDLE_BLOCK + 1 :](middle)
         x = F.relu6(self.head(x))
         return x.mean(dim=(2, 3)), middle

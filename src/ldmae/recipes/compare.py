@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ldmae.autoencoders.baselines import build_baseline, fit_width
-from ldmae.autoencoders.settings import KINDS, BaselineConfig, VMAEConfig
+from ldmae.autoencoders.settings import BaselineConfig, VMAEConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.core.errors import UserError, nearest
@@ -32,47 +32,12 @@ from ldmae.recipes.run import Run, images_fingerprint, open_accelerator, open_ru
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.settings import plain, training_settings, training_steps
 from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.recipes.variants import VARIANTS, Variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.figures import save_png
 from ldmae.report.reading import mapping
 from ldmae.settings import ABLATION, Config, as_dict
 from ldmae.stages import changed_settings, locked
-
-_ABLATED = "autoencoder.pretraining.objective."
-_TUNED = "autoencoder.tuning.objective."
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An autoencoder of the comparison, and what sets it apart."""
-
-    title: str
-    group: str
-    """`autoencoders` or `ablation`."""
-    settings: tuple[str, ...]
-
-
-def _ablated(*, masked: bool, regularised: bool) -> tuple[str, ...]:
-    """Returns the settings of VMAE without its perceptual term, and without others."""
-    settings = [f"{_ABLATED}perceptual_weight=0", f"{_TUNED}perceptual_weight=0"]
-    if not masked:
-        settings += [f"{_ABLATED}masking.ratio=0", f"{_ABLATED}masked_weight=0"]
-    if not regularised:  # nothing holds the variance up: the latent is its mean, to the diffusion model too
-        settings += [f"{_ABLATED}kl_weight=0", f"{_ABLATED}sample_posterior=false"]
-        settings += ["autoencoder.pretraining.initial_logvar=-30"]
-    return tuple(settings)
-
-
-VARIANTS = {
-    **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
-    "vmae": Variant("VMAE (ours)", "autoencoders", ("autoencoder.kind=vmae",)),
-    "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
-    "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
-    "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
-    "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
-}
-"""What can be compared. The ablation's rows add up: MSE; + L_M; + L_reg; `vmae` itself, which is + L_P; and a
-step that the paper does not have, noise on the latents that the decoder is tuned on."""
 
 
 @dataclass(frozen=True)
@@ -149,19 +114,20 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
             steps for name, steps in training_steps(base).items() if name.startswith("autoencoder.")
         ),
     }
-    any_baseline = any(name in KINDS for name in wanted.autoencoders)
+    any_conv = any(VARIANTS[name].is_conv for name in (*wanted.autoencoders, *wanted.ablation))
     shape = replace(
         auto.baseline.model, factor=auto.model.patch_size, latent_channels=auto.model.latent_channels
     )
-    matching = _match(auto.model, shape if any_baseline else None, base.image_size, wanted.match_flops)
-    if any_baseline:
+    matching = _match(auto.model, shape if any_conv else None, base.image_size, wanted.match_flops)
+    if any_conv:
         alike["model.width"] = matching.width
     shared = [f"autoencoder.baseline.{key}={value}" for key, value in alike.items()]
     asked = [(seed, name) for seed in wanted.seeds for name in wanted.autoencoders]
     asked += [(seed, name) for seed in wanted.ablation_seeds for name in wanted.ablation]
     units = []
     for seed, name in asked:
-        own = [*(shared if name in KINDS else ()), *VARIANTS[name].settings, *wanted.settings.get(name, ())]
+        variant = VARIANTS[name]
+        own = [*(shared if variant.is_baseline else ()), *variant.settings, *wanted.settings.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
         if units[-1].config.data != base.data:
             raise UserError(f"comparison.settings.{name} changes the images; set data for all units")
@@ -368,7 +334,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
             "autoencoder": sum(steps.values()) - steps["diffusion"],
             "diffusion": steps["diffusion"],
         },
-        "width": matching.width if unit.name in KINDS else None,
+        "width": matching.width if unit.variant.is_conv else None,
         "parameters": {name: entry["total"] for name, entry in parameters.items()},
         "seconds": {
             name: round(seconds, 3) for name, seconds in {**spent, "measurements": measuring}.items()

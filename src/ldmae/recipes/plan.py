@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.perception.lpips import PerceptualDistance
+from ldmae.perception.spatial import SpatialFeatures
 from ldmae.recipes.loading import Reading, describe_loading
 from ldmae.recipes.settings import training_steps, trainings
-from ldmae.recipes.training import baseline_training
+from ldmae.recipes.training import baseline_training, masked_training
 from ldmae.settings import Config, as_dict
 from ldmae.stages import STAGES
 from ldmae.training.checkpoint import list_checkpoints
@@ -80,6 +80,7 @@ def untrained_objective(
     latent_shape: tuple[int, int],
     num_classes: int,
     model: Any = None,
+    features: SpatialFeatures | None = None,
 ) -> nn.Module:
     """Builds what a training trains, from random weights, to be counted or timed.
 
@@ -90,6 +91,7 @@ def untrained_objective(
         latent_shape: channels of the latents and their cells along a side.
         num_classes: of the diffusion model.
         model: a VMAE in place of the settings', which tell nothing of one that training starts from.
+        features: the network that latents are aligned with; None leaves it out.
     """
     auto = config.autoencoder
     if stage == "diffusion":
@@ -100,14 +102,18 @@ def untrained_objective(
         return FlowMatchingObjective(transformer, config.diffusion.flow)
     part = stage.partition(".")[2]
     settings: Any = getattr(auto, part)
-    weighed = settings.objective if perceptual else replace(settings.objective, perceptual_weight=0.0)
+    without = {} if perceptual else {"perceptual_weight": 0.0}
     if part == "baseline":
-        return baseline_training(replace(settings, objective=weighed), config.image_size, perceptual)
+        weighed = replace(settings, objective=replace(settings.objective, **without))
+        return baseline_training(replace(auto, baseline=weighed), config.image_size, perceptual)
+    if features is None:
+        without["alignment_weight"] = 0.0
     size = config.pretraining_size if part == "pretraining" else config.image_size
     model = model or AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
     if part == "tuning" and auto.tuning.freeze_encoder:
         model.freeze_encoder()
-    return MaskedObjective(model, weighed, perceptual)
+    weighed = replace(settings, objective=replace(settings.objective, **without))
+    return masked_training(model, weighed, perceptual, features)
 
 
 def example_rows(

@@ -238,9 +238,9 @@ def _check_models(config: Config) -> None:
     """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
     auto, transformer = config.autoencoder, config.diffusion.model
     with torch.device("meta"):
-        if "pretraining" in auto.stages:
+        if auto.stages and auto.is_vit:
             AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
-        elif "baseline" in auto.stages:
+        elif auto.stages:
             build_baseline(auto.baseline.model, config.image_size)
         # the grid of a foreign autoencoder is not known yet
         grid = config.image_size // auto.patch_size if auto.stages else transformer.patch_size

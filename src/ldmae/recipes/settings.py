@@ -39,16 +39,20 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
     auto, stage = config.autoencoder, getattr(config.autoencoder, part)
     if part == "tuning" and not auto.tuning.enabled:
         return {"enabled": False, "image_size": config.image_size}
-    adversary = part == "baseline" and stage.objective.adversarial_weight > 0
+    adversary = stage.objective.adversarial_weight > 0
+    objective = plain(stage.objective)
     shared = {
         **common,
         "training": _weighty(stage.training, adversary),
-        "objective": _without_defaults(plain(stage.objective)),
+        "objective": _without_defaults(objective),
         "augment": _without_defaults(plain(stage.augment)),
     }
+    discriminator = {"discriminator": [stage.discriminator_layers, stage.discriminator_channels]}
+    if adversary and part != "baseline":
+        shared |= discriminator
     if part == "pretraining":
         return shared | {
-            "model": plain(auto.model),
+            "model": _without_defaults(plain(auto.model)),
             "image_size": config.pretraining_size,
             "initial_logvar": stage.initial_logvar,
             "init": auto.init,
@@ -59,18 +63,26 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
             "image_size": config.image_size,
             "freeze_encoder": stage.freeze_encoder,
         }
+    adversarial = {key: value for key, value in objective.items() if key.startswith("adversarial_")}
+    model = auto.model if auto.is_vit else stage.model
     return shared | {
         "kind": auto.kind,
-        "model": plain(stage.model),
+        "objective": shared["objective"] | adversarial,
+        "model": _without_defaults(plain(model)),
         "image_size": config.image_size,
         "initial_logvar": stage.initial_logvar,
-        "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
+        **_without_defaults({"network": stage.network}),
+        **discriminator,
     }
 
 
 def _without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """Leaves out settings that were added later and have their defaults: older runs lack them."""
-    return {key: value for key, value in settings.items() if key not in ADDED or value != ADDED[key]}
+    return {
+        key: _without_defaults(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in ADDED or value != ADDED[key]
+    }
 
 
 def latents_settings(config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ldmae.evaluation.reconstruction import ReconstructionMetrics
 from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
+from ldmae.perception.spatial import load_spatial_features
 from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.plan import example_rows, untrained_objective
 from ldmae.recipes.run import Run, latent_channels, run_autoencoder
@@ -121,16 +122,18 @@ class Timing:
         """Returns the seconds of a training's first and last step, and the step from which it is the last."""
         config, accelerator = trainings(self.config)[stage], self.run.accelerator
         part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
-        perceptual = None
+        perceptual, features = None, None
         if part is not None and part.objective.perceptual_weight > 0:
             perceptual = load_perceptual(part.objective.perceptual, self.device)
+        if part is not None and getattr(part.objective, "alignment_weight", 0) > 0:
+            features = load_spatial_features(part.objective.alignment, self.device)
         tuned: Any = None
         with torch.random.fork_rng(devices=[]):
             if stage == "autoencoder.tuning":  # whose shape may be that of `autoencoder.init`
                 tuned = type(self.autoencoder).from_config(self.autoencoder.config, use_mask_token=True)
             classes = len(self.run.train.classes)
             objective = untrained_objective(
-                self.config, stage, perceptual, self.latent_shape, classes, tuned
+                self.config, stage, perceptual, self.latent_shape, classes, tuned, features
             ).to(self.device)
         optimizer = build_optimizer(objective.train(), config.optimizer)
         share = split_rows(
@@ -159,9 +162,10 @@ class Timing:
         return images * seconds[0], images * seconds[-1], start
 
     def _adversary_start(self, stage: str) -> int:
-        if stage != "autoencoder.baseline":
+        part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
+        if part is None:
             return 0
-        objective = self.config.autoencoder.baseline.objective
+        objective = part.objective
         return objective.adversarial_start_step if objective.adversarial_weight > 0 else 0
 
     def _generating(self, scale: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective, set_initial_logvar
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
@@ -29,6 +29,7 @@ from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_autoencoder, load_model
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.perception.spatial import SpatialFeatures, load_spatial_features
 from ldmae.recipes.run import (
     Run,
     image_dataset,
@@ -40,7 +41,13 @@ from ldmae.recipes.run import (
 )
 from ldmae.recipes.settings import training_settings, training_steps
 from ldmae.recipes.threads import SlowSteps, settle_for_training
-from ldmae.settings import BaselineTrainingConfig, as_dict
+from ldmae.settings import (
+    AutoencoderConfig,
+    BaselineTrainingConfig,
+    PretrainingConfig,
+    TuningConfig,
+    as_dict,
+)
 from ldmae.training.engine import Trainer
 from ldmae.training.settings import TrainingConfig
 
@@ -63,7 +70,10 @@ def _check_perceptual(run: Run) -> None:
         record = records.get(f"autoencoder.{part}")
         skipped = part == "tuning" and not auto.tuning.enabled
         if not skipped and (record is None or record.status != "done"):
-            _perceptual(run, getattr(auto, part).objective)
+            objective = getattr(auto, part).objective
+            _perceptual(run, objective)
+            if part != "baseline":
+                _features(run, objective)
 
 
 def _pretrain(run: Run) -> None:
@@ -80,7 +90,7 @@ def _pretrain(run: Run) -> None:
             model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
             if stage.initial_logvar is not None:
                 set_initial_logvar(model, stage.initial_logvar)
-        objective = _masked_objective(run, model, stage.objective)
+        objective = _masked_objective(run, model, stage)
         model = _train(run, name, objective, stage.training, image_dataset(run, size, stage.augment), size)
         record.output = save_model(run, model, made)
 
@@ -98,7 +108,8 @@ def _tune(run: Run) -> None:
         if stage.enabled:
             if stage.freeze_encoder:
                 model.freeze_encoder()
-            objective = _masked_objective(run, model, stage.objective)
+            torch.manual_seed(run.config.seed)
+            objective = _masked_objective(run, model, stage)
             images = image_dataset(run, size, stage.augment)
             model = _train(run, name, objective, stage.training, images, size)
         record.output = save_model(run, model, run.folder / "autoencoder")
@@ -112,27 +123,53 @@ def _train_baseline(run: Run) -> None:
         return
     with run.book.running(name, settings, run.images, stage.training.steps) as record:
         torch.manual_seed(run.config.seed)
-        objective = baseline_training(stage, size, _perceptual(run, stage.objective))
+        objective = baseline_training(config, size, _perceptual(run, stage.objective))
         images = image_dataset(run, size, stage.augment)
         record.output = save_model(run, _train(run, name, objective, stage.training, images, size), made)
 
 
 def baseline_training(
-    stage: BaselineTrainingConfig, size: int, perceptual: PerceptualDistance | None
+    config: AutoencoderConfig, size: int, perceptual: PerceptualDistance | None
 ) -> ReconstructionObjective:
-    """Builds a baseline with its objective, and its adversary where it has one.
+    """Builds a baseline with its objective, and its discriminator where it has one.
 
     Args:
-        stage: shape and objective; one that decodes the posterior's mean (AE, DAE) is deterministic.
+        config: shape and objective; one that decodes the posterior's mean (AE, DAE) is deterministic.
         size: pixels along a side of the images.
         perceptual: the objective's perceptual distance, where it has one.
     """
-    deterministic = not stage.objective.sample_posterior
-    model = build_baseline(stage.model, size, deterministic, stage.initial_logvar)
-    adversary = None
-    if stage.objective.adversarial_weight > 0:
-        adversary = PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
-    return ReconstructionObjective(model, stage.objective, perceptual, adversary)
+    stage = config.baseline
+    start = (not stage.objective.sample_posterior, stage.initial_logvar)
+    if config.is_vit:
+        model: Any = build_vit_baseline(as_dict(config.model), size, *start)
+    else:
+        model = build_baseline(stage.model, size, *start)
+    return ReconstructionObjective(model, stage.objective, perceptual, _discriminator(stage))
+
+
+def masked_training(
+    model: AutoencoderVMAE,
+    stage: PretrainingConfig | TuningConfig,
+    perceptual: PerceptualDistance | None,
+    features: SpatialFeatures | None,
+) -> MaskedObjective:
+    """Builds the objective of one of VMAE's trainings, and its discriminator where it has one.
+
+    Args:
+        model: what is trained.
+        stage: its objective, and the shape of the discriminator.
+        perceptual: the objective's perceptual distance, where it has one.
+        features: the network that latents are aligned with, where they are.
+    """
+    return MaskedObjective(model, stage.objective, perceptual, _discriminator(stage), features)
+
+
+def _discriminator(
+    stage: PretrainingConfig | TuningConfig | BaselineTrainingConfig,
+) -> PatchDiscriminator | None:
+    if stage.objective.adversarial_weight == 0:
+        return None
+    return PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
 
 
 def train_diffusion(run: Run) -> None:
@@ -207,8 +244,18 @@ def spread(source: ImageSource, at_most: int) -> ImageSource:
     return Subset(source, np.arange(count) * len(source) // max(1, count))
 
 
-def _masked_objective(run: Run, model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> MaskedObjective:
-    return MaskedObjective(model, config, _perceptual(run, config))
+def _masked_objective(
+    run: Run, model: AutoencoderVMAE, stage: PretrainingConfig | TuningConfig
+) -> MaskedObjective:
+    perceptual, features = _perceptual(run, stage.objective), _features(run, stage.objective)
+    return masked_training(model, stage, perceptual, features)
+
+
+def _features(run: Run, config: MaskedObjectiveConfig) -> SpatialFeatures | None:
+    if config.alignment_weight == 0:
+        return None
+    with run.accelerator.main_process_first():
+        return load_spatial_features(config.alignment, run.accelerator.device)
 
 
 def _perceptual(

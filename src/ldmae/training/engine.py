@@ -53,8 +53,8 @@ class Trainer:
     An objective may hold a second network, `adversary`, which learns from the same backward pass: each is
     clipped by a norm of its own, one optimizer steps both, training states hold both, and only the model is
     averaged and returned. Where terms are weighed by something of the whole batch, and a step's batch comes
-    in pieces, the objective's `look_ahead(batch, keys)` gives a piece's share of it, a tensor (or None, if
-    this step needs none); the sum over all pieces and processes then stands in every batch as `whole_batch`.
+    in pieces, the objective's `look_ahead(batch, keys)` gives a piece's share of it, tensors by name (None if
+    this step needs none); their sums over all pieces are in every batch as `whole_batch`.
 
     Raises:
         UserError: fewer steps are asked for than done, a loss is not finite, the batch is too small for the
@@ -149,9 +149,7 @@ class Trainer:
             self._average.update(self.step)
         self.step += 1
 
-    def looked_ahead(
-        self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]
-    ) -> list[tuple[dict[str, Tensor], BatchKeys]]:
+    def looked_ahead(self, pieces: list[tuple[dict[str, Any], BatchKeys]]) -> list[Any]:
         """Adds to the pieces of a batch what the objective must know of the whole of it."""
         look_ahead = getattr(self.objective, "look_ahead", None)
         whole = len(pieces[0][1].rows) == self.config.batch_size
@@ -161,8 +159,9 @@ class Trainer:
             shares = [look_ahead(batch, keys) for batch, keys in pieces]
         if shares[0] is None:
             return pieces
-        total = self.accelerator.reduce(torch.stack(shares).sum(0), "sum")
-        return [({**batch, "whole_batch": cast(Tensor, total)}, keys) for batch, keys in pieces]
+        sums = {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+        whole_batch: Any = self.accelerator.reduce(sums, "sum")
+        return [({**batch, "whole_batch": whole_batch}, keys) for batch, keys in pieces]
 
     def _clip(self) -> None:
         """Clips the gradients of the model and of its adversary by their norms, and notes these."""
