@@ -60,7 +60,7 @@ def test_minds_floor_is_of_as_many_images_as_mind():
     real, generated = features(100, 0), features(80, 1, shift=1.0)
     labels = FEATURES["efficientnet_lite2"]
     found = mind_result(generated, real, labels.mind, seed=0)
-    floor = {result.name: result for result in floor_results(real, 80, labels)}
+    floor = {result.name.removeprefix("floor "): result for result in floor_results(real, 80, labels)}
     assert mind_count(80, 100) == 50
     assert found.counts == {"generated": 50, "real": 50}
     assert floor[labels.mind].counts == {"one half": 50, "other half": 50}

@@ -87,7 +87,8 @@ def test_figures_are_the_same_to_the_bit_from_scratch_and_under_other_file_names
     source = autoencoder()
     first = evaluated(source, pictures, *FEW, out="first")
     assert names_of(first) == {
-        "reconstruction", "smoothness", "interpolation", "compression", "probe", "components", "efficiency",
+        "reconstruction", "smoothness", "interpolation", "ifid", "compression", "probe", "components",
+        "efficiency",
     }  # fmt: skip
     assert evaluated(source, pictures, *FEW, out="second") == first
     assert evaluated(source, renamed, *FEW, out="third") == first

@@ -39,7 +39,10 @@ def judged(folder, seed, kid, floor=True):
         result("smoothness", f"rKID-{LITE2}(eps=0.2)", 3 * kid),
     ]
     if floor:
-        record["results"] += [result("floor", f"KID-{LITE2}", 0.0001), result("floor", f"MIND-{LITE2}", 0.3)]
+        record["results"] += [
+            result("floor", f"floor KID-{LITE2}", 0.0001),
+            result("floor", f"floor MIND-{LITE2}", 0.3),
+        ]
     path.write_text(json.dumps(record))
 
 

@@ -62,13 +62,13 @@ def floor_results(
     precision, recall = precision_recall(one, other, device=device)
     halves = {"one half": len(one), "other half": len(other)}
     return [
-        Result(name=labels.kid, value=kernel, better="lower", counts=halves),
+        Result(name=f"floor {labels.kid}", value=kernel, better="lower", counts=halves),
         Result(
-            name=labels.mind,
+            name=f"floor {labels.mind}",
             value=distance,
             better="lower",
             counts={"one half": count, "other half": count},
         ),
-        Result(name=labels.precision, value=precision, better="higher", counts=halves),
-        Result(name=labels.recall, value=recall, better="higher", counts=halves),
+        Result(name=f"floor {labels.precision}", value=precision, better="higher", counts=halves),
+        Result(name=f"floor {labels.recall}", value=recall, better="higher", counts=halves),
     ]

@@ -20,7 +20,7 @@ def summarise(variants: Sequence[Variant]) -> dict[str, Any]:
     """
     judges = _judges(variants)
     floor = {
-        kind: _spread(spread_of([f.value for v in variants for f in v.figures("floor", name)]))
+        kind: _spread(spread_of([f.value for v in variants for f in v.figures("floor", f"floor {name}")]))
         for kind, name in _names(judges).items()
         if kind.startswith(("KID", "MIND", "precision", "recall"))
     }

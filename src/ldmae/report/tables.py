@@ -221,7 +221,7 @@ def _floor(variants: Sequence[Variant], columns: Sequence[Column]) -> Row | None
     cells = []
     for column in columns:
         names = [column.name] if column.metric.measurement == "samples" else []
-        known = [f.value for v in variants for name in names for f in v.figures("floor", name)]
+        known = [f.value for v in variants for name in names for f in v.figures("floor", f"floor {name}")]
         spread = spread_of(known)
         cells.append(Cell(format_value(spread.mean), spread) if spread else Cell(""))
     return Row("floor", FLOOR, "", cells) if any(cell.spread for cell in cells) else None
