@@ -63,7 +63,7 @@ GENERATION = (
 )
 BETWEEN = (Metric("ifid", r"iFI?D(-.*)?"), Metric("ifid", r"iKID(-.*)?"))
 AREA = Metric("smoothness", r".*-AUC")
-ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:2], AREA)
+ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:3], AREA, *BETWEEN)
 COST = (
     Metric("efficiency", "parameters", unit="M", divisor=1e6, counted=True),
     Metric("efficiency", "weights", unit="MiB", divisor=2**20, counted=True),
