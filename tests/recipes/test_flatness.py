@@ -26,6 +26,6 @@ def test_curves_are_of_pixels_on_held_out_images_and_of_kid(tmp_path, capsys):
     assert found["autoencoder.pretraining"]["points"] == [[2, 0.5], [3, 0.4], [4, 0.396]]
     assert found["autoencoder.pretraining"]["gain"] == pytest.approx(0.01)
     assert (found["diffusion"]["name"], found["diffusion"]["gain"]) == ("KID-x", pytest.approx(0.25))
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert "gained 1.0% over the last quarter, flat" in printed
     assert "gained 25.0% over the last quarter, not flat yet" in printed
