@@ -184,7 +184,7 @@ def test_compression_segments_no_more_images_than_it_keeps(pictures, limit, monk
 def test_a_class_without_weights_is_measured_in_every_way(pictures):
     Path("own_autoencoder.py").write_text(OWN)
     figures = evaluated("own_autoencoder:Means", pictures, *FEW)
-    assert len(names_of(figures)) == 7
+    assert len(names_of(figures)) == 8
     assert figures["efficiency parameters"]["value"] == 0
 
 

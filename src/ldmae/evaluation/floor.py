@@ -27,7 +27,7 @@ def drawn(features: Tensor, count: int, seed: int) -> Tensor:
 def mind_result(generated: Tensor, real: Tensor, name: str, seed: int) -> Result:
     """Measures MIND of generated features (N, D) against real ones (M, D), at equal numbers."""
     count = mind_count(len(generated), len(real))
-    value, error = mind(*(drawn(kind, count, seed) for kind in (generated, real)), seed=seed)
+    value, error = mind(drawn(generated, count, seed), drawn(real, count, seed), seed=seed)
     return Result(
         name=name,
         value=value,

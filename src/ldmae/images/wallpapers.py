@@ -134,10 +134,10 @@ def _files(package: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 def _crops(photograph: Image.Image, size: int) -> Iterator[tuple[str, Image.Image]]:
     for crops in (1, 2, 4, 8):
         scale = crops * size / min(photograph.size)
-        wanted = tuple(max(crops * size, round(scale * side)) for side in photograph.size)
+        width, height = (max(crops * size, round(scale * side)) for side in photograph.size)
         if scale > 1:
             return
-        small = photograph.resize(wanted, Image.Resampling.LANCZOS)
+        small = photograph.resize((width, height), Image.Resampling.LANCZOS)
         for top in range(0, small.height - size + 1, size):
             for left in range(0, small.width - size + 1, size):
                 where = f"{crops}-{top // size}-{left // size}"
