@@ -205,7 +205,7 @@ def made(tmp_path_factory, pictures) -> Path:
             },
         },
         "diffusion": {"training": {"optimizer": {"schedule": "constant"}}},
-        "evaluation": {"sample_labels": "training"},
+        "evaluation": {"sample_labels": "training", "second_features": "efficientnet_lite2"},
         "comparison": {
             "checkpoints": [0.4, 1.0],
             "checkpoint_samples": 10,
@@ -269,6 +269,16 @@ def test_units_keep_kid_at_checkpoints_of_the_diffusion_model(made):
     assert [step for step, _ in curve["points"]] == [1, 3]
     stages = json.loads((made / "runs" / "vmae" / "seed-3" / "stages.json").read_text())["stages"]
     assert {stage["steps"] for stage in stages if stage["name"] == "diffusion"} == {3}
+
+
+def test_samples_are_judged_by_both_networks_in_the_training_images_proportion(made):
+    unit = json.loads((made / "results" / "units" / "vmae" / "seed-3" / "unit.json").read_text())
+    samples = [result for result in unit["results"] if result["measurement"] == "samples"]
+    kid = {r["name"]: r["counts"] for r in samples if r["name"].startswith("KID")}
+    assert list(kid) == ["KID-efficientnet_lite0", "KID-efficientnet_lite2"]
+    bearing = sum(entry["train"] for entry in unit["data"]["classes"])
+    assert {counts["real"] for counts in kid.values()} == {bearing}
+    assert "training labels" in samples[0]["note"]
 
 
 def test_kid_at_checkpoints_needs_a_rate_that_does_not_hang_on_the_steps(made, tmp_path):
