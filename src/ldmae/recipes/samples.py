@@ -142,13 +142,15 @@ def _judged(
     floor: list[Result] = []
     for number, (made, reference, extractor) in enumerate(zip(features, known, extractors, strict=True)):
         real = reference.images
-        if real is None or min(len(made), len(real) // 2) < FEWEST_IMAGES:
+        if real is None or min(len(made), len(real)) < FEWEST_IMAGES:
+            continue
+        if number > 0:
+            results += fidelity_results(made.pooled, real.pooled, extractor, seed=seed, shrink=shrink)
+        if min(len(made), len(real) // 2) < FEWEST_IMAGES:
             continue
         floor += floor_results(real.pooled, len(made), extractor.labels, seed, device)
         if number == 0:
             results.append(mind_result(made.pooled, real.pooled, extractor.labels.mind, seed))
-        else:
-            results += fidelity_results(made.pooled, real.pooled, extractor, seed=seed, shrink=shrink)
     return results, floor
 
 
