@@ -33,6 +33,8 @@ VERBS = [
     "evaluate",
     "evaluate-samples",
     "compare",
+    "prepare emoji-sets",
+    "prepare wallpapers",
     "report",
     "convert",
     "app",
@@ -353,7 +355,8 @@ def test_evaluate_of_a_run_on_other_images_says_what_it_was_trained_on(made, ima
     )
     results = json.loads(Path("results/tiny/results.json").read_text())["results"]
     assert {entry["measurement"] for entry in results} == {
-        "reconstruction", "smoothness", "interpolation", "compression", "probe", "components", "efficiency",
+        "reconstruction", "smoothness", "interpolation", "ifid", "compression", "probe", "components",
+        "efficiency",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ldmae import __version__, measuring
+from ldmae import __version__, measuring, preparing
 from ldmae.arguments import (
     AllowCode,
     AutoencoderSource,
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train one of the two models in a run folder.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(preparing.app, name="prepare")
 app.add_typer(measuring.app)  # without a name: its verbs stand beside the others
 
 

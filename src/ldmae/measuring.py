@@ -44,8 +44,9 @@ def evaluate(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, compression, "
-            "probe, components, efficiency; for a run, or what ships, also generation. By default all.",
+            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, ifid, "
+            "compression, probe, components, efficiency; for a run, or what ships, also generation. By "
+            "default all.",
         ),
     ] = None,
     out: Annotated[
@@ -104,10 +105,10 @@ def evaluate_samples(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure generated images: FID, sFID, IS, KID, precision and recall, as ADM's evaluator does.
+    """Measure generated images: FID, sFID, IS, KID, MIND, precision and recall, as ADM's evaluator does.
 
     On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
-    evaluation.features=inception.
+    evaluation.features=inception. Beside them the floor: one half of the real images against the other.
     """
     folder = out or Path("results") / f"{name_of(source)}-samples"
     recipes = open_recipes(overrides)

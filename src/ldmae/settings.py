@@ -16,7 +16,7 @@ from ldmae.autoencoders.settings import (
     VMAEConfig,
     smallest_image,
 )
-from ldmae.core.bounds import MOST_PIXELS, SEEDS, Bounded, number
+from ldmae.core.bounds import MOST, MOST_PIXELS, SEEDS, Bounded, number
 from ldmae.core.errors import UserError, nearest
 from ldmae.diffusion.settings import FlowConfig, LightningDiTConfig, SamplingConfig
 from ldmae.evaluation.settings import EvaluationConfig
@@ -208,6 +208,10 @@ class ComparisonConfig(Bounded):
     match_flops: bool = True
     """Shrink the baselines until encode and decode cost as many operations as the VMAE's; false: as wide as
     `autoencoder.baseline.model.width` says."""
+    checkpoints: list[float] = number([], gt=0, le=1)
+    """Shares of the diffusion model's steps after which KID of a few samples is measured, for its curve."""
+    checkpoint_samples: int = number(500, ge=10, le=MOST)
+    """Generated images, and real ones, for each point of that curve."""
     settings: dict[str, list[str]] = field(default_factory=dict)
     """Settings of single ones, as key=value, by name, such as
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""

@@ -25,17 +25,24 @@ def photo(name):
     return image[None, :, top : top + side, left : left + side].contiguous()
 
 
+@pytest.fixture(scope="module")
+def lite2():
+    return load_features("efficientnet_lite2")
+
+
 # Indices into ImageNet's 1000 classes
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("network", "name", "wanted"),
     [
-        ("chelsea", {281, 282, 285}),  # tabby, tiger cat, Egyptian cat
-        ("coffee", {967}),  # espresso
-        ("rocket", {657, 744}),  # missile, projectile
+        ("lite0", "chelsea", {281, 282, 285}),  # tabby, tiger cat, Egyptian cat
+        ("lite0", "coffee", {967}),  # espresso
+        ("lite0", "rocket", {657, 744}),  # missile, projectile
+        ("lite2", "chelsea", {281, 282, 285}),
+        ("lite2", "coffee", {967}),
     ],
 )
-def test_efficientnet_recognises_photographs(lite0, name, wanted):
-    logits = lite0.features_and_logits(photo(name))[1][0]
+def test_efficientnet_recognises_photographs(request, network, name, wanted):
+    logits = request.getfixturevalue(network).features_and_logits(photo(name))[1][0]
     top = logits.topk(5).indices.tolist()
     assert top[0] in wanted
     assert wanted <= set(top)
@@ -116,10 +123,24 @@ def test_a_fingerprint_follows_the_weights(lite0):
     assert other.fingerprint() != lite0.fingerprint()
 
 
+def test_convolutions_of_stride_2_pad_as_tensorflow_does_at_odd_sizes_too(lite2):
+    # of Lite2 at 260 px: 130, 65, 33, 17, 9; the reference's `same` padding by its own formula
+    convolution = lite2._network.blocks[lite2._network.variant.middle_block + 4].depthwise
+    assert convolution.stride == 2
+    x = torch.randn(1, convolution.groups, 17, 17, generator=torch.manual_seed(0))
+    total = (-(-17 // 2) - 1) * 2 + convolution.kernel - 17
+    padded = torch.nn.functional.pad(x, [total // 2, total - total // 2] * 2)
+    expected = torch.nn.functional.conv2d(
+        padded, convolution.weight, convolution.bias, stride=2, groups=convolution.groups
+    )
+    torch.testing.assert_close(convolution(x), expected)
+    assert lite2.measure(random_images(1)).spatial.shape == (1, 17 * 17 * 7)
+
+
 def test_only_inception_bears_the_literatures_names(lite0):
     assert (lite0.kid_label, lite0.fd_label) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
     assert all(name.endswith("-efficientnet_lite0") for name in lite0.labels)
-    assert FEATURES["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall")
+    assert FEATURES["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall", "MIND")
 
 
 def test_unknown_features_propose_the_nearest():

@@ -239,7 +239,11 @@ def made(tmp_path_factory, pictures) -> Path:
                 "decoder_num_hidden_layers": 1,
             },
         },
+        "diffusion": {"training": {"optimizer": {"schedule": "constant"}}},
+        "evaluation": {"sample_labels": "training", "second_features": "efficientnet_lite2"},
         "comparison": {
+            "checkpoints": [0.4, 1.0],
+            "checkpoint_samples": 10,
             "autoencoders": ["sd-vae", "vmae"],
             "seeds": [3],
             "ablation": ["vmae-mse"],
@@ -264,11 +268,12 @@ def test_unit_leaves_its_figures_and_pictures(made):
         unit = json.loads((folder / "unit.json").read_text())
         assert (unit["variant"], unit["seed"], unit["title"]) == (name, 3, VARIANTS[name].title)
         assert unit["steps"] == {"autoencoder": 5, "diffusion": 3}
-        measured = {result["measurement"] for result in unit["results"]}
+        measured = {result["measurement"] for result in unit["results"]} - {"floor"}
         assert measured == {
             "reconstruction",
             "smoothness",
             "interpolation",
+            "ifid",
             "compression",
             "probe",
             "components",
@@ -292,12 +297,51 @@ def test_unit_leaves_its_figures_and_pictures(made):
                 assert image.mode == "RGB"
 
 
+def test_units_keep_kid_at_checkpoints_of_the_diffusion_model(made):
+    unit = json.loads((made / "results" / "units" / "vmae" / "seed-3" / "unit.json").read_text())
+    curve = unit["curves"]["diffusion"]
+    assert curve["name"] == "KID-efficientnet_lite0"
+    assert [step for step, _ in curve["points"]] == [1, 3]
+    stages = json.loads((made / "runs" / "vmae" / "seed-3" / "stages.json").read_text())["stages"]
+    assert {stage["steps"] for stage in stages if stage["name"] == "diffusion"} == {3}
+
+
+def test_samples_are_judged_by_both_networks_in_the_training_images_proportion(made):
+    unit = json.loads((made / "results" / "units" / "vmae" / "seed-3" / "unit.json").read_text())
+    samples = [result for result in unit["results"] if result["measurement"] == "samples"]
+    kid = {r["name"]: r["counts"] for r in samples if r["name"].startswith("KID")}
+    assert list(kid) == ["KID-efficientnet_lite0", "KID-efficientnet_lite2"]
+    bearing = sum(entry["train"] for entry in unit["data"]["classes"])
+    assert {counts["real"] for counts in kid.values()} == {bearing}
+    assert "training labels" in samples[0]["note"]
+
+
+def test_kid_at_checkpoints_needs_a_rate_that_does_not_hang_on_the_steps(made, tmp_path):
+    cosine = [*TINY, "diffusion.training.optimizer.schedule=cosine"]
+    with pytest.raises(UserError, match=r"set diffusion\.training\.optimizer\.schedule_steps=3, or"):
+        plan_comparison(str(made / "tiny.yaml"), cosine)
+
+
 def test_units_show_the_same_images(made):
     strips = [
         (made / "results" / "units" / name / "seed-3" / "originals.png").read_bytes()
         for name in ("sd-vae", "vmae")
     ]
     assert strips[0] == strips[1]
+
+
+def test_the_arenas_are_judged_by_a_network_that_no_row_is_trained_on():
+    for preset in ("arena-emoji", "arena-photos"):
+        units = units_of(preset)
+        assert {(unit.name, unit.seed) for unit in units} == {
+            (name, seed) for name in ("sd-vae", "vmae") for seed in (0, 1, 2)
+        }
+        steps = [training_steps(unit.config) for unit in units]
+        assert len({sum(of.values()) for of in steps}) == 1
+        assert {unit.config.evaluation.judges for unit in units} == {
+            ("efficientnet_lite2", "efficientnet_lite0")
+        }
+        assert {unit.config.evaluation.sample_labels for unit in units} == {"training"}
 
 
 def test_report_and_tables_are_there(made):

@@ -87,7 +87,8 @@ def test_figures_are_the_same_to_the_bit_from_scratch_and_under_other_file_names
     source = autoencoder()
     first = evaluated(source, pictures, *FEW, out="first")
     assert names_of(first) == {
-        "reconstruction", "smoothness", "interpolation", "compression", "probe", "components", "efficiency",
+        "reconstruction", "smoothness", "interpolation", "ifid", "compression", "probe", "components",
+        "efficiency",
     }  # fmt: skip
     assert evaluated(source, pictures, *FEW, out="second") == first
     assert evaluated(source, renamed, *FEW, out="third") == first
@@ -183,7 +184,7 @@ def test_compression_segments_no_more_images_than_it_keeps(pictures, limit, monk
 def test_a_class_without_weights_is_measured_in_every_way(pictures):
     Path("own_autoencoder.py").write_text(OWN)
     figures = evaluated("own_autoencoder:Means", pictures, *FEW)
-    assert len(names_of(figures)) == 7
+    assert len(names_of(figures)) == 8
     assert figures["efficiency parameters"]["value"] == 0
 
 

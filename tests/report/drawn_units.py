@@ -117,6 +117,7 @@ def write_unit(folder: Path, variant: str, seed: int, size: int = 64, tiles: int
         "width": None if variant.startswith("vmae") else 0.1139,
         "parameters": {"autoencoder": 1_234_567, "diffusion": 4_567_890},
         "seconds": seconds,
+        "curves": {"diffusion": {"name": "KID", "points": [[750, 0.2], [1500, 0.18]], "gain": None}},
         "device": "CPU, 2 threads",
         "data": images | {"classes": classes, "unreadable": 0},
         "finished": "2026-11-25T10:20:30+00:00",

@@ -116,7 +116,7 @@ def test_the_same_units_give_the_same_bytes(tmp_path: Path):
     write_units(tmp_path, FIVE[:3], [0])
     render_comparison(tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert len(first) == 2 + len(PICTURES)
+    assert len(first) == 3 + len(PICTURES)
     render_comparison(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == first
 

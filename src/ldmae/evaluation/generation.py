@@ -79,8 +79,8 @@ def kernel_distance(
             f"got {len(features_a)} and {len(features_b)}; generate or hold out more"
         )
     figures = metric_kid.kid_features_to_metric(
-        _in_order(features_a),
-        _in_order(features_b),
+        in_order(features_a),
+        in_order(features_b),
         kid_subset_size=subset_size or min(SUBSET_SIZE, fewest),
         kid_subsets=num_subsets,
         rng_seed=seed,
@@ -133,7 +133,7 @@ def fit_gaussian(features: Tensor, shrink: bool = False) -> Statistics:
     """
     from torch_fidelity import metric_fid
 
-    ordered = _in_order(features)
+    ordered = in_order(features)
     if not shrink:
         moments = metric_fid.fid_features_to_statistics(ordered)
         return Statistics(moments["mu"], moments["sigma"], len(features))
@@ -165,7 +165,7 @@ def inception_score(logits: Tensor, split_size: int = SPLIT_SIZE, seed: int = 0)
     shuffled = torch.randperm(len(logits), generator=generator(seed, "inception score"))
     scores = [
         metric_isc.isc_features_to_metric(split, splits=1, shuffle=False)[metric_isc.KEY_METRIC_ISC_MEAN]
-        for split in _in_order(logits)[shuffled].split(split_size)
+        for split in in_order(logits)[shuffled].split(split_size)
     ]
     return float(np.mean(scores)), float(np.std(scores))
 
@@ -198,8 +198,8 @@ def precision_recall(
             f"got {len(generated)} generated and {len(real)} real; take more"
         )
     figures = metric_prc.prc_features_to_metric(
-        _in_order(generated).to(device),
-        _in_order(real).to(device),
+        in_order(generated).to(device),
+        in_order(real).to(device),
         prc_neighborhood=neighbours,
         prc_batch_size=DISTANCE_ROWS,
         save_cpu_ram=True,
@@ -381,8 +381,11 @@ def _too_few(needed: int, generated: int, real: int | None) -> str:
     return f"it needs at least {needed} images of each kind, got {got}; take more"
 
 
-def _in_order(features: Tensor) -> Tensor:
-    """Sorts images by their features: subsets are drawn by position, the files' order must not matter."""
+def in_order(features: Tensor) -> Tensor:
+    """Sorts images by their features (N, D), to float64 on the CPU.
+
+    Subsets are drawn by position, and the files' order must not matter.
+    """
     # float64: the kernel's cube would cost float32 the last digits of a small difference
     values = features.detach().cpu().double().numpy()
     return torch.from_numpy(values[np.lexsort((values[:, 0], values.sum(axis=1)))])

@@ -56,7 +56,12 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def feature_distances(
-    restored: Tensor, originals: Tensor, extractor: FeatureExtractor, seed: int = 0, shrink: bool = False
+    restored: Tensor,
+    originals: Tensor,
+    extractor: FeatureExtractor,
+    seed: int = 0,
+    shrink: bool = False,
+    prefix: str = "r",
 ) -> list[Result]:
     """Measures restored images against their originals as two sets: `rKID`, and `rFID` where it can be.
 
@@ -73,6 +78,7 @@ def feature_distances(
         extractor: what made them.
         seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
         shrink: take shrunk covariances for the Fréchet distance where there are no more images than features.
+        prefix: of the names: `r` for reconstructions, `i` for what lies between latents.
 
     Raises:
         UserError: there are too few images for a kernel distance.
@@ -90,10 +96,12 @@ def feature_distances(
             else "shrunk covariances (Ledoit and Wolf): compare only with such of as many"
         )
         value = frechet_distance(restored, originals, shrink)
-        frechet = [_distance(f"r{extractor.fd_label}", value, count, note)]
+        frechet = [_distance(f"{prefix}{extractor.fd_label}", value, count, note)]
     else:
-        kernel_note += f"; r{extractor.fd_label} needs {needed} images, or evaluation.shrink_covariance=true"
-    return [_distance(f"r{extractor.kid_label}", kernel, count, kernel_note), *frechet]
+        kernel_note += (
+            f"; {prefix}{extractor.fd_label} needs {needed} images, or evaluation.shrink_covariance=true"
+        )
+    return [_distance(f"{prefix}{extractor.kid_label}", kernel, count, kernel_note), *frechet]
 
 
 def _distance(name: str, value: float, count: int, note: str) -> Result:

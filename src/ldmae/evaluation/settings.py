@@ -26,7 +26,10 @@ class EvaluationConfig(Bounded):
     perceptual: str = "st-lpips-alex"
     """Perceptual distance of reconstructions: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex."""
     features: str = "efficientnet_lite0"
-    """Network whose features are compared: efficientnet_lite0, or inception (which makes true KID, FID)."""
+    """Network whose features are compared: efficientnet_lite0, efficientnet_lite2, or inception (which makes
+    true KID, FID)."""
+    second_features: str | None = None
+    """Another network, on whose features `evaluate-samples` measures KID (and FD) too; None: none."""
     samples: int = number(1000, ge=1, le=MOST)
     """Images to generate for the distances; in a run, with labels in the training images' proportion."""
     real_images: int | None = number(None, ge=1, le=MOST)
@@ -39,7 +42,8 @@ class EvaluationConfig(Bounded):
     recogniser: bool = False
     """Also measure the share of generated images that a classifier of real ones takes for what was asked."""
     sample_labels: str = "balanced"
-    """Classes of the images that `evaluate-samples` generates: `balanced`, each as often, or `random`."""
+    """Classes of the images that `evaluate-samples` generates: `balanced`, each as often, or `random`; or
+    `training`, of a run: in its training images' proportion, compared with those that bear a class."""
     shrink_covariance: bool = False
     """Fréchet distances by shrunk covariances where images are fewer than features; the note says so."""
     images: int | None = number(None, ge=1, le=MOST)
@@ -66,20 +70,31 @@ class EvaluationConfig(Bounded):
     seed: int = number(0, **SEEDS)
     """Seed of the noise that images are generated from, of latent noise, and of what is drawn."""
 
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The networks whose features are compared."""
+        return (self.features,) if self.second_features is None else (self.features, self.second_features)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.features not in FEATURES:
+        for name in self.judges:
+            if name not in FEATURES:
+                key = "features" if name == self.features else "second_features"
+                raise UserError(
+                    f"evaluation.{key}={name!r} is unknown{nearest(name, FEATURES)}; "
+                    f"known: {', '.join(FEATURES)}"
+                )
+        if self.second_features == self.features:
             raise UserError(
-                f"evaluation.features={self.features!r} is unknown{nearest(self.features, FEATURES)}; "
-                f"known: {', '.join(FEATURES)}"
+                f"evaluation.second_features={self.features} is that of evaluation.features; name another"
             )
         for name in ("epsilons", "fractions"):
             values = getattr(self, name)
             if not len({f"{value:g}" for value in values}) == len(values) > 0:
                 raise UserError(f"evaluation.{name} must be distinct numbers, at least one, got {values}")
-        if self.sample_labels not in ("balanced", "random"):
+        if self.sample_labels not in ("balanced", "random", "training"):
             raise UserError(
-                f"evaluation.sample_labels must be balanced or random, got {self.sample_labels!r}"
+                f"evaluation.sample_labels must be balanced, random or training, got {self.sample_labels!r}"
             )
         if self.mask_level not in ("object", "part", "pattern"):
             raise UserError(f"evaluation.mask_level must be object, part or pattern, got {self.mask_level!r}")

@@ -38,6 +38,8 @@ _JUNK = {"__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system
 
 BUILTIN = ("emoji", "digits", "photos")
 """Sets that lie in the packages that come with this one."""
+PREPARED = ("emoji-sets", "wallpapers")
+"""Names of the folders that `ldmae prepare` makes."""
 
 
 def is_junk(name: str) -> bool:
@@ -283,6 +285,8 @@ def missing_path(name: str) -> UserError:
     path = Path(name).expanduser()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     hint = nearest(path.name, siblings) or nearest(name, BUILTIN)
+    if path.parent.name in PREPARED:
+        hint = f"; make it with `ldmae prepare {path.parent.name} {path.parent}`"
     return UserError(
         f"there is no folder or file {name}{hint}; expected a folder of images, tar shards, parquet "
         f"files, OWNER/NAME of "

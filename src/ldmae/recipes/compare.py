@@ -25,13 +25,14 @@ from ldmae.core.progress import console
 from ldmae.images.base import shortened
 from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
+from ldmae.recipes.flatness import check_checkpoints, describe_flatness, train_diffusion_with_curve
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import encode
 from ldmae.recipes.results import read_results
 from ldmae.recipes.run import Run, images_fingerprint, open_accelerator, open_run, open_run_images
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.settings import plain, training_settings, training_steps
-from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.recipes.training import train_autoencoder
 from ldmae.recipes.variants import VARIANTS, Variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.figures import save_png
@@ -129,6 +130,7 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
         variant = VARIANTS[name]
         own = [*(shared if variant.is_baseline else ()), *variant.settings, *wanted.settings.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
+        check_checkpoints(units[-1].config)
         if units[-1].config.data != base.data:
             raise UserError(f"comparison.settings.{name} changes the images; set data for all units")
     return units, matching
@@ -292,7 +294,7 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
     with locked(folder):
         run = open_run(unit.config, folder, check=check_measurable)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
-        for arrow in (train_autoencoder, encode, train_diffusion, save_pipeline, sample):
+        for arrow in (train_autoencoder, encode, train_diffusion_with_curve, save_pipeline, sample):
             arrow(run)
         began = time.monotonic()
         measure_autoencoder()(run)
@@ -339,6 +341,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
         "seconds": {
             name: round(seconds, 3) for name, seconds in {**spent, "measurements": measuring}.items()
         },
+        "curves": describe_flatness(run.folder, steps),
         "device": run.book.device,
         "data": read_json(run.folder / "data.json"),
         "finished": run.book.records["samples"].finished,
@@ -348,10 +351,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
 
 
 def _keep_pictures(results: Path, folder: Path) -> None:
-    """Writes the pictures that measurements left: strips, tile beside tile, and the interpolation as it is.
-
-    One that could not be measured left none.
-    """
+    """Writes the pictures that measurements left: tile beside tile, and the interpolation as it is."""
     for source, names in (
         ("reconstruction_pairs.npz", ("originals", "reconstructions")),
         ("components.npz", ("components",)),

@@ -45,7 +45,8 @@ def check_measurable(run: Run) -> None:
     """
     config, size = run.config.evaluation, run.config.image_size
     with run.accelerator.main_process_first():  # which fetches weights that do not lie here yet
-        load_features(config.features)
+        for name in config.judges:
+            load_features(name)
         perceptual = load_perceptual(config.perceptual)
     image = torch.zeros(1, 3, size, size)
     ReconstructionMetrics(perceptual).update(image, image)

@@ -128,8 +128,16 @@ def generated_images(
     if evaluation.sample_labels == "random":
         random = generator(evaluation.seed, "sample labels")
         labels = classes[torch.randint(len(classes), (evaluation.samples,), generator=random).numpy()]
+    elif evaluation.sample_labels == "training":
+        labels = _in_proportion(read_json(Path(source) / "data.json", {"classes": list}), evaluation.samples)
     how = f"{evaluation.sample_labels} labels"
     return keep_generated(pipeline, labels, sampling, accelerator, folder, how)
+
+
+def _in_proportion(data: dict[str, Any], count: int) -> np.ndarray:
+    """Returns labels in the proportion of a run's training images, as near as whole numbers come."""
+    shares = np.cumsum([entry["train"] for entry in data["classes"]])
+    return np.searchsorted(shares / shares[-1], (np.arange(count) + 0.5) / count)
 
 
 def keep_generated(

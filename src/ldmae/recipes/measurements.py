@@ -42,6 +42,7 @@ from ldmae.evaluation.probe import linear_probe, mean_pooled
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
 from ldmae.evaluation.smoothness import SmoothnessMetrics, noisy_decodings
 from ldmae.recipes.groups import masks_fingerprint
+from ldmae.recipes.ifid import measure_ifid
 from ldmae.recipes.results import RESULTS, merge_results, write_results
 from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
@@ -343,6 +344,7 @@ MEASUREMENTS: dict[str, Callable[[Subject], list[Result]]] = {
     "reconstruction": _reconstruction,
     "smoothness": _smoothness,
     "interpolation": _interpolation,
+    "ifid": measure_ifid,
     "compression": _compression,
     "probe": _probe,
     "components": _components,
@@ -361,6 +363,7 @@ _READS = {
         "seed",
     },
     "interpolation": {"perceptual", "fractions", "pairs", "images", "seed"},
+    "ifid": {"features", "shrink_covariance", "images", "latent_images", "seed"},
     "compression": {"masks", "mask_level", "ignored_labels", "images", "seed"},
     "probe": {"images", "latent_images", "seed"},
     "components": {"images", "latent_images", "seed"},

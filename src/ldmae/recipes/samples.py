@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -18,10 +19,13 @@ from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console, progress_bar
-from ldmae.evaluation.generation import generation_results
+from ldmae.evaluation.floor import floor_results, mind_result
+from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results, generation_results
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
 from ldmae.evaluation.samples import write_samples_npz
+from ldmae.evaluation.settings import EvaluationConfig
+from ldmae.images.base import Subset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
@@ -81,7 +85,7 @@ def evaluate_samples(
     _check(source, images, config, reference, npz)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
-        extractor = load_features(config.evaluation.features, accelerator.device)
+        extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
         made = (
             given_images(source, reference is None)
             if images
@@ -94,28 +98,26 @@ def evaluate_samples(
                 allow_code,
             )
         )
-        known: Reference | None = None
+        known: list[Reference] = []
         own: Trained = None
         if accelerator.is_main_process:
             cache = references or folder / "reference"
             own = None if reference is not None else _trained_on(source, config, folder)
-            known = _reference(config, reference, extractor, folder, cache, made.size, own)
-        features = _features(made, extractor, accelerator)
+            known = [
+                _reference(config, reference, extractor, folder, cache, made.size, own)
+                for extractor in extractors
+            ]
+        features = [_features(made, extractor, accelerator) for extractor in extractors]
         if npz is not None and accelerator.is_main_process:
             write_samples_npz(npz, made.batches(0, made.count), made.labels, count=made.count)
-        if known is None or features is None:
+        if not known:
             return []
-        config_of = config.evaluation
-        results = generation_results(
-            features,
-            known,
-            shrink=config_of.shrink_covariance,
-            seed=config_of.seed,
-            device=_exact(accelerator),
-        )
-        note = "; ".join(filter(None, [results[0].note, made.how, _other_size(made, known)]))
+        features = [of for of in features if of is not None]
+        results, floor = _judged(features, known, extractors, config.evaluation, _exact(accelerator))
+        note = "; ".join(filter(None, [results[0].note, made.how, _other_size(made, known[0])]))
         results[0] = dataclasses.replace(results[0], note=note)
         write_results(folder, "samples", results, autoencoder=made.autoencoder)
+        write_results(folder, "floor", floor)
         _measure_copies(made, own, config, folder)
         sampling = {} if made.sampling is None else dataclasses.asdict(made.sampling)
         path = folder / "measured.json"
@@ -125,6 +127,31 @@ def evaluate_samples(
         render_report(folder)
         forget_generated(kept)
         return results
+
+
+def _judged(
+    features: list[Features],
+    known: list[Reference],
+    extractors: list[FeatureExtractor],
+    config: EvaluationConfig,
+    device: torch.device,
+) -> tuple[list[Result], list[Result]]:
+    """Returns all figures on the first network's features, KID (and FD) on the second's, and the floors."""
+    seed, shrink = config.seed, config.shrink_covariance
+    results = generation_results(features[0], known[0], shrink=shrink, seed=seed, device=device)
+    floor: list[Result] = []
+    for number, (made, reference, extractor) in enumerate(zip(features, known, extractors, strict=True)):
+        real = reference.images
+        if real is None or min(len(made), len(real)) < FEWEST_IMAGES:
+            continue
+        if number > 0:
+            results += fidelity_results(made.pooled, real.pooled, extractor, seed=seed, shrink=shrink)
+        if min(len(made), len(real) // 2) < FEWEST_IMAGES:
+            continue
+        floor += floor_results(real.pooled, len(made), extractor.labels, seed, device)
+        if number == 0:
+            results.append(mind_result(made.pooled, real.pooled, extractor.labels.mind, seed))
+    return results, floor
 
 
 def _told_sampling(overrides: list[str]) -> list[str]:
@@ -143,6 +170,11 @@ def _check(source: str, images: bool, config: Config, reference: Path | None, np
         raise UserError(
             f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, pretrained:NAME, "
             "a folder of pictures, or an .npz file"
+        )
+    if config.evaluation.sample_labels == "training" and not is_run_folder(source):
+        raise UserError(
+            "evaluation.sample_labels=training takes the classes' proportion from a run folder, which "
+            f"{source} is not; choose balanced or random"
         )
     if reference is None and not config.data.source:
         raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
@@ -163,6 +195,8 @@ def _reference(
         return read_reference(path, extractor, keep=keep)
     real: ImageSource
     real = open_all_images(config.data, folder / "data") if own is None else own[0]
+    if config.evaluation.sample_labels == "training":
+        real = Subset(real, np.flatnonzero(np.asarray(real.labels) >= 0))
 
     def batches() -> Iterator[Tensor]:
         batch = config.evaluation.batch_size

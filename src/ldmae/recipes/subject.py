@@ -93,7 +93,7 @@ class Subject:
     @cached_property
     def train_latents(self) -> tuple[Tensor, np.ndarray]:
         """Posterior means (N, C, h, w) of training images, on the CPU, and their labels (N,)."""
-        return self._train_moments[0], np.asarray(self.train.labels)[self._train_drawn]
+        return self._train_moments[0], np.asarray(self.train.labels)[self.train_drawn]
 
     @cached_property
     def held_out_latents(self) -> Tensor:
@@ -111,12 +111,13 @@ class Subject:
         return (means.double().var(dim=(0, 2, 3)) + variance).sqrt().float().view(-1, 1, 1)
 
     @cached_property
-    def _train_drawn(self) -> np.ndarray:
+    def train_drawn(self) -> np.ndarray:
+        """Indices of the training images of `train_latents`."""
         return draw(image_keys(self.train), self.config.latent_images, self.config.seed)
 
     @cached_property
     def _train_moments(self) -> tuple[Tensor, Tensor]:
-        return self._encoded(self.train, self._train_drawn, "encoding training images")
+        return self._encoded(self.train, self.train_drawn, "encoding training images")
 
     @torch.no_grad()
     def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ldmae.core.files import atomic_path, write_text
+from ldmae.core.files import atomic_path, write_json, write_text
 from ldmae.report import charts, mosaics, paper, ranking, tables
 from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line
 from ldmae.report.formatting import join_words
@@ -18,6 +18,7 @@ from ldmae.report.markdown import comparison_markdown
 from ldmae.report.pages import chart, write_page
 from ldmae.report.pictures import encode_picture
 from ldmae.report.reading import cut, mapping, read_json, records
+from ldmae.report.summary import summarise
 from ldmae.report.tables import Metric, Table, find_columns, make_table
 from ldmae.report.units import ABLATION, AUTOENCODERS, DAGGER, Variant, read_variants
 
@@ -115,6 +116,7 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     }
     text = comparison_markdown(heading, facts, against, made, orders, ablation_order, missing)
     write_text(folder / "tables.md", text)
+    write_json(folder / "summary.json", summarise(variants))
     for plot in plots:
         _save_plot(plot, folder / f"{plot.file}.png")
     mosaics.save_mosaics(shown, folder)
@@ -163,7 +165,8 @@ def _smoothness_metrics(variants: Sequence[Variant]) -> list[Metric]:
         size for curve in charts.noise_curves(variants) for line in curve.lines.values() for size, _ in line
     }
     largest = f"{max(sizes):g}" if sizes else ""
-    return [tables.AREA, *([Metric("smoothness", rf".*\(eps={largest}\)")] if sizes else [])]
+    noisy = [Metric("smoothness", rf".*\(eps={largest}\)")] if sizes else []
+    return [tables.AREA, *noisy, *tables.BETWEEN]
 
 
 def _orders(made: dict[str, Table]) -> list[ranking.Agreement]:

@@ -31,11 +31,13 @@ MEASUREMENTS = {
     "reconstruction": "Reconstruction",
     "smoothness": "Latent smoothness",
     "interpolation": "Between two images",
+    "ifid": "Between nearest latents",
     "compression": "Perceptual compression",
     "probe": "Linear probe",
     "components": "Principal components",
     "generation": "Generation",
     "samples": "Generated images, as ADM's evaluator measures them",
+    "floor": "The floor: one half of the real images against the other",
     "copies": "Generated images beside training images",
     "efficiency": "Cost",
 }

@@ -115,6 +115,8 @@ def table_markdown(table: Table) -> str:
             lines.append(
                 _line(["*in the paper*", "", *(f"*{c.paper}*" if c.paper else "" for c in row.cells)])
             )
+    if table.floor is not None:
+        lines.append(_line([f"*{table.floor.title}*", "", *(cell.text for cell in table.floor.cells)]))
     return "\n".join([f"## {table.title}", "", *lines, "", *_remarks(table)])
 
 

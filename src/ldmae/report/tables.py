@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 
 from ldmae.report import paper
 from ldmae.report.formatting import format_spread, format_value
-from ldmae.report.units import DAGGER, Spread, Variant, measured_names
+from ldmae.report.units import DAGGER, Spread, Variant, measured_names, spread_of
 
 ARROWS = {"higher": "↑", "lower": "↓"}
+FLOOR = "real half against real half"
 NOTHING = 0.02
 """A column of shares of images whose means all lie below it says nothing: they are of a few images each."""
 FOOTNOTES = {
     "ST-LPIPS": "ST-LPIPS is the shift-tolerant perceptual metric with its own weights (ECCV 2022). "
     "It is not LPIPS: its figures can't be compared with the LPIPS of papers.",
-    "efficientnet": "Measured on features of EfficientNet-Lite0, not of Inception. "
+    "efficientnet": "Measured on features of EfficientNet, not of Inception. "
     "It is neither the FID nor the KID of papers: its figures compare only with others on the same features.",
 }
 """What a reader must be told of a metric, by a part of its name."""
@@ -54,13 +55,15 @@ RECONSTRUCTION = (
 GENERATION = (
     Metric("samples", r"FI?D(-.*)?", "gFID"),
     Metric("samples", r"KID(-.*)?", order_of="gFID"),
+    Metric("samples", r"MIND(-.*)?"),
     Metric("samples", r"sFI?D(-.*)?", "sFID"),
     Metric("samples", r"IS(-.*)?", "IS"),
     Metric("samples", r"precision(-.*)?", "precision", share=True),
     Metric("samples", r"recall(-.*)?", "recall", share=True),
 )
+BETWEEN = (Metric("ifid", r"iFI?D(-.*)?"), Metric("ifid", r"iKID(-.*)?"))
 AREA = Metric("smoothness", r".*-AUC")
-ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:2], AREA)
+ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:3], AREA, *BETWEEN)
 COST = (
     Metric("efficiency", "parameters", unit="M", divisor=1e6, counted=True),
     Metric("efficiency", "weights", unit="MiB", divisor=2**20, counted=True),
@@ -133,6 +136,8 @@ class Table:
     rows: list[Row]
     missing: list[str]
     """Titles of the rows for which nothing is there."""
+    floor: Row | None = None
+    """One half of the real images against the other, where that was measured."""
 
     @property
     def has_paper(self) -> bool:
@@ -207,7 +212,19 @@ def make_table(
     for k, column in enumerate(columns):
         _mark_best([row.cells[k] for row in rows], column.better)
     there = {row.variant for row in rows}
-    return Table(title, columns, rows, [name for key, name in expected.items() if key not in there])
+    missing = [name for key, name in expected.items() if key not in there]
+    return Table(title, columns, rows, missing, _floor(variants, columns))
+
+
+def _floor(variants: Sequence[Variant], columns: Sequence[Column]) -> Row | None:
+    """Returns the row of real images against real ones; None where no column has such a figure."""
+    cells = []
+    for column in columns:
+        names = [column.name] if column.metric.measurement == "samples" else []
+        known = [f.value for v in variants for name in names for f in v.figures("floor", f"floor {name}")]
+        spread = spread_of(known)
+        cells.append(Cell(format_value(spread.mean), spread) if spread else Cell(""))
+    return Row("floor", FLOOR, "", cells) if any(cell.spread for cell in cells) else None
 
 
 def _printed(own: Mapping[str, str], metric: Metric, columns: Sequence[Column]) -> str:

@@ -1,0 +1,77 @@
+"""Files of registries that prepared sets are made from: pinned, checked, fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldmae.core.errors import UserError
+
+PIECE = 2**20
+"""Bytes read at a time."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file of a registry at one version."""
+
+    url: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """The file's name, which is how it is found in a folder."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch(
+    package: Package, cache: Path, given: Path | None = None, advance: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Returns a package's file: from a folder that the user has, from the cache, or from its registry.
+
+    An interrupted download continues where it stopped.
+
+    Args:
+        package: what to fetch.
+        cache: where downloads are kept.
+        given: a folder to look in first; with it nothing is downloaded.
+        advance: told, in words, when a download starts.
+
+    Raises:
+        UserError: the file can't be had, or is not the one that was pinned.
+    """
+    path = (given or cache) / package.file
+    if not path.exists():
+        if given is not None:
+            raise UserError(f"{given} has no {package.file}; download {package.url} into it")
+        advance(f"downloading {package.url}")
+        _download(package, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != package.sha256:
+        raise UserError(
+            f"{path} has SHA-256 {found}, expected {package.sha256}; delete it and fetch {package.url} again"
+        )
+    return path
+
+
+def _download(package: Package, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(package.url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=60) as answer,
+            part.open("ab" if answer.status == 206 else "wb") as file,
+        ):
+            while piece := answer.read(PIECE):
+                file.write(piece)
+    except OSError as error:  # also URLError and time-outs
+        raise UserError(
+            f"{package.url} could not be downloaded ({error}); run the command again to continue, or "
+            f"download it elsewhere and give the folder that holds {package.file} with --from"
+        ) from error
+    part.rename(path)

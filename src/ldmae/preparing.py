@@ -1,0 +1,78 @@
+"""The verbs that put together image sets which no package holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldmae.arguments import examples
+from ldmae.terminal import say
+
+app = typer.Typer(help="Put together an image set from free packages.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="Where to: train/ and val/ are made in it, with LICENCES.md.")]
+Size = Annotated[int, typer.Option(help="Pixels along a side.", min=8)]
+HeldOut = Annotated[float, typer.Option(help="Share to hold out, in (0, 1).", min=0.01, max=0.99)]
+Given = Annotated[
+    Path | None,
+    typer.Option("--from", help="Folder with the packages, downloaded before; nothing is fetched."),
+]
+
+
+@app.command(
+    "emoji-sets",
+    epilog=examples(
+        "ldmae prepare emoji-sets emoji-sets", "ldmae prepare emoji-sets emoji-sets --from FOLDER"
+    ),
+)
+def emoji_sets(
+    folder: Folder,
+    size: Size = 64,
+    held_out: HeldOut = 0.15,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="twemoji, openmoji, noto or fluent; may be repeated. By default all; openmoji alone is "
+            "share-alike.",
+        ),
+    ] = None,
+    given: Given = None,
+) -> None:
+    """Emoji of four free sets in a dozen classes; a character is on one side of the split in all sets.
+
+    It needs the extra `emoji-sets` and downloads 21 MB.
+    """
+    from ldmae.images.emoji_sets import SETS, prepare_emoji_sets
+
+    counts = prepare_emoji_sets(folder, size=size, held_out=held_out, sets=sets or list(SETS), given=given)
+    _say_counts(folder, counts)
+
+
+def _say_counts(folder: Path, counts: dict[str, dict[str, dict[str, int]]]) -> None:
+    for side, classes in counts.items():
+        for name, of in sorted(classes.items()):
+            say(f"{side:5} {name:10} " + "  ".join(f"{kind} {count}" for kind, count in sorted(of.items())))
+    total = {
+        side: sum(count for of in classes.values() for kind, count in of.items() if kind != "photographs")
+        for side, classes in counts.items()
+    }
+    say(f"{total['train']:,} training images, {total['val']:,} held out: {folder}")
+
+
+@app.command(
+    "wallpapers",
+    epilog=examples(
+        "ldmae prepare wallpapers wallpapers", "ldmae prepare wallpapers wallpapers --from FOLDER"
+    ),
+)
+def wallpapers(folder: Folder, size: Size = 64, held_out: HeldOut = 0.2, given: Given = None) -> None:
+    """Crops of the photographs in Debian's wallpaper packages, by subject; some are share-alike.
+
+    All crops of a photograph are on one side of the split. It downloads 168 MB.
+    """
+    from ldmae.images.wallpapers import prepare_wallpapers
+
+    _say_counts(folder, prepare_wallpapers(folder, size=size, held_out=held_out, given=given))

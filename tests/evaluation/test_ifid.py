@@ -1,0 +1,57 @@
+import math
+
+import torch
+
+from ldmae.core.random import generator
+from ldmae.evaluation.ifid import choose_neighbours, nearest_latents, slerp
+
+
+def latents(count, seed):
+    return torch.randn(count, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_neighbours_are_those_of_the_largest_cosines():
+    ours, training = latents(4, 0), latents(30, 1)
+    found = nearest_latents(ours, training, 5)
+    for i, z in enumerate(ours):
+        cosines = [
+            sum(float(p) * float(q) for p, q in zip(z.flatten(), t.flatten(), strict=True))
+            / math.sqrt(float((t**2).sum()))
+            for t in training
+        ]
+        assert found[i].tolist() == sorted(range(30), key=lambda n: -cosines[n])[:5]
+
+
+def test_an_image_is_not_its_own_neighbour():
+    ours = latents(6, 0)
+    assert nearest_latents(ours, ours, 1)[:, 0].tolist() == list(range(6))
+    found = nearest_latents(ours, ours, 3, own=torch.arange(6))
+    assert all(i not in found[i] for i in range(6))
+    assert nearest_latents(ours, ours, 10, own=torch.arange(6)).shape == (6, 5)
+
+
+def test_a_neighbour_is_drawn_by_the_softmax_of_the_negative_mean_squared_difference():
+    z, training = latents(1, 0), latents(40, 1) * 1.5
+    nearest = nearest_latents(z, training, 4)
+    keys = [str(k) for k in range(4000)]
+    many = z.expand(4000, -1, -1, -1)
+    chosen = choose_neighbours(many, training, nearest.expand(4000, -1), keys)
+    squares = torch.stack([(training[n] - z[0]).square().mean() for n in nearest[0]])
+    expected = torch.softmax(-squares, dim=0)
+    shares = torch.stack([(chosen == n).double().mean() for n in nearest[0]])
+    torch.testing.assert_close(shares, expected.double(), atol=0.03, rtol=0)
+    again = choose_neighbours(many[:1], training, nearest, [keys[7]])
+    assert again == chosen[7], "an image's draw hangs on its key alone"
+    assert float(torch.rand((), generator=generator(0, "iFID", "7"), dtype=torch.float64)) >= 0
+
+
+def test_slerp_is_the_arc_between_directions_and_a_line_between_parallel_latents():
+    first, second = latents(1, 0), latents(1, 1)
+    one, other = first.flatten().double(), second.flatten().double()
+    angle = math.acos(float(one @ other / one.norm() / other.norm()))
+    expected = (math.sin(0.75 * angle) * one + math.sin(0.25 * angle) * other) / math.sin(angle)
+    torch.testing.assert_close(slerp(first, second, 0.25).flatten().double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(slerp(first, 3 * first, 0.5), 2 * first)
+    unit = first / first.norm()
+    turned = second / second.norm()
+    assert abs(float(slerp(unit, turned, 0.5).norm()) - 1) < 1e-5
