@@ -30,21 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
-def on_config(config: Any) -> Any:
-    """Puts the pages of docs/results/, where there are any, into the navigation (MkDocs' event)."""
-    pages = result_pages(Path(config.docs_dir))
-    if pages:
-        config.nav.insert(-1, {"Comparisons": pages})
-    return config
-
-
-def result_pages(docs: Path) -> list[dict[str, str]]:
-    """Returns navigation entries: what the comparisons say, then the tables of each, by its folder."""
-    paths = sorted(path.relative_to(docs) for path in (docs / "results").rglob("*.md"))
-    titles = {"README": "What they say"}
-    return [{titles.get(path.stem, path.parent.name): path.as_posix()} for path in paths]
-
-
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills a page's marks (MkDocs' event of this name)."""
     return MARK.sub(lambda mark: GENERATED[mark[1]](), markdown)

@@ -120,32 +120,19 @@ def test_every_mark_on_a_page_is_known(reference: ModuleType) -> None:
     assert sorted(marks) == sorted(reference.GENERATED)
 
 
-def test_comparison_reports_come_into_the_navigation_where_there_are_any(
-    reference: ModuleType, tmp_path: Path
-) -> None:
-    assert reference.result_pages(tmp_path) == []
-    (tmp_path / "results" / "compare-photos").mkdir(parents=True)
-    (tmp_path / "results" / "compare-photos" / "tables.md").write_text("# Tables")
-    (tmp_path / "results" / "README.md").write_text("# Account")
-    assert reference.result_pages(tmp_path) == [
-        {"What they say": "results/README.md"},
-        {"compare-photos": "results/compare-photos/tables.md"},
-    ]
-
-
 # ---- what pages quote
 
 
 def test_the_quoted_dry_run_is_what_the_command_prints() -> None:
     printed = describe_plan(load_config("imagenet-256"), Path("runs/imagenet-256"))
-    quoted = (ROOT / "docs" / "tutorials" / "dry-run.txt").read_text(encoding="utf-8")
+    quoted = (ROOT / "docs" / "how-to" / "dry-run.txt").read_text(encoding="utf-8")
     assert quoted.splitlines() == [line for line in printed.splitlines() if line.startswith("#")]
 
 
 def test_the_paper_figures_are_those_that_the_report_has() -> None:
     from ldmae.report import paper
 
-    page = (ROOT / "docs" / "tutorials" / "reproduce-the-paper.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "reproduce-the-paper.md").read_text(encoding="utf-8")
     numbers = set(re.findall(r"\d+\.\d+", page))
     source = Path(paper.__file__).read_text(encoding="utf-8")
     known = {float(number) for number in re.findall(r"\d+\.\d+", source)}
@@ -158,7 +145,7 @@ def test_the_paper_figures_are_those_that_the_report_has() -> None:
 
 def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -> None:
     """After drawing anew, what fails here tells which numbers on the page to change."""
-    page = (ROOT / "docs" / "explanations" / "three-properties.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "concepts" / "three-properties.md").read_text(encoding="utf-8")
     figures = json.loads((ROOT / "docs" / "pictures" / "figures.json").read_text(encoding="utf-8"))
     for level in ("object", "part", "pattern"):
         names = f"sigma2({level})", f"sigma2({level}) at random", f"rho({level})"
@@ -269,7 +256,7 @@ def test_a_reader_opens_the_site_from_its_folder_and_searches(site: Path) -> Non
         page.locator(".md-search-result__link").first.click()
         page.wait_for_load_state()
         assert page.url != (site / "index.html").as_uri()
-        page.goto((site / "explanations" / "three-properties.html").as_uri())
+        page.goto((site / "concepts" / "three-properties.html").as_uri())
         broken = "images => images.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
         assert page.locator("article img").count() == 6
         assert page.locator("article img").evaluate_all(broken) == []

@@ -140,7 +140,7 @@ def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path: Pat
     assert fitted["PSNR"] > unfitted["PSNR"] + 10
     assert fitted["ST-LPIPS-alex-AUC"] < unfitted["ST-LPIPS-alex-AUC"]
     assert fitted["parameters"] == unfitted["parameters"] == 192 + 16 * 192
-    shown = (EXAMPLES.parent / "docs" / "tutorials" / "measured.txt").read_text(encoding="utf-8")
+    shown = (EXAMPLES.parent / "docs" / "how-to" / "measured.txt").read_text(encoding="utf-8")
     for name in ("PSNR", "ST-LPIPS-alex", "rho(pattern)"):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
         for text, value in zip(line.split()[1:], (unfitted[name], fitted[name]), strict=True):

@@ -345,7 +345,7 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
 
 
 def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dict[str, Any]:
-    """Returns what a finished unit's `unit.json` holds (docs/results-format.md).
+    """Returns what a finished unit's `unit.json` holds (docs/reference/results-format.md).
 
     Args:
         unit: what it is.
