@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import re
 import runpy
 import textwrap
@@ -297,6 +298,20 @@ def costs() -> str:
         return "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
 
 
+# ---- the shipped model
+
+
+def shipped_metrics() -> str:
+    """Returns a table of what was measured of the shipped model."""
+    values = json.loads((ldmae.pretrained("emoji") / "figures.json").read_text(encoding="utf-8"))
+    lines = ["| measurement | metric | value |", "| --- | --- | --- |"]
+    for key, value in sorted(values.items()):
+        measurement, name = key.split("/", 1)
+        if measurement in ("reconstruction", "samples", "copies"):
+            lines.append(f"| {measurement} | {name} | {value:.4g} |")
+    return "\n".join(lines)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "command_line": command_line,
     "settings": settings,
@@ -304,4 +319,5 @@ GENERATED: dict[str, Callable[[], str]] = {
     "public_names": public_names,
     "conversion_names": conversion_names,
     "costs": costs,
+    "shipped_metrics": shipped_metrics,
 }

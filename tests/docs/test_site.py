@@ -161,6 +161,50 @@ def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -
         assert text in re.sub(r"\s+", " ", page), text
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/results/README.md"])
+def test_results_in_brief_are_those_of_the_tables_and_of_the_paper(page: str) -> None:
+    """A row of a small comparison against its generated table, a row of the paper against the report's."""
+    from ldmae.report import paper
+
+    tables = (ROOT / "docs" / "results" / "compare-photos" / "tables.md").read_text(encoding="utf-8")
+    printed = Path(paper.__file__).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:AE|DAE|VAE|VMAE|SD-VAE)\b[^|]*\|.+$", text, re.M)
+    assert len(rows) >= 4
+    for row in rows:
+        source = printed if ", paper" in row or "83.8 M" in row or "10.8 M" in row else tables
+        for value in re.findall(r"\d+\.\d+", re.sub(r"\(https[^)]*\)|\d+\.\d M", "", row)):
+            assert re.search(rf"(?<![\d.]){re.escape(value)}(?!\d)", source), (value, row)
+
+
+def test_the_metrics_of_the_shipped_model_are_those_that_were_measured() -> None:
+    measured = json.loads((ldmae.pretrained("emoji") / "figures.json").read_text(encoding="utf-8"))
+    table = re.search(r"```text\n(L1 .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert table is not None
+    for line in table[1].splitlines():
+        name, value = line.split()[:2]
+        assert f"{measured[f'reconstruction/{name}']:.4g}" == value, line
+    zoo = (ROOT / "docs" / "results" / "model-zoo.md").read_text(encoding="utf-8")
+    assert f"`copies` is {measured['copies/copies']:.3f}" in zoo
+
+
+def test_every_message_that_is_explained_is_one_that_the_package_gives() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+    page = (ROOT / "docs" / "help" / "errors.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)`", page, re.M)
+    assert len(messages) > 15
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip(" ;,") in joined, (part, message)
+
+
+def test_the_readme_is_short_and_links_to_pages_of_the_site() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 150
+    assert readme.index("pretrained:emoji") < readme.index("ldmae run")
+
+
 def test_examples_are_included_and_not_copied() -> None:
     included = {
         found

@@ -21,7 +21,9 @@ from ldmae.report import html, units
 
 from .drawn_units import crops, write_unit
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
+    encoding="utf-8"
+)
 PLACEHOLDERS = {
     "<perceptual>": r"(ST-)?LPIPS-(alex|vgg)",
     "<features>": r"[a-z0-9_]+",
