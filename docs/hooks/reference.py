@@ -7,6 +7,7 @@ the function NAME below returns. So no key, option or preset is ever described b
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import inspect
@@ -20,7 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import typer
+from nbconvert import MarkdownExporter
 
 import ldmae
 from ldmae.cli import app
@@ -298,6 +301,22 @@ def costs() -> str:
         return "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
 
 
+# ---- the notebook
+
+
+def tour() -> str:
+    """Returns `examples/tour.ipynb` with its outputs, images within the page, without its title."""
+    notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    text, resources = MarkdownExporter().from_notebook_node(notebook)
+    for name, content in resources["outputs"].items():
+        data = base64.b64encode(content).decode()
+        text = text.replace(f"]({name})", f"](data:image/png;base64,{data})")
+    return re.sub(r"^\s*# .+\n", "", text)
+
+
 # ---- the shipped model
 
 
@@ -320,4 +339,5 @@ GENERATED: dict[str, Callable[[], str]] = {
     "conversion_names": conversion_names,
     "costs": costs,
     "shipped_metrics": shipped_metrics,
+    "tour": tour,
 }

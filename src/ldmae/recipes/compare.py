@@ -65,7 +65,7 @@ def _ablated(*, masked: bool, regularised: bool) -> tuple[str, ...]:
 
 VARIANTS = {
     **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
-    "vmae": Variant("VMAE (ours)", "autoencoders", ("autoencoder.kind=vmae",)),
+    "vmae": Variant("VMAE", "autoencoders", ("autoencoder.kind=vmae",)),
     "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
     "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
@@ -355,11 +355,11 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
     """
     spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
     parameters = read_json(run.folder / "parameters.json", dict)
-    steps = training_steps(unit.config)
+    steps, small = training_steps(unit.config), unit.name == "sd-vae" and (matching.width or 1) < 1
     return {
         "schema": 1,
         "variant": unit.name,
-        "title": unit.variant.title,
+        "title": unit.variant.title + ("-style (small)" if small else ""),
         "group": unit.variant.group,
         "order": list(VARIANTS).index(unit.name),
         "seed": unit.seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-TITLES = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE", "vmae": "VMAE (ours)"}
+TITLES = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE", "vmae": "VMAE"}
 """The five autoencoders, in the paper's order."""
 
 ABLATION_TITLES = {
