@@ -288,7 +288,7 @@ def test_encode_keeps_whole_shards_and_refuses_a_folder_of_other_latents(made, t
     lost.unlink()
     again = ldmae(*command)
     assert again.code == 0
-    assert "encoding all anew: processes: 3 -> 1" in again.err
+    assert "encoding all again: processes: 3 -> 1" in again.err
     assert lost.exists()
 
     for other in ("latents.flip=false", "image_size=40", None):
@@ -506,7 +506,7 @@ def test_interrupt_exits_with_130(made, tmp_path):
     finally:
         process.kill()  # a run that did not hear it would go on for hours
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; what is done is kept, and the same command goes on"
+    assert err.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
     assert "Traceback" not in err
 
 

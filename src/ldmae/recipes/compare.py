@@ -301,7 +301,7 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
-            "old ones, name another folder with --results (and --out), or delete that one to make it anew"
+            "old ones, name another folder with --results (and --out), or delete that one to make it again"
         )
 
 
