@@ -21,7 +21,6 @@ from ldmae.core.files import write_text
 from ldmae.core.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.settings import Config, as_dict
 
-
 CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
 """The presets for CPUs, in the order in which they are listed; others follow by name."""
 

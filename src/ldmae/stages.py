@@ -194,8 +194,8 @@ class StageBook:
             changed += changed_settings(record.inputs, inputs)
         if changed:
             raise UserError(
-                f"{name} was started with other settings or inputs: {'; '.join(changed)}. Type the command with "
-                f"the old ones, name another folder with --out, or add --restart {name} to train it again"
+                f"{name} was started with other settings or inputs: {'; '.join(changed)}. Type the command "
+                f"with the old ones, name another folder with --out, or --restart {name} to train it again"
             )
         if record.status == "done" and steps < record.steps:
             raise UserError(

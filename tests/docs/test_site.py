@@ -188,6 +188,21 @@ def test_the_metrics_of_the_shipped_model_are_those_that_were_measured() -> None
     assert f"`copies` is {measured['copies/copies']:.3f}" in zoo
 
 
+def test_metrics_agree_with_the_packages_that_define_them() -> None:
+    spec = importlib.util.spec_from_file_location("compare_metrics", ROOT / "tools" / "compare_metrics.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "reference" / "metrics-agreement.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| ([A-Z][\w-]+|precision|recall) \| (\S+) \|", page, re.M))
+    rows = [*module.image_rows(), *module.feature_rows()]
+    assert [name for name, *_ in rows] == list(shown)
+    for name, ours, theirs, _ in rows:
+        assert ours == pytest.approx(theirs, rel=0.02 if name == "KID" else 1e-5), name
+        assert float(shown[name]) == pytest.approx(ours, rel=1e-3), name
+
+
 def test_every_message_that_is_explained_is_one_that_the_package_gives() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", sources)
