@@ -44,7 +44,7 @@ def feature_sets() -> tuple[Tensor, Tensor]:
     """Returns features (N, D) of two sets that overlap."""
     draw = np.random.default_rng(1)
     mixing = draw.normal(size=(32, 32)) / 6
-    first, second = draw.normal(size=(1000, 32)) @ mixing, draw.normal(0.15, 1.05, size=(900, 32)) @ mixing
+    first, second = draw.normal(size=(1000, 32)) @ mixing, draw.normal(0.15, 1.05, size=(1000, 32)) @ mixing
     return torch.from_numpy(first).float(), torch.from_numpy(second).float()
 
 
@@ -77,7 +77,7 @@ def feature_rows() -> list[tuple[str, float, float, str]]:
     statistics = [metric_fid.fid_features_to_statistics(features) for features in (a, b)]
     frechet = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
     kernel = metric_kid.kid_features_to_metric(
-        a, b, kid_subset_size=500, kid_subsets=100, rng_seed=2020, verbose=False
+        a, b, kid_subset_size=1000, kid_subsets=1, rng_seed=2020, verbose=False
     )
     manifold = metric_prc.prc_features_to_metric(
         a, b, prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=True, verbose=False
@@ -85,7 +85,7 @@ def feature_rows() -> list[tuple[str, float, float, str]]:
     own = precision_recall(a, b)
     return [
         ("FID", frechet_distance(a, b), frechet, "torch-fidelity"),
-        ("KID", kernel_distance(a, b, 500)[0], kernel[metric_kid.KEY_METRIC_KID_MEAN], "torch-fidelity"),
+        ("KID", kernel_distance(a, b, 1000, 1)[0], kernel[metric_kid.KEY_METRIC_KID_MEAN], "torch-fidelity"),
         ("precision", own[0], manifold[metric_prc.KEY_METRIC_PRECISION], "torch-fidelity"),
         ("recall", own[1], manifold[metric_prc.KEY_METRIC_RECALL], "torch-fidelity"),
     ]

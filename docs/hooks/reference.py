@@ -307,9 +307,6 @@ def costs() -> str:
 def tour() -> str:
     """Returns `examples/tour.ipynb` with its outputs, images within the page, without its title."""
     notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     for name, content in resources["outputs"].items():
         data = base64.b64encode(content).decode()

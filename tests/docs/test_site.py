@@ -199,7 +199,7 @@ def test_metrics_agree_with_the_packages_that_define_them() -> None:
     rows = [*module.image_rows(), *module.feature_rows()]
     assert [name for name, *_ in rows] == list(shown)
     for name, ours, theirs, _ in rows:
-        assert ours == pytest.approx(theirs, rel=0.02 if name == "KID" else 1e-5), name
+        assert ours == pytest.approx(theirs, rel=1e-5), name
         assert float(shown[name]) == pytest.approx(ours, rel=1e-3), name
 
 

@@ -132,7 +132,7 @@ def test_one_unit_is_a_comparison_and_what_is_missing_is_named(tmp_path: Path):
     assert "VAE: seed" not in missing
     assert "radar.png: a radar needs two autoencoders" in missing
     assert not (tmp_path / "radar.png").exists()
-    assert "It takes three autoencoders to compare an order." in (tmp_path / "tables.md").read_text()
+    assert "A ranking needs three autoencoders." in (tmp_path / "tables.md").read_text()
 
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path):
@@ -239,7 +239,7 @@ def test_a_picture_of_other_images_is_left_out_and_named(tmp_path: Path):
     Image.fromarray(255 - strip).save(other / "originals.png")
     (tmp_path / "units" / "ae" / "seed-0" / "components.png").write_bytes(b"no picture")
     text = Page(render_comparison(tmp_path)).text
-    assert "dae/seed-0: its pictures are left out, for they are of other images" in text
+    assert "dae/seed-0: its images are left out because they are of other images" in text
     assert "ae/seed-0: components.png could not be read" in text
 
 
@@ -334,9 +334,9 @@ def test_shares_that_are_all_next_to_0_are_in_no_count_and_are_named(tmp_path: P
     text = Page(render_comparison(tmp_path)).text
     assert "of the 10 figures of reconstruction and generation" in text
     assert "Over 10 figures, " in text
-    assert "not counted: recall-efficientnet_lite0, whose means all lie below 0.02" in text
+    assert "not counted: recall-efficientnet_lite0, whose means are all below 0.02" in text
     tables = (tmp_path / "tables.md").read_text()
-    assert "not counted: recall-efficientnet\\_lite0, whose means all lie below 0.02." in tables
+    assert "not counted: recall-efficientnet\\_lite0, whose means are all below 0.02." in tables
     assert "| recall-efficientnet\\_lite0 | recall |" in tables  # it is shown
 
 

@@ -107,7 +107,7 @@ def test_a_missing_part_is_said_to_be_missing(run_folder: Path, part: str):
 def test_an_empty_folder_gives_a_page(tmp_path: Path):
     page = Page(render_report(tmp_path))
     assert page.text.count("Not there yet") == len(SECTIONS)
-    assert "Nothing of this run is on record yet." in page.text
+    assert "This run has no results yet." in page.text
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_report_shows_what_evaluate_measures_in_its_order(run_folder: Path):
     assert page.ids.index("latents") < page.ids.index("figures")
     assert section(page, "latents").count("<img") == 3  # curves over noise, interpolation, components
     titles = ["Reconstruction", "Latent smoothness", "Perceptual compression", "Linear probe", "Generation"]
-    titles += ["Generated images, as ADM's evaluator measures them", "Cost"]
+    titles += ["Generated images, measured as by ADM's evaluator", "Cost"]
     shown = [
         part.split("</h3>")[0].replace("&#39;", "'") for part in section(page, "figures").split("<h3>")[1:]
     ]

@@ -68,14 +68,14 @@ def dots(panels: Sequence[Dots], variants: Sequence[Variant]) -> Figure:
 
     Each panel has its own axis, the better end on the right.
     """
-    columns = min(4, len(panels))
+    columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
     height = 0.75 + 0.27 * len(variants)
-    figure = Figure(figsize=(1.1 + 2.15 * columns, rows * height + 0.2), layout="constrained")
+    figure = Figure(figsize=(1.1 + 2.6 * columns, rows * height + 0.2), layout="constrained")
     figure.set_facecolor("white")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     drawn = looks(variants)
-    for ax in list(axes)[len(panels) :]:
+    for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for ax, panel in zip(axes, panels, strict=False):
         style_axes(ax)
@@ -96,7 +96,7 @@ def dots(panels: Sequence[Dots], variants: Sequence[Variant]) -> Figure:
             ax.invert_xaxis()
         ax.xaxis.set_major_locator(MaxNLocator(3))
         arrow = {"higher": " ↑", "lower": " ↓"}.get(panel.better, "")
-        ax.set_title(plain_label(panel.title, 34) + arrow, color=INK, fontsize=9, loc="left")
+        ax.set_title(plain_label(panel.title, 36) + arrow, color=INK, fontsize=8.5, loc="left")
     return figure
 
 

@@ -179,7 +179,7 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
     said = _radar_caption(names, axes, left_out)
     figure = None
     if len(compared) < 2:
-        said = "a radar needs two autoencoders, for its axes run from the worst to the best"
+        said = "a radar needs two autoencoders, because its axes run from the worst to the best"
     elif len(axes) < 3:
         said = "a radar needs three figures that differ between autoencoders"
     else:
@@ -201,7 +201,7 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
         _Plot("radar", "The properties together", figure, said),
         _Plot(
             "smoothness",
-            "Metrics over noise in the latents",
+            "Metrics over latent noise",
             charts.smoothness(curves, compared) if curves else None,
             f"{over} of images decoded from latents with noise, over the noise, of {names}"
             if curves
@@ -327,7 +327,7 @@ def _lead(compared: Sequence[Variant], made: dict[str, Table], orders: Sequence[
     if columns and any(variant.name == "vmae" for variant in compared):
         led, total = paper.columns_led_by("vmae")
         sentences.append(
-            f"VMAE has the best mean in {leads} of the {len(columns)} figures of reconstruction and "
+            f"VMAE has the best mean in {leads} of the {len(columns)} metrics of reconstruction and "
             f"generation; in the paper in {led} of {total}."
         )
     agreed = ranking.summary(orders)

@@ -60,7 +60,7 @@ def make_mosaics(variants: Sequence[Variant], problems: list[str]) -> Mosaics:
     size = max(sorted(set(sizes)), key=sizes.count)
     for (title, unit), own in zip(list(units.items()), sizes, strict=True):
         if own != size or size < 1:
-            problems.append(f"{_name(unit)}: its pictures are left out, for its image_size is {own} px")
+            problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
             del units[title]
     originals, units = _same_originals(units, size, problems)
     return Mosaics(
@@ -131,7 +131,9 @@ def _strip(unit: Unit, file: str, size: int, problems: list[str]) -> np.ndarray 
         return None
     height, width, _ = picture.shape
     if height != size or width % size or not width:
-        problems.append(f"{_name(unit)}: {file} is no strip of {size} px tiles, it is {width} × {height} px")
+        problems.append(
+            f"{_name(unit)}: {file} is not a strip of {size} px tiles, it is {width} × {height} px"
+        )
         return None
     return np.stack(np.split(picture, width // size, axis=1))
 
@@ -153,7 +155,7 @@ def _same_originals(
     chosen = known[votes.index(max(votes))]
     for title, unit in list(units.items()):
         if title in strips and not np.array_equal(strips[title], chosen):
-            problems.append(f"{_name(unit)}: its pictures are left out, for they are of other images")
+            problems.append(f"{_name(unit)}: its images are left out because they are of other images")
             del units[title]
     return chosen, units
 
@@ -206,7 +208,7 @@ def _interpolation(units: dict[str, Unit], size: int, problems: list[str]) -> Im
             continue
         height, width, _ = strip.shape
         if (height + GAP) % step or (width + GAP) % step:
-            problems.append(f"{_name(unit)}: interpolation.png is no grid of {size} px tiles")
+            problems.append(f"{_name(unit)}: interpolation.png is not a grid of {size} px tiles")
             continue
         cut_up[title] = [
             [Image.fromarray(strip[y : y + size, x : x + size]) for x in range(0, width, step)]
@@ -264,7 +266,7 @@ def _with_real(samples: Image.Image | None, originals: np.ndarray | None) -> Ima
     real = figures.image_grid(originals[:columns], columns, row_labels=["real"], scale=scale)
     whole = Image.new("RGB", (max(samples.width, real.width), samples.height + 12 + real.height), "white")
     whole.paste(samples, (0, 0))
-    whole.paste(real, (whole.width - real.width, samples.height + 12))
+    whole.paste(real, (0, samples.height + 12))
     return whole
 
 
