@@ -431,7 +431,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("run quick", "give data=PATH"),
         ("run quick data=nowhere", "there is no folder or file nowhere"),
         ("train diffusion RUN/nothing.yaml", "no preset or YAML file"),
-        ("encode RUN --out x", "--out does not go with this"),
+        ("encode RUN --out x", "--out cannot be used here"),
         ("encode RUN data=IMAGES", "--out is missing"),
         ("encode RUN/autoencoder --out x", "give data=PATH"),
         ("encode nowhere data=IMAGES --out x", "there is no nowhere"),
@@ -446,7 +446,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("convert nowhere x", "no checkpoint at nowhere"),
         ("convert RUN/autoencoder RUN/config.yaml --to-official", "exists"),
         ("convert RUN x.pth --to-official", "name one of its models"),
-        ("convert RUN/autoencoder x.pth --to-official --heads 3", "--heads does not go with this"),
+        ("convert RUN/autoencoder x.pth --to-official --heads 3", "--heads cannot be used here"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(made, images, ldmae, command, told):

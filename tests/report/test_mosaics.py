@@ -37,7 +37,7 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
     assert made.reconstructions is not None
     scale = figures.auto_scale(32)
     originals = crops(2, 32)
-    rows = ["original", "AE", "VMAE (ours)"]
+    rows = ["original", "AE", "VMAE"]
     layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
     assert (scale, made.reconstructions.size) == (3.0, layout.size)
     for i, image in enumerate(originals):
@@ -113,7 +113,7 @@ def test_interpolations_of_a_pair_stand_one_below_the_other(tmp_path: Path):
         write_unit(tmp_path, name, 0, size=32, tiles=4)
     made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
     assert made.interpolation is not None
-    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE (ours)"] * 2)
+    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE"] * 2)
     assert made.interpolation.size == layout.size
 
 

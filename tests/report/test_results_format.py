@@ -154,6 +154,6 @@ def test_the_documented_fields_of_a_unit_are_what_the_report_reads(tmp_path: Pat
 
 
 def test_the_arrays_of_pictures_are_documented(folder: Path):
-    for name, arrays in rows("## Pictures beside the figures"):
+    for name, arrays in rows("## Images"):
         with np.load(folder / name.strip("`")) as found:
             assert set(found.files) == set(re.findall(r"`(\w+)`", arrays))
