@@ -49,11 +49,11 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
 
 
 def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
-    write_unit(tmp_path, "ae", 0, size=32, tiles=1)
+    write_unit(tmp_path, "ae", 0, size=32, tiles=2)
     made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
     assert made.reconstructions is not None
-    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 4, 2, row_labels=["original", "AE"], scale=1)
-    x, y = (3 * place for place in mosaics.most_detailed_box(crops(1, 32)[0], 8))
+    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
+    x, y = (3 * place for place in mosaics.most_detailed_box(crops(2, 32)[0], 8))
     left, top = layout.origin(0)
     tile = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
     outside = [tile[b, a].tolist() for a, b in ((x - 4, y + 9), (x + 28, y + 9)) if 0 <= a < 96]

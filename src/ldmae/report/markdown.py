@@ -74,7 +74,7 @@ def comparison_markdown(
     else:
         lines += ["A ranking needs three autoencoders."]
     if missing:
-        lines += ["", "## Not there yet", "", *(f"- {_text(text)}" for text in missing)]
+        lines += ["", "## Not done yet", "", *(f"- {_text(text)}" for text in missing)]
     return "\n".join(lines) + "\n"
 
 
