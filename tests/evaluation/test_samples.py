@@ -171,7 +171,7 @@ def test_odd_and_broken_pictures_are_named(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no pictures in .*\.png, \.jpg, \.jpeg"):
+    with pytest.raises(UserError, match=r"no images in .*\.png, \.jpg, \.jpeg"):
         read_samples(tmp_path)
 
 

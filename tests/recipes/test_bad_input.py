@@ -258,7 +258,7 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     doubled = {name: 2 * tensor for name, tensor in statistics.items()}
     torch.save(doubled, tmp_path / "own" / "latents" / "latents_stats.pt")
     more = (*words, "diffusion.training.steps=10")
-    assert "begun with other settings or inputs: latents: " in refusal(ldmae.start(*more))
+    assert "started with other settings or inputs: latents: " in refusal(ldmae.start(*more))
     torch.save(statistics, tmp_path / "own" / "latents" / "latents_stats.pt")
     # a training that 0.1.0 began drew its latents otherwise, and recorded nothing of it
     stages = json.loads((tmp_path / "own" / "stages.json").read_text())
