@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test fuzz lint format docs docs-serve wheel-test bench clean
-.DELETE_ON_ERROR: # a .venv that could not be finished, as where Python lacks its venv module, is begun anew
+.DELETE_ON_ERROR: # a .venv that could not be finished, as where Python lacks its venv module, is set up again
 
-demo: $(VENV)/installed  ## train, generate and report on pictures that lie in a package
+demo: $(VENV)/installed  ## train, generate and report on emoji
 	$(BIN)/ldmae run $(PRESET)
 
-test: $(VENV)/installed-dev  ## the whole test suite; at its end it names the tests that take too long
+test: $(VENV)/installed-dev  ## the whole test suite; slow tests are listed at the end
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations 10 --durations-min 30
 
@@ -30,7 +30,7 @@ format: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev  ## the site, into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
 
-docs-serve: $(VENV)/installed-dev  ## the site on http://127.0.0.1:8000, built anew at each change
+docs-serve: $(VENV)/installed-dev  ## the site on http://127.0.0.1:8000, rebuilt at each change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 wheel-test: $(VENV)/installed-dev  ## build the wheel, look into it, use it in an environment of its own

@@ -1,4 +1,4 @@
-"""Draw what the three properties of an autoencoder look like, from a finished run that was measured.
+"""Draw the three properties of an autoencoder, from a finished and evaluated run.
 
 python examples/draw_three_properties.py runs/emoji --out docs/pictures
 """
@@ -24,7 +24,6 @@ from ldmae.autoencoders.masking import random_visible_indices
 from ldmae.config import load_config
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import decode, encode_moments, reconstruct
-from ldmae.evaluation.components import fit_components
 from ldmae.evaluation.smoothness import SmoothnessMetrics, latent_noise, noisy_decodings, perturbed
 from ldmae.images.index import open_images
 from ldmae.loading import load_autoencoder
@@ -34,7 +33,7 @@ from ldmae.recipes.subject import Subject, read_batches
 from ldmae.report.figures import image_grid
 
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
-VISIBLE = (1.0, 0.75, 0.5, 0.25)
+VISIBLE = (0.75, 0.5, 0.25)
 WIDTH = 1200
 """No picture is wider, in pixels."""
 
@@ -85,14 +84,14 @@ class Pictures:
         figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
         for axis, name, unit in zip(axes, ("PSNR", perceptual.label), (" (dB)", ""), strict=True):
             axis.plot(EPSILONS, [values[f"{name}(eps={e:g})"] for e in EPSILONS], marker="o", color="#00695c")
-            axis.set_xlabel("ε, noise on the latents in deviations")
+            axis.set_xlabel("latent noise ε (in standard deviations)")
             axis.set_ylabel(name + unit)
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
         return figure
 
     def interpolation(self) -> Image.Image:
-        """What lies between the latents of two images."""
+        """Images decoded between the latents of two images."""
         first, second = self.latents[::2], self.latents[1::2]
         first, second = first[: len(second)], second
         fractions = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -101,12 +100,9 @@ class Pictures:
         return grid([ends[0], *between, ends[1]], ["image", *(f"t = {t:g}" for t in fractions), "image"])
 
     def compression(self) -> Image.Image:
-        """Latents as colours, beside the groups that they are measured against."""
-        size = (self.subject.size, self.subject.size)
-        components = fit_components(self.subject.train_latents[0]).pictures(self.latents, size)
+        """Images and the groups of their latent cells."""
         originals = [hwc(image) for image in self.images]
-        columns = [originals, list(components)]
-        names = ["image", "latents"]
+        columns, names = [originals], ["image"]
         for level, find in self.subject.groups.items():
             maps = [find(int(row), pixels) for row, pixels in zip(self.rows, originals, strict=True)]
             columns.append([coloured(labels) for labels in maps])
@@ -114,14 +110,14 @@ class Pictures:
         return grid(columns, names)
 
     def reconstruction(self) -> Image.Image:
-        """Images, what comes back, and four times the difference."""
+        """Images, reconstructions, and four times the difference."""
         restored = reconstruct(self.subject.autoencoder, self.images)
         difference = (restored - self.images).abs() * 4 - 1
         rows = [hwc(image) for images in (self.images, restored, difference) for image in images.clamp(-1, 1)]
-        return image_grid(rows, len(self.images), ["image", "restored", "4 × error"], scale=scale_of(rows))
+        return image_grid(rows, len(self.images), ["image", "decoded", "4 × error"], scale=scale_of(rows))
 
     def masking(self) -> Image.Image:
-        """What masked pre-training asks: the whole image from a part of its patches."""
+        """The task of masked pre-training: the whole image from some of its patches."""
         folder = self.run / "checkpoints" / "autoencoder.pretraining" / "model"
         model: AutoencoderVMAE = AutoencoderVMAE.from_pretrained(folder).eval().requires_grad_(False)
         p, (count, _, height, width) = model.config.patch_size, self.images.shape
@@ -132,13 +128,11 @@ class Pictures:
             seen = random_visible_indices(keys, cells[0] * cells[1], 1 - share)  # (N, V)
             latents = model.encode(self.images, visible_indices=seen).latent_dist.mode()
             restored = model.decode(latents, visible_indices=seen, grid=cells).sample
-            if share < 1:
-                shown = torch.zeros(count, cells[0] * cells[1]).scatter(1, seen, 1.0)
-                shown = shown.view(count, 1, *cells).repeat_interleave(p, 2).repeat_interleave(p, 3)
-                columns.append(torch.where(shown > 0, self.images, torch.full_like(self.images, 0.5)))
-                names.append(f"{share:.0%} seen")
+            shown = torch.zeros(count, cells[0] * cells[1]).scatter(1, seen, 1.0)
+            shown = shown.view(count, 1, *cells).repeat_interleave(p, 2).repeat_interleave(p, 3)
+            columns.append(torch.where(shown > 0, self.images, torch.full_like(self.images, 0.5)))
             columns.append(restored.clamp(-1, 1))
-            names.append("restored")
+            names += [f"{share:.0%} visible", "decoded"]
         return grid(columns, names)
 
 

@@ -290,7 +290,7 @@ def test_encode_keeps_whole_shards_and_refuses_a_folder_of_other_latents(made, t
     lost.unlink()
     again = ldmae(*command)
     assert again.code == 0
-    assert "encoding all anew: processes: 3 -> 1" in again.err
+    assert "encoding all again: processes: 3 -> 1" in again.err
     assert lost.exists()
 
     for other in ("latents.flip=false", "image_size=40", None):
@@ -434,7 +434,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("run quick", "give data=PATH"),
         ("run quick data=nowhere", "there is no folder or file nowhere"),
         ("train diffusion RUN/nothing.yaml", "no preset or YAML file"),
-        ("encode RUN --out x", "--out does not go with this"),
+        ("encode RUN --out x", "--out cannot be used here"),
         ("encode RUN data=IMAGES", "--out is missing"),
         ("encode RUN/autoencoder --out x", "give data=PATH"),
         ("encode nowhere data=IMAGES --out x", "there is no nowhere"),
@@ -449,7 +449,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("convert nowhere x", "no checkpoint at nowhere"),
         ("convert RUN/autoencoder RUN/config.yaml --to-official", "exists"),
         ("convert RUN x.pth --to-official", "name one of its models"),
-        ("convert RUN/autoencoder x.pth --to-official --heads 3", "--heads does not go with this"),
+        ("convert RUN/autoencoder x.pth --to-official --heads 3", "--heads cannot be used here"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(made, images, ldmae, command, told):
@@ -509,7 +509,7 @@ def test_interrupt_exits_with_130(made, tmp_path):
     finally:
         process.kill()  # a run that did not hear it would go on for hours
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; what is done is kept, and the same command goes on"
+    assert err.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
     assert "Traceback" not in err
 
 

@@ -93,9 +93,13 @@ def test_a_baseline_gets_the_images_and_steps_of_both_of_vmaes_trainings(name):
     assert baseline.batch_size == first.batch_size == second.batch_size
 
 
-def test_sd_vae_of_the_readme_is_made_as_in_the_comparison_and_costs_what_quicks_vmae_costs():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    command = readme.split("ldmae run quick data=PATH autoencoder.kind=sd-vae")[1].split(" --out")[0]
+def test_sd_vae_of_the_guide_is_made_as_in_the_comparison_and_costs_what_quicks_vmae_costs():
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "evaluate-autoencoders.md"
+    command = (
+        page.read_text(encoding="utf-8")
+        .split("ldmae run quick data=PATH autoencoder.kind=sd-vae")[1]
+        .split(" --out")[0]
+    )
     settings = re.findall(r"autoencoder\.\S+=\S+", command)
     config = load_config("quick", ["autoencoder.kind=sd-vae", *settings])
     auto, objective = config.autoencoder, config.autoencoder.baseline.objective

@@ -68,7 +68,7 @@ def ldmae_commands() -> list:
 def test_command_is_one(words):
     """Its verb, options, preset and settings exist; what it does is tested with the verb."""
     words = words[1:]
-    if words[0] in ("--help", "--install-completion"):
+    if words[0] in ("--help", "--version", "--install-completion"):
         return
     node = typer.main.get_command(app)
     while hasattr(node, "commands"):

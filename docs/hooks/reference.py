@@ -7,10 +7,12 @@ the function NAME below returns. So no key, option or preset is ever described b
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import re
 import runpy
 import textwrap
@@ -19,7 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import typer
+from nbconvert import MarkdownExporter
 
 import ldmae
 from ldmae.cli import app
@@ -28,21 +32,6 @@ from ldmae.settings import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
-
-
-def on_config(config: Any) -> Any:
-    """Puts the pages of docs/results/, where there are any, into the navigation (MkDocs' event)."""
-    pages = result_pages(Path(config.docs_dir))
-    if pages:
-        config.nav.insert(-1, {"Comparisons": pages})
-    return config
-
-
-def result_pages(docs: Path) -> list[dict[str, str]]:
-    """Returns navigation entries: what the comparisons say, then the tables of each, by its folder."""
-    paths = sorted(path.relative_to(docs) for path in (docs / "results").rglob("*.md"))
-    titles = {"README": "What they say"}
-    return [{titles.get(path.stem, path.parent.name): path.as_posix()} for path in paths]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -312,6 +301,33 @@ def costs() -> str:
         return "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
 
 
+# ---- the notebook
+
+
+def tour() -> str:
+    """Returns `examples/tour.ipynb` with its outputs, images within the page, without its title."""
+    notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    text, resources = MarkdownExporter().from_notebook_node(notebook)
+    for name, content in resources["outputs"].items():
+        data = base64.b64encode(content).decode()
+        text = text.replace(f"]({name})", f"](data:image/png;base64,{data})")
+    return re.sub(r"^\s*# .+\n", "", text)
+
+
+# ---- the shipped model
+
+
+def shipped_metrics() -> str:
+    """Returns a table of what was measured of the shipped model."""
+    values = json.loads((ldmae.pretrained("emoji") / "figures.json").read_text(encoding="utf-8"))
+    lines = ["| measurement | metric | value |", "| --- | --- | --- |"]
+    for key, value in sorted(values.items()):
+        measurement, name = key.split("/", 1)
+        if measurement in ("reconstruction", "samples", "copies"):
+            lines.append(f"| {measurement} | {name} | {value:.4g} |")
+    return "\n".join(lines)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "command_line": command_line,
     "settings": settings,
@@ -319,4 +335,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "public_names": public_names,
     "conversion_names": conversion_names,
     "costs": costs,
+    "shipped_metrics": shipped_metrics,
+    "tour": tour,
 }

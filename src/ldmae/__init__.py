@@ -1,4 +1,4 @@
-"""Latent diffusion models with masked autoencoders: train, use and measure VMAE."""
+"""Train, use and evaluate autoencoders for latent diffusion."""
 
 from __future__ import annotations
 

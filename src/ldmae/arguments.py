@@ -21,19 +21,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as data=PATH or diffusion.training.steps=2000."),
 ]
-RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder; by default runs/PRESET.")]
+RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/PRESET.")]
 Restart = Annotated[
     str | None,
     typer.Option(
         "--restart",
         metavar="STAGE",
-        help="Begin this stage anew, and what follows from it: autoencoder.pretraining, autoencoder.tuning, "
+        help="Run this stage and all that depend on it again: autoencoder.pretraining, autoencoder.tuning, "
         "autoencoder.baseline, latents, diffusion, pipeline, samples, evaluation or report. After "
-        "autoencoder.tuning with a frozen encoder, latents and diffusion model stay.",
+        "autoencoder.tuning with a frozen encoder, latents and diffusion model are kept.",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory, then stop.")
+    bool,
+    typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory; train nothing."),
 ]
 AutoencoderSource = Annotated[
     str,
@@ -44,11 +45,13 @@ AutoencoderSource = Annotated[
 ]
 AllowCode = Annotated[
     bool,
-    typer.Option("--allow-code", help="Let the run folder name code to run: a class that its user wrote."),
+    typer.Option("--allow-code", help="Allow the run folder to name code to run, such as your own class."),
 ]
 DataOverrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings as key=value: data=PATH (needed but for a run folder), image_size=256, …"),
+    typer.Argument(
+        help="Settings as key=value: data=PATH (required except for a run folder), image_size=256, …"
+    ),
 ]
 
 
@@ -110,4 +113,4 @@ def run_config(folder: Path, overrides: list[str] | None = None, allow_code: boo
 def refuse(value: object, option: str, reason: str) -> None:
     """Raises a UserError for an option that was given where it means nothing."""
     if value is not None:
-        raise UserError(f"{option} does not go with this: {reason}; leave it out")
+        raise UserError(f"{option} cannot be used here: {reason}; omit it")

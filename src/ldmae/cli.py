@@ -32,14 +32,16 @@ from ldmae.terminal import main_process, say
 
 app = typer.Typer(
     name="ldmae",
-    help="Latent diffusion models with masked autoencoders: train, use and measure VMAE.",
+    help="Train, use and evaluate autoencoders for latent diffusion.",
     epilog=examples("ldmae run emoji", "ldmae run quick data=PATH", "ldmae run --help"),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train one of the two models in a run folder.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
+)
 app.add_typer(train_app, name="train")
 app.add_typer(preparing.app, name="prepare")
 app.add_typer(measuring.app)  # without a name: its verbs stand beside the others
@@ -57,7 +59,7 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Latent diffusion models with masked autoencoders: train, use and measure VMAE."""
+    """Train, use and evaluate autoencoders for latent diffusion."""
 
 
 @app.command(
@@ -77,7 +79,7 @@ def run(
 ) -> None:
     """Run every stage: images → autoencoder → latents → diffusion → samples → evaluation → report.
 
-    The same command goes on where it was interrupted; what is done and unchanged is not redone.
+    The same command resumes an interrupted run and skips finished stages.
     """
     config, folder = resolve(preset, overrides, out)
     recipes = open_recipes()
@@ -92,7 +94,7 @@ def run(
 def train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
-    """Masked pre-training, then decoder tuning."""
+    """Train the autoencoder: masked pre-training, then decoder tuning."""
     config, folder = resolve(preset, overrides, out)
     recipes = open_recipes()
     recipes.run_arrows(config, folder, recipes.train_autoencoder, restart=restart)
@@ -124,15 +126,15 @@ def encode(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the shards; needed with data=PATH.")
+        Path | None, typer.Option("--out", help="Output folder for the shards; required with data=PATH.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Encode images into latents, as shards in LightningDiT's layout with latents_stats.pt.
 
-    A run folder alone: its own training images, into its latents/.
+    A run folder without settings: its training images, into its latents/.
 
-    With data=PATH: all images there, by any autoencoder, into --out.
+    With data=PATH: all images of PATH, with any autoencoder, into --out.
     """
     recipes = open_recipes(overrides)
     if recipes.is_run_folder(source) and not overrides:
@@ -162,35 +164,32 @@ def sample(
     ],
     classes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--class", metavar="NAME", help="A class, by name or number; may be repeated. By default all."
-        ),
+        typer.Option("--class", metavar="NAME", help="Class name or number; may be repeated. Default: all."),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Images of each class.")] = None,
+    count: Annotated[int | None, typer.Option(help="Images per class.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the noise; the same seed gives the same images.")
+        int | None, typer.Option(help="Seed of the noise; the same seed gives the same images.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance; 1: none.")
+        float | None, typer.Option(help="Guidance scale; 1 is off, higher follows the class more closely.")
     ] = None,
     solver: Annotated[
-        str | None, typer.Option(help="euler, or heun (second order, twice the evaluations).")
+        str | None, typer.Option(help="euler, or heun (second order, about twice as slow).")
     ] = None,
     shift: Annotated[
-        float | None, typer.Option(help="Time shift s; under 1 more steps are spent near the noise.")
+        float | None, typer.Option(help="Time shift s; below 1, more steps are near the noise.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder; by default RUN/samples-NUMBER, or ./samples.")
+        Path | None, typer.Option("--out", help="Output folder. Default: RUN/samples-NUMBER, or ./samples.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Generate images with a trained pipeline: a class grid, single PNGs, and how they were made.
+    """Generate images with a trained pipeline: a class grid, PNG files, and their settings.
 
-    A run folder alone: the run's own samples/. What is not given is as in the run's settings;
-    of a pipeline's folder or Hub name, none: 8 images of each class (24 classes at most), 50 steps of the
-    pipeline's own solver, no guidance.
+    For a run folder, the defaults are the run's settings. For a pipeline they are 8 images of each class (24
+    classes at most), 50 steps of the pipeline's solver, and no guidance.
     """
     recipes = open_recipes()
     named = {
@@ -218,8 +217,8 @@ def sample(
 
 
 @app.command(epilog=examples("ldmae report runs/emoji"))
-def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or still at work.")]) -> None:
-    """Write report.html anew from what a run folder holds."""
+def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or in progress.")]) -> None:
+    """Write report.html again from the files of a run folder."""
     recipes = open_recipes()
     if not recipes.is_run_folder(str(run)):
         raise UserError(f"{run} is no run folder (it has no config.yaml); name one that `ldmae run` made")
@@ -236,29 +235,31 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or s
 )
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="An official .pth or .pt file (or, back, a diffusers folder).")
+        Path, typer.Argument(help="An official .pth or .pt file, or a diffusers folder with --to-official.")
     ],
-    out: Annotated[Path, typer.Argument(help="A new diffusers folder (or, back, a new file).")],
+    out: Annotated[Path, typer.Argument(help="A new diffusers folder, or a new file with --to-official.")],
     to_official: Annotated[
-        bool, typer.Option("--to-official", help="The way back: a diffusers folder to an official file.")
+        bool, typer.Option("--to-official", help="Convert back: a diffusers folder to an official file.")
     ] = False,
     kind: Annotated[
-        str | None, typer.Option(help="vmae or lightningdit; by default found by the file's keys.")
+        str | None, typer.Option(help="vmae or lightningdit. Default: recognised by the file's keys.")
     ] = None,
     encoder_heads: Annotated[
-        int | None, typer.Option(help="VMAE: attention heads of the encoder, where not the official sizes'.")
+        int | None,
+        typer.Option(help="VMAE: attention heads of the encoder, if not those of the official sizes."),
     ] = None,
     decoder_heads: Annotated[
-        int | None, typer.Option(help="VMAE: attention heads of the decoder, where not the official sizes'.")
+        int | None,
+        typer.Option(help="VMAE: attention heads of the decoder, if not those of the official sizes."),
     ] = None,
     latents_stats: Annotated[
-        Path | None, typer.Option(help="VMAE: latents_stats.pt, whose figures go into the model's config.")
+        Path | None, typer.Option(help="VMAE: latents_stats.pt, whose values go into the model's config.")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(help="LightningDiT: attention heads, where the file does not tell.")
+        int | None, typer.Option(help="LightningDiT: attention heads, if the file does not contain them.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(help="LightningDiT: classes, where the file does not tell.")
+        int | None, typer.Option(help="LightningDiT: classes, if the file does not contain them.")
     ] = None,
 ) -> None:
     """Convert an official VMAE or LightningDiT checkpoint to a diffusers folder, or back."""
@@ -292,7 +293,7 @@ def convert(
 
 @app.command()
 def presets() -> None:
-    """List the presets, a line each."""
+    """List the presets, cheapest first."""
     from ldmae.config import preset_names, preset_text
 
     names = preset_names()
@@ -315,13 +316,14 @@ def open_page(
     ] = "pretrained:emoji",
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. 127.0.0.1: this machine alone; 0.0.0.0: all that reach it."),
+        typer.Option(
+            help="Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: all that can reach it."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(help="Port; by default the first free one from 7860 on.")
-    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860.")] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Also a public address, for up to a week, through gradio.live.")
+        bool,
+        typer.Option("--share", help="Also open a public address through gradio.live, for up to a week."),
     ] = False,
     compare: Annotated[
         list[str] | None,
@@ -347,17 +349,15 @@ def open_page(
             help="A further host name that the page answers to, as behind a reverse proxy; may be repeated.",
         ),
     ] = None,
-    max_upload_mb: Annotated[float, typer.Option(help="MiB of an uploaded file at most.")] = 10,
-    max_megapixels: Annotated[
-        float, typer.Option(help="Million pixels of an uploaded picture at most.")
-    ] = 50,
+    max_upload_mb: Annotated[float, typer.Option(help="Largest upload, in MiB.")] = 10,
+    max_megapixels: Annotated[float, typer.Option(help="Largest upload, in million pixels.")] = 50,
     perceptual: Annotated[
         str, typer.Option(help="Perceptual distance: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex.")
     ] = "st-lpips-alex",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser here.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Open a web page: generate, look into the autoencoder, compare autoencoders, read the report.
+    """Open the web app: generate, explore the autoencoder, compare autoencoders, read the report.
 
     Without a source: the model in the package, pretrained:emoji. It needs Gradio, the extra `app`.
     """

@@ -21,13 +21,16 @@ from ldmae.core.files import write_text
 from ldmae.core.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.settings import Config, as_dict
 
+CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
+"""The presets for CPUs, in the order in which they are listed; others follow by name."""
+
 
 def preset_names() -> list[str]:
-    """Returns the names of the presets in the package."""
+    """Returns the names of the presets in the package, cheapest first."""
     folder = resources.files("ldmae") / "presets"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    order = {name: place for place, name in enumerate(CHEAPEST_FIRST)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def preset_text(name: str) -> str:

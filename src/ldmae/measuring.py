@@ -44,17 +44,14 @@ def evaluate(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="One measurement; may be repeated: reconstruction, smoothness, interpolation, ifid, "
-            "compression, probe, components, efficiency; for a run, or what ships, also generation. By "
-            "default all.",
+            help="Measurement; may be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
+            "probe, components, efficiency; for a run, or what ships, also generation. By default all.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: results/NAME.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure, print a table, and write results.json and report.html.
+    """Evaluate an autoencoder: print a table, write results.json and report.html.
 
     A run folder without other data: its autoencoder on its held-out images, and its generated images. The
     settings given here stay the run's.
@@ -95,17 +92,17 @@ def evaluate_samples(
     overrides: DataOverrides = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Real images, taken as they are: a folder, or an .npz of ADM's. In place of data."),
+        typer.Option(help="Real images, used as they are, instead of data: a folder or an .npz file of ADM."),
     ] = None,
     npz: Annotated[
-        Path | None, typer.Option(help="Also write the generated images there, for ADM's evaluator.")
+        Path | None, typer.Option(help="Also write the generated images to this file, for ADM's evaluator.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; by default results/NAME-samples.")
+        Path | None, typer.Option("--out", help="Output folder. Default: results/NAME-samples.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure generated images: FID, sFID, IS, KID, MIND, precision and recall, as ADM's evaluator does.
+    """Evaluate generated images: FID, sFID, IS, KID, MIND, precision and recall, as ADM's evaluator does.
 
     On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
     evaluation.features=inception. Beside them the floor: one half of the real images against the other.
@@ -132,32 +129,30 @@ def compare(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="One of what is compared; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
+            help="What to compare; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
             "comparison.ablation. By default all that the preset names.",
         ),
     ] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", help="One of the preset's seeds; may be repeated. By default all."),
+        typer.Option("--seed", help="A seed of the preset; may be repeated. Default: all."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs; by default runs/PRESET.")
+        Path | None, typer.Option("--out", help="Folder of the runs. Default: runs/PRESET.")
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(
-            "--results", help="Folder of figures, pictures and the report, small enough to keep; OUT/results."
-        ),
+        typer.Option("--results", help="Folder of metrics, images and the report. Default: OUT/results."),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Print what would be trained, with steps, and what the autoencoders cost, then stop.",
+            help="Print what would be trained and what it costs; train nothing.",
         ),
     ] = False,
 ) -> None:
-    """Train AE, DAE, VAE, SD-VAE and VMAE alike, a diffusion model on each, and measure all: one report.
+    """Compare AE, DAE, VAE, SD-VAE and VMAE: train, train a diffusion model on each, evaluate, report.
 
     The same command goes on where it was interrupted, also on another machine that has the results so far.
     """

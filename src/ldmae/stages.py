@@ -135,7 +135,7 @@ class StageBook:
                 record.check()
         except (TypeError, KeyError) as error:
             raise UserError(
-                f"{self.path} was written by another version of ldmae ({error}); go on with that one, or "
+                f"{self.path} was written by another version of ldmae ({error}); continue with that one, or "
                 "name another folder with --out"
             ) from error
 
@@ -210,8 +210,8 @@ class StageBook:
             changed += changed_settings(record.inputs, inputs)
         if changed:
             raise UserError(
-                f"{name} was begun with other settings or inputs: {'; '.join(changed)}. Type the command "
-                f"with the old ones, name another folder with --out, or add --restart {name} to train it anew"
+                f"{name} was started with other settings or inputs: {'; '.join(changed)}. Type the command "
+                f"with the old ones, name another folder with --out, or --restart {name} to train it again"
             )
         if record.status == "done" and steps < record.steps:
             raise UserError(
@@ -281,7 +281,7 @@ def locked(folder: Path) -> Iterator[None]:
                     f"another program is working on {folder}; wait for it, or name another folder with --out"
                 ) from error
             console.print(  # as on some network disks
-                f"{folder} lies on a disk that cannot lock files ({error.strerror}): let no second program "
+                f"{folder} is on a disk that cannot lock files ({error.strerror}): let no second program "
                 "work on it at the same time"
             )
         remove_leftovers(folder)

@@ -45,7 +45,7 @@ def _escaped(error: UserError) -> str:
 
 
 def _interrupted() -> int:
-    _print_error("interrupted; what is done is kept, and the same command goes on")
+    _print_error("interrupted; finished work is kept, and the same command resumes")
     return 130
 
 

@@ -120,32 +120,19 @@ def test_every_mark_on_a_page_is_known(reference: ModuleType) -> None:
     assert sorted(marks) == sorted(reference.GENERATED)
 
 
-def test_comparison_reports_come_into_the_navigation_where_there_are_any(
-    reference: ModuleType, tmp_path: Path
-) -> None:
-    assert reference.result_pages(tmp_path) == []
-    (tmp_path / "results" / "compare-photos").mkdir(parents=True)
-    (tmp_path / "results" / "compare-photos" / "tables.md").write_text("# Tables")
-    (tmp_path / "results" / "README.md").write_text("# Account")
-    assert reference.result_pages(tmp_path) == [
-        {"What they say": "results/README.md"},
-        {"compare-photos": "results/compare-photos/tables.md"},
-    ]
-
-
 # ---- what pages quote
 
 
 def test_the_quoted_dry_run_is_what_the_command_prints() -> None:
     printed = describe_plan(load_config("imagenet-256"), Path("runs/imagenet-256"))
-    quoted = (ROOT / "docs" / "tutorials" / "dry-run.txt").read_text(encoding="utf-8")
+    quoted = (ROOT / "docs" / "how-to" / "dry-run.txt").read_text(encoding="utf-8")
     assert quoted.splitlines() == [line for line in printed.splitlines() if line.startswith("#")]
 
 
 def test_the_paper_figures_are_those_that_the_report_has() -> None:
     from ldmae.report import paper
 
-    page = (ROOT / "docs" / "tutorials" / "reproduce-the-paper.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "reproduce-the-paper.md").read_text(encoding="utf-8")
     numbers = set(re.findall(r"\d+\.\d+", page))
     source = Path(paper.__file__).read_text(encoding="utf-8")
     known = {float(number) for number in re.findall(r"\d+\.\d+", source)}
@@ -158,7 +145,7 @@ def test_the_paper_figures_are_those_that_the_report_has() -> None:
 
 def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -> None:
     """After drawing anew, what fails here tells which numbers on the page to change."""
-    page = (ROOT / "docs" / "explanations" / "three-properties.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "concepts" / "three-properties.md").read_text(encoding="utf-8")
     figures = json.loads((ROOT / "docs" / "pictures" / "figures.json").read_text(encoding="utf-8"))
     for level in ("object", "part", "pattern"):
         names = f"sigma2({level})", f"sigma2({level}) at random", f"rho({level})"
@@ -168,10 +155,69 @@ def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -
     named = {name: figures[name] for name in ("PSNR", "SSIM", "ST-LPIPS-alex", "linear-probe-accuracy")}
     for text in (
         f"{auc:.3f} here, against {plain:.3f} without noise",
-        f"{named['linear-probe-accuracy'] * 100:.0f} % of held-out pictures",
+        f"{named['linear-probe-accuracy'] * 100:.0f} % of held-out images",
         f"PSNR {named['PSNR']:.1f} dB, SSIM {named['SSIM']:.3f}, ST-LPIPS-alex {named['ST-LPIPS-alex']:.3f}",
     ):
         assert text in re.sub(r"\s+", " ", page), text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/results/README.md"])
+def test_results_in_brief_are_those_of_the_tables_and_of_the_paper(page: str) -> None:
+    """A row of a small comparison against its generated table, a row of the paper against the report's."""
+    from ldmae.report import paper
+
+    tables = (ROOT / "docs" / "results" / "compare-photos" / "tables.md").read_text(encoding="utf-8")
+    printed = Path(paper.__file__).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:AE|DAE|VAE|VMAE|SD-VAE)\b[^|]*\|.+$", text, re.M)
+    assert len(rows) >= 4
+    for row in rows:
+        source = printed if ", paper" in row or "83.8 M" in row or "10.8 M" in row else tables
+        for value in re.findall(r"\d+\.\d+", re.sub(r"\(https[^)]*\)|\d+\.\d M", "", row)):
+            assert re.search(rf"(?<![\d.]){re.escape(value)}(?!\d)", source), (value, row)
+
+
+def test_the_metrics_of_the_shipped_model_are_those_that_were_measured() -> None:
+    measured = json.loads((ldmae.pretrained("emoji") / "figures.json").read_text(encoding="utf-8"))
+    table = re.search(r"```text\n(L1 .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert table is not None
+    for line in table[1].splitlines():
+        name, value = line.split()[:2]
+        assert f"{measured[f'reconstruction/{name}']:.4g}" == value, line
+    zoo = (ROOT / "docs" / "results" / "model-zoo.md").read_text(encoding="utf-8")
+    assert f"`copies` is {measured['copies/copies']:.3f}" in zoo
+
+
+def test_metrics_agree_with_the_packages_that_define_them() -> None:
+    spec = importlib.util.spec_from_file_location("compare_metrics", ROOT / "tools" / "compare_metrics.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "reference" / "metrics-agreement.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| ([A-Z][\w-]+|precision|recall) \| (\S+) \|", page, re.M))
+    rows = [*module.image_rows(), *module.feature_rows()]
+    assert [name for name, *_ in rows] == list(shown)
+    for name, ours, theirs, _ in rows:
+        assert ours == pytest.approx(theirs, rel=1e-5), name
+        assert float(shown[name]) == pytest.approx(ours, rel=1e-3), name
+
+
+def test_every_message_that_is_explained_is_one_that_the_package_gives() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+    page = (ROOT / "docs" / "help" / "errors.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)`", page, re.M)
+    assert len(messages) > 15
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip(" ;,") in joined, (part, message)
+
+
+def test_the_readme_is_short_and_links_to_pages_of_the_site() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 150
+    assert readme.index("pretrained:emoji") < readme.index("ldmae run")
 
 
 def test_examples_are_included_and_not_copied() -> None:
@@ -269,7 +315,7 @@ def test_a_reader_opens_the_site_from_its_folder_and_searches(site: Path) -> Non
         page.locator(".md-search-result__link").first.click()
         page.wait_for_load_state()
         assert page.url != (site / "index.html").as_uri()
-        page.goto((site / "explanations" / "three-properties.html").as_uri())
+        page.goto((site / "concepts" / "three-properties.html").as_uri())
         broken = "images => images.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
         assert page.locator("article img").count() == 6
         assert page.locator("article img").evaluate_all(broken) == []

@@ -232,7 +232,7 @@ def test_what_cannot_be_measured_is_refused():
         measured(latents * math.nan, groups)
     with pytest.raises(UserError, match="all the same number"):
         measured(torch.full_like(latents, 0.1), groups)
-    with pytest.raises(UserError, match="no cell of 9 images bears a group"):
+    with pytest.raises(UserError, match="no cell of 9 images has a group"):
         measured(latents, np.full_like(groups, -1))
 
 

@@ -152,10 +152,10 @@ def test_a_foreign_or_broken_file_in_the_cache_is_computed_anew_and_said_so(tmp_
     (second,) = set(tmp_path.iterdir()) - {first}
     first.write_bytes(second.read_bytes())  # a name that promises other data than lies inside
     assert_same(cached_reference(tmp_path, {"data": "a"}, network, compute), expected)
-    assert "computed anew: it was made of something else" in " ".join(capsys.readouterr().err.split())
+    assert "computed again: it was made of something else" in " ".join(capsys.readouterr().err.split())
     first.write_bytes(first.read_bytes()[:500])
     assert_same(cached_reference(tmp_path, {"data": "a"}, network, compute), expected)
-    assert "computed anew: it can't be read" in " ".join(capsys.readouterr().err.split())
+    assert "computed again: it can't be read" in " ".join(capsys.readouterr().err.split())
     assert compute.times == 3
     cached_reference(tmp_path, {"data": "a"}, network, compute)
     assert compute.times == 3

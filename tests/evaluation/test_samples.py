@@ -119,7 +119,7 @@ def test_what_is_not_there_or_no_npz_is_refused(tmp_path):
     with pytest.raises(UserError, match="there are no samples at"):
         read_samples(tmp_path / "nothing.npz")
     (tmp_path / "s.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"a folder of picture files or an \.npz"):
+    with pytest.raises(UserError, match=r"a folder of image files or an \.npz"):
         read_samples(tmp_path / "s.npy")
 
 
@@ -171,7 +171,7 @@ def test_odd_and_broken_pictures_are_named(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no pictures in .*\.png, \.jpg, \.jpeg"):
+    with pytest.raises(UserError, match=r"no images in .*\.png, \.jpg, \.jpeg"):
         read_samples(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_a_folder_of_samples_takes_the_endings_that_data_takes_and_names_what_it
     (tmp_path / "d.heic").write_text("")
     samples = read_samples(tmp_path)
     assert torch.equal(torch.cat(list(samples.batches(3))), images(3))
-    assert "2 of 5 files passed over, which are no pictures: d.heic, notes.txt" in capsys.readouterr().err
+    assert "2 of 5 files ignored, not images: d.heic, notes.txt" in capsys.readouterr().err
 
 
 def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_path):

@@ -17,10 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from nbclient import NotebookClient
 from PIL import Image
 from scipy.io import savemat
 from typer.testing import CliRunner
@@ -140,7 +142,7 @@ def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path: Pat
     assert fitted["PSNR"] > unfitted["PSNR"] + 10
     assert fitted["ST-LPIPS-alex-AUC"] < unfitted["ST-LPIPS-alex-AUC"]
     assert fitted["parameters"] == unfitted["parameters"] == 192 + 16 * 192
-    shown = (EXAMPLES.parent / "docs" / "tutorials" / "measured.txt").read_text(encoding="utf-8")
+    shown = (EXAMPLES.parent / "docs" / "how-to" / "measured.txt").read_text(encoding="utf-8")
     for name in ("PSNR", "ST-LPIPS-alex", "rho(pattern)"):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
         for text, value in zip(line.split()[1:], (unfitted[name], fitted[name]), strict=True):
@@ -401,3 +403,23 @@ def test_a_script_runs_as_a_program(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert "archives" in done.stdout
+
+
+def test_the_tour_runs_top_to_bottom(tmp_path: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    for cell in notebook.cells:  # the same cells, with fewer steps and images
+        cell.source = cell.source.replace("num_inference_steps=20", "num_inference_steps=2")
+        cell.source = cell.source.replace("evaluation.images=32", "evaluation.images=8")
+    assert "num_inference_steps=2," in "".join(cell.source for cell in notebook.cells)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "photo latents (1, 16, 16, 16)" in printed
+    assert "PSNR" in printed
+
+
+def test_the_tour_that_the_site_shows_was_executed_in_order() -> None:
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    images = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(images) == 4

@@ -152,7 +152,7 @@ def test_resuming_on_other_images_is_refused(
     fewer = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     (fewer / "waves" / "00.png").unlink()
     message = refusal(ldmae.start("run", preset, f"data={fewer}", "--out", copied))
-    assert "autoencoder.pretraining was begun with other settings or inputs: images" in message
+    assert "autoencoder.pretraining was started with other settings or inputs: images" in message
     assert str(fewer) not in (copied / "config.yaml").read_text()
 
 
@@ -163,7 +163,7 @@ def test_resuming_on_images_of_equal_names_and_sizes_is_refused(
     first, second = sorted((other / "waves").iterdir(), key=lambda path: path.stat().st_size)[:2]
     second.write_bytes(first.read_bytes().ljust(second.stat().st_size, b"\0"))
     message = refusal(ldmae.start("run", preset, f"data={other}", "--out", copied))
-    assert "autoencoder.pretraining was begun with other settings or inputs: images" in message
+    assert "autoencoder.pretraining was started with other settings or inputs: images" in message
 
 
 def test_fewer_steps_than_done_are_refused(ldmae: Any, preset: Path, copied: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     doubled = {name: 2 * tensor for name, tensor in statistics.items()}
     torch.save(doubled, tmp_path / "own" / "latents" / "latents_stats.pt")
     more = (*words, "diffusion.training.steps=10")
-    assert "begun with other settings or inputs: latents: " in refusal(ldmae.start(*more))
+    assert "started with other settings or inputs: latents: " in refusal(ldmae.start(*more))
     torch.save(statistics, tmp_path / "own" / "latents" / "latents_stats.pt")
     # a training that 0.1.0 began drew its latents otherwise, and recorded nothing of it
     stages = json.loads((tmp_path / "own" / "stages.json").read_text())
@@ -275,7 +275,7 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     [
         ("run", "autoencoder.baseline", "it trains: autoencoder.pretraining, autoencoder.tuning"),
         ("train diffusion", "latents", "this command makes diffusion and not latents"),
-        ("train autoencoder", "diffusion", "not diffusion; begin that anew with `ldmae run PRESET"),
+        ("train autoencoder", "diffusion", "not diffusion; start that again with `ldmae run PRESET"),
     ],
 )
 def test_a_stage_that_the_command_does_not_make_is_not_forgotten(
@@ -296,7 +296,7 @@ def test_a_stage_that_the_command_does_not_make_is_not_forgotten(
     ("change", "words"),
     [
         ("image_size=48", "have 6 x 6 cells, the autoencoder makes 12 x 12 of an image of 48 pixels"),
-        ("data.classes=[{first}]", "bear labels up to 2, the images have 1 classes"),
+        ("data.classes=[{first}]", "have labels up to 2, the images have 1 classes"),
     ],
 )
 def test_shards_of_another_size_or_of_other_classes_are_refused(

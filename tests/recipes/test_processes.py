@@ -290,7 +290,7 @@ def test_killed_sharded_run_goes_on_sharded_and_then_whole(
         assert [process.wait() for process in started] == [-9, -9], started[0].output
     alone = ldmae.start("run", preset, "--out", folder)
     assert alone.wait() == 0, alone.output
-    assert "diffusion goes on from step 10" in alone.output
+    assert "diffusion resumes from step 10" in alone.output
     assert_same(one, folder)
 
 

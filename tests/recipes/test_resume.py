@@ -46,7 +46,7 @@ class Interrupted:
         code = started.wait()
         assert code in (0, -9), started.output
         if self.stage in TRAININGS and self.step:
-            taken_up = re.findall(rf"{self.stage} goes on from step (\d+)", started.output)
+            taken_up = re.findall(rf"{self.stage} resumes from step (\d+)", started.output)
             assert taken_up == [str(self.step)] or (code != 0 and not taken_up), started.output
         path = self.folder / "stages.json"
         records = json.loads(path.read_text())["stages"] if path.exists() else []

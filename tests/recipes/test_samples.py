@@ -40,7 +40,7 @@ def test_a_missing_reference_is_said_first(pictures):
 
 
 def test_a_missing_source_names_all_that_it_may_be(pictures):
-    with pytest.raises(UserError, match=r"a folder of pictures, or an \.npz file"):
+    with pytest.raises(UserError, match=r"a folder of images, or an \.npz file"):
         measure("nowhere", f"data={pictures}")
 
 

@@ -17,7 +17,7 @@ VARIANTS = {
     "dae": ("DAE", "autoencoders", 1.1),
     "vae": ("VAE", "autoencoders", 2.6),
     "sd-vae": ("SD-VAE", "autoencoders", 1.3),
-    "vmae": ("VMAE (ours)", "autoencoders", 0.7),
+    "vmae": ("VMAE", "autoencoders", 0.7),
     "vmae-mse": ("MSE only", "ablation", 0.9),
     "vmae-lm": ("+ L_M", "ablation", 0.85),
     "vmae-lm-lreg": ("+ L_reg", "ablation", 0.8),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmae.report import charts, curves
-from ldmae.report.units import read_variants
+from ldmae.report.units import Spread, Variant, read_variants
 
 from .drawn_units import EPSILONS
 from .test_tables import figure, results_of, write_figures
@@ -88,3 +88,14 @@ def test_autoencoders_beyond_the_papers_get_looks_of_their_own(tmp_path: Path):
         write_figures(tmp_path, name, 0, [figure("PSNR", 20.0)])
     drawn = charts.looks(read_variants(tmp_path, []))
     assert len(set(drawn.values())) == 7
+
+
+def test_dots_have_a_panel_for_each_metric_with_the_better_end_on_the_right(tmp_path: Path):
+    variants = [Variant("ae", "AE", "autoencoders", 0), Variant("vmae", "VMAE", "autoencoders", 4)]
+    spreads = {"ae": Spread(1.0, 0.1, 3), "vmae": Spread(2.0, math.nan, 1)}
+    panels = [charts.Dots("PSNR", "higher", spreads), charts.Dots("KID", "lower", spreads)]
+    higher, lower = (ax for ax in charts.dots(panels, variants).axes if ax.get_visible())
+    assert higher.get_xlim()[0] < higher.get_xlim()[1]
+    assert lower.get_xlim()[0] > lower.get_xlim()[1]
+    assert [label.get_text() for label in higher.get_yticklabels()] == ["AE", "VMAE"]
+    assert [len(ax.containers) for ax in (higher, lower)] == [2, 2]

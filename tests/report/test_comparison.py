@@ -15,6 +15,7 @@ from .page import Page, section
 
 FIVE = ["ae", "dae", "vae", "sd-vae", "vmae"]
 SECTIONS = [
+    "metrics",
     "compared",
     "reconstruction",
     "generation",
@@ -33,6 +34,7 @@ SECTIONS = [
 PICTURES = {
     f"{name}.png"
     for name in (
+        "metrics",
         "radar",
         "smoothness",
         "compression",
@@ -70,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_shows_every_part_of_a_comparison(whole: Path):
     page = Page(whole / "comparison.html")
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert "Not there yet" not in page.text
+    assert "Not done yet" not in page.text
     assert "left out" not in page.text
     for words in (
         "Autoencoders compared: compare-photos",
@@ -78,21 +80,21 @@ def test_page_shows_every_part_of_a_comparison(whole: Path):
         "CC0 and others",
         "64 px",
         "3 seeds: 0, 1, 2",
-        "1,500 steps on each one's latents; images are drawn in 50 steps (euler)",
+        "1,500 steps on the latents of each; images are drawn in 50 steps (euler)",
         "It is not LPIPS",
-        "neither the FID nor the KID of papers",
+        "not comparable with FID or KID in papers",
         "The baselines' width is 0.1139 of the paper's",
         "CPU, 2 threads",
         "ldmae compare compare-photos",
         "paper 32.18",
-        "The paper's figures are of ImageNet-1K, at 256 px, by LPIPS and on Inception's features; ours of "
+        "The paper's metrics are of ImageNet-1K, at 256 px, by LPIPS and on Inception's features; ours of "
         "photos, at 64 px, by ST-LPIPS-alex and on efficientnet_lite0's features. Where these differ, ",
         "17,331",
         "447.6",
         "in the paper in 7 of 10",
     ):
         assert words in page.text, words
-    assert page.tags.count("img") == 7
+    assert page.tags.count("img") == 8
 
 
 def test_page_needs_no_other_file_and_is_under_5_mb(whole: Path):
@@ -126,13 +128,13 @@ def test_one_unit_is_a_comparison_and_what_is_missing_is_named(tmp_path: Path):
     page = Page(render_comparison(tmp_path))
     assert "one seed, no spread" in page.text
     assert "±" not in section(page, "reconstruction").split("</table>")[0]
-    missing = section(page, "compared").split("Not there yet")[1]
-    for title in ("AE", "DAE", "SD-VAE", "VMAE (ours)"):
+    missing = section(page, "compared").split("Not done yet")[1]
+    for title in ("AE", "DAE", "SD-VAE", "VMAE"):
         assert f"<li>{title}: no unit of it is done</li>" in missing
     assert "VAE: seed" not in missing
     assert "radar.png: a radar needs two autoencoders" in missing
     assert not (tmp_path / "radar.png").exists()
-    assert "It takes three autoencoders to compare an order." in (tmp_path / "tables.md").read_text()
+    assert "A ranking needs three autoencoders." in (tmp_path / "tables.md").read_text()
 
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path):
@@ -150,7 +152,7 @@ def test_seeds_that_others_have_and_planned_units_are_missed(tmp_path: Path):
     matching = {"full_size": {"flops": 895_200_000_000, "parameters": 83_820_000}}
     (tmp_path / "comparison.json").write_text(json.dumps({"units": units, "matching": matching}))
     compared = section(Page(render_comparison(tmp_path)), "compared")
-    assert "<li>VMAE (ours): seed 7</li>" in compared
+    assert "<li>VMAE: seed 7</li>" in compared
     assert "<li>MSE only: no unit of it is done</li>" in compared
     assert "<li>AE: seed 1</li>" not in compared
     assert "would cost 895.2 GFLOPs and 83.8 M parameters" in compared
@@ -163,7 +165,7 @@ def test_damaged_units_are_named_and_left_out(tmp_path: Path):
     for seed, content in enumerate(contents):
         (tmp_path / "units" / "ae" / f"seed-{seed}" / "unit.json").write_bytes(content)
     page = Page(render_comparison(tmp_path))
-    left_out = page.text.split("Parts that are left out")[1]
+    left_out = page.text.split("Left out")[1]
     for seed in range(len(contents)):
         assert f"units/ae/seed-{seed}/unit.json" in left_out
     assert section(page, "reconstruction").count('<th scope="row">') == 1
@@ -197,7 +199,7 @@ def test_measurements_that_no_unit_has_leave_their_plots_out_by_name(tmp_path: P
         kept = json.loads((unit / "unit.json").read_text())["results"]
         edit(unit, results=[r for r in kept if r["measurement"] in ("reconstruction", "samples")])
     page = Page(render_comparison(tmp_path))
-    missing = page.text.split("Not there yet")[1]
+    missing = page.text.split("Not done yet")[1]
     assert "smoothness.png: no autoencoder's smoothness is measured yet" in missing
     assert "compression.png: no autoencoder's σ² and ρ are measured yet" in missing
     assert {path.name for path in tmp_path.glob("*.png")} == PICTURES - {"smoothness.png", "compression.png"}
@@ -239,7 +241,7 @@ def test_a_picture_of_other_images_is_left_out_and_named(tmp_path: Path):
     Image.fromarray(255 - strip).save(other / "originals.png")
     (tmp_path / "units" / "ae" / "seed-0" / "components.png").write_bytes(b"no picture")
     text = Page(render_comparison(tmp_path)).text
-    assert "dae/seed-0: its pictures are left out, for they are of other images" in text
+    assert "dae/seed-0: its images are left out because they are of other images" in text
     assert "ae/seed-0: components.png could not be read" in text
 
 
@@ -297,10 +299,10 @@ def test_the_radars_smoothness_is_at_the_largest_noise_that_all_have_else_the_ar
 def test_the_radar_marks_what_autoencoders_were_trained_on(whole: Path):
     axes, _ = radar_axes([v for v in read_variants(whole, []) if v.group == "autoencoders"])
     taught = {axis.title: axis.taught for axis in axes if axis.taught}
-    assert taught == {"ST-LPIPS-alex": ["SD-VAE", "VMAE (ours)"]}
+    assert taught == {"ST-LPIPS-alex": ["SD-VAE", "VMAE"]}
     assert [axis.label for axis in axes if axis.taught] == ["reconstruction\nST-LPIPS-alex†"]
     said = section(Page(whole / "comparison.html"), "radar")
-    assert "† trained on ST-LPIPS-alex: SD-VAE and VMAE (ours)." in said
+    assert "† trained on ST-LPIPS-alex: SD-VAE and VMAE." in said
     assert "rKID-efficientnet_lite0 at ε = 0.3 contains what reconstruction without noise costs, too." in said
 
 
@@ -317,14 +319,14 @@ def test_what_is_measured_as_the_paper_does_is_not_called_other(tmp_path: Path):
     assert "ours of imagenet-1k, at 256 px, by LPIPS-vgg and on Inception's features." in text
     for name in ("ae", "vmae"):
         edit(tmp_path / "units" / name / "seed-0", results=[], image_size=None, data=None)
-    assert "The paper's figures are" not in render_comparison(tmp_path).with_name("tables.md").read_text()
+    assert "The paper's metrics are" not in render_comparison(tmp_path).with_name("tables.md").read_text()
 
 
 def test_shares_that_are_all_next_to_0_are_in_no_count_and_are_named(tmp_path: Path):
     write_units(tmp_path, ["ae", "vae", "vmae"], [0])
     before = Page(render_comparison(tmp_path)).text
-    assert "of the 11 figures of reconstruction and generation" in before
-    assert "Over 11 figures, " in before
+    assert "of the 11 metrics of reconstruction and generation" in before
+    assert "Over 11 metrics, " in before
     assert "not counted" not in before
     for name in ("ae", "vae", "vmae"):
         unit = tmp_path / "units" / name / "seed-0"
@@ -332,11 +334,11 @@ def test_shares_that_are_all_next_to_0_are_in_no_count_and_are_named(tmp_path: P
         few = {"recall-efficientnet_lite0": 0.019, "L1": 0.001}  # an L1 may be small, and says a lot
         edit(unit, results=[r | {"value": few.get(r["name"], r["value"])} for r in results])
     text = Page(render_comparison(tmp_path)).text
-    assert "of the 10 figures of reconstruction and generation" in text
-    assert "Over 10 figures, " in text
-    assert "not counted: recall-efficientnet_lite0, whose means all lie below 0.02" in text
+    assert "of the 10 metrics of reconstruction and generation" in text
+    assert "Over 10 metrics, " in text
+    assert "not counted: recall-efficientnet_lite0, whose means are all below 0.02" in text
     tables = (tmp_path / "tables.md").read_text()
-    assert "not counted: recall-efficientnet\\_lite0, whose means all lie below 0.02." in tables
+    assert "not counted: recall-efficientnet\\_lite0, whose means are all below 0.02." in tables
     assert "| recall-efficientnet\\_lite0 | recall |" in tables  # it is shown
 
 
@@ -346,8 +348,8 @@ def test_units_that_differ_in_what_was_compared_say_so(tmp_path: Path):
         tmp_path / "units" / "vmae" / "seed-0", steps={"autoencoder": 900, "diffusion": 1500}, device="a GPU"
     )
     text = Page(render_comparison(tmp_path)).text
-    assert "700 (AE and DAE); 900 (VMAE (ours))" in text
-    assert "CPU, 2 threads (AE and DAE); a GPU (VMAE (ours))" in text
+    assert "700 (AE and DAE); 900 (VMAE)" in text
+    assert "CPU, 2 threads (AE and DAE); a GPU (VMAE)" in text
 
 
 def test_tables_in_markdown_say_what_the_page_says(whole: Path):

@@ -38,7 +38,7 @@ def test_report_shows_every_part_of_a_run(run_folder: Path):
     assert path == run_folder / "report.html"
     page = Page(path)
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert "Not there yet" not in page.text
+    assert "Not done yet" not in page.text
     assert "left out" not in page.text.replace("2 left out", "")
     assert (
         "An autoencoder (4.8 M parameters) and a diffusion model (15.1 M parameters), trained on" in page.text
@@ -98,16 +98,16 @@ def test_a_missing_part_is_said_to_be_missing(run_folder: Path, part: str):
     (run_folder / part).unlink()
     page = Page(render_report(run_folder))
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
-    assert "Parts that are left out" not in page.text
+    assert "Left out" not in page.text
     silent = ("parameters.json", "samples/samples.json", "samples/grid.png")  # the grid is laid out anew
-    assert ("Not there yet" in page.text) == (part not in silent)
+    assert ("Not done yet" in page.text) == (part not in silent)
     assert page.tags.count("img") == {"metrics.jsonl": 2, "results/reconstruction_pairs.npz": 4}.get(part, 5)
 
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path):
     page = Page(render_report(tmp_path))
-    assert page.text.count("Not there yet") == len(SECTIONS)
-    assert "Nothing of this run is on record yet." in page.text
+    assert page.text.count("Not done yet") == len(SECTIONS)
+    assert "This run has no results yet." in page.text
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_substitute_metrics_say_that_they_compare_with_no_paper(run_folder: Path
     figures = section(page, "figures")
     assert figures.count("<li") == 2
     assert "It is not LPIPS" in page.text
-    assert "neither the FID nor the KID of papers" in page.text
+    assert "not comparable with FID or KID in papers" in page.text
     results = [{"name": "LPIPS", "value": 0.1}, {"name": "KID", "value": 0.1}, {"name": "PSNR", "value": 20}]
     edit(run_folder / "results.json", results=results)
     assert "<li" not in section(Page(render_report(run_folder)), "figures")
@@ -267,7 +267,7 @@ def test_report_shows_what_evaluate_measures_in_its_order(run_folder: Path):
     assert page.ids.index("latents") < page.ids.index("figures")
     assert section(page, "latents").count("<img") == 3  # curves over noise, interpolation, components
     titles = ["Reconstruction", "Latent smoothness", "Perceptual compression", "Linear probe", "Generation"]
-    titles += ["Generated images, as ADM's evaluator measures them", "Cost"]
+    titles += ["Generated images, measured as by ADM's evaluator", "Cost"]
     shown = [
         part.split("</h3>")[0].replace("&#39;", "'") for part in section(page, "figures").split("<h3>")[1:]
     ]
@@ -300,7 +300,7 @@ def test_a_foreign_autoencoders_report_misses_no_stage_that_will_never_come(run_
     page = Page(render_report(foreign))
     assert "Measured: stabilityai/sd3-vae" in page.text
     assert "An autoencoder, measured on the images of photos/, at 256 px." in page.text
-    assert "Not there yet" not in page.text
+    assert "Not done yet" not in page.text
     assert [name for name in page.ids if "footnote" not in name] == [
         "reconstructions",
         "latents",
@@ -318,5 +318,5 @@ def test_a_report_of_measured_samples_says_what_was_compared(run_folder: Path, t
     )
     page = Page(render_report(folder))
     assert "Generated images, compared with the real ones of real.npz." in page.text
-    assert "Not there yet" not in page.text
+    assert "Not done yet" not in page.text
     assert [name for name in page.ids if "footnote" not in name] == ["figures", "making"]

@@ -20,7 +20,7 @@ def test_a_name_alone_stands_beside_its_point_and_clear_of_its_bars():
 
 @pytest.mark.parametrize("bars", [(0, 0), (20, 0), (0, 25), (20, 25)])
 def test_names_hide_no_point_no_bar_and_no_other_name(bars: tuple[float, float]):
-    titles = ["AE", "DAE", "SD-VAE", "VMAE (ours)"]
+    titles = ["AE", "DAE", "SD-VAE", "VMAE"]
     spots = [(60, 120), (58, 135), (95, 85), (150, 95)]
     chosen = places(titles, spots, [bars] * 4)
     boxes = [name_box(*each, labels.LETTER * len(t)) for *each, t in zip(spots, chosen, titles, strict=True)]
@@ -33,7 +33,7 @@ def test_names_hide_no_point_no_bar_and_no_other_name(bars: tuple[float, float])
 
 
 def test_a_name_stays_in_the_plot_and_seems_no_others():
-    ((_, _, side),) = places(["VMAE (ours)"], [(labels.WIDTH - 10, 100)], [(0, 0)])
+    ((_, _, side),) = places(["VMAE"], [(labels.WIDTH - 10, 100)], [(0, 0)])
     assert side == "right"
     spots = [(100, 100), (100, 110)]
     for name, (spot, other), place in zip(

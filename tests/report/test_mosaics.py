@@ -37,7 +37,7 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
     assert made.reconstructions is not None
     scale = figures.auto_scale(32)
     originals = crops(2, 32)
-    rows = ["original", "AE", "VMAE (ours)"]
+    rows = ["original", "AE", "VMAE"]
     layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
     assert (scale, made.reconstructions.size) == (3.0, layout.size)
     for i, image in enumerate(originals):
@@ -46,6 +46,38 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
         shown = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
         expected = image[y : y + 8, x : x + 8].repeat(12, axis=0).repeat(12, axis=1)
         np.testing.assert_array_equal(shown, expected)
+
+
+def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
+    write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    assert made.reconstructions is not None
+    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
+    x, y = (3 * place for place in mosaics.most_detailed_box(crops(2, 32)[0], 8))
+    left, top = layout.origin(0)
+    tile = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
+    outside = [tile[b, a].tolist() for a, b in ((x - 4, y + 9), (x + 28, y + 9)) if 0 <= a < 96]
+    inside = [tile[b, a].tolist() for a, b in ((x - 2, y + 9), (x + 25, y + 9)) if 0 <= a < 96]
+    assert [0, 0, 0] in outside
+    assert [255, 255, 255] in inside
+
+
+def test_a_row_of_real_images_is_below_the_samples(tmp_path: Path):
+    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    Image.new("RGB", (333, 77), "red").save(unit / "samples.png")
+    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    assert made.samples is not None
+    real = np.asarray(made.samples)[77 + 12 :]
+    shown = crops(2, 32)[0].repeat(3, axis=0).repeat(3, axis=1)
+    places = range(real.shape[1] - 96)
+    assert any(np.array_equal(real[-100:-4, x : x + 96], shown) for x in places)
+
+
+def test_images_with_coarse_edges_are_shown_first():
+    flat, fine, coarse = (np.full((32, 32, 3), 128, np.uint8) for _ in range(3))
+    fine[::2] = 255
+    coarse[:, 16:] = 255
+    assert mosaics._most_structured(np.stack([flat, fine, coarse]), 1) == [2]
 
 
 def test_samples_of_the_same_classes_are_cut_out_of_every_grid(tmp_path: Path):
@@ -81,7 +113,7 @@ def test_interpolations_of_a_pair_stand_one_below_the_other(tmp_path: Path):
         write_unit(tmp_path, name, 0, size=32, tiles=4)
     made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
     assert made.interpolation is not None
-    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE (ours)"] * 2)
+    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE"] * 2)
     assert made.interpolation.size == layout.size
 
 
@@ -106,4 +138,4 @@ def test_a_strip_that_is_no_row_of_tiles_is_named(tmp_path: Path):
     Image.new("RGB", (50, 32)).save(unit / "reconstructions.png")
     problems: list[str] = []
     mosaics.make_mosaics(read_variants(tmp_path, []), problems)
-    assert problems == ["ae/seed-0: reconstructions.png is no strip of 32 px tiles, it is 50 × 32 px"]
+    assert problems == ["ae/seed-0: reconstructions.png is not a strip of 32 px tiles, it is 50 × 32 px"]

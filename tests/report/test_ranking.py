@@ -96,9 +96,9 @@ def test_a_spread_is_numpys_sample_deviation():
 
 def test_pairs_are_counted_over_all_figures():
     found = [compare_orders("d", spreads(0.3, 0.31, 0.5, 0.1, 0.2), "lower", "LPIPS", LPIPS)] * 2
-    assert ranking.summary(found) == "Over 2 figures, 18 of 20 pairs stand in the paper's order"
+    assert ranking.summary(found) == "Over 2 metrics, 18 of 20 pairs follow the paper's ranking"
     silent = [replace(found[0], ours=name, says_nothing=True) for name in ("precision", "recall")]
-    left_out = "not counted: precision and recall, whose means all lie below 0.02"
+    left_out = "not counted: precision and recall, whose means are all below 0.02"
     assert ranking.summary([*found, *silent]) == f"{ranking.summary(found)}; {left_out}"
     assert ranking.summary(silent) == left_out
     assert ranking.summary([]) == ""

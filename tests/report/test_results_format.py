@@ -1,4 +1,4 @@
-"""docs/results-format.md against what real measurements write."""
+"""docs/reference/results-format.md against what real measurements write."""
 
 import json
 import re
@@ -21,7 +21,9 @@ from ldmae.report import html, units
 
 from .drawn_units import crops, write_unit
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "results-format.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
+    encoding="utf-8"
+)
 PLACEHOLDERS = {
     "<perceptual>": r"(ST-)?LPIPS-(alex|vgg)",
     "<features>": r"[a-z0-9_]+",
@@ -154,6 +156,6 @@ def test_the_documented_fields_of_a_unit_are_what_the_report_reads(tmp_path: Pat
 
 
 def test_the_arrays_of_pictures_are_documented(folder: Path):
-    for name, arrays in rows("## Pictures beside the figures"):
+    for name, arrays in rows("## Images"):
         with np.load(folder / name.strip("`")) as found:
             assert set(found.files) == set(re.findall(r"`(\w+)`", arrays))

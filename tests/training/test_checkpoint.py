@@ -60,7 +60,7 @@ def test_a_damaged_state_is_named_with_the_next_move(tmp_path, damage):
     save_checkpoint(tmp_path, 1, {"a": torch.zeros(1000)}, None)
     path = list_checkpoints(tmp_path)[0][1]
     path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
-    with pytest.raises(UserError, match=r"step-00000001\.pt is damaged .*delete it, and training goes on"):
+    with pytest.raises(UserError, match=r"step-00000001\.pt is damaged .*delete it to resume from"):
         load_checkpoint(path)
 
 

@@ -1,6 +1,6 @@
 """Devices, and the kernels chosen for them: one committed table, never tuned at run time.
 
-The choices were measured with `benchmarks/attention.py`; see docs/benchmarks.md.
+The choices were measured with `benchmarks/attention.py`; see docs/results/speed.md.
 """
 
 # B batch, H heads, N tokens, D head width

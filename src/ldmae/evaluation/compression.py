@@ -171,11 +171,11 @@ class CompressionMetrics:
 
     def _variance(self, level: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Result]:
         if not pairs:
-            self.unmeasured.append(f"sigma2({level}): no cell of {len(self._images)} images bears a group")
+            self.unmeasured.append(f"sigma2({level}): no cell of {len(self._images)} images has a group")
             return []
         value, groups = within_group_variance(pairs)
         if math.isnan(value):
-            self.unmeasured.append(f"sigma2({level}): the cells that bear a group are all the same")
+            self.unmeasured.append(f"sigma2({level}): the cells that have a group are all the same")
             return []
         cells = sum(len(x) for x, _ in pairs)
         chance = (cells - groups) / (cells - 1)

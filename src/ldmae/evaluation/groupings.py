@@ -264,7 +264,7 @@ class MaskFolder:
             raise UserError(
                 f"the mask {path} is {values.shape[0]}x{values.shape[1]} pixels, its image "
                 f"{self.names[index]} {size[0]}x{size[1]}; expected a mask of the image as it is before any "
-                "cropping. Make it anew"
+                "cropping. Make it again"
             )
         labels = _as_labels(values, path)
         return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels

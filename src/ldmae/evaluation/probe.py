@@ -55,7 +55,7 @@ def linear_probe(
     if min(len(y), len(truth)) < FEWEST_IMAGES:
         raise UserError(
             f"a linear probe needs at least {FEWEST_IMAGES} training and {FEWEST_IMAGES} held-out images "
-            f"that bear a class, got {len(y)} and {len(truth)}; give more images, or hold out more "
+            f"that have a class, got {len(y)} and {len(truth)}; give more images, or hold out more "
             "with data.val"
         )
     if len(classes) < 2:
@@ -93,7 +93,7 @@ def linear_probe(
 
 
 def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the features and labels of the images that bear a class."""
+    """Returns the features and labels of the images that have a class."""
     x = features.detach().cpu().double().numpy()
     y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
     assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents with mean_pooled first"

@@ -78,7 +78,7 @@ def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
     elif size < SMALLEST:
         wanted = f"images of at least {SMALLEST} pixels a side, got {size}x{size}"
     elif not held_out:
-        wanted = "held-out images that bear a class, got none"
+        wanted = "held-out images that have a class, got none"
     if wanted is not None:
         raise UserError(f"a recogniser needs {wanted}; set evaluation.recogniser=false")
 

@@ -108,7 +108,7 @@ def read_reference(
     """Reads or computes the reference that lies at a path.
 
     Args:
-        path: a folder of pictures; an .npz of ADM's, with statistics, images or both; or one that
+        path: a folder of images; an .npz of ADM's, with statistics, images or both; or one that
             `write_reference` wrote. ADM's statistics are Inception's: on another network only its images
             count.
         extractor: the network that the generated images are measured by.
@@ -163,7 +163,7 @@ def cached_reference(
             reason = "it was made of something else"
         except BROKEN as error:
             reason = f"it can't be read ({error})"
-        console.print(f"the reference statistics in {path} are computed anew: {reason}", soft_wrap=True)
+        console.print(f"the reference statistics in {path} are computed again: {reason}", soft_wrap=True)
     reference = compute()
     write_reference(path, reference, extractor, key)
     return reference
@@ -255,7 +255,7 @@ def _read_own(path: Path, extractor: FeatureExtractor) -> Reference:
             if str(arrays["network"]) != extractor.fingerprint():
                 raise UserError(
                     f"{path} holds features of {arrays['extractor']}, of other weights or another version "
-                    f"than the {extractor.name} in use; choose that network, or compute it anew from images"
+                    f"than the {extractor.name} in use; choose that network, or compute it again from images"
                 )
             return _from_arrays(arrays, extractor.name)
     except UserError:

@@ -1,4 +1,4 @@
-"""Generated images as files: a folder of pictures, or the .npz of ADM's evaluator; never held whole."""
+"""Generated images as files: a folder of images, or the .npz of ADM's evaluator; never held whole."""
 
 # N images, b of a batch, H W image
 
@@ -86,7 +86,7 @@ def read_samples(path: Path | str) -> Samples:
     """Opens images to be measured; none is read yet.
 
     Args:
-        path: a folder of picture files, all of one size, directly in it or in subfolders (of what `ldmae
+        path: a folder of image files, all of one size, directly in it or in subfolders (of what `ldmae
             sample` writes, its `images`); or an .npz with `arr_0` (N, H, W, 3) in uint8 and, if at hand,
             labels `arr_1` (N,), as ADM's evaluator takes it.
 
@@ -97,9 +97,9 @@ def read_samples(path: Path | str) -> Samples:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
-        raise UserError(f"there are no samples at {path}: expected a folder of pictures or an .npz file")
+        raise UserError(f"there are no samples at {path}: expected a folder of images or an .npz file")
     if path.suffix.lower() != ".npz":
-        raise UserError(f"samples are a folder of picture files or an .npz, got {path}; name one of these")
+        raise UserError(f"samples are a folder of image files or an .npz, got {path}; name one of these")
     names = npz_names(path)
     if "arr_0" not in names:
         raise UserError(
@@ -220,12 +220,12 @@ def _open_folder(folder: Path) -> Samples:
     )
     files = [path for path in everything if path.suffix.lower() in EXTENSIONS]
     if not files:
-        raise UserError(f"no pictures in {folder}: expected files ending in {', '.join(EXTENSIONS)}")
+        raise UserError(f"no images in {folder}: expected files ending in {', '.join(EXTENSIONS)}")
     others = [path.relative_to(folder).as_posix() for path in everything if path not in set(files)]
     if others:
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         console.print(
-            f"{folder}: {len(others)} of {len(everything)} files passed over, which are no pictures: {names}",
+            f"{folder}: {len(others)} of {len(everything)} files ignored, not images: {names}",
             markup=False,
             soft_wrap=True,
         )

@@ -36,7 +36,7 @@ class EvaluationConfig(Bounded):
     """Training images (at most, drawn at random) that the generated ones are compared with; None: all. In
     `evaluate-samples`: real images whose own features are kept, None: 10,000; FID and sFID take all."""
     batch_size: int = number(64, ge=1, le=MOST_AT_ONCE)
-    """Images at a time; no figure depends on it."""
+    """Images at a time; no metric depends on it."""
     guidance_scale: float | None = number(None, ge=-1e4, le=1e4)
     """Guidance of the generated images; None takes the sampling settings'."""
     recogniser: bool = False
@@ -49,7 +49,7 @@ class EvaluationConfig(Bounded):
     images: int | None = number(None, ge=1, le=MOST)
     """Images to measure an autoencoder on (at most, drawn by key); None: all that are held out."""
     latent_images: int = number(2000, ge=1, le=MOST)
-    """Training images (at most, drawn by key) for the latents' deviation and the linear probe."""
+    """Training images (at most, drawn by key) for the latents' standard deviation and the linear probe."""
     epsilons: list[float] = number(list(EPSILONS), ge=0, le=1000)
     """Smoothness: sizes of the noise added to latents, in deviations of their channels."""
     fractions: list[float] = number(list(FRACTIONS), ge=0, le=1)

@@ -111,7 +111,7 @@ class ShardSource(FileSource):
 
     The picture is the file with an image's extension; the label comes from `.cls` (a number or a name) or
     `.json` (its "label", "class", …). Where no sample has a label, the folders in the shards are classes, as
-    in a folder of pictures; and where there are none, shards named after their classes. A shard is scanned
+    in a folder of images; and where there are none, shards named after their classes. A shard is scanned
     once: where its pictures are is kept in `cache_dir`, by its path, size and times of change.
 
     Args:

@@ -131,7 +131,7 @@ class StreamSource:
                     raise UserError(
                         f"{unreadable} of the first {read} images of {self.name} are unreadable (the "
                         f"last: {item.name}: "
-                        f"{error}); at most data.max_unreadable={self._max_unreadable} is borne: raise it "
+                        f"{error}); at most data.max_unreadable={self._max_unreadable} is allowed: raise it "
                         f"to go on"
                     ) from error
                 continue
@@ -164,7 +164,7 @@ class StreamSource:
         if str(item.label) in self.classes:
             return self.classes.index(str(item.label))
         raise UserError(
-            f"{item.name} bears the label {item.label!r}, for which there is no "
+            f"{item.name} has the label {item.label!r}, for which there is no "
             f"class{nearest(str(item.label), self.classes)}"
             f"; name all classes in data.classes (got {len(self.classes)}), in the order of their numbers"
         )

@@ -25,7 +25,7 @@ class LatentsConfig(Bounded):
     shard_size: int = number(10_000, ge=1, le=MOST)
     """Images a shard."""
     statistics_samples: int = number(10_000, ge=1, le=MOST)
-    """Random latents (at most) from which the per-channel mean and deviation are computed."""
+    """Random latents (at most) from which the per-channel mean and standard deviation are computed."""
     fingerprint: str = "check"
     """`check` refuses latents of another autoencoder or preprocessing; `skip` takes foreign shards."""
 

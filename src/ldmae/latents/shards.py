@@ -176,7 +176,7 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         mean: (C, 1, 1) to subtract.
         std: (C, 1, 1) to divide by.
         seed: of the draws.
-        keep: the indices to use (those that bear a class); None: all.
+        keep: the indices to use (those that have a class); None: all.
 
     Raises:
         UserError: the shards or the statistics have other channels.

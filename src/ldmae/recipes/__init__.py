@@ -98,7 +98,7 @@ def run_arrows(
     made = [stage for arrow in arrows for stage in MADE_BY.get(arrow, ())]
     if restart is not None and restart not in made:
         raise UserError(
-            f"this command makes {', '.join(made)} and not {restart}; begin that anew with "
+            f"this command makes {', '.join(made)} and not {restart}; start that again with "
             f"`ldmae run PRESET --restart {restart}`"
         )
     with locked(folder):

@@ -269,7 +269,7 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
     if changed:
         raise UserError(
             f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
-            "old ones, name another folder with --results (and --out), or delete that one to make it anew"
+            "old ones, name another folder with --results (and --out), or delete that one to make it again"
         )
 
 
@@ -313,7 +313,7 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
 
 
 def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dict[str, Any]:
-    """Returns what a finished unit's `unit.json` holds (docs/results-format.md).
+    """Returns what a finished unit's `unit.json` holds (docs/reference/results-format.md).
 
     Args:
         unit: what it is.
@@ -323,11 +323,11 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
     """
     spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
     parameters = read_json(run.folder / "parameters.json", dict)
-    steps = training_steps(unit.config)
+    steps, small = training_steps(unit.config), unit.name == "sd-vae" and (matching.width or 1) < 1
     return {
         "schema": 1,
         "variant": unit.name,
-        "title": unit.variant.title,
+        "title": unit.variant.title + ("-style (small)" if small else ""),
         "group": unit.variant.group,
         "order": list(VARIANTS).index(unit.name),
         "seed": unit.seed,

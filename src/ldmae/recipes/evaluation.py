@@ -55,7 +55,7 @@ def check_measurable(run: Run) -> None:
     if fewest < FEWEST_IMAGES:
         raise UserError(
             f"the kernel distance needs at least {FEWEST_IMAGES} images of each kind: evaluation.samples is "
-            f"{config.samples}, training images that bear a class are {bearing}, of which "
+            f"{config.samples}, training images that have a class are {bearing}, of which "
             f"evaluation.real_images={config.real_images} are taken; give more"
         )
     if config.recogniser:

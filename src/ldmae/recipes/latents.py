@@ -211,7 +211,7 @@ def _make_room(folder: Path, mark: dict[str, Any], processes: int, count: int | 
             return False
     if shards:
         changed = changed_settings(before, {**mark, "processes": processes})
-        console.print(f"encoding all anew: {'; '.join(changed)}", markup=False, soft_wrap=True)
+        console.print(f"encoding all again: {'; '.join(changed)}", markup=False, soft_wrap=True)
     for stale in [*shards, folder / FILE_NAME]:
         stale.unlink(missing_ok=True)
     write_json(path, {**mark, "processes": processes})

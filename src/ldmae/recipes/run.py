@@ -177,7 +177,7 @@ def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
         raise UserError(
             f"{later} was begun on another autoencoder than {earlier} would train with these settings. Type "
             f"the command with the old ones, name another folder with --out, or add --restart {later} to "
-            "train it anew"
+            "train it again"
         )
 
     stages = config.autoencoder.stages
@@ -209,7 +209,7 @@ def other_latents(changed: list[str]) -> UserError:
     """Returns the error for latents that would be made anew under a diffusion model that was begun."""
     return UserError(
         f"diffusion was begun on other latents: {'; '.join(changed)}. Type the command with the old "
-        "settings, name another folder with --out, or add --restart latents to make them and train it anew"
+        "settings, name another folder with --out, or add --restart latents to make them and train it again"
     )
 
 
@@ -304,7 +304,7 @@ def run_autoencoder(run: Run) -> nn.Module:
     if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
         raise UserError(
             f"{folder} is not the autoencoder that this run trained; put that one back, give another run "
-            "folder with --out and autoencoder.source=… to use this one, or train it anew with --restart "
+            "folder with --out and autoencoder.source=… to use this one, or train it again with --restart "
             f"{stage}"
         )
     return autoencoder

@@ -165,11 +165,11 @@ def _check(source: str, images: bool, config: Config, reference: Path | None, np
     if npz is not None and npz.suffix != ".npz":
         raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator want it; name it so")
     if reference is not None and not reference.exists():
-        raise UserError(f"there is no reference {reference}; expected a folder of pictures or an .npz file")
+        raise UserError(f"there is no reference {reference}; expected a folder of images or an .npz file")
     if not images and not Path(source).exists() and "/" not in source and not is_shipped(source):
         raise UserError(
             f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, pretrained:NAME, "
-            "a folder of pictures, or an .npz file"
+            "a folder of images, or an .npz file"
         )
     if config.evaluation.sample_labels == "training" and not is_run_folder(source):
         raise UserError(

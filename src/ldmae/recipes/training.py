@@ -188,7 +188,7 @@ def train_diffusion(run: Run) -> None:
     mean, std = load_statistics(run.folder / "latents")
     keep = np.flatnonzero(shards.labels() >= 0)
     if not len(keep):
-        raise UserError(f"no latent in {shards.folder} bears a class; give data with classes")
+        raise UserError(f"no latent in {shards.folder} has a class; give data with classes")
     with run.book.running("diffusion", settings, inputs, config.training.steps) as record:
         torch.manual_seed(run.config.seed)
         model = LightningDiTTransformer2DModel(
@@ -317,7 +317,7 @@ def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:
     largest, classes = int(shards.labels().max()), len(run.train.classes)
     if largest >= classes:
         raise UserError(
-            f"the latents in {shards.folder} bear labels up to {largest}, the images have {classes} classes; "
+            f"the latents in {shards.folder} have labels up to {largest}, the images have {classes} classes; "
             "give the data that they were made of"
         )
 

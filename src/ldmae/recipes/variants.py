@@ -69,7 +69,7 @@ def _on_vit(kind: str) -> Variant:
 
 VARIANTS = {
     **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
-    "vmae": Variant("VMAE (ours)", "autoencoders", ("autoencoder.kind=vmae",)),
+    "vmae": Variant("VMAE", "autoencoders", ("autoencoder.kind=vmae",)),
     "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
     "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),

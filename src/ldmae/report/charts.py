@@ -1,4 +1,4 @@
-"""The comparison's plots: the radar of the properties, curves over noise, σ² against ρ."""
+"""The comparison's plots: metrics with their spread, the radar, curves over noise, σ² against ρ."""
 
 from __future__ import annotations
 
@@ -51,6 +51,53 @@ class Axis:
     def label(self) -> str:
         """Both names, the figure's with the dagger where an autoencoder was trained on it."""
         return f"{self.subject}\n{plain_label(self.title, 40)}{DAGGER if self.taught else ''}"
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A metric of each autoencoder, for the dot plot."""
+
+    title: str
+    better: str
+    spreads: dict[str, Spread]
+    """By autoencoder's name."""
+
+
+def dots(panels: Sequence[Dots], variants: Sequence[Variant]) -> Figure:
+    """Draws a panel a metric: a row an autoencoder, its mean with a standard deviation over seeds.
+
+    Each panel has its own axis, the better end on the right.
+    """
+    columns = math.ceil(math.sqrt(len(panels)))
+    rows = math.ceil(len(panels) / columns)
+    height = 0.75 + 0.27 * len(variants)
+    figure = Figure(figsize=(1.1 + 2.6 * columns, rows * height + 0.2), layout="constrained")
+    figure.set_facecolor("white")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    drawn = looks(variants)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, panel in zip(axes, panels, strict=False):
+        style_axes(ax)
+        ax.margins(x=0.12)
+        for row, variant in enumerate(variants):
+            spread = panel.spreads.get(variant.name)
+            if spread is None:
+                continue
+            colour, marker = drawn[variant.name]
+            error = None if math.isnan(spread.deviation) else spread.deviation
+            size = 10 if marker == "*" else 6
+            ax.errorbar(
+                spread.mean, row, xerr=error, color=colour, marker=marker, markersize=size, elinewidth=1.4
+            )
+        ax.set_ylim(len(variants) - 0.5, -0.5)
+        ax.set_yticks(range(len(variants)), [plain_label(variant.title) for variant in variants], color=INK)
+        if panel.better == "lower":
+            ax.invert_xaxis()
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        arrow = {"higher": " ↑", "lower": " ↓"}.get(panel.better, "")
+        ax.set_title(plain_label(panel.title, 36) + arrow, color=INK, fontsize=8.5, loc="left")
+    return figure
 
 
 def looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
@@ -150,7 +197,7 @@ def noise_curves(variants: Sequence[Variant]) -> list[NoiseCurve]:
 
 
 def smoothness(curves: Sequence[NoiseCurve], variants: Sequence[Variant]) -> Figure:
-    """Draws figures over the size of the noise, a panel a figure; bands are a deviation over seeds wide."""
+    """Draws metrics over the size of the noise, a panel each; bands are standard deviations over seeds."""
     figure = Figure(figsize=(4.3 * len(curves), 3.9), layout="constrained")
     figure.set_facecolor("white")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -171,7 +218,7 @@ def smoothness(curves: Sequence[NoiseCurve], variants: Sequence[Variant]) -> Fig
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
         arrow = {"higher": " ↑", "lower": " ↓"}.get(curve.better, "")
         ax.set_title(plain_label(curve.title, 40) + arrow, color=INK, fontsize=10, loc="left")
-        ax.set_xlabel("noise ε, in deviations of the latents", color=INK, fontsize=9)
+        ax.set_xlabel("latent noise ε (in standard deviations)", color=INK, fontsize=9)
     if len(variants) > 1:
         _legend(figure, _handles(variants, drawn))
     return figure

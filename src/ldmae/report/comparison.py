@@ -34,14 +34,14 @@ UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
 MAX_PROBLEMS = 200
 """Sentences on what is left out that are shown at most."""
 CAPTIONS = {
-    "reconstructions": "Held-out images through each autoencoder and back. Beside each image the box in it, "
-    "magnified without smoothing: where the original has most edges (total variation).",
-    "components": "The latents' first three principal components as red, green and blue, of each "
-    "autoencoder's own latents: colours say what is alike within a row, not between rows.",
-    "interpolation": "From one held-out image to another on the straight line between their latents: the "
-    "originals at both ends, decoded images between them.",
+    "reconstructions": "The held-out images with the strongest coarse edges, reconstructed by each "
+    "autoencoder. Beside each image its box, magnified without smoothing: where the original has most edges.",
+    "components": "The first three principal components of each autoencoder's own latents as red, green and "
+    "blue. Equal colours mean similar latents within a row, not between rows.",
+    "interpolation": "From one held-out image to another along the straight line between their latents: the "
+    "originals at both ends, decoded images at each t.",
     "samples": "Generated images of the same classes, by the same diffusion model trained on each "
-    "autoencoder's latents. Not chosen: the first ones of each grid.",
+    "autoencoder's latents, and a row of real images. Unselected: the first ones of each grid.",
 }
 
 
@@ -182,19 +182,29 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
     said = _radar_caption(names, axes, left_out)
     figure = None
     if len(compared) < 2:
-        said = "a radar needs two autoencoders, for its axes run from the worst to the best"
+        said = "a radar needs two autoencoders, because its axes run from the worst to the best"
     elif len(axes) < 3:
         said = "a radar needs three figures that differ between autoencoders"
     else:
         figure = charts.radar(axes, compared)
+    panels = dot_panels(compared)
     curves = charts.noise_curves(compared)
     levels = charts.compression_levels(compared)
     over = join_words([curve.title for curve in curves])
     return [
+        _Plot(
+            "metrics",
+            "Metrics of each autoencoder",
+            charts.dots(panels, compared) if panels else None,
+            f"Means of {names}, with standard deviations over several seeds. Each panel has its own axis; "
+            "better is to the right"
+            if panels
+            else "no autoencoder is measured yet",
+        ),
         _Plot("radar", "The properties together", figure, said),
         _Plot(
             "smoothness",
-            "Figures over noise in the latents",
+            "Metrics over latent noise",
             charts.smoothness(curves, compared) if curves else None,
             f"{over} of images decoded from latents with noise, over the noise, of {names}"
             if curves
@@ -209,6 +219,20 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
             else "no autoencoder's σ² and ρ are measured yet",
         ),
     ]
+
+
+def dot_panels(variants: Sequence[Variant]) -> list[charts.Dots]:
+    """Returns the metrics of the dot plot, by property; those that are about 0 for all are left out."""
+    panels = []
+    for metrics in (
+        PROPERTIES[name] for name in ("reconstruction", "smoothness", "compression", "generation")
+    ):
+        for column in find_columns(variants, metrics or smoothness_axes(variants)):
+            known = {v.name: v.spread(column.metric.measurement, column.name) for v in variants}
+            spreads = {name: spread for name, spread in known.items() if spread}
+            if spreads:
+                panels.append(charts.Dots(column.title, column.better, spreads))
+    return panels
 
 
 def _radar_caption(names: str, axes: Sequence[charts.Axis], left_out: Sequence[str]) -> str:
@@ -306,7 +330,7 @@ def _lead(compared: Sequence[Variant], made: dict[str, Table], orders: Sequence[
     if columns and any(variant.name == "vmae" for variant in compared):
         led, total = paper.columns_led_by("vmae")
         sentences.append(
-            f"VMAE has the best mean in {leads} of the {len(columns)} figures of reconstruction and "
+            f"VMAE has the best mean in {leads} of the {len(columns)} metrics of reconstruction and "
             f"generation; in the paper in {led} of {total}."
         )
     agreed = ranking.summary(orders)

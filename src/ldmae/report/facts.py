@@ -33,7 +33,7 @@ def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tupl
         ),
         ("Size", _by_value(variants, lambda unit: f"{format_value(unit.record.get('image_size'))} px")),
         ("Seeds", seeds_line(variants)),
-        ("Autoencoder's steps", _by_value(variants, lambda unit: _steps(unit, "autoencoder"))),
+        ("Autoencoder steps", _by_value(variants, lambda unit: _steps(unit, "autoencoder"))),
         ("Diffusion model", _by_value(variants, _diffusion)),
         ("Same cost", _matching(variants, mapping(plan.get("matching")))),
         ("Device", _by_value(variants, lambda unit: str(unit.record.get("device") or "not known"))),
@@ -77,7 +77,7 @@ def _diffusion(unit: Unit) -> str:
     sampling = mapping(mapping(unit.record.get("settings")).get("sampling"))
     steps, solver = number(sampling.get("num_inference_steps")), sampling.get("solver")
     drawn = f"; images are drawn in {steps:.0f} steps ({solver})" if steps and solver else ""
-    return f"the same{size}, {_steps(unit, 'diffusion')} steps on each one's latents{drawn}"
+    return f"the same{size}, {_steps(unit, 'diffusion')} steps on the latents of each{drawn}"
 
 
 def against_the_paper(variants: Sequence[Variant], made: Sequence[Table]) -> str:
@@ -105,9 +105,7 @@ def against_the_paper(variants: Sequence[Variant], made: Sequence[Table]) -> str
     if not pairs:
         return ""
     theirs, mine = (join_words(list(texts)) for texts in zip(*pairs, strict=True))
-    return (
-        f"The paper's figures are {theirs}; ours {mine}. Where these differ, compare the order, not the size."
-    )
+    return f"The paper's metrics are {theirs}; ours {mine}. Where these differ, compare rankings, not values."
 
 
 def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
@@ -128,7 +126,7 @@ def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
         for title, value in flops.items():
             alike.setdefault(format_value(value / 1e9), []).append(title)
         counts = "; ".join(f"{count} ({join_words(titles)})" for count, titles in alike.items())
-        texts.append(f"GFLOPs an image, a multiply-add counts 2: {counts}")
+        texts.append(f"GFLOPs per image (a multiply-add counts 2): {counts}")
     full = mapping(matching.get("full_size"))
     operations, parameters = number(full.get("flops")), number(full.get("parameters"))
     if operations and parameters and widths != {1.0}:
@@ -149,7 +147,7 @@ def _time(variants: Sequence[Variant]) -> str:
         return ""
     longest = f", the longest {format_seconds(max(spent))}" if len(spent) > 1 else ""
     units = "1 unit" if len(spent) == 1 else f"{len(spent)} units"
-    return f"{format_seconds(sum(spent))} for {units}, an autoencoder at a seed each{longest}"
+    return f"{format_seconds(sum(spent))} for {units} (one autoencoder at one seed each){longest}"
 
 
 def seeds_line(variants: Sequence[Variant]) -> str:

@@ -36,9 +36,9 @@ MEASUREMENTS = {
     "probe": "Linear probe",
     "components": "Principal components",
     "generation": "Generation",
-    "samples": "Generated images, as ADM's evaluator measures them",
-    "floor": "The floor: one half of the real images against the other",
-    "copies": "Generated images beside training images",
+    "samples": "Generated images, measured as by ADM's evaluator",
+    "floor": "Floor: one half of the real images against the other",
+    "copies": "Copies of training images",
     "efficiency": "Cost",
 }
 """Titles, in the order in which they are shown; others follow."""
@@ -133,7 +133,7 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
         devices = f" on {join_words(stages['devices'])}" if stages["devices"] else ""
         parts.append(f"made in {stages['total']}{devices}")
     if len(parts) == 1 and not models:
-        return "Nothing of this run is on record yet."
+        return "This run has no results yet."
     sentence = ", ".join(parts) + (f"; {held_out:,.0f} more images were held out" if held_out else "")
     return sentence[0].upper() + sentence[1:] + "."
 
@@ -169,7 +169,7 @@ def _results(record: dict[str, Any], problems: list[str]) -> tuple[list[dict[str
     footnotes: list[str] = []
     entries = records(record.get("results"))
     if len(entries) > MAX_RESULTS:
-        problems.append(f"results.json holds {len(entries):,} figures; {MAX_RESULTS} are shown")
+        problems.append(f"results.json holds {len(entries):,} metrics; {MAX_RESULTS} are shown")
     for entry in sorted(entries[:MAX_RESULTS], key=_place):
         name = cut(str(entry.get("name", "unnamed")))
         marks = []
@@ -223,13 +223,13 @@ def _measured(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _smoothness(record: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the plot of all figures over noise in the latents, where they were measured."""
+    """Returns the plot of all figures over latent noise, where they were measured."""
     unit = Unit(Path(), "", 0, {}, read_figures(record, "", []))
     alone = [Variant(name="", title="", group="", order=0, units=[unit])]
     found = charts.noise_curves(alone)
     if not found:
         return None
-    title = f"{join_words([curve.title for curve in found])} over noise in the latents"
+    title = f"{join_words([curve.title for curve in found])} over latent noise"
     return chart(charts.smoothness(found, alone), title, title)
 
 

@@ -17,8 +17,8 @@ COST_COLUMNS = (
     "printed MB",
     "printed GFLOPs",
     "printed training hours",
-    "counted again: M parameters",
-    "counted again: G multiply-adds",
+    "counted here: M parameters",
+    "counted here: G multiply-adds",
 )
 ORDER_COLUMNS = (
     "ours",
@@ -28,7 +28,7 @@ ORDER_COLUMNS = (
     "p",
     "pairs that agree",
     "our order, best first",
-    "pairs that are the other way round",
+    "pairs in the opposite order",
     "pairs within the spread",
 )
 
@@ -62,7 +62,7 @@ def comparison_markdown(
         if name == "cost":
             lines += ["### At the paper's size", "", _line(COST_COLUMNS), _rule(COST_COLUMNS)]
             lines += [*(_line(row) for row in paper.COST), "", paper.COST_NOTE, ""]
-    lines += ["## Does the paper's order hold?", ""]
+    lines += ["## Does the paper's ranking hold?", ""]
     if orders:
         lines += [
             f"{_text(summary(orders))}.",
@@ -72,9 +72,9 @@ def comparison_markdown(
         ]
         lines += [_order_line(entry) for entry in orders]
     else:
-        lines += ["It takes three autoencoders to compare an order."]
+        lines += ["A ranking needs three autoencoders."]
     if missing:
-        lines += ["", "## Not there yet", "", *(f"- {_text(text)}" for text in missing)]
+        lines += ["", "## Not done yet", "", *(f"- {_text(text)}" for text in missing)]
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +101,7 @@ def _rule(columns: Sequence[str], left: Sequence[int] = (0,)) -> str:
 def table_markdown(table: Table) -> str:
     """Writes a table as Markdown; the paper's figures stand in a row of their own below ours."""
     if not table.columns:
-        return f"## {table.title}\n\nNothing of it is measured yet.\n"
+        return f"## {table.title}\n\nNot measured yet.\n"
     lines = [
         _line(["", "seeds", *(_text(column.heading) for column in table.columns)]),
         _line(["---", "---", *("---:" for _ in table.columns)]),
@@ -123,7 +123,7 @@ def table_markdown(table: Table) -> str:
 def _remarks(table: Table) -> list[str]:
     remarks = []
     if table.missing:
-        remarks += [f"Not there yet: {', '.join(table.missing)}.", ""]
+        remarks += [f"Not done yet: {', '.join(table.missing)}.", ""]
     if any(row.seeds.startswith("one") for row in table.rows):
         remarks += ["Rows of 1 seed: one seed, no spread.", ""]
     if table.marked:

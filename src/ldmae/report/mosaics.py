@@ -18,14 +18,15 @@ from ldmae.report.units import Unit, Variant
 
 COLUMNS = 4
 """Images shown with their details."""
-COMPONENTS = 8
+COMPONENTS = 6
 CLASSES, PER_CLASS = 6, 3
 """Classes, and samples of each, that are shown of every autoencoder."""
 PAIRS = 2
 """Interpolations that are shown of every autoencoder."""
 GAP = 2
 """White pixels between the pictures of an interpolation strip."""
-BOX = (230, 57, 0)
+OUTLINE = ("black", "white")
+"""Of a box: outside and inside, so that it shows on any image."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ def make_mosaics(variants: Sequence[Variant], problems: list[str]) -> Mosaics:
     size = max(sorted(set(sizes)), key=sizes.count)
     for (title, unit), own in zip(list(units.items()), sizes, strict=True):
         if own != size or size < 1:
-            problems.append(f"{_name(unit)}: its pictures are left out, for its image_size is {own} px")
+            problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
             del units[title]
     originals, units = _same_originals(units, size, problems)
     return Mosaics(
         _reconstructions(originals, _strips(units, "reconstructions.png", size, problems)),
         _components(originals, _strips(units, "components.png", size, problems)),
         _interpolation(units, size, problems),
-        _samples(units, size, problems),
+        _with_real(_samples(units, size, problems), originals),
         seed,
     )
 
@@ -95,6 +96,17 @@ def _box_sums(values: np.ndarray, side: int) -> np.ndarray:
     return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
 
 
+def _most_structured(images: np.ndarray, count: int) -> list[int]:
+    """Returns the places of the images (n, S, S, 3) with the strongest coarse edges: a reader knows these."""
+    step = max(1, images.shape[1] // 8)
+    side = images.shape[1] // step * step
+    blocks = images[:, :side, :side].reshape(len(images), side // step, step, side // step, step, 3)
+    coarse = blocks.mean(axis=(2, 4))
+    edges = [np.abs(np.diff(coarse, axis=axis)).sum(axis=(1, 2, 3)) for axis in (1, 2)]
+    best = np.argsort(-(edges[0] + edges[1]), kind="stable")[:count]
+    return sorted(int(i) for i in best)
+
+
 def _name(unit: Unit) -> str:
     return f"{unit.variant}/seed-{unit.seed}"
 
@@ -119,7 +131,9 @@ def _strip(unit: Unit, file: str, size: int, problems: list[str]) -> np.ndarray 
         return None
     height, width, _ = picture.shape
     if height != size or width % size or not width:
-        problems.append(f"{_name(unit)}: {file} is no strip of {size} px tiles, it is {width} × {height} px")
+        problems.append(
+            f"{_name(unit)}: {file} is not a strip of {size} px tiles, it is {width} × {height} px"
+        )
         return None
     return np.stack(np.split(picture, width // size, axis=1))
 
@@ -141,7 +155,7 @@ def _same_originals(
     chosen = known[votes.index(max(votes))]
     for title, unit in list(units.items()):
         if title in strips and not np.array_equal(strips[title], chosen):
-            problems.append(f"{_name(unit)}: its pictures are left out, for they are of other images")
+            problems.append(f"{_name(unit)}: its images are left out because they are of other images")
             del units[title]
     return chosen, units
 
@@ -152,7 +166,7 @@ def _reconstructions(originals: np.ndarray | None, strips: dict[str, np.ndarray]
         return None
     rows = {"original": originals, **strips}
     count = min(len(row) for row in rows.values())
-    chosen = np.unique(np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int))
+    chosen = _most_structured(originals[:count], COLUMNS)
     size = originals.shape[1]
     side = max(1, size // 4)
     boxes = {int(i): most_detailed_box(originals[i], side) for i in chosen}
@@ -164,8 +178,9 @@ def _reconstructions(originals: np.ndarray | None, strips: dict[str, np.ndarray]
             corners = [round(place * scale) for place in (x, y, x + side, y + side)]
             left, top, right, bottom = corners
             line = max(1, round(scale))
-            box = (left - line, top - line, right + line - 1, bottom + line - 1)  # around what is magnified
-            ImageDraw.Draw(tile).rectangle(box, outline=BOX, width=line)
+            for outline, out in zip(OUTLINE, (2 * line, line), strict=True):  # around what is magnified
+                box = (left - out, top - out, right + out - 1, bottom + out - 1)
+                ImageDraw.Draw(tile).rectangle(box, outline=outline, width=line)
             detail = Image.fromarray(row[i][y : y + side, x : x + side])
             tiles += [tile, detail.resize(tile.size, Image.Resampling.NEAREST)]
     return figures.image_grid(tiles, 2 * len(boxes), row_labels=list(rows), scale=1)
@@ -175,9 +190,12 @@ def _components(originals: np.ndarray | None, strips: dict[str, np.ndarray]) -> 
     if not strips:
         return None
     rows = strips if originals is None else {"original": originals, **strips}
-    columns = min(COMPONENTS, *(len(row) for row in rows.values()), 99)
-    tiles = [Image.fromarray(tile) for row in rows.values() for tile in row[:columns]]
-    return figures.image_grid(tiles, columns, row_labels=list(rows))
+    count = min(len(row) for row in rows.values())
+    chosen = _most_structured(
+        (strips[next(iter(strips))] if originals is None else originals)[:count], COMPONENTS
+    )
+    tiles = [Image.fromarray(row[i]) for row in rows.values() for i in chosen]
+    return figures.image_grid(tiles, len(chosen), row_labels=list(rows))
 
 
 def _interpolation(units: dict[str, Unit], size: int, problems: list[str]) -> Image.Image | None:
@@ -190,7 +208,7 @@ def _interpolation(units: dict[str, Unit], size: int, problems: list[str]) -> Im
             continue
         height, width, _ = strip.shape
         if (height + GAP) % step or (width + GAP) % step:
-            problems.append(f"{_name(unit)}: interpolation.png is no grid of {size} px tiles")
+            problems.append(f"{_name(unit)}: interpolation.png is not a grid of {size} px tiles")
             continue
         cut_up[title] = [
             [Image.fromarray(strip[y : y + size, x : x + size]) for x in range(0, width, step)]
@@ -202,7 +220,14 @@ def _interpolation(units: dict[str, Unit], size: int, problems: list[str]) -> Im
     if not rows or len({len(row) for row in rows}) > 1:
         return None
     tiles = [tile for row in rows for tile in row]
-    return figures.image_grid(tiles, len(rows[0]), row_labels=titles)
+    times = [
+        name[len("PSNR-first(") : -1]
+        for kind, name in next(iter(units.values())).figures
+        if kind == "interpolation" and name.startswith("PSNR-first(")
+    ]
+    labels = ["image", *(time.replace("=", " = ") for time in times), "image"]
+    known = labels if len(labels) == len(rows[0]) else None
+    return figures.image_grid(tiles, len(rows[0]), row_labels=titles, column_labels=known)
 
 
 def _samples(units: dict[str, Unit], size: int, problems: list[str]) -> Image.Image | None:
@@ -229,6 +254,20 @@ def _samples(units: dict[str, Unit], size: int, problems: list[str]) -> Image.Im
         labels = [cut(name, 100) for name in block.names] if i == 0 else None
         pictures.append(figures.image_grid(tiles, columns, row_labels=labels, scale=1))
     return figures.beside(pictures, list(cut_out))
+
+
+def _with_real(samples: Image.Image | None, originals: np.ndarray | None) -> Image.Image | None:
+    """Puts a row of real images below the samples."""
+    if samples is None or originals is None:
+        return samples
+    scale = figures.auto_scale(originals.shape[1])
+    tile = round(originals.shape[1] * scale) + 4
+    columns = max(1, min(len(originals), (samples.width - 80) // tile))
+    real = figures.image_grid(originals[:columns], columns, row_labels=["real"], scale=scale)
+    whole = Image.new("RGB", (max(samples.width, real.width), samples.height + 12 + real.height), "white")
+    whole.paste(samples, (0, 0))
+    whole.paste(real, (0, samples.height + 12))
+    return whole
 
 
 @dataclass(frozen=True)

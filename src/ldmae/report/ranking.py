@@ -157,7 +157,7 @@ def summary(found: Sequence[Agreement]) -> str:
     pairs = agreeing + sum(len(entry.opposed) + len(entry.tied) for entry in counted)
     parts = []
     if pairs:
-        parts.append(f"Over {len(counted)} figures, {agreeing} of {pairs} pairs stand in the paper's order")
+        parts.append(f"Over {len(counted)} metrics, {agreeing} of {pairs} pairs follow the paper's ranking")
     if silent:
-        parts.append(f"not counted: {join_words(silent)}, whose means all lie below {NOTHING}")
+        parts.append(f"not counted: {join_words(silent)}, whose means are all below {NOTHING}")
     return "; ".join(parts)

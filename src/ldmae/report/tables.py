@@ -13,12 +13,12 @@ from ldmae.report.units import DAGGER, Spread, Variant, measured_names, spread_o
 ARROWS = {"higher": "↑", "lower": "↓"}
 FLOOR = "real half against real half"
 NOTHING = 0.02
-"""A column of shares of images whose means all lie below it says nothing: they are of a few images each."""
+"""A column of shares of images whose means are all below it says nothing: they are of a few images each."""
 FOOTNOTES = {
     "ST-LPIPS": "ST-LPIPS is the shift-tolerant perceptual metric with its own weights (ECCV 2022). "
-    "It is not LPIPS: its figures can't be compared with the LPIPS of papers.",
+    "It is not LPIPS: it is not comparable with LPIPS in papers.",
     "efficientnet": "Measured on features of EfficientNet, not of Inception. "
-    "It is neither the FID nor the KID of papers: its figures compare only with others on the same features.",
+    "It is not comparable with FID or KID in papers, only with metrics on the same features.",
 }
 """What a reader must be told of a metric, by a part of its name."""
 LEVELS = ("object", "part", "pattern")

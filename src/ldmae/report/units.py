@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ldmae.report.reading import cut, mapping, number, read_json, records
 
 SCHEMA = 1
-"""The `unit.json` that this version reads (docs/results-format.md)."""
+"""The `unit.json` that this version reads (docs/reference/results-format.md)."""
 AUTOENCODERS, ABLATION = "autoencoders", "ablation"
 """The groups of units."""
 TIMES = {"autoencoder training": "autoencoder.", "diffusion training": "diffusion"}

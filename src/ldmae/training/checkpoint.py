@@ -48,5 +48,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}); delete it, and training goes on from the one before"
+            f"{path} is damaged ({type(error).__name__}); delete it to resume from the previous one"
         ) from error

@@ -216,19 +216,19 @@ class Trainer:
             cut_back(self.metrics_path, self.stage, self.step)
             drop_old_checkpoints(self.folder, self.config.checkpoint.keep_every)
             if self.step:
-                console.print(f"{self.stage} goes on from step {self.step}")
+                console.print(f"{self.stage} resumes from step {self.step}")
         self._timed = self.step
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:
         if state["step"] > self.config.steps:
             raise UserError(
                 f"{self.stage} has done {state['step']} steps, steps={self.config.steps} asks for fewer; "
-                f"ask for at least {state['step']}, or begin anew with --restart {self.stage}"
+                f"ask for at least {state['step']}, or train it again with --restart {self.stage}"
             )
         if state.get("maker", self.maker) != self.maker:
             raise UserError(
                 f"{path} is of a training with other settings or inputs; put back the one that was there, or "
-                f"begin anew with --restart {self.stage}"
+                f"train it again with --restart {self.stage}"
             )
         shapes = {name: tensor.shape for name, tensor in state["objective"].items()}
         averaged = [] if self._average is None else list(self._average.averages)
@@ -238,8 +238,8 @@ class Trainer:
                 (name for name in names if self._shapes.get(name) != shapes.get(name)), "averaged weights"
             )
             raise UserError(
-                f"{path} is of another model or of other settings (see {other}); go back to those, or begin "
-                f"anew with --restart {self.stage}"
+                f"{path} is of another model or of other settings (see {other}); go back to those, or train "
+                f"it again with --restart {self.stage}"
             )
         set_state_dict(
             self._wrapped,
@@ -266,7 +266,7 @@ class Trainer:
         if before != now and self.accelerator.is_main_process:
             console.print(
                 f"{self.stage} was planned for {planned:,} steps and is now to have {self.config.steps:,}: "
-                f"its learning rate goes on at {now:.2g} in place of {before:.2g}. To train it on one "
+                f"its learning rate continues at {now:.2g} in place of {before:.2g}. To train it on one "
                 f"schedule, add --restart {self.stage}",
                 soft_wrap=True,
             )
@@ -314,7 +314,7 @@ class Trainer:
             raise UserError(
                 f"{self.stage}: the {what} became {values[~finite][0].item()} by step {self.step}; the last "
                 "checkpoint is untouched. Lower the learning rate, set optimizer.gradient_clip, or train "
-                f"with mixed_precision=no: other settings need --restart {self.stage}, to begin it anew"
+                f"with mixed_precision=no: other settings need --restart {self.stage}, to train it again"
             )
 
     def _log(self) -> str:

@@ -32,11 +32,11 @@ class OptimizerConfig(Bounded):
     muon_momentum: float = number(0.95, ge=0, lt=1)
     """Decay rate of the matrices' momentum under `muon`."""
     gradient_clip: float | None = number(None, gt=0, le=1e9)
-    """Largest norm of the whole gradient, and of an adversary's; null: none."""
+    """Largest norm of the whole gradient, and of a discriminator's; null: none."""
     adversary_learning_rate: float | None = number(None, gt=0, le=1e30)
-    """Peak rate of the adversary, where there is one, on the same schedule; null: the model's."""
+    """Peak learning rate of the discriminator, if any, on the same schedule; null: the model's."""
     adversary_betas: list[float] = number([0.5, 0.9], ge=0, lt=1)
-    """The adversary's decay rates of the first and second moment; its weights do not decay."""
+    """The discriminator's decay rates of the first and second moment; its weights do not decay."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -61,7 +61,7 @@ def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, 
     faults = {
         "fsdp_version 1; set fsdp_version: 2": plugin.fsdp_version != 2,
         "fsdp_offload_params; set it to false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
-        "an adversary; launch with --multi_gpu": getattr(objective, "adversary", None) is not None,
+        "a discriminator; launch with --multi_gpu": getattr(objective, "adversary", None) is not None,
         "alignment; launch with --multi_gpu": getattr(objective, "projection", None) is not None,
         f"compile=true; set {stage}.training.compile=false": compiled,
     }
