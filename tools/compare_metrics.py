@@ -11,6 +11,8 @@ downloaded.
 
 from __future__ import annotations
 
+from typing import Any
+
 import lpips
 import numpy as np
 import torch
@@ -55,8 +57,8 @@ def image_rows() -> list[tuple[str, float, float, str]]:
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     structural = [metrics.structural_similarity(a, b, channel_axis=2, **window) for a, b in pairs]
     torch.manual_seed(0)
-    reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    trunk = [m for m in reference.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    reference: Any = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    trunk: list[Any] = [m for m in reference.net.modules() if isinstance(m, torch.nn.Conv2d)]
     heads = [lin.model[-1].weight.detach() for lin in reference.lins]
     stages = _vgg16(iter([(m.weight.detach(), m.bias.detach()) for m in trunk]), shift_tolerant=False)
     own = PerceptualDistance("lpips-vgg", _Trunk(stages, heads))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ SCALE = 4
 
 def draw(path: Path) -> None:
     """Writes the picture; its samples are the first four of each class, its pairs spread over them."""
-    pipeline = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained("emoji"))
+    pipeline: Any = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained("emoji"))
     pipeline.set_progress_bar_config(disable=True)
     samples = [
         picture
@@ -52,7 +53,10 @@ def draw(path: Path) -> None:
     parts = [
         image_grid(samples, len(CLASSES), scale=SCALE, padding=SCALE),
         image_grid(
-            [hwc(image) for image in (*images, *restored)], PAIRS, scale=SCALE / 2, padding=SCALE // 2
+            [Image.fromarray(hwc(image)) for image in (*images, *restored)],
+            PAIRS,
+            scale=SCALE / 2,
+            padding=SCALE // 2,
         ),
     ]
     width = max(part.width for part in parts)

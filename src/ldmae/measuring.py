@@ -44,7 +44,7 @@ def evaluate(
         typer.Option(
             "--only",
             metavar="NAME",
-            help="Measurement; may be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
+            help="May be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
             "probe, components, efficiency; for a run, or what ships, also generation. By default all.",
         ),
     ] = None,

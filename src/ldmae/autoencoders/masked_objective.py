@@ -1,5 +1,5 @@
 """The objective of VMAE: L = L_R + λ_M · L_M + λ_P · L_P + λ_reg · L_reg (arXiv 2507.09984), and what later
-work adds to it, all of it off by default (docs/explanations/beyond-the-paper.md).
+work adds to it, all of it off by default (docs/concepts/beyond-the-paper.md).
 """
 
 # b rows of this piece of a batch, C latent channels, h w latent grid, N tokens, V visible ones, F features

@@ -88,7 +88,7 @@ VARIANTS = {
             f"{_BASELINE}objective.perceptual_weight=${{{_TUNED}perceptual_weight}}",
         ),
     ),
-    # one change at a time (docs/explanations/beyond-the-paper.md)
+    # one change at a time (docs/concepts/beyond-the-paper.md)
     "vmae-expansion": _beyond(
         "variance expansion", f"{_PRETRAINED}expansion_weight=1e-4", f"{_PRETRAINED}kl_weight=0"
     ),
