@@ -320,7 +320,7 @@ def test_the_three_properties_are_drawn_from_a_run(
 def test_a_new_objective_trains_by_its_own_term() -> None:
     lines = [json.loads(line) for line in load("extend/new_objective.py").main(steps=20)]
     first, last = lines[0]["terms"], lines[-1]["terms"]
-    assert set(first) == {"visible", "masked", "kl", "turned"}
+    assert set(first) == {"visible", "masked", "kl", "relative_std", "turned"}
     assert last["turned"] < 0.6 * first["turned"]
     assert last["visible"] < 0.6 * first["visible"]
 
