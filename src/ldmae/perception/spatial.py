@@ -48,8 +48,9 @@ class SpatialFeatures:
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the features (b, F, h, w) in float32 of images (b, 3, H, W) in [-1, 1]."""
         size = [side * self.stride for side in grid]
-        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        return self._forward(((resized + 1) * 127.5).clamp(0, 255)).float()
+        with torch.autocast(images.device.type, enabled=False):  # in float32, whatever the training's dtype
+            resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+            return self._forward(((resized + 1) * 127.5).clamp(0, 255))
 
 
 def load_spatial_features(name: str, device: torch.device | str = "cpu") -> SpatialFeatures:
