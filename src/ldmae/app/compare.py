@@ -110,17 +110,17 @@ def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) 
         UserError: too few or too many, or one that may not or can't be loaded.
     """
     chosen = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not FEWEST <= len(chosen) <= MOST:
-        more = "add another" if len(chosen) < FEWEST else "take some out"
-        raise UserError(
-            f"a comparison is of {FEWEST} to {MOST} different autoencoders, got {len(chosen)}; {more}"
-        )
+    if len(chosen) < FEWEST:
+        more = "two" if not chosen else "one more"
+        raise UserError(f"Choose at least {more} autoencoder{'s' * (not chosen)} ({FEWEST}–{MOST}).")
+    if len(chosen) > MOST:
+        raise UserError(f"Choose at most {MOST} autoencoders, got {len(chosen)}.")
     for name in chosen:
         if name in offered:
             continue
         if not may_name:
             raise UserError(
-                f"this page compares {', '.join(offered)} only, not {name}; its owner can offer more with "
+                f"this page compares only {', '.join(offered)}, not {name}; its owner can offer more with "
                 "`ldmae app --compare NAME`"
             )
         _check_form(name, offered)
@@ -138,8 +138,8 @@ def _check_form(name: str, offered: Collection[str]) -> None:
     drive = re.match(r"[A-Za-z]:[\\/]", name)
     if ":" in name and not is_shipped(name) and not drive:
         raise UserError(
-            f"{name}: only folders and Hub names can be named on the page, nothing that runs code or reads "
-            "other files; start it with `ldmae app --compare NAME` for that"
+            f"{name}: the page loads only folders and Hub names, nothing that runs code or reads other "
+            "files; start it with `ldmae app --compare NAME` for that"
         )
     if not (is_shipped(name) or _is_folder(name) or may_be_hub_name(name)):
         raise UserError(
@@ -162,13 +162,13 @@ def check_hub(name: str) -> None:
         HfApi().model_info(name, timeout=10)
     except HfHubHTTPError as error:
         raise UserError(
-            f"there is no model {name} on the Hugging Face Hub, or it is not open to this computer's owner; "
+            f"there is no model {name} on the Hugging Face Hub, or this computer has no access to it; "
             "expected OWNER/NAME of an autoencoder, or of a pipeline that has one"
         ) from error
     except Exception as error:  # of whichever library speaks to the network
         raise UserError(
-            f"the Hugging Face Hub can't be reached to fetch {name} ({type(error).__name__}), and no folder "
-            "has this name; name a folder, or try again"
+            f"the Hugging Face Hub can't be reached to download {name} ({type(error).__name__}), and there "
+            "is no folder of this name; choose another, or try again"
         ) from error
 
 
@@ -255,15 +255,15 @@ def measure(
         return Measured(name, problem=str(error))
     except torch.OutOfMemoryError:
         return Measured(
-            name, problem=f"it does not fit into the memory with an image of {size} px; choose smaller"
+            name, problem=f"out of memory with an image of {size} px; choose a smaller image size"
         )
 
 
 def _too_much(parameters: int, side: int, most: int) -> str:
     move = f"choose at most {most} × {most}" if most >= SIZES[0] else "compare it with `ldmae evaluate`"
     return (
-        f"it has {format_count(parameters)} parameters, which is too much work for this page with an image "
-        f"of {side} × {side} pixels; {move}"
+        f"its {format_count(parameters)} parameters are too much work for this page on an image of "
+        f"{side} × {side} pixels; {move}"
     )
 
 
@@ -285,7 +285,7 @@ def _measured(
         logger.warning("%s failed on an image of %d px: %s", name, side, error)
         raise UserError(f"it can't take this image at {side} × {side} pixels; choose another size") from error
     if restored.shape[1] != images.shape[1]:
-        raise UserError(f"it makes images of {restored.shape[1]} channels, and this page compares RGB images")
+        raise UserError(f"it decodes to {restored.shape[1]} channels, and this page compares RGB images")
     picture = _resized(as_picture(as_saved(restored.cpu(), "a decoded image")), size)
     original = squared(image, size)
     saved = torch.tensor(picture).permute(2, 0, 1)[None]

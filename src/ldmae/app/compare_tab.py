@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from ldmae.app.skin import (
     forgotten,
     picked,
     picker,
+    start_button,
     stoppable,
     take_image,
     told,
@@ -30,18 +32,16 @@ from ldmae.app.skin import (
 )
 from ldmae.app.turns import Job
 from ldmae.app.uploads import squared
-from ldmae.app.workbench import Workbench, runs_nearby
+from ldmae.app.workbench import Workbench, runs_nearby, short_name
 from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.report.formatting import format_count
 
 STRENGTH = 4.0
-EMPTY = "Name two or more autoencoders, choose an image, and press Compare."
-ALONE = (
-    "There is nothing to compare with: who opened this page can offer more, with `ldmae app --compare NAME`."
-)
-WELL_KNOWN = ("stabilityai/sd-vae-ft-mse", "madebyollin/taesd")
-"""Autoencoders on the Hub for a start, downloaded once when they are chosen."""
+EMPTY = "Press Compare to encode and decode this image with each autoencoder."
+ALONE = "Only one autoencoder is available. Start the page with `ldmae app --compare NAME` to offer more."
+WELL_KNOWN = ("madebyollin/taesd", "stabilityai/sd-vae-ft-mse")
+"""Autoencoders on the Hub for a start, the smallest first, downloaded once when they are compared."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class _Parts:
     size: gr.Dropdown
     drop: gr.File
     thumbs: gr.HTML
-    go: gr.Button
-    stop: gr.Button
+    buttons: tuple[gr.Button, gr.Button]
     status: gr.HTML
     result: gr.HTML
 
@@ -74,13 +73,15 @@ def _layout(bench: Workbench) -> _Parts:
     side = min(sizes, key=lambda each: abs(each - bench.size))
     image = gr.State(None, time_to_live=KEPT_FOR)
     chosen = gr.Checkbox(False, visible="hidden")
-    choices = [*bench.choices, *(_named_for_them(bench) if bench.may_name else [])]
-    possible = bench.may_name or len(choices) >= FEWEST
-    with gr.Row(equal_height=False):
+    choices = [(name, name) for name in bench.choices]
+    if bench.may_name:
+        choices += [(short_name(name), name) for name in _named_for_them(bench)]
+    enough = len(choices) >= FEWEST
+    with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
             names = gr.Dropdown(
                 choices,
-                value=bench.choices[:MOST],
+                value=[name for _, name in choices[: min(MOST, max(FEWEST, len(bench.choices)))]],
                 multiselect=True,
                 max_choices=MOST,
                 allow_custom_value=bench.may_name,
@@ -88,31 +89,25 @@ def _layout(bench: Workbench) -> _Parts:
                 info=_how_to_name(bench),
                 elem_id="compare-names",
             )
+            buttons = start_button("Compare", "compare", interactive=enough)
             size = gr.Dropdown(
                 [(f"{each} × {each} pixels", each) for each in sizes],
                 value=side,
                 label="Image size",
-                info="The image's centred square is resized to it.",
+                info="The centre square of the image is resized to it.",
             )
-            drop, thumbs = picker(bench, "Drop an image here", "compare")
-            with gr.Row():
-                go = gr.Button(
-                    "Compare", variant="primary", interactive=possible, elem_id="compare", min_width=120
-                )
-                stop = gr.Button(
-                    "Stop", variant="stop", interactive=False, elem_id="compare-stop", min_width=80
-                )
-        with gr.Column(scale=3, min_width=600):
-            status = gr.HTML(markup.note(EMPTY if possible else ALONE), elem_id="compare-status")
+            drop, thumbs = picker(bench, "Your image", "compare")
+        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
+            status = gr.HTML(markup.note(EMPTY if enough else ALONE), elem_id="compare-status")
             result = gr.HTML(_chosen(first, side), elem_id="compare-result")
-    return _Parts(image, chosen, names, size, drop, thumbs, go, stop, status, result)
+    return _Parts(image, chosen, names, size, drop, thumbs, buttons, status, result)
 
 
 def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
     def chosen(picture: Image.Image, side: int) -> list[Any]:
         return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
 
-    @told
+    @told(parts.status)
     async def choose_uploaded(request: gr.Request, content: bytes | None, side: int) -> list[Any]:
         def work(job: Job) -> list[Any]:
             with job.aside():
@@ -120,7 +115,7 @@ def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
 
         return await answered(work, bench.light, visitor_of(request))
 
-    @told
+    @told(parts.status)
     async def choose_picked(event: gr.EventData, request: gr.Request, side: int) -> list[Any]:
         picture = picked(bench, event)
         return await answered(lambda job: chosen(picture, checked(side)), bench.light, visitor_of(request))
@@ -129,18 +124,18 @@ def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
         return _checked_size(bench, side)
 
     shown = [parts.image, parts.chosen, parts.status, parts.result]
-    take_image(parts.drop, parts.thumbs, choose_uploaded, [parts.drop, parts.size], shown)
+    take_image(parts.drop, parts.thumbs, choose_uploaded, [parts.drop, parts.size], shown, parts.status)
     parts.thumbs.click(choose_picked, parts.size, shown, **PICKING)
 
 
 def _checked_size(bench: Workbench, side: int) -> int:
     if side not in bench.compared_sizes:
-        raise UserError(f"the image can't be brought to {side} px; choose one of the sizes offered")
+        raise UserError(f"the image can't be resized to {side} px; choose one of the sizes offered")
     return side
 
 
 def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
-    @told_stream
+    @told_stream(parts.status)
     async def run(
         request: gr.Request,
         named: list[str] | None,
@@ -153,7 +148,7 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
         picture = picture or bench.samples[0].image
         names = check_names(named or [], bench.choices, bench.may_name)
         side = _checked_size(bench, side)
-        yield markup.bar(0, "starting"), gr.skip()
+        yield markup.bar(0, "Starting"), gr.skip()
         work = _compared(bench, names, picture, side)
         async for done in followed(work, bench.heavy, visitor_of(request)):
             if isinstance(done, Waiting):
@@ -163,14 +158,8 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
             shown = await asyncio.to_thread(side_by_side, done, picture, side, label)  # see generate_tab
             yield _progress(done, names), shown
 
-    stoppable(
-        parts.go,
-        parts.stop,
-        run,
-        [parts.names, parts.size, parts.image, parts.chosen],
-        parts.status,
-        parts.result,
-    )
+    inputs = [parts.names, parts.size, parts.image, parts.chosen]
+    stoppable(parts.buttons, run, inputs, [parts.status, parts.result])
 
 
 def _named_for_them(bench: Workbench) -> list[str]:
@@ -181,14 +170,14 @@ def _named_for_them(bench: Workbench) -> list[str]:
 def _how_to_name(bench: Workbench) -> str:
     if bench.may_name:
         return (
-            "Pick from the list, or type a run folder, an autoencoder's diffusers folder or its Hub name "
-            "(OWNER/NAME, downloaded once), and press Enter. Nothing is loaded that runs code."
+            f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
+            "(downloaded once) and press Enter."
         )
-    return "Those that the owner of this page offers."
+    return f"{FEWEST} to {MOST} of those that this page offers."
 
 
 def _chosen(image: Image.Image, size: int) -> str:
-    return markup.cards([_original(image, size)])
+    return markup.beside(_original(image, size), [], "the image to compare with")
 
 
 def _original(image: Image.Image, size: int) -> Card:
@@ -225,12 +214,20 @@ def _compared(
 
 def _progress(done: Sequence[Measured], names: Sequence[str]) -> str:
     if any(one.works for one in done) and len(done) == len(names):
-        return markup.bar(0.9, "measuring time")
+        return markup.bar(0.9, "Measuring time")
     if len(done) == len(names):
         failed = sum(bool(one.problem) for one in done)
-        text = f"{len(done) - failed} of {len(done)} autoencoders measured."
+        text = f"{len(done) - failed} of {len(done)} autoencoders compared."
         return markup.note(text, "plain" if failed else "good")
-    return markup.bar(0.9 * len(done) / len(names), f"{names[len(done)]} ({len(done) + 1} of {len(names)})")
+    name = short_names(names)[names[len(done)]]
+    return markup.bar(0.9 * len(done) / len(names), f"{name} ({len(done) + 1} of {len(names)})")
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns names of a comparison as its cards have them: their last part, where that tells them apart."""
+    short = {name: short_name(name) for name in names}
+    counts = Counter(short.values())
+    return {name: last if counts[last] == 1 else name for name, last in short.items()}
 
 
 def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
@@ -243,10 +240,11 @@ def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, labe
         label: the perceptual distance's.
     """
     rows = {one.name: _rows(one, label) for one in done if not one.problem}
-    items: list[Card | str] = [_original(picture, size)]
+    titles = short_names([one.name for one in done])
+    items: list[Card | str] = []
     for one in done:
         if one.picture is None:
-            items.append(markup.missing_card(one.name, one.problem))
+            items.append(markup.missing_card(titles[one.name], one.problem))
             continue
         others = [values for name, values in rows.items() if name != one.name]
         table = [
@@ -254,8 +252,9 @@ def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, labe
             for kind, value in rows[one.name].items()
         ]
         lines = [] if one.side == size else [f"computed at {one.side} × {one.side} pixels"]
-        items.append(Card(one.picture, one.name, lines, table, one.difference, f"difference × {STRENGTH:g}"))
-    return markup.cards(items, "the autoencoders side by side")
+        title, below = titles[one.name], f"difference × {STRENGTH:g}"
+        items.append(Card(one.picture, title, lines, table, one.difference, below))
+    return markup.beside(_original(picture, size), items, "the autoencoders side by side")
 
 
 @dataclass(frozen=True)
@@ -292,8 +291,8 @@ def _rows(one: Measured, label: str) -> dict[str, Value]:
     return {
         **quality,
         "parameters": Value(format_count(one.parameters), float(one.parameters)),
-        "latents": Value(f"{channels} × {h} × {w}"),
-        "compression": Value(f"{one.compression:.3g} ×"),
+        "latent": Value(f"{channels} × {h} × {w}"),
+        "compression": Value(f"{one.compression:.3g}×"),
         **{
             kind: Value(f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it)
             for kind, it in one.timings.items()

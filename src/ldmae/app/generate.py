@@ -8,8 +8,10 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ PREVIEW_SHARE = 0.25
 """Share of the time that is spent on showing them."""
 KEY = "ldmae"
 """Name of the PNG's text chunk that holds the settings, as JSON."""
+EXAMPLES = Path(__file__).with_name("examples.zip")
+"""Pictures of the shipped model: the ZIP that the page saves at its first settings with seed 0 locked."""
 SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 
 
@@ -124,20 +128,32 @@ def check_wish(wish: Wish, classes: int, most: int) -> None:
     """
     seed, steps = wish.sampling.seed, wish.sampling.num_inference_steps
     if not 1 <= wish.count <= most:
-        raise UserError(f"this page makes 1 to {most} pictures at once, got {wish.count}; choose fewer")
+        raise UserError(f"this page generates 1 to {most} images at once, got {wish.count}; choose fewer")
     if not 1 <= steps <= MOST_STEPS:
         raise UserError(f"this page takes 1 to {MOST_STEPS} steps, got {steps}; 50 is usual")
     if not 0 <= seed <= SEEDS - wish.count:  # so that each picture's own is one, too
         raise UserError(f"the seed must be from 0 to {SEEDS - wish.count}, got {seed}; choose another")
     scale, shift = wish.sampling.guidance_scale, wish.sampling.timestep_shift
     if not GUIDANCE[0] <= scale <= GUIDANCE[1]:
-        raise UserError(
-            f"the guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual"
-        )
+        raise UserError(f"guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual")
     if shift is not None and not SHIFTS[0] <= shift <= SHIFTS[1]:
-        raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 is none")
+        raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 = off")
     if wish.label is not None and not 0 <= wish.label < classes:
         raise UserError(f"there is no class {wish.label}; this model knows 0 to {classes - 1}")
+
+
+def estimate_seconds(wish: Wish, pace: float) -> float:
+    """Returns about how long a wish takes, without decoding and without waiting for others.
+
+    Args:
+        wish: what to make.
+        pace: seconds of one evaluation of the network for one picture.
+    """
+    config = wish.sampling
+    evaluations = config.num_inference_steps * (2 if config.solver == "heun" else 1)
+    start, end = config.guidance_interval
+    guided = end - start if config.guidance_scale != 1 else 0.0  # there without the class, too
+    return pace * wish.count * evaluations * (1 + guided)
 
 
 def generate(
@@ -269,6 +285,13 @@ def _settings(wish: Wish, label: int, class_name: str, seed: int) -> dict[str, A
     }
 
 
+def saved_images(path: Path) -> list[Generated]:
+    """Returns the pictures in a ZIP that the page has saved, in their order."""
+    with zipfile.ZipFile(path) as archive:
+        files = [archive.read(name) for name in sorted(archive.namelist())]
+    return [Generated(Image.open(io.BytesIO(file)).convert("RGB"), read_settings(file)) for file in files]
+
+
 def read_settings(content: bytes) -> dict[str, Any]:
     """Returns the settings that a PNG carries.
 
@@ -285,12 +308,12 @@ def read_settings(content: bytes) -> dict[str, Any]:
         settings = json.loads(found) if isinstance(found, str) else None
     except Exception as error:  # Pillow and json raise whatever they like on what is none
         raise UserError(
-            "that is no PNG with settings in it; drop a picture that this page made, as it was downloaded"
+            "this file is not a PNG with ldmae settings; drop an unedited image saved from this page"
         ) from error
     if not isinstance(settings, dict):
         raise UserError(
-            "this PNG carries no settings of ldmae; drop a picture that this page made, as it was downloaded "
-            "(editors and messengers take them out)"
+            "this PNG has no ldmae settings; drop an unedited image saved from this page (editors and "
+            "messengers remove the settings)"
         )
     return settings
 
@@ -330,12 +353,12 @@ def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wi
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"the settings in this PNG are incomplete or damaged ({type(error).__name__}: {error}); "
-            "drop another picture"
+            "drop another image"
         ) from error
     if not (0 <= label < len(class_names) and class_names[label] == name):
         if name not in class_names:
             raise UserError(
-                f"the picture is of the class {name!r}, which this model does not know"
+                f"the image has class {name!r}, which this model does not have"
                 f"{nearest(name, class_names)}; open the page with the model that made it"
             )
         label = class_names.index(name)
@@ -346,11 +369,11 @@ def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wi
 
 def _whole(value: Any) -> int:
     if _number(value) != int(value):
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not an integer")
     return int(value)
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return float(value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -21,12 +23,24 @@ from ldmae.app.generate import (
     Progress,
     Wish,
     check_wish,
+    estimate_seconds,
     generate,
     read_settings,
     wish_from,
 )
 from ldmae.app.lines import Waiting, answered, followed
-from ldmae.app.skin import arrived, drop_zone, stoppable, take, told, told_stream, visitor_of
+from ldmae.app.skin import (
+    INSTANT,
+    QUICK,
+    arrived,
+    drop_zone,
+    start_button,
+    stoppable,
+    take,
+    told,
+    told_stream,
+    visitor_of,
+)
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -36,26 +50,55 @@ from ldmae.report.formatting import format_seconds
 EVERY_CLASS = -1
 ALL_CHANNELS = 0
 OWN_SHIFT = 0.0
-SOLVERS = [("Euler", "euler"), ("Heun, twice the work", "heun")]
-RANDOM_SEED = f"() => Math.floor(Math.random() * {SEEDS - MOST_PICTURES})"
+SOLVERS = [("Euler", "euler"), ("Heun (about 2× slower)", "heun")]
 EMPTY = "Choose a class and press Generate."
+LONG = 60.0
+"""Seconds from which on the page warns of what is asked for."""
+_SEED, _GUIDANCE = 2, 4
+"""Places of the seed and the guidance scale among the controls."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The tab's components."""
+
+    controls: list[Any]
+    """In the order of `wish_of`."""
+    lock: gr.Checkbox
+    """Whether the seed stays as it is; otherwise each job gets a new one."""
+    buttons: tuple[gr.Button, gr.Button]
+    estimate: gr.HTML
+    drop: gr.File
+    status: gr.HTML
+    pictures: gr.HTML
 
 
 def build(bench: Workbench) -> None:
     """Adds the tab's content."""
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
-            controls, go, stop, drop = _controls(bench)
-        with gr.Column(scale=3, min_width=600):
-            status = gr.HTML(markup.note(EMPTY), elem_id="generate-status")
-            pictures = gr.HTML(markup.waiting("The pictures will appear here."), elem_id="generate-pictures")
+            parts = _controls(bench)
+        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
+            made = bench.examples
+            hint = f"{len(made)} example images, made by this model. {EMPTY}" if made else EMPTY
+            shown = markup.gallery(made) if made else markup.waiting("Images appear here.")
+            parts["status"] = gr.HTML(markup.note(hint), elem_id="generate-status")
+            parts["pictures"] = gr.HTML(shown, js_on_load=markup.USE_SEED, elem_id="generate-pictures")
+    built = _Parts(**parts)
+    _listen_to_go(bench, built)
+    _listen_to_settings(bench, built)
 
-    @told_stream
-    async def run(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
-        wish = wish_of(values)
+
+def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
+    status, pictures, seed = parts.status, parts.pictures, parts.controls[_SEED]
+
+    @told_stream(status)
+    async def run(request: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
+        wish = wish_of(values if locked else _with_new_seed(values))
         names = bench.class_names
         check_wish(wish, len(names), bench.most_pictures)
-        yield markup.bar(0, "starting"), markup.waiting("The first glimpse comes after two steps.")
+        first = {status: markup.bar(0, "Starting"), seed: wish.sampling.seed}
+        yield first | {pictures: markup.waiting("Preview starts after two steps…")}
         labels = [names[label] for label in wish.labels(len(names))]
 
         def work(job: Job) -> tuple[list[Generated], float]:
@@ -67,19 +110,27 @@ def build(bench: Workbench) -> None:
         async for news in followed(work, bench.heavy, visitor_of(request)):
             # in a thread: encoding pictures takes a second, in which nobody else would be heard
             if isinstance(news, Waiting):
-                yield markup.in_line(news.ahead), gr.skip()
+                yield {status: markup.in_line(news.ahead)}
             elif isinstance(news, Progress):
-                shown: Any = gr.skip()
+                shown = {status: markup.progress(news)}
                 if news.preview is not None and news.preview is not last:
                     last = news.preview
-                    shown = await asyncio.to_thread(markup.previews, last, labels)
-                yield markup.progress(news), shown
+                    shown[pictures] = await asyncio.to_thread(markup.previews, last, labels)
+                yield shown
             else:
                 made, seconds = news
-                shown = await asyncio.to_thread(markup.gallery, made)
-                yield markup.note(_done(wish, seconds), "good"), shown
+                done = f"Done in {format_seconds(seconds)}. Settings are stored in the PNG."
+                gallery = await asyncio.to_thread(markup.gallery, made)
+                yield {status: markup.note(done, "good"), pictures: gallery}
 
-    @told
+    stoppable(parts.buttons, run, [parts.lock, *parts.controls], [status, pictures, seed])
+
+
+def _listen_to_settings(bench: Workbench, parts: _Parts) -> None:
+    """Fills in settings of a dropped PNG and of a picture's button, and tells how long they take."""
+    label, seed, pace = parts.controls[0], parts.controls[_SEED], bench.pace
+
+    @told(parts.status)
     async def fill(request: gr.Request, content: bytes | None) -> list[Any]:
         def work(job: Job) -> list[Any]:
             with job.aside():
@@ -88,45 +139,68 @@ def build(bench: Workbench) -> None:
             values = values_of(wish)
             if not bench.guidable:
                 values[_GUIDANCE] = 1.0
-            return [*values, markup.note(*_filled(bench, settings, wish))]
+            return [*values, True, markup.note(*_filled(bench, settings, wish))]
 
         return await answered(work, bench.light, visitor_of(request))
 
-    stoppable(go, stop, run, controls, status, pictures)
-    take(drop, fill, [drop], [*controls, status])
+    @told(parts.status)
+    async def use_seed(event: gr.EventData) -> list[Any]:
+        chosen, number = getattr(event, "label", None), getattr(event, "seed", None)  # as in `picked`
+        if not (type(chosen) is int and 0 <= chosen < len(bench.class_names) and type(number) is int):
+            raise UserError("there is no such image; generate it again")
+        text = f"Class {bench.class_names[chosen]} and seed {number} are set, and the seed is locked."
+        return [chosen, number, True, markup.note(text)]
+
+    def estimate(*values: Any) -> str:
+        try:
+            seconds = estimate_seconds(wish_of(values), pace)
+        except UserError:  # it is told when the button is pressed
+            return ""
+        long = f"About {format_seconds(seconds)} at these settings. Fewer images or steps take less time."
+        return markup.note(long) if seconds >= LONG else ""
+
+    take(parts.drop, fill, [parts.drop], [*parts.controls, parts.lock, parts.status])
+    parts.pictures.click(use_seed, None, [label, seed, parts.lock, parts.status], **INSTANT)
+    seed.input(None, None, parts.lock, js="() => true", **INSTANT)
+    gr.on([each.change for each in parts.controls], estimate, parts.controls, parts.estimate, **QUICK)
 
 
-_GUIDANCE = 4
-"""Place of the guidance scale among the controls."""
+def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    seed = secrets.randbelow(SEEDS - MOST_PICTURES)
+    return (*values[:_SEED], seed, *values[_SEED + 1 :])
 
 
-def _controls(bench: Workbench) -> tuple[list[Any], gr.Button, gr.Button, gr.File]:
-    """Adds the controls, in the order of `wish_of`."""
+def _controls(bench: Workbench) -> dict[str, Any]:
+    """Adds the controls."""
     own = bench.defaults
     most = bench.most_pictures
     label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
-    count = gr.Slider(1, most, value=min(8, most), step=1, label="Number of pictures")
+    count = gr.Slider(1, most, value=min(8, most), step=1, label="Images")
     with gr.Row(elem_classes="ld-level"):
         seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120)
-        dice = gr.Button("Random", size="sm", min_width=80, scale=0, elem_id="random-seed")
-    with gr.Row():
-        go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="generate-stop", min_width=80)
+        lock = gr.Checkbox(False, label="Lock seed", min_width=110, elem_id="lock-seed")
+    buttons = start_button("Generate", "generate")
+    estimate = gr.HTML(elem_id="generate-estimate")
     steps = gr.Slider(1, MOST_STEPS, value=min(own.num_inference_steps, MOST_STEPS), step=1, label="Steps")
-    off = "" if bench.guidable else "Not with this model: it has no null class to be guided away from."
+    off = "" if bench.guidable else "Off: this model has no null class to guide away from."
     guidance = gr.Slider(
         *GUIDANCE,
         value=_within(own.guidance_scale, GUIDANCE) if bench.guidable else 1.0,
         step=0.1,
         label="Guidance",
-        info=off or "1 is none; more shows the class more plainly, and varies less.",
+        info=off or "1 = off. Higher follows the class more closely, with less variety.",
         interactive=bench.guidable,
     )
-    with gr.Accordion("Guidance interval, solver, time shift", open=False):
-        with gr.Row():
-            start = gr.Slider(0, 1, value=own.guidance_interval[0], step=0.05, label="Guide from t =")
-            end = gr.Slider(0, 1, value=own.guidance_interval[1], step=0.05, label="to t =")
-        gr.HTML(markup.label("", "Time t goes from 0, which is noise, to 1, the picture."))
+    with gr.Accordion("Advanced settings", open=False):
+        start = gr.Slider(
+            0,
+            1,
+            value=own.guidance_interval[0],
+            step=0.05,
+            label="Guidance start",
+            info="Time t runs from 0 (noise) to 1 (image).",
+        )
+        end = gr.Slider(0, 1, value=own.guidance_interval[1], step=0.05, label="Guidance end")
         solver = gr.Radio(SOLVERS, value=own.solver, label="Solver")
         unset = own.timestep_shift is None
         shift = gr.Slider(
@@ -135,23 +209,16 @@ def _controls(bench: Workbench) -> tuple[list[Any], gr.Button, gr.Button, gr.Fil
             value=OWN_SHIFT if unset else _within(own.timestep_shift or 1.0, SHIFTS),
             step=0.05,
             label="Time shift",
-            info="Below 1 more steps are spent near the noise; 1 is none"
-            + ("; 0 is the scheduler's own." if unset else "."),
+            info="1 = off. Lower spends more steps near the noise."
+            + (" 0 = the scheduler's own." if unset else ""),
         )
-        channels = gr.Slider(
-            ALL_CHANNELS,
-            bench.pipeline.transformer.config["in_channels"],
-            value=own.guidance_channels or ALL_CHANNELS,
-            step=1,
-            label="Guided channels",
-            info="0 guides all; the official sampler guides the first 3.",
-            interactive=bench.guidable,
-        )
+    # no control: it follows the run's settings, or those of a PNG
+    channels = gr.Number(own.guidance_channels or ALL_CHANNELS, precision=0, visible="hidden")
     drop = drop_zone(
-        "Make a picture again", "settings-drop", "Drop a PNG made here: its settings are filled in."
+        "Recreate an image", "settings-drop", "Drop a PNG saved from this page to fill in its settings."
     )
-    dice.click(None, None, seed, js=RANDOM_SEED, api_visibility="private")
-    return [label, count, seed, steps, guidance, start, end, solver, shift, channels], go, stop, drop
+    controls = [label, count, seed, steps, guidance, start, end, solver, shift, channels]
+    return {"controls": controls, "lock": lock, "buttons": buttons, "estimate": estimate, "drop": drop}
 
 
 def _within(value: float, limits: tuple[float, float]) -> float:
@@ -161,7 +228,7 @@ def _within(value: float, limits: tuple[float, float]) -> float:
 def _class_choices(names: list[str]) -> list[tuple[str, int]]:
     seen = Counter(names)
     choices = [(name if seen[name] == 1 else f"{name} ({k})", k) for k, name in enumerate(names)]
-    return choices if len(names) == 1 else [("every class in turn", EVERY_CLASS), *choices]
+    return choices if len(names) == 1 else [("All classes", EVERY_CLASS), *choices]
 
 
 def _first(bench: Workbench) -> int:
@@ -179,10 +246,10 @@ def wish_of(values: tuple[Any, ...]) -> Wish:
         UserError: a field is empty, or a value out of range.
     """
     if any(value is None for value in values):
-        raise UserError("a field is empty; fill in all of them")
+        raise UserError("a setting is empty; fill in all of them")
     label, count, seed, steps, guidance, start, end, solver, shift, channels = values
     if start > end:
-        raise UserError(f"guidance is to end at t = {end}, before it begins at {start}; swap the two")
+        raise UserError(f"guidance ends at t = {end}, before its start at {start}; swap the two")
     sampling = SamplingConfig(
         solver=solver,
         num_inference_steps=int(steps),
@@ -211,22 +278,12 @@ def values_of(wish: Wish) -> list[Any]:
     ]
 
 
-def _done(wish: Wish, seconds: float) -> str:
-    pictures = "1 picture" if wish.count == 1 else f"{wish.count} pictures"
-    return (
-        f"{pictures} in {format_seconds(seconds)}. Each has its own seed and carries its settings: "
-        "drop one back in to make it again."
-    )
-
-
 def _filled(bench: Workbench, settings: dict[str, Any], wish: Wish) -> tuple[str, str]:
     """Returns what is said of settings that were filled in, and whether it is good news."""
     name = bench.class_names[wish.label or 0]
     text = f"Settings filled in: {name}, seed {wish.sampling.seed}."
     if settings.get("weights") == bench.made_by["weights"]:
-        return f"{text} Press Generate to make the picture again.", "good"
-    other = str(settings.get("model", ""))[:80] or "a model without a name"
-    text += (
-        f" It was made with {other if other != bench.name else f'other weights than those of {other} here'}"
-    )
-    return f"{text}; Generate makes another picture of them.", "plain"
+        return f"{text} Press Generate to recreate the image.", "good"
+    other = str(settings.get("model", ""))[:80] or "an unnamed model"
+    maker = other if other != bench.name else f"other weights of {other}"
+    return f"{text} The image was made with {maker}, so Generate makes a different one.", "plain"

@@ -79,7 +79,7 @@ class Bounds:
 
 HEAVY = Bounds(running=3, per_session=3, per_address=64, in_all=128)
 LIGHT = Bounds(running=4, per_session=12, per_address=256, in_all=512)
-"""A page that opens asks for five views at once, and a class of pupils opens it from one address."""
+"""A page that opens asks for seven views at once, and a class of pupils opens it from one address."""
 
 
 class Line:
@@ -132,11 +132,11 @@ class Line:
     def _check(self, visitor: Visitor) -> None:
         everyone = [each.visitor for each in [*self._running, *self._waiting]]
         if len(everyone) >= self.bounds.in_all:
-            raise UserError(f"the page is busy: {len(everyone)} requests are waiting; try again in a minute")
+            raise UserError(f"the page is busy with {len(everyone)} requests; try again in a minute")
         if sum(each.address == visitor.address for each in everyone) >= self.bounds.per_address:
             raise UserError(
-                f"{self.bounds.per_address} requests from your network address are waiting, which is the "
-                "limit; try again when some are finished"
+                f"your network address has {self.bounds.per_address} requests running or waiting, which is "
+                "the limit; try again when some have finished"
             )
         if sum(each.session == visitor.session for each in everyone) >= self.bounds.per_session:
             raise UserError(

@@ -44,67 +44,77 @@ class _Views:
     def __init__(self, bench: Workbench) -> None:
         self.bench, self.looker = bench, bench.looker
 
-    def whole(self, latent: Latent, strength: float) -> str:
-        """Original, reconstruction, difference, latents."""
+    def whole(self, latent: Latent) -> str:
+        """Original, reconstruction, latents."""
         seen = self.looker.reconstruction(latent)
-        gap = difference(latent.picture, seen.picture, strength)
         channels, h, w = latent.mean.shape[1:]
         ratio = latent.image.numel() / latent.mean.numel()
+        about = [f"Latent {channels} × {h} × {w} · {ratio:.3g}× compression", "3 principal components as RGB"]
         return markup.cards(
             [
                 Card(latent.picture, "Original", [f"{self.bench.size} × {self.bench.size} pixels"]),
                 Card(seen.picture, "Reconstruction", markup.figures(seen.figures)),
-                Card(gap, f"Difference × {strength:g}", ["black where nothing is lost"]),
-                Card(
-                    self.looker.colours(latent),
-                    "Latents as colours",
-                    [
-                        f"{channels} × {h} × {w} numbers, {ratio:.3g} times fewer",
-                        "3 principal components as RGB",
-                    ],
-                ),
+                Card(self.looker.colours(latent), "Latents", about),
             ],
             "the image and its latents",
         )
 
+    def gap(self, latent: Latent, strength: float) -> str:
+        """What the reconstruction lost."""
+        restored = self.looker.reconstruction(latent).picture
+        lost = difference(latent.picture, restored, strength)
+        return markup.cards(
+            [Card(lost, f"Difference × {strength:g}", ["Black = identical"])], "the difference"
+        )
+
     def noise(self, latent: Latent, epsilon: float) -> str:
-        """What noise on the latents does, at the slider's ε and at those of the smoothness measurement."""
+        """What noise on the latents does."""
         now = self.looker.noisy(latent, epsilon)
+        return markup.cards(
+            [Card(now.picture, f"ε = {epsilon:g}", markup.figures(now.figures))], "with noise"
+        )
+
+    def noise_steps(self, latent: Latent) -> str:
+        """The same, at the ε of the smoothness measurement."""
         steps = [self.looker.noisy(latent, value) for value in EPSILONS]
-        first = Card(now.picture, f"ε = {epsilon:g}", markup.figures(now.figures))
         row = [
             Card(seen.picture, f"ε = {value:g}", markup.figures(seen.figures))
             for value, seen in zip(EPSILONS, steps, strict=True)
         ]
-        return markup.featured([first], row, "the image decoded from latents with noise")
+        return markup.strip(row, "with more and more noise")
 
-    def hidden(self, latent: Latent, share: float, draw: int) -> str:
+    def masked(self, latent: Latent, share: float, draw: int) -> str:
         """What is made of the visible patches."""
         if self.looker.cannot_hide:
-            return markup.note(f"Not with this autoencoder: {self.looker.cannot_hide}.")
+            return markup.note(f"Not available: {self.looker.cannot_hide}.")
         sees, made = self.looker.hidden(latent, share, draw)
         tokens = latent.mean.shape[2] * latent.mean.shape[3]
         return markup.cards(
             [
-                Card(latent.picture, "Original"),
-                Card(sees, "What the encoder sees", [f"{share:.0%} of {tokens} patches hidden"]),
-                Card(made.picture, "What the decoder makes of it", markup.figures(made.figures)),
+                Card(sees, "Encoder input", [f"{share:.0%} of {tokens} patches masked"]),
+                Card(made.picture, "Decoder output", markup.figures(made.figures)),
             ],
-            "the image with hidden patches",
+            "the image with masked patches",
         )
 
     def between(self, first: Latent, second: Latent, t: float) -> str:
-        """What lies between two images."""
-        now, *pictures = self.looker.between(first, second, [t, *FRACTIONS])
+        """One image between two."""
+        [now] = self.looker.between(first, second, [t])
         ends = Card(first.picture, "First"), Card(second.picture, "Second")
+        return markup.cards([ends[0], Card(now, f"t = {t:g}"), ends[1]], "between the two images")
+
+    def between_steps(self, first: Latent, second: Latent) -> str:
+        """Images from one to another."""
+        pictures = self.looker.between(first, second, FRACTIONS)
         row = [Card(picture, f"t = {place:g}") for picture, place in zip(pictures, FRACTIONS, strict=True)]
-        return markup.featured([ends[0], Card(now, f"t = {t:g}"), ends[1]], row, "between the two images")
+        return markup.strip(row, "from the first to the second image")
 
 
 @dataclass(frozen=True)
 class _Parts:
     """The tab's components."""
 
+    status: gr.HTML
     again: gr.Button
     """Asks for the first look once more; pressed by the page itself."""
     first: gr.State
@@ -117,18 +127,21 @@ class _Parts:
     drop: gr.File
     thumbs: gr.HTML
     whole: gr.HTML
+    gap: gr.HTML
     strength: gr.Slider
-    epsilon: gr.Slider
     noise: gr.HTML
+    epsilon: gr.Slider
+    noise_steps: gr.HTML
+    masked: gr.HTML
     share: gr.Slider
-    others: gr.Button
+    redraw: gr.Button
     draw: gr.Number
-    """Which patches are hidden, beside how many."""
-    hidden: gr.HTML
+    """Which patches are masked, beside how many."""
     drop_2: gr.File
     thumbs_2: gr.HTML
-    t: gr.Slider
     mixed: gr.HTML
+    t: gr.Slider
+    mixed_steps: gr.HTML
 
 
 def build(bench: Workbench, page: gr.Blocks) -> None:
@@ -143,83 +156,83 @@ def _layout(bench: Workbench) -> _Parts:
     for name in ("first", "second"):
         parts[name] = gr.State(None, time_to_live=KEPT_FOR)
         parts[f"{name}_came"] = gr.Number(0, visible="hidden")
-    with gr.Row(equal_height=False):
+    parts["status"] = gr.HTML(elem_id="look-status")
+    with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
-            parts["drop"], parts["thumbs"] = picker(bench, "Drop an image here", "look")
-        with gr.Column(scale=3, min_width=600):
-            parts["whole"] = gr.HTML(markup.waiting("Looking at the first image …"), elem_id="look-whole")
-            parts["strength"] = gr.Slider(
-                1, 20, value=STRENGTH, step=1, label="Difference amplified", elem_id="strength"
-            )
-    with gr.Tabs(overflow_behavior="wrap"):
-        with gr.Tab("Noise on the latents"):
+            parts["drop"], parts["thumbs"] = picker(bench, "Your image", "look")
+        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"), gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                parts["whole"] = gr.HTML(markup.waiting("Encoding the first example…"), elem_id="look-whole")
+            with gr.Column(scale=1, min_width=200):
+                parts["gap"] = gr.HTML(elem_id="look-gap")
+                parts["strength"] = gr.Slider(
+                    1, 20, value=STRENGTH, step=1, label="Amplification", elem_id="strength"
+                )
+    with gr.Tabs():
+        with gr.Tab("Latent noise"), gr.Row(equal_height=False):
             parts |= _noise_layout()
-        with gr.Tab("Hidden patches"):
-            parts |= _hidden_layout(can_hide=not bench.looker.cannot_hide)
-        with gr.Tab("Between two images"):
-            parts |= _between_layout(bench)
+        with gr.Tab("Masking"), gr.Row(equal_height=False):
+            parts |= _masking_layout(can_mask=not bench.looker.cannot_hide)
+        with gr.Tab("Interpolation"):
+            parts |= _interpolation_layout(bench)
     return _Parts(**parts)
 
 
 def _noise_layout() -> dict[str, Any]:
-    epsilon = gr.Slider(
-        0,
-        STRONGEST_NOISE,
-        value=NOISE,
-        step=0.01,
-        label="Noise ε",
-        info="In deviations of each latent channel. A smooth latent space forgives it: a small error of the "
-        "diffusion model then stays a small error in the picture.",
-        elem_id="epsilon",
-    )
-    return {"epsilon": epsilon, "noise": gr.HTML(elem_id="look-noise")}
+    with gr.Column(scale=1, min_width=240):
+        noise = gr.HTML(elem_id="look-noise")
+    with gr.Column(scale=4, min_width=320):
+        epsilon = gr.Slider(
+            0,
+            STRONGEST_NOISE,
+            value=NOISE,
+            step=0.01,
+            label="Noise ε",
+            info="In standard deviations of each latent channel. In a smooth latent space, small errors of "
+            "the diffusion model stay small errors in the image.",
+            elem_id="epsilon",
+        )
+        steps = gr.HTML(elem_id="look-noise-steps")
+    return {"noise": noise, "epsilon": epsilon, "noise_steps": steps}
 
 
-def _hidden_layout(can_hide: bool) -> dict[str, Any]:
-    with gr.Row(elem_classes="ld-level"):
+def _masking_layout(can_mask: bool) -> dict[str, Any]:
+    with gr.Column(scale=2, min_width=320):
+        masked = gr.HTML(elem_id="look-masked")
+    with gr.Column(scale=3, min_width=320):
         share = gr.Slider(
             0,
             MOST_HIDDEN,
             value=HIDDEN,
             step=0.05,
-            label="Hidden share",
-            info="Of the patches, which the encoder never gets. The paper trains with 0.6; a decoder "
-            "that was then tuned on whole images is out of practice.",
-            interactive=can_hide,
-            elem_id="hidden-share",
+            label="Mask ratio",
+            info="Share of the patches that the encoder does not get. The paper trains with 0.6. A decoder "
+            "tuned on whole images afterwards fills in masked patches less well.",
+            interactive=can_mask,
+            elem_id="mask-ratio",
         )
-        others = gr.Button(
-            "Hide other patches",
-            size="sm",
-            scale=0,
-            min_width=150,
-            interactive=can_hide,
-            elem_id="hide-others",
-        )
-    return {
-        "share": share,
-        "others": others,
-        "draw": gr.Number(0, visible="hidden", precision=0),
-        "hidden": gr.HTML(elem_id="look-hidden"),
-    }
+        redraw = gr.Button("New random mask", interactive=can_mask, elem_id="new-mask")
+    draw = gr.Number(0, visible="hidden", precision=0)
+    return {"masked": masked, "share": share, "redraw": redraw, "draw": draw}
 
 
-def _between_layout(bench: Workbench) -> dict[str, Any]:
-    with gr.Row(equal_height=False):
+def _interpolation_layout(bench: Workbench) -> dict[str, Any]:
+    with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
-            drop, thumbs = picker(bench, "Drop the second image here", "second")
-        with gr.Column(scale=3, min_width=600):
+            drop, thumbs = picker(bench, "Second image", "second")
+        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
+            mixed = gr.HTML(elem_id="look-between")
             t = gr.Slider(
                 0,
                 1,
                 value=HALF_WAY,
                 step=0.01,
-                label="Place t between the two",
-                info="The latents are mixed, not the pixels: (1 − t) · first + t · second.",
+                label="Interpolation t",
+                info="Mixes the latents, not the pixels: (1 − t) · first + t · second.",
                 elem_id="between-t",
             )
-            mixed = gr.HTML(elem_id="look-between")
-    return {"drop_2": drop, "thumbs_2": thumbs, "t": t, "mixed": mixed}
+            steps = gr.HTML(elem_id="look-between-steps")
+    return {"drop_2": drop, "thumbs_2": thumbs, "mixed": mixed, "t": t, "mixed_steps": steps}
 
 
 def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None:
@@ -228,60 +241,66 @@ def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None
     def encoded(image: Image.Image) -> tuple[Latent, float]:
         return bench.looker.encode(image), time.time()
 
-    @told
-    async def encode_uploaded(request: gr.Request, content: bytes | None) -> tuple[Latent, float]:
-        def work(job: Job) -> tuple[Latent, float]:
+    @told(parts.status)
+    async def encode_uploaded(request: gr.Request, content: bytes | None) -> tuple[Latent, float, str]:
+        def work(job: Job) -> tuple[Latent, float, str]:
             with job.aside():
                 image = uploaded(bench, content)
-            return encoded(image)
+            return *encoded(image), ""
 
         return await answered(work, bench.light, visitor_of(request))
 
-    @told
-    async def encode_picked(event: gr.EventData, request: gr.Request) -> tuple[Latent, float]:
+    @told(parts.status)
+    async def encode_picked(event: gr.EventData, request: gr.Request) -> tuple[Latent, float, str]:
         image = picked(bench, event)
-        return await answered(lambda job: encoded(image), bench.light, visitor_of(request))
+        return await answered(lambda job: (*encoded(image), ""), bench.light, visitor_of(request))
 
-    @told
-    async def encode_samples(request: gr.Request) -> tuple[Latent, float, Latent, float]:
-        def work(job: Job) -> tuple[Latent, float, Latent, float]:
+    @told(parts.status)
+    async def encode_samples(request: gr.Request) -> tuple[Latent, float, Latent, float, str]:
+        def work(job: Job) -> tuple[Latent, float, Latent, float, str]:
             first, second = (encoded(sample.image) for sample in bench.samples[:2])
-            return *first, *second
+            return *first, *second, ""
 
         try:
             return await answered(work, bench.light, visitor_of(request))
         except UserError as busy:  # the page asks again by itself, see ASK_AGAIN
             raise gr.Error(str(busy), visible=False, print_exception=False) from None
 
+    status = parts.status
     first, second = [parts.first, parts.first_came], [parts.second, parts.second_came]
-    take_image(parts.drop, parts.thumbs, encode_uploaded, [parts.drop], first)
-    take_image(parts.drop_2, parts.thumbs_2, encode_uploaded, [parts.drop_2], second)
-    parts.thumbs.click(encode_picked, None, first, **PICKING)
-    parts.thumbs_2.click(encode_picked, None, second, **PICKING)
+    take_image(parts.drop, parts.thumbs, encode_uploaded, [parts.drop], [*first, status], status)
+    take_image(parts.drop_2, parts.thumbs_2, encode_uploaded, [parts.drop_2], [*second, status], status)
+    parts.thumbs.click(encode_picked, None, [*first, status], **PICKING)
+    parts.thumbs_2.click(encode_picked, None, [*second, status], **PICKING)
     # the first look is asked for again after a while where the page was too busy for it
     for asked in (page.load, parts.again.click):
-        looked = asked(encode_samples, None, [*first, *second], **PICKING)
+        looked = asked(encode_samples, None, [*first, *second, status], **PICKING)
         looked.failure(None, None, None, js=ASK_AGAIN, **INSTANT)
 
 
 def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
-    """Shows a view anew when its slider moves or its image comes: one listener, so that the newest wins."""
+    """Shows a view again when its slider moves or its image comes: one listener, so that the newest wins."""
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:
-        @told
+        @told(parts.status)
         async def handler(request: gr.Request, came: float, *values: Any) -> Any:
             if not came:  # there is no image yet
                 return gr.skip()
             if None in values[:2]:
                 raise forgotten()
-            return await answered(lambda job: view(*values), bench.light, visitor_of(request))
+            shown = await answered(lambda job: view(*values), bench.light, visitor_of(request))
+            return {output: shown, parts.status: ""}
 
-        gr.on([each.change for each in triggers], handler, [parts.first_came, *inputs], output, **QUICK)
+        inputs = [parts.first_came, *inputs]
+        gr.on([each.change for each in triggers], handler, inputs, [output, parts.status], **QUICK)
 
     first, came = parts.first, parts.first_came
-    listen(views.whole, [parts.strength, came], [first, parts.strength], parts.whole)
+    both, either = [first, parts.second], [came, parts.second_came]
+    listen(views.whole, [came], [first], parts.whole)
+    listen(views.gap, [parts.strength, came], [first, parts.strength], parts.gap)
     listen(views.noise, [parts.epsilon, came], [first, parts.epsilon], parts.noise)
-    listen(views.hidden, [parts.share, parts.draw, came], [first, parts.share, parts.draw], parts.hidden)
-    mixing = [parts.t, came, parts.second_came]
-    listen(views.between, mixing, [first, parts.second, parts.t], parts.mixed)
-    parts.others.click(lambda draw: draw + 1, parts.draw, parts.draw, **INSTANT)
+    listen(views.noise_steps, [came], [first], parts.noise_steps)
+    listen(views.masked, [parts.share, parts.draw, came], [first, parts.share, parts.draw], parts.masked)
+    listen(views.between, [parts.t, *either], [*both, parts.t], parts.mixed)
+    listen(views.between_steps, either, both, parts.mixed_steps)
+    parts.redraw.click(lambda draw: draw + 1, parts.draw, parts.draw, **INSTANT)

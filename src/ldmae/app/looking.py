@@ -115,7 +115,7 @@ class Looker:
             UserError: ε is out of range.
         """
         if not 0 <= epsilon <= STRONGEST_NOISE:
-            raise UserError(f"ε must be from 0 to {STRONGEST_NOISE:g}, got {epsilon}; 0.1 is a good start")
+            raise UserError(f"ε must be from 0 to {STRONGEST_NOISE:g}, got {epsilon}; try 0.1")
         device, _ = placement(self.autoencoder)
         latents, deviation = latent.mean.to(device), self.deviation.to(device)
         [(_, images)] = noisy_decodings(self.autoencoder, ["page"], latents, deviation, [epsilon])
@@ -126,14 +126,13 @@ class Looker:
         """Why patches can't be hidden from this autoencoder, or an empty string where they can."""
         if not isinstance(self.autoencoder, AutoencoderVMAE):
             return (
-                f"{type(self.autoencoder).__name__} always encodes whole images; only a masked autoencoder "
-                "(AutoencoderVMAE) decodes a part of the patches"
+                f"{type(self.autoencoder).__name__} always encodes whole images; only masked autoencoders "
+                "(AutoencoderVMAE) decode from a part of the patches"
             )
         if self.autoencoder.mask_token is None:
             return (
-                "this AutoencoderVMAE has no mask token (use_mask_token=False, as final official checkpoints "
-                "are), so its decoder has nothing to put in the place of hidden patches; models trained by "
-                "`ldmae run` have one"
+                "this AutoencoderVMAE has no mask token to replace masked patches (use_mask_token=False, as "
+                "in final official checkpoints); models trained by `ldmae run` have one"
             )
         return ""
 
@@ -158,7 +157,7 @@ class Looker:
             raise UserError(f"{self.cannot_hide}; open the page with such a model")
         if not 0 <= share <= MOST_HIDDEN:
             raise UserError(
-                f"the hidden share must be from 0 to {MOST_HIDDEN}, got {share}; 0.6 is the paper's"
+                f"the mask ratio must be from 0 to {MOST_HIDDEN}, got {share}; the paper uses 0.6"
             )
         h, w = latent.mean.shape[2:]
         device, dtype = placement(self.autoencoder)
@@ -184,9 +183,7 @@ class Looker:
             UserError: a fraction is out of [0, 1].
         """
         if not all(0 <= t <= 1 for t in fractions):
-            raise UserError(
-                f"places between two images are from 0 to 1, got {list(fractions)}; 0.5 is half-way"
-            )
+            raise UserError(f"t must be from 0 to 1, got {list(fractions)}; 0.5 is halfway")
         device, _ = placement(self.autoencoder)
         ends = first.mean.to(device), second.mean.to(device)
         decoded = interpolated_decodings(self.autoencoder, *ends, fractions)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ LARGEST = 256 / CARD
 """How much wider a picture may be shown."""
 BUDGET = 400_000
 """Bytes of a shown picture at most."""
+ALERT = ' role="alert"'
+"""What a note has that says that something failed."""
+PAPER, LIGHTNINGDIT = "https://arxiv.org/abs/2507.09984", "https://arxiv.org/abs/2501.01423"
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,12 @@ def shown_width(width: int, about: int = CARD) -> int:
 def card(it: Card, about: int = CARD) -> str:
     """Returns a picture with its title and lines."""
     image = it.picture if isinstance(it.picture, Image.Image) else Image.fromarray(it.picture)
-    picture = encode_picture(image, BUDGET)
+    picture = _savable(image, it.title, image.size, about)
     below = ""
     if it.below is not None:
-        second = encode_picture(Image.fromarray(it.below), BUDGET)
-        below = (
-            f"{_img(second.uri, it.below_title, image.size, about)}<span>{html.escape(it.below_title)}</span>"
-        )
+        title = f"{it.title}, {it.below_title}"
+        second = _savable(Image.fromarray(it.below), title, image.size, about)
+        below = f"{second}<span>{html.escape(it.below_title)}</span>"
     lines = "".join(f"<span>{html.escape(line)}</span>" for line in it.lines)
     rows = "".join(
         f"<div{' class=ld-best' if best else ''}><dt>{html.escape(name)}</dt>"
@@ -68,9 +71,38 @@ def card(it: Card, about: int = CARD) -> str:
     )
     table = f"<dl>{rows}</dl>" if rows else ""
     return (
-        f'<figure class="ld-card">{_img(picture.uri, it.title, image.size, about)}'
+        f'<figure class="ld-card">{picture}'
         f"<figcaption><b>{html.escape(it.title)}</b>{lines}</figcaption>{below}{table}</figure>"
     )
+
+
+def _savable(image: Image.Image, title: str, size: tuple[int, int], about: int) -> str:
+    """Returns a picture with a button in its corner that saves it."""
+    picture = _img(encode_picture(image, BUDGET).uri, title, size, about)
+    return f'<div class="ld-image">{picture}{action("save", f"Save image: {title}", file_stem(title))}</div>'
+
+
+def action(what: str, title: str, name: str, data: str = "", text: str = "") -> str:
+    """Returns a button of a picture, which `page.js` or the gallery's own script listens to.
+
+    Args:
+        what: it does: `save`, `send` or `seed`.
+        title: says so in full.
+        name: of the file that is saved or sent, without its ending.
+        data: further attributes of the button, as HTML.
+        text: beside its icon.
+    """
+    title = html.escape(title, quote=True)
+    words = f"<span>{html.escape(text)}</span>" if text else ""
+    return (
+        f'<button type="button" class="ld-act" data-do="{what}" data-name="{html.escape(name, quote=True)}"'
+        f' title="{title}" aria-label="{title}" {data}>{words}</button>'
+    )
+
+
+def file_stem(title: str) -> str:
+    """Returns the name, without its ending, of a file to save a picture of such a title in."""
+    return "-".join(["ldmae", *re.findall(r"[\w.]+", title)])[:60]
 
 
 def _img(uri: str, alt: str, size: tuple[int, int], about: int = CARD) -> str:
@@ -88,12 +120,16 @@ def cards(items: Sequence[Card | str], label: str = "") -> str:
     return f'<div class="ld-cards" aria-label="{html.escape(label, quote=True)}" role="group">{inner}</div>'
 
 
-def featured(large: Sequence[Card], small: Sequence[Card], label: str) -> str:
-    """Returns cards, and beside or below them a row of small ones."""
-    row = "".join(card(item, SMALL) for item in small)
+def strip(items: Sequence[Card], label: str) -> str:
+    """Returns small cards in a row."""
+    row = "".join(card(item, SMALL) for item in items)
+    return f'<div class="ld-strip" role="group" aria-label="{html.escape(label, quote=True)}">{row}</div>'
+
+
+def beside(original: Card, items: Sequence[Card | str], label: str) -> str:
+    """Returns cards beside an original, which stays in view while one scrolls through them."""
     return (
-        f'<div class="ld-featured">{cards(large, label)}<div class="ld-strip" role="group" '
-        f'aria-label="{html.escape(label, quote=True)}, step by step">{row}</div></div>'
+        f'<div class="ld-compared"><div class="ld-original">{card(original)}</div>{cards(items, label)}</div>'
     )
 
 
@@ -121,18 +157,27 @@ element.addEventListener("click", event => {
 });
 """
 """What makes a click on a thumbnail an event that carries its number."""
+USE_SEED = """
+element.addEventListener("click", event => {
+  const button = event.target.closest("[data-do=seed]");
+  if (button) trigger("click", {seed: Number(button.dataset.seed), label: Number(button.dataset.label)});
+});
+"""
+"""What makes a click on "Use this seed" an event that carries seed and class."""
 
 
 def unmark(key: str) -> str:
-    """Returns the JavaScript that marks no thumbnail in the element `key` as picked."""
+    """Returns the JavaScript that marks no thumbnail in the element `key` as picked, unless a status says
+    that something failed."""
     return (
-        f"() => document.querySelectorAll('#{key} button[aria-pressed]')"
+        f"status => (status || '').includes('{ALERT.strip()}') || "
+        f"document.querySelectorAll('#{key} button[aria-pressed]')"
         ".forEach(each => each.removeAttribute('aria-pressed'))"
     )
 
 
 def label(text: str, hint: str = "") -> str:
-    """Returns what stands above a field, and a hint in smaller letters."""
+    """Returns a field's label, and a hint below it."""
     small = f"<small>{html.escape(hint)}</small>" if hint else ""
     return f'<p class="ld-label">{html.escape(text)}{small}</p>'
 
@@ -147,7 +192,7 @@ def missing_card(title: str, problem: str) -> str:
 
 def note(text: str, kind: str = "plain") -> str:
     """Returns a line of text in a box; `kind` is `plain`, `good` or `bad`."""
-    role = ' role="alert"' if kind == "bad" else ""
+    role = ALERT if kind == "bad" else ""
     return f'<p class="ld-note ld-{kind}"{role}>{html.escape(text)}</p>'
 
 
@@ -160,9 +205,9 @@ def progress(news: Progress) -> str:
     """Returns the bar of a generating job: steps done, time taken, time to go."""
     share = news.done / news.total
     left = news.seconds / news.done * (news.total - news.done)
-    rest = f"about {format_seconds(left)} to go" if news.done < news.total else "decoding"
+    rest = f"about {format_seconds(left)} left" if news.done < news.total else "decoding"
     step = math.ceil(news.done * news.steps / news.total)
-    text = f"step {step} of {news.steps} · {format_seconds(news.seconds)} · {rest}"
+    text = f"Step {step} of {news.steps} · {format_seconds(news.seconds)} · {rest}"
     return bar(share, text)
 
 
@@ -183,35 +228,36 @@ def bar(share: float, text: str) -> str:
 
 
 def previews(pictures: np.ndarray, labels: Sequence[str]) -> str:
-    """Returns pictures (n, H, W, 3) on their way."""
-    return cards(
-        [Card(picture, label, ["unfinished"]) for picture, label in zip(pictures, labels, strict=False)],
-        "pictures on their way",
-    )
+    """Returns pictures (n, H, W, 3) on their way; of more `labels` than pictures it says so."""
+    items = [Card(picture, label, ["preview"]) for picture, label in zip(pictures, labels, strict=False)]
+    shown, count = len(items), len(labels)
+    hint = f"Previews of the first {shown} of {count} images. All {count} appear at the end."
+    return (note(hint) if shown < count else "") + cards(items, "previews")
 
 
 def gallery(made: Sequence[Generated]) -> str:
-    """Returns finished pictures, each with a link that saves the PNG with its settings, and one for all."""
+    """Returns finished pictures, each with buttons, and a link that saves all PNGs with their settings."""
     files = [(item.file_name, item.png()) for item in made]
     figures = []
     for item, (name, content) in zip(made, files, strict=True):
-        uri = data_uri(content, "image/png")
-        title = str(item.settings["class"])
+        title, seed, label = str(item.settings["class"]), item.settings["seed"], item.settings["label"]
+        own = f'data-seed="{int(seed)}" data-label="{int(label)}"'
+        stem = name.removesuffix(".png")
+        buttons = (
+            action("save", f"Save the PNG of seed {seed}", stem, text="Save PNG"),
+            action("seed", f"Use seed {seed} and its class", stem, own, "Use this seed"),
+            action("send", f"Send the image of seed {seed} to Autoencoder", stem, text="Send to Autoencoder"),
+        )
         figures.append(
-            f'<figure class="ld-card">{_img(uri, title, item.image.size)}<figcaption>'
-            f"<b>{html.escape(title)}</b><span>seed {item.settings['seed']}</span>"
-            f'<a class="ld-save" href="{uri}" download="{html.escape(name, quote=True)}" '
-            f'aria-label="save the picture of seed {item.settings["seed"]}">Save PNG</a>'
-            "</figcaption></figure>"
+            f'<figure class="ld-card">{_img(data_uri(content, "image/png"), title, item.image.size)}'
+            f"<figcaption><b>{html.escape(title)}</b><span>seed {seed}</span></figcaption>"
+            f'<div class="ld-acts">{"".join(buttons)}</div></figure>'
         )
     whole = ""
     if len(files) > 1:
         uri = data_uri(_zipped(files), "application/zip")
-        whole = (
-            f'<a class="ld-save ld-all" href="{uri}" download="ldmae-pictures.zip">'
-            f"Save all {len(files)} as ZIP</a>"
-        )
-    return cards(figures, "generated pictures") + whole
+        whole = f'<a class="ld-all" href="{uri}" download="ldmae-images.zip">Save all {len(files)} as ZIP</a>'
+    return cards(figures, "generated images") + whole
 
 
 def _zipped(files: Sequence[tuple[str, bytes]]) -> bytes:
@@ -223,17 +269,34 @@ def _zipped(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def framed(document: str) -> str:
-    """Returns a whole HTML document in a frame that may run no script and reach nothing of the page."""
+    """Returns a whole HTML document in a frame that may run no script.
+
+    The page may measure it, to make the frame as high as its content, and the document reaches nothing.
+    """
     return (
-        '<iframe class="ld-report" title="the report of the run" sandbox="" referrerpolicy="no-referrer" '
-        f'srcdoc="{html.escape(document, quote=True)}"></iframe>'
+        '<iframe class="ld-report" title="the report of the run" sandbox="allow-same-origin" '
+        f'referrerpolicy="no-referrer" srcdoc="{html.escape(document, quote=True)}"></iframe>'
     )
 
 
 def header(name: str, facts: Sequence[str]) -> str:
-    """Returns the head of the page: what the model is called, and a few facts."""
+    """Returns the head of the page: what it is, what the model is called, and a few facts."""
     chips = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
-    return f'<div class="ld-head"><h1>LDMAE <span>{html.escape(name)}</span></h1><ul>{chips}</ul></div>'
+    return (
+        f'<div class="ld-head"><h1>LDMAE <span>{html.escape(name)}</span></h1>'
+        f"<p>{_link(PAPER, 'Latent diffusion with masked autoencoders')}: generate images with a "
+        f"{_link(LIGHTNINGDIT, 'LightningDiT')}, inspect its autoencoder, and compare autoencoders.</p>"
+        f"<ul>{chips}</ul></div>"
+    )
+
+
+def _link(address: str, text: str) -> str:
+    return f'<a href="{address}" target="_blank" rel="noopener noreferrer">{html.escape(text)}</a>'
+
+
+def footer(samples_from: str) -> str:
+    """Returns the foot of the page: where its example images are from."""
+    return f'<p class="ld-foot">Example images: {html.escape(samples_from)}.</p>'
 
 
 def figures(measured: dict[str, float]) -> list[str]:
@@ -244,7 +307,7 @@ def figures(measured: dict[str, float]) -> list[str]:
 def value_of(name: str, value: float) -> str:
     """Returns a figure's value as text."""
     if name == "PSNR":
-        return "equal to the bit" if value == float("inf") else f"{value:.1f} dB"
+        return "identical" if value == float("inf") else f"{value:.1f} dB"
     return f"{value:.3f}"
 
 

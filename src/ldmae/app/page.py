@@ -10,22 +10,20 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
-from gradio import themes
 from starlette.middleware import Middleware
 
 from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
 from ldmae.app.gatekeeper import Gatekeeper
 from ldmae.app.hosts import Hosts
 from ldmae.app.lines import HEAVY, LIGHT
+from ldmae.app.theme import page_theme
 from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, upload_folder
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-STYLE = Path(__file__).with_name("style.css")
-FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
-MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
 SPARE = 64
 """Requests that Gradio starts beyond those which the lines take, so that it can tell them so."""
 SESSIONS = 200
@@ -43,7 +41,9 @@ class _Page(gr.Blocks):
             raise
         except Exception as error:  # handlers tell their own: this is of values that no control gives
             logger.warning("a request with values that the page does not send: %s", type(error).__name__)
-            raise gr.Error("the page can't read this request; reload it", print_exception=False) from None
+            raise gr.Error(
+                "The page can't read this request. Reload the page.", print_exception=False
+            ) from None
 
 
 def build_page(bench: Workbench) -> gr.Blocks:
@@ -60,12 +60,13 @@ def build_page(bench: Workbench) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             with gr.Tab("Generate"):
                 generate_tab.build(bench)
-            with gr.Tab("Look into the autoencoder"):
+            with gr.Tab("Autoencoder"):
                 look_tab.build(bench, page)
             with gr.Tab("Compare"):
                 compare_tab.build(bench)
             with gr.Tab("Report") as report:
                 report_tab.build(bench, report)
+        gr.HTML(markup.footer(bench.samples_from))
     # all that arrives starts, and waits in the workbench's lines, which know who is who
     page.queue(max_size=HEAVY.in_all + LIGHT.in_all, default_concurrency_limit=None, api_open=False)
     return page
@@ -97,19 +98,11 @@ def launch(
         audience=bench.audience,
         uploads=upload_folder(),
     )
-    theme = themes.Default(
-        primary_hue=themes.colors.indigo,
-        secondary_hue=themes.colors.indigo,
-        neutral_hue=themes.colors.slate,
-        radius_size=themes.sizes.radius_lg,
-        font=FONT,
-        font_mono=MONO,
-    )
     try:
         _, here, elsewhere = page.launch(
-            theme=theme,
+            theme=page_theme(),
             css=STYLE.read_text(encoding="utf-8"),
-            head=markup.favicon(),
+            head=f"{markup.favicon()}<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
             server_name=host,
             server_port=port,
             share=share,

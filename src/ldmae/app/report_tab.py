@@ -26,11 +26,11 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
             return markup.framed(report), gr.Markdown(visible=False)
         about = read_card(_pipeline_folder(bench))
         if about is not None:
-            note = f"The card of {bench.name}, which is a saved pipeline; only runs have a report."
+            note = f"{bench.name} is a saved pipeline, so this is its model card. Only runs have a report."
             return markup.note(note), gr.Markdown(about, visible=True)
         return markup.note(_absent(bench)), gr.Markdown(visible=False)
 
-    @told
+    @told(frame)
     async def show(request: gr.Request) -> tuple[str, Any]:
         return await answered(read, bench.light, visitor_of(request))
 
@@ -45,7 +45,7 @@ def _pipeline_folder(bench: Workbench) -> Path | None:
 def _absent(bench: Workbench) -> str:
     if bench.run_folder is None:
         return (
-            f"{bench.name} is a saved pipeline, which has no report: reports belong to runs. Open a run "
-            "folder with `ldmae app RUN` to read its report here."
+            f"{bench.name} is a saved pipeline, and only runs have a report. Open a run folder with "
+            "`ldmae app RUN` to read its report here."
         )
-    return "This run has no report.html yet. Write it with `ldmae report RUN`, then open this tab again."
+    return "This run has no report yet. Write it with `ldmae report RUN`, then open this tab again."

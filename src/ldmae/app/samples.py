@@ -26,7 +26,7 @@ COUNT, FEWEST = 12, 2
 """Images to pick from, at most and at least: two, for the way from one to another."""
 TRAINED_ON = ("emoji", "digits")
 """Built-in sets that a model with the same classes was trained on."""
-UNSEEN = "the autoencoder has never seen them"
+UNSEEN = "not used in training"
 SPREAD = 0.618
 """Place within a class of the picture that is taken: neither its first nor its middle, which are alike."""
 
@@ -55,22 +55,22 @@ def sample_images(
         data: what the model was trained on, where that is known.
 
     Returns:
-        The images, at least two, and a sentence on where they are from.
+        The images, at least two, and words on where they are from.
     """
     if run_folder is not None:
         held_out = _held_out(run_folder / "results" / "reconstruction_pairs.npz")
         if len(held_out) >= FEWEST:
-            return held_out, f"held-out images of the run: {UNSEEN}"
+            return held_out, f"held-out images of the run, {UNSEEN}"
     if data is not None and data.source in BUILTIN:
         with tempfile.TemporaryDirectory() as cache, contextlib.suppress(UserError):  # its data.val is gone
             source = open_images(data, Path(cache), progress=False)[1]
-            text = f"held-out {data.source} pictures: {UNSEEN} ({source.licence})"
+            text = f"held-out {data.source} images, {UNSEEN} ({source.licence})"
             if len(source) >= FEWEST:
                 return _of_all_classes(source, COUNT), text
     for name in TRAINED_ON:
         source = _with_classes(name, list(class_names))
         if source is not None:
-            text = f"{name} pictures; some were trained on ({source.licence})"
+            text = f"{name} images, some of them used in training ({source.licence})"
             return _of_all_classes(source, COUNT), text
     photos = open_builtin("photos")
     return _of_all_classes(photos, COUNT), f"crops of {photos.licence}"

@@ -1,9 +1,8 @@
-"""What the tabs share: errors as messages, and the two ways of giving an image."""
+"""What the tabs share: errors in status bars, a button that becomes Stop, the two ways of giving an image."""
 
 from __future__ import annotations
 
 import functools
-import html
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -36,62 +35,74 @@ QUICK: dict[str, Any] = {
 """How sliders listen: only the last of several movements counts."""
 PICKING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How drop zones and galleries listen."""
+NARROW = 1000
+"""Pixels of a window below which results are above the controls, as in style.css."""
 INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How buttons that compute nothing listen."""
 
 
-def as_message(error: Exception) -> gr.Error:
+def message_of(error: Exception) -> str:
     """Returns what a visitor is told of an error: a mistake of theirs in full, of anything else nothing."""
-    if isinstance(error, gr.Error):
-        return error
     if isinstance(error, UserError):
         text = str(error)
     elif isinstance(error, Stopped):  # nobody is there to read it
-        text = "the request was dropped"
+        text = "the request was cancelled"
     elif isinstance(error, torch.OutOfMemoryError | MemoryError):
-        text = "the server's memory does not suffice for that; ask for fewer or smaller pictures"
+        text = "the server ran out of memory; choose fewer or smaller images"
     else:
         logger.error("a visitor's request failed", exc_info=error)
-        text = "something went wrong on the server; its log tells what. Try again, or something else"
+        text = "something failed on the server, and its log has the details; try again"
     if text.partition(" ")[0].isalpha():  # and no name or path
         text = text[:1].upper() + text[1:]
-    return gr.Error(html.escape(text[:600]), duration=20, print_exception=False)
+    return text[:600]
 
 
-def told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """Makes a handler of a coroutine function, whose errors become messages on the page."""
+def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
+    """Makes handlers of coroutine functions, whose errors become the text of a status bar.
 
-    @functools.wraps(function)
-    async def handler(*arguments: Any) -> Any:
-        try:
-            return await function(*arguments)
-        except Exception as error:
-            raise as_message(error) from None
+    Args:
+        status: the bar, which must be among the handlers' outputs.
+    """
 
-    return handler
+    def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def handler(*arguments: Any) -> Any:
+            try:
+                return await function(*arguments)
+            except gr.Error:
+                raise
+            except Exception as error:
+                return {status: markup.note(message_of(error), "bad")}
+
+        return handler
+
+    return decorate
+
+
+def told_stream(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
+    """Makes handlers of async generators, as `told` does of coroutine functions."""
+
+    def decorate(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def handler(*arguments: Any) -> AsyncGenerator[Any, None]:
+            stream = function(*arguments)
+            try:
+                async for item in stream:
+                    yield item
+            except Exception as error:
+                yield {status: markup.note(message_of(error), "bad")}
+            finally:
+                await stream.aclose()  # stops the job where the visitor has left
+
+        return handler
+
+    return decorate
 
 
 def visitor_of(request: gr.Request) -> Visitor:
     """Returns whose request it is."""
     client: Any = request.client
     return Visitor(request.session_hash or "", "" if client is None else client.host)
-
-
-def told_stream(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Any]:
-    """Makes a handler out of an async generator, whose errors become messages on the page."""
-
-    @functools.wraps(function)
-    async def handler(*arguments: Any) -> AsyncGenerator[Any, None]:
-        stream = function(*arguments)
-        try:
-            async for item in stream:
-                yield item
-        except Exception as error:
-            raise as_message(error) from None
-        finally:
-            await stream.aclose()  # stops the job where the visitor has left
-
-    return handler
 
 
 def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
@@ -105,7 +116,7 @@ def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
     async def moved_if_sent(url_or_file_path: Any) -> str | None:
         # of an address that a forged request names Gradio would fetch whatever is there, of any size
         if url_or_file_path is not None and "://" in str(url_or_file_path):
-            raise gr.Error("a picture must be sent, not named", print_exception=False)
+            raise gr.Error("An image must be uploaded, not named.", print_exception=False)
         return await moved(url_or_file_path)
 
     drop.async_move_resource_to_block_cache = moved_if_sent
@@ -121,11 +132,10 @@ def picker(bench: Workbench, what: str, key: str) -> tuple[gr.File, gr.HTML]:
         key: beginning of the elements' ids.
     """
     limits = bench.limits
-    most = f"{limits.bytes / MIB:g} MiB, {limits.pixels / 1e6:g} megapixels"
-    hint = f"PNG, JPEG, WebP, BMP, GIF, TIFF; up to {most}"
+    hint = f"Up to {limits.bytes / MIB:g} MiB and {limits.pixels / 1e6:g} megapixels."
     with gr.Column(elem_classes="ld-picker"):
         drop = drop_zone(what, f"{key}-drop", hint)
-        gr.HTML(markup.label("… or pick one", bench.samples_from))
+        gr.HTML(markup.label("… or choose an example"))
         thumbnails = gr.HTML(
             markup.thumbnails([(sample.image, sample.name) for sample in bench.samples]),
             js_on_load=markup.PICK,
@@ -146,11 +156,16 @@ def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs:
 
 
 def take_image(
-    drop: gr.File, thumbnails: gr.HTML, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]
+    drop: gr.File,
+    thumbnails: gr.HTML,
+    handler: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    status: gr.HTML,
 ) -> None:
     """Lets a handler take an image that is dropped, after which no thumbnail is marked as picked."""
     unmark = markup.unmark(str(thumbnails.elem_id))
-    take(drop, handler, inputs, outputs).success(None, None, None, js=unmark, **INSTANT)
+    take(drop, handler, inputs, outputs).success(None, status, None, js=unmark, **INSTANT)
 
 
 def afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
@@ -166,7 +181,7 @@ def arrived(content: bytes | None) -> bytes:
         UserError: there is none.
     """
     if content is None:
-        raise UserError("no file arrived; send it again")
+        raise UserError("no file arrived; upload it again")
     return content
 
 
@@ -183,59 +198,61 @@ def uploaded(bench: Workbench, content: bytes | None) -> Image.Image:
 def forgotten() -> UserError:
     """Returns the error for an image that is not kept any more."""
     hours = f"{KEPT_FOR / 3600:g} hours"
-    return UserError(
-        f"your image was forgotten, which happens after {hours} or a lost connection; choose it again"
-    )
+    return UserError(f"your image expired, which happens after {hours} or a lost connection; choose it again")
 
 
 def picked(bench: Workbench, event: gr.EventData) -> Image.Image:
     """Returns the sample image that a visitor clicked on."""
     index = getattr(event, "index", None)  # what the browser sent: anything
     if type(index) is not int or not 0 <= index < len(bench.samples):
-        raise UserError("there is no such image; pick another")
+        raise UserError("there is no such example image; choose another")
     return bench.samples[index].image
 
 
+def start_button(text: str, key: str, interactive: bool = True) -> tuple[gr.Button, gr.Button]:
+    """Adds a button that starts something and is Stop meanwhile: two, of which one is shown."""
+    with gr.Row(elem_classes="ld-action"):
+        go = gr.Button(text, variant="primary", interactive=interactive, elem_id=key)
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{key}-stop")
+    return go, stop
+
+
 def stoppable(
-    go: gr.Button,
-    stop: gr.Button,
+    buttons: tuple[gr.Button, gr.Button],
     job: Callable[..., Any],
     inputs: list[Any],
-    status: gr.HTML,
-    result: gr.HTML,
+    outputs: list[Any],
 ) -> None:
-    """Lets a button start a long job, and another one stop it, which it can while the job waits or goes on.
+    """Lets a `start_button` start a long job, and stop it while it waits or runs.
 
     Args:
-        go: starts.
-        stop: stops; can be pressed as long as there is something to stop.
-        job: an async generator of what `status` and `result` show.
+        buttons: as `start_button` gives them.
+        job: an async generator of what the outputs show.
         inputs: what the job gets.
-        status: how far it is.
-        result: what there is so far, which stays when the job is stopped.
+        outputs: a status bar first; what else there is so far stays when the job is stopped.
     """
+    go, stop = buttons
+    status = outputs[0]
     stopping = f"window['stopping-{status.elem_id}']"
     begin = f"""() => {{
         {stopping} = false;
-        if (innerWidth < 700) document.getElementById('{status.elem_id}').scrollIntoView();
+        if (innerWidth < {NARROW}) document.getElementById('{status.elem_id}').scrollIntoView();
     }}"""
-    go.click(lambda: gr.Button(interactive=True), None, stop, js=begin, **INSTANT)
-    running = go.click(
-        job,
-        inputs,
-        [status, result],
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    afterwards(running, lambda: gr.Button(interactive=False), stop)
-    stopped, failed = markup.note("Stopped."), markup.note("That did not work; the message says why.", "bad")
+
+    def shown(runs: bool) -> list[Any]:
+        return [gr.Button(visible=not runs), gr.Button(visible=runs)]
+
+    go.click(lambda: shown(True), None, [go, stop], js=begin, **INSTANT)
+    running = go.click(job, inputs, outputs, **PICKING)
+    afterwards(running, lambda: shown(False), [go, stop])
+    stopped, failed = markup.note("Stopped."), markup.note("The request failed; try again.", "bad")
     # a job that is stopped fails, too, maybe before the server has said that it is stopped
     how = f"() => {stopping} ? {json.dumps(stopped)} : {json.dumps(failed)}"
     running.failure(None, None, status, js=how, **INSTANT)
     stop.click(
-        lambda: (stopped, gr.Button(interactive=False)),
+        lambda: [stopped, *shown(False)],
         None,
-        [status, stop],
+        [status, go, stop],
         js=f"() => {{ {stopping} = true; }}",
         cancels=[running],
         **INSTANT,

@@ -20,7 +20,7 @@ def load_named(source: str) -> Any:
     """
     folder = Path(source)
     if folder.resolve().is_relative_to(upload_folder()):
-        raise UserError(f"{source} is where the page keeps what visitors send; name another folder")
+        raise UserError(f"{source} is where the page keeps visitors' uploads; choose another folder")
     if may_be_hub_name(source) and not folder.exists():
         check_hub(source)
     return load_autoencoder(source, use_safetensors=True)

@@ -45,8 +45,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.bytes < 1 or self.pixels < 1:
             raise UserError(
-                f"uploads need room: at least 1 byte and 1 pixel, got {self.bytes} and {self.pixels}; "
-                "give a positive --max-upload-mb and --max-megapixels"
+                f"upload limits must be at least 1 byte and 1 pixel, got {self.bytes} and {self.pixels}; "
+                "use a positive --max-upload-mb and --max-megapixels"
             )
 
 
@@ -59,8 +59,8 @@ def upload_folder() -> Path:
 def too_large(size: int, limits: Limits) -> UserError:
     """Returns the error for a file of more bytes than a visitor may send."""
     return UserError(
-        f"the file has {size / MIB:.1f} MiB, and this page takes {limits.bytes / MIB:g} MiB at most; "
-        "send a smaller one"
+        f"the file has {size / MIB:.1f} MiB, and this page takes at most {limits.bytes / MIB:g} MiB; "
+        "upload a smaller one"
     )
 
 
@@ -81,15 +81,15 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
     for width, height in (image.size, tile):
         if width * height > limits.pixels:
             raise UserError(
-                f"the picture has {width:,} × {height:,} pixels, and this page takes "
-                f"{limits.pixels / 1e6:g} million at most; send a smaller one"
+                f"the image has {width:,} × {height:,} pixels, and this page takes at most "
+                f"{limits.pixels / 1e6:g} million; upload a smaller one"
             )
     try:
         with DECODING:
             return to_rgb(image)
     except Exception as error:  # decoders raise whatever they like on broken files
         raise UserError(
-            f"the {image.format} picture is broken or cut off ({_first_line(error)}); send it again"
+            f"the {image.format} image is damaged or incomplete ({_first_line(error)}); upload it again"
         ) from error
 
 
@@ -107,17 +107,15 @@ def _opened(content: bytes, limits: Limits) -> tuple[Image.Image, tuple[int, int
         image = open_picture(content)
         tile = _tile(image)
     except Image.DecompressionBombError as error:
-        raise UserError(
-            "the picture has more pixels than this page takes or Pillow decodes; send a smaller one"
-        ) from error
+        raise UserError("the image has more pixels than this page takes; upload a smaller one") from error
     except Exception as error:  # as above
         raise UserError(
-            f"that is not a picture this page can read ({_first_line(error)}); it takes PNG, JPEG, WebP, "
-            "BMP, GIF and TIFF"
+            f"this page can't read the file as an image ({_first_line(error)}); upload a PNG, JPEG, WebP, "
+            "BMP, GIF or TIFF"
         ) from error
     if image.format not in FORMATS:
         raise UserError(
-            f"{image.format} pictures are not read here; this page takes PNG, JPEG, WebP, BMP, GIF and TIFF"
+            f"this page can't read {image.format} images; upload a PNG, JPEG, WebP, BMP, GIF or TIFF"
         )
     return image, tile
 

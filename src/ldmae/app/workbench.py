@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from ldmae.app.compare import Fit, check_hub, sizes_for
-from ldmae.app.generate import most_pictures
+from ldmae.app.generate import EXAMPLES, Generated, most_pictures, saved_images
 from ldmae.app.hosts import is_loopback
 from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
 from ldmae.app.looking import Looker
@@ -18,11 +18,11 @@ from ldmae.app.samples import Sample, sample_images
 from ldmae.app.sources import load_named
 from ldmae.app.uploads import Limits
 from ldmae.config import load_config
-from ldmae.core.device import device_name, pick_device
+from ldmae.core.device import pick_device
 from ldmae.core.files import fingerprint, fingerprint_model
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
-from ldmae.evaluation.efficiency import count_parameters
+from ldmae.evaluation.efficiency import count_parameters, seconds_of
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.generation import own_sampling, picture_size, pipeline_classes
@@ -102,7 +102,7 @@ class Workbench:
     @property
     def own_name(self) -> str:
         """What the comparison calls the page's own autoencoder."""
-        return f"{self.name} (this page's)"
+        return self.name
 
     def load(self, name: str) -> Any:
         """Loads an autoencoder by its name in `choices`, or one that a visitor named (see `check_names`).
@@ -113,6 +113,20 @@ class Workbench:
         if name == self.own_name:
             return self.pipeline.vae
         return _load_offered(self.offered[name]) if name in self.offered else load_named(name)
+
+    @cached_property
+    def pace(self) -> float:
+        """Seconds that the diffusion model takes to evaluate one picture once."""
+        count = min(PICTURES, self.most_pictures)
+        work = velocity(self.pipeline, count)
+        return min(seconds_of(work, self.device) for _ in range(2)) / count  # the first warms up
+
+    @property
+    def examples(self) -> list[Generated]:
+        """Pictures that lie in the package, where it is this model that has made them."""
+        made = saved_images(EXAMPLES)
+        by = {key: made[0].settings[key] for key in ("model", "weights")}
+        return made if by["model"] == self.name and by == self.made_by else []
 
     @cached_property
     def made_by(self) -> dict[str, str]:
@@ -139,10 +153,9 @@ class Workbench:
         classes = len(self.class_names)
         return [
             f"{self.size} × {self.size} pixels",
-            f"{classes} classes" if classes > 1 else "one class",
-            f"autoencoder {autoencoder:.3g} M parameters",
-            f"diffusion model {diffusion:.3g} M",
-            device_name(self.device),
+            f"{classes} classes" if classes > 1 else "1 class",
+            f"Autoencoder {autoencoder:.3g} M parameters",
+            f"Diffusion model {diffusion:.3g} M parameters",
         ]
 
 
@@ -193,7 +206,7 @@ def open_workbench(
         samples_from=samples_from,
         perceptual=distance,
         looker=Looker(pipeline.vae, size, images, distance, _deviation(pipeline)),
-        offered=_named(offered),
+        offered=_named(offered, short_name(source)),
         compared_sizes=sizes_for(fits, size),
         may_name=may_name,
         limits=limits or Limits(),
@@ -214,12 +227,12 @@ def short_name(source: str) -> str:
     return source.removeprefix("pretrained:").rpartition("/")[2]
 
 
-def _named(sources: tuple[str, ...]) -> dict[str, str]:
-    """Returns sources by short names, numbered where two have the same."""
+def _named(sources: tuple[str, ...], own: str) -> dict[str, str]:
+    """Returns sources by short names, numbered where two, or one and the page's own, have the same."""
     named: dict[str, str] = {}
     for source in dict.fromkeys(sources):
         name, number = short_name(source), 2
-        while name in named:
+        while name in named or name == own:
             name, number = f"{short_name(source)} ({number})", number + 1
         named[name] = source
     return named
