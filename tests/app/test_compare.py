@@ -23,7 +23,7 @@ from ldmae.app.compare import (
     sizes_for,
     timed,
 )
-from ldmae.app.compare_tab import Value, is_best, side_by_side
+from ldmae.app.compare_tab import Value, is_best, short_names, side_by_side
 from ldmae.app.workbench import open_workbench
 from ldmae.core.errors import UserError
 from ldmae.evaluation.efficiency import count_parameters
@@ -32,7 +32,7 @@ from ldmae.perception.lpips import load_perceptual
 
 from .conftest import photo
 
-OFFERED = ["small (this page's)", "another"]
+OFFERED = ["small", "another"]
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +40,31 @@ def perceptual():
     return load_perceptual("st-lpips-alex")
 
 
+def test_a_card_has_the_last_part_of_a_name_where_that_tells_it_apart():
+    names = ["emoji", "a/runs/vae", "b/runs/vae", "madebyollin/taesd"]
+    assert short_names(names) == dict(zip(names, ["emoji", *names[1:3], "taesd"], strict=True))
+
+
 def test_folders_and_hub_names_may_be_named_here(folders):
     names = [OFFERED[0], str(folders.other), "owner/name", "pretrained:emoji"]
     assert check_names([*names, f" {folders.other} ", ""], OFFERED, may_name=True) == names
 
 
-@pytest.mark.parametrize("count", [0, 1, MOST + 1])
-def test_a_comparison_is_of_two_or_a_few(count):
-    with pytest.raises(UserError, match=f"2 to {MOST} different autoencoders, got {count}"):
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, r"^Choose at least two autoencoders \(2–6\)\.$"),
+        (1, r"^Choose at least one more autoencoder \(2–6\)\.$"),
+        (MOST + 1, f"at most {MOST} autoencoders, got {MOST + 1}"),
+    ],
+)
+def test_a_comparison_is_of_two_or_a_few(count, message):
+    with pytest.raises(UserError, match=message):
         check_names([f"owner/name-{k}" for k in range(count)], OFFERED, may_name=True)
 
 
 def test_the_same_name_twice_is_one_autoencoder():
-    with pytest.raises(UserError, match="got 1; add another"):
+    with pytest.raises(UserError, match="one more autoencoder"):
         check_names(["owner/name", "owner/name"], OFFERED, may_name=True)
 
 
@@ -67,7 +79,7 @@ def test_the_same_name_twice_is_one_autoencoder():
     ],
 )
 def test_nothing_that_runs_code_or_reads_other_files_may_be_named(name):
-    with pytest.raises(UserError, match="only folders and Hub names can be named"):
+    with pytest.raises(UserError, match="loads only folders and Hub names"):
         check_names([OFFERED[0], name], OFFERED, may_name=True)
 
 
@@ -81,13 +93,13 @@ def test_an_import_path_is_refused_even_where_a_folder_bears_its_name(tmp_path, 
 
 
 def test_what_the_owner_offers_is_allowed_in_any_form():
-    offered = ["one (this page's)", "my_module:Thing"]
+    offered = ["one", "my_module:Thing"]
     assert check_names(offered, offered, may_name=False) == offered
 
 
 def test_visitors_from_elsewhere_choose_among_what_is_offered(folders):
     for name in (str(folders.other), "owner/name", "pretrained:emoji"):
-        with pytest.raises(UserError, match=r"this page compares small \(this page's\), another only"):
+        with pytest.raises(UserError, match="this page compares only small, another, not"):
             check_names([OFFERED[0], name], OFFERED, may_name=False)
 
 
@@ -239,7 +251,7 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch):
         raise httpx.ConnectError("no network")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    with pytest.raises(UserError, match="the Hugging Face Hub can't be reached to fetch owner/name"):
+    with pytest.raises(UserError, match="the Hugging Face Hub can't be reached to download owner/name"):
         check_hub("owner/name")
 
 

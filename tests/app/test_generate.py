@@ -20,6 +20,7 @@ from ldmae.app.generate import (  # the page shows what they make
     _own_pipeline,
     _Preview,
     check_wish,
+    estimate_seconds,
     generate,
     most_pictures,
     read_settings,
@@ -206,11 +207,11 @@ GOOD = {
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"hello", "no PNG with settings"),
-        (png(GOOD)[:30], "no PNG with settings"),
-        (png(GOOD, "parameters"), "carries no settings of ldmae"),
-        (png("{not json"), "no PNG with settings"),
-        (png([1, 2]), "carries no settings of ldmae"),
+        (b"hello", "not a PNG with ldmae settings"),
+        (png(GOOD)[:30], "not a PNG with ldmae settings"),
+        (png(GOOD, "parameters"), "has no ldmae settings"),
+        (png("{not json"), "not a PNG with ldmae settings"),
+        (png([1, 2]), "has no ldmae settings"),
     ],
 )
 def test_a_file_without_settings_is_told(content, message):
@@ -221,7 +222,7 @@ def test_a_file_without_settings_is_told(content, message):
 def test_another_format_is_no_png():
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "JPEG")
-    with pytest.raises(UserError, match="no PNG with settings"):
+    with pytest.raises(UserError, match="not a PNG with ldmae settings"):
         read_settings(buffer.getvalue())
 
 
@@ -230,22 +231,22 @@ def test_another_format_is_no_png():
     [
         ({"steps": 251}, "takes 1 to 250 steps"),
         ({"steps": "many"}, "incomplete or damaged"),
-        ({"steps": 2.5}, "no whole number"),
-        ({"steps": True}, "no number"),
+        ({"steps": 2.5}, "not an integer"),
+        ({"steps": True}, "not a number"),
         ({"seed": -1}, "the seed must be"),
         ({"seed": SEEDS}, "the seed must be"),
-        ({"guidance": float("nan")}, "no number"),
-        ({"guidance": float("inf")}, "no number"),
+        ({"guidance": float("nan")}, "not a number"),
+        ({"guidance": float("inf")}, "not a number"),
         ({"guidance_interval": [0.9, 0.1]}, "guidance_interval"),
         ({"guidance_interval": 3}, "incomplete or damaged"),
         ({"solver": "__import__('os')"}, "euler or heun"),
         ({"timestep_shift": -1}, "timestep_shift"),
         ({"timestep_shift": 0}, "the time shift must be"),
         ({"timestep_shift": 4}, "the time shift must be"),
-        ({"guidance": 11}, "the guidance must be from 0 to 10"),
+        ({"guidance": 11}, "guidance must be from 0 to 10"),
         ({"guidance": 10**400}, "incomplete or damaged"),
         ({"steps": 10**400}, "incomplete or damaged"),
-        ({"class": "dragons"}, "class 'dragons', which this model does not know"),
+        ({"class": "dragons"}, "class 'dragons', which this model does not have"),
         ({"label": 9, "class": "heart"}, "did you mean 'hearts'"),
     ],
 )
@@ -270,8 +271,8 @@ def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (wish(count=0), f"1 to {MOST_PICTURES} pictures"),
-        (wish(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} pictures"),
+        (wish(count=0), f"1 to {MOST_PICTURES} images"),
+        (wish(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} images"),
         (wish(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
         (wish(count=3, seed=SEEDS - 2), "the seed must be"),
         (wish(label=3), "there is no class 3"),
@@ -283,6 +284,15 @@ def test_nobody_may_wish_for_too_much(bad, message):
         check_wish(bad, 3, MOST_PICTURES)
 
 
+def test_how_long_a_wish_takes_is_told_by_its_evaluations():
+    plain = wish(count=4, num_inference_steps=50, guidance_scale=1.0)
+    assert estimate_seconds(plain, 0.1) == pytest.approx(20)
+    guided = wish(count=4, num_inference_steps=50, guidance_scale=3.0, guidance_interval=[0.0, 0.5])
+    assert estimate_seconds(guided, 0.1) == pytest.approx(30)
+    heun = wish(count=4, num_inference_steps=50, guidance_scale=1.0, solver="heun")
+    assert estimate_seconds(heun, 0.1) == pytest.approx(40)
+
+
 def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
     assert most_pictures(size=48, cells=64, parameters=5_000_000, device="cpu") == MOST_PICTURES
     assert most_pictures(size=512, cells=64, parameters=1, device="cpu") == 16
@@ -291,7 +301,7 @@ def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
     assert most_pictures(size=256, cells=1024, parameters=10**12, device="cpu") == 1
     check_wish(wish(count=16), 3, 16)
     check_wish(wish(count=3, seed=SEEDS - 3), 3, MOST_PICTURES)
-    with pytest.raises(UserError, match="1 to 16 pictures"):
+    with pytest.raises(UserError, match="1 to 16 images"):
         check_wish(wish(count=17), 3, 16)
 
 
@@ -299,5 +309,5 @@ def test_the_frames_of_an_animation_are_not_gone_through_for_settings():
     frames = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
     file = io.BytesIO()
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-    with pytest.raises(UserError, match="carries no settings"):
+    with pytest.raises(UserError, match="has no ldmae settings"):
         read_settings(file.getvalue())

@@ -250,8 +250,8 @@ def test_those_of_one_address_start_in_the_order_in_which_they_came():
     ("bounds", "same", "message"),
     [
         ({"per_session": 2}, {"session": "s", "address": "a"}, "2 of your requests are running or waiting"),
-        ({"per_address": 2}, {"address": "a"}, "2 requests from your network address are waiting"),
-        ({"in_all": 2}, {}, "the page is busy: 2 requests are waiting; try again"),
+        ({"per_address": 2}, {"address": "a"}, "your network address has 2 requests running or waiting"),
+        ({"in_all": 2}, {}, "the page is busy with 2 requests; try again"),
     ],
 )
 def test_a_request_beyond_a_limit_is_told_and_one_after_another_ended_is_taken(bounds, same, message):

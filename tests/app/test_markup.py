@@ -1,7 +1,5 @@
 import base64
-import io
 import re
-import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from PIL import Image
 
 from ldmae.app import markup
 from ldmae.app.compare import Measured, Timing
-from ldmae.app.generate import Generated, Progress, read_settings
+from ldmae.app.generate import Generated, Progress, read_settings, saved_images
 from ldmae.app.markup import CARD, Card
 
 from .conftest import photo
@@ -26,7 +24,8 @@ def generated(name: str = "hearts", seed: int = 3) -> Generated:
 PIECES = {
     "card": markup.card(Card(TILE, NASTY, [NASTY], [(NASTY, NASTY, True)], TILE, NASTY)),
     "cards": markup.cards([Card(TILE, NASTY)], NASTY),
-    "featured": markup.featured([Card(TILE, NASTY)], [Card(TILE, NASTY)], NASTY),
+    "strip": markup.strip([Card(TILE, NASTY)], NASTY),
+    "beside": markup.beside(Card(TILE, NASTY), [Card(TILE, NASTY)], NASTY),
     "thumbnails": markup.thumbnails([(photo(), NASTY)]),
     "missing": markup.missing_card(NASTY, NASTY),
     "note": markup.note(NASTY, "bad"),
@@ -35,6 +34,7 @@ PIECES = {
     "previews": markup.previews(TILE[None], [NASTY]),
     "gallery": markup.gallery([generated(NASTY), generated(NASTY)]),
     "header": markup.header(NASTY, [NASTY]),
+    "footer": markup.footer(NASTY),
     "label": markup.label(NASTY, NASTY),
     "frame": markup.framed(NASTY),
 }
@@ -49,7 +49,7 @@ def test_no_text_becomes_markup(piece):
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_nothing_is_requested_from_elsewhere(piece):
-    for address in re.findall(r"(?:src|href)=\"([^\"]*)\"", PIECES[piece]):
+    for address in re.findall(r"src=\"([^\"]*)\"", PIECES[piece]):
         assert address.startswith("data:")
 
 
@@ -68,43 +68,59 @@ def test_a_picture_of_another_shape_keeps_it():
     assert int(found[1]) == 2 * int(found[2])
 
 
-def test_generated_pictures_can_be_saved_one_by_one_and_all_at_once():
+def test_generated_pictures_can_be_saved_one_by_one_and_all_at_once(tmp_path):
     text = markup.gallery([generated(seed=3), generated(seed=4)])
-    files = re.findall(r'href="data:(.*?);base64,(.*?)" download="(.*?)"', text)
-    assert [name for _, _, name in files] == [
-        "ldmae-hearts-3.png",
-        "ldmae-hearts-4.png",
-        "ldmae-pictures.zip",
-    ]
-    assert read_settings(base64.b64decode(files[0][1]))["seed"] == 3
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(files[2][1]))) as archive:
-        assert archive.namelist() == ["00-ldmae-hearts-3.png", "01-ldmae-hearts-4.png"]
-        assert read_settings(archive.read("01-ldmae-hearts-4.png"))["seed"] == 4
+    files = re.findall(r'src="data:image/png;base64,(.*?)"', text)
+    assert [read_settings(base64.b64decode(file))["seed"] for file in files] == [3, 4]
+    assert re.findall(r'data-do="save" data-name="(.*?)"', text) == ["ldmae-hearts-3", "ldmae-hearts-4"]
+    [whole] = re.findall(r'href="data:application/zip;base64,(.*?)" download="ldmae-images.zip"', text)
+    (tmp_path / "all.zip").write_bytes(base64.b64decode(whole))
+    read = saved_images(tmp_path / "all.zip")
+    assert [each.settings for each in read] == [generated(seed=seed).settings for seed in (3, 4)]
+    assert read[0].image.tobytes() == generated().image.tobytes()
     assert "ZIP" not in markup.gallery([generated()])
+
+
+def test_previews_of_some_of_the_images_say_so():
+    pictures = np.stack([TILE] * 16)
+    assert "Previews of the first 16 of 64 images" in markup.previews(pictures, ["faces"] * 64)
+    assert "Previews" not in markup.previews(pictures, ["faces"] * 16)
+
+
+@pytest.mark.parametrize(
+    ("title", "stem"),
+    [
+        ("ε = 0.1", "ldmae-ε-0.1"),
+        ("../x: y", "ldmae-..-x-y"),
+        ("owner/name, difference × 4", "ldmae-owner-name-difference-4"),
+    ],
+)
+def test_a_picture_is_saved_under_its_title(title, stem):
+    assert markup.file_stem(title) == stem
 
 
 def test_progress_tells_what_is_done_and_what_is_left():
     text = markup.progress(Progress(done=10, total=40, seconds=5.0, steps=40))
     assert 'aria-valuenow="25"' in text
-    assert "step 10 of 40 · 5.0 s · about 15 s to go" in text
+    assert "Step 10 of 40 · 5.0 s · about 15 s left" in text
     heun = [markup.progress(Progress(done=done, total=99, seconds=5.0, steps=50)) for done in (1, 37, 99)]
-    assert [re.findall(r"step \d+ of 50", text) for text in heun] == [
-        ["step 1 of 50"],
-        ["step 19 of 50"],
-        ["step 50 of 50"],
+    assert [re.findall(r"Step \d+ of 50", text) for text in heun] == [
+        ["Step 1 of 50"],
+        ["Step 19 of 50"],
+        ["Step 50 of 50"],
     ]
 
 
-def test_a_report_may_run_no_script_and_reach_nothing():
+def test_a_report_may_run_no_script():
     frame = markup.framed("<h1>Report</h1><script>parent.document.title = 'x'</script>")
-    assert 'sandbox=""' in frame
+    assert 'sandbox="allow-same-origin"' in frame  # for the page to measure it
     assert "&lt;script&gt;" in frame
 
 
 def test_figures_have_their_units():
     values = {"PSNR": 23.14, "ST-LPIPS-alex": 0.0612}
     assert markup.figures(values) == ["PSNR 23.1 dB", "ST-LPIPS-alex 0.061"]
-    assert markup.value_of("PSNR", float("inf")) == "equal to the bit"
+    assert markup.value_of("PSNR", float("inf")) == "identical"
 
 
 def measured(name: str, psnr: float, distance: float, parameters: int) -> Measured:

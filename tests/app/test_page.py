@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.app import markup
+from ldmae.app.generate import generate, wish_from
 from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
@@ -33,10 +36,10 @@ def built(bench) -> dict:
 def test_controls_begin_with_the_settings_of_the_run(bench):
     parts = built(bench)
     assert parts["Guidance"]["value"] == 2.0
-    assert (parts["Guide from t ="]["value"], parts["to t ="]["value"]) == (0.2, 0.9)
+    assert (parts["Guidance start"]["value"], parts["Guidance end"]["value"]) == (0.2, 0.9)
     assert parts["Steps"]["value"] == 7
     assert parts["Time shift"]["value"] == 0.5
-    assert parts["hidden-share"]["interactive"] is not False
+    assert parts["mask-ratio"]["interactive"] is not False
 
 
 def test_what_a_model_cannot_do_is_switched_off_and_explained(tmp_path):
@@ -48,7 +51,7 @@ def test_what_a_model_cannot_do_is_switched_off_and_explained(tmp_path):
     assert "no null class" in parts["Guidance"]["info"]
     assert parts["Guidance"]["value"] == 1.0
     assert [choice[0] for choice in parts["Class"]["choices"]] == ["only"]
-    assert parts["hidden-share"]["interactive"] is False
+    assert parts["mask-ratio"]["interactive"] is False
 
 
 def test_the_page_opens_with_another_autoencoder_too(tmp_path):
@@ -73,7 +76,7 @@ def test_the_page_opens_with_another_autoencoder_too(tmp_path):
     assert bench.size == 32
     assert bench.class_names == ["0", "1"]
     parts = built(bench)
-    assert parts["hidden-share"]["interactive"] is False
+    assert parts["mask-ratio"]["interactive"] is False
     assert len(parts["Class"]["choices"]) == 3
 
 
@@ -81,7 +84,26 @@ def test_classes_of_the_same_name_are_told_apart(tmp_path):
     tiny_pipeline(["crane", "heron", "crane"]).save_pretrained(tmp_path / "birds")
     parts = built(open_workbench(str(tmp_path / "birds")))
     names = [choice[0] for choice in parts["Class"]["choices"]]
-    assert names == ["every class in turn", "crane (0)", "heron", "crane (2)"]
+    assert names == ["All classes", "crane (0)", "heron", "crane (2)"]
+
+
+def test_the_first_screen_says_what_it_is_and_shows_images_of_the_shipped_model():
+    bench = open_workbench("pretrained:emoji", device="cpu", may_name=True)
+    parts = built(bench)
+    assert parts["generate-pictures"]["value"].count("<figure") == 8
+    assert "8 example images" in parts["generate-status"]["value"]
+    assert "masked autoencoders</a>: generate images with a <a" in markup.header("emoji", bench.facts)
+    assert not [fact for fact in bench.facts if "CPU" in fact]
+    assert len(parts["compare-names"]["value"]) == 2  # with the first that can be had
+    example = bench.examples[0]
+    [again] = generate(bench.pipeline, wish_from(example.settings, bench.class_names, 1), bench.class_names)
+    gap = np.asarray(again.image, float) - np.asarray(example.image)
+    assert np.abs(gap).mean() < 2  # else generate.EXAMPLES must be made again with the new weights
+
+
+def test_images_of_another_model_are_not_shown_as_its_own(bench):
+    assert bench.examples == []
+    assert "Images appear here" in built(bench)["generate-pictures"]["value"]
 
 
 def test_nothing_can_be_called_but_through_the_page(bench):
@@ -112,5 +134,5 @@ def test_one_request_sends_no_more_than_one_upload(bench, tmp_path, monkeypatch)
         page.close(verbose=False)
     assert one.status_code == 200, one.text
     assert many.status_code == 413
-    assert "the file has 0.2 MiB, and this page takes" in many.text
+    assert "the file has 0.2 MiB, and this page takes at most" in many.text
     assert unsized.status_code == 411

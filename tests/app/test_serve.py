@@ -97,7 +97,7 @@ def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
             with urllib.request.urlopen(address, timeout=20) as answer:
                 text = answer.read()
             assert b"LDMAE" in text
-            assert b"There is nothing to compare with" in text
+            assert b"Only one autoencoder is available" in text
             for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
                 _refuses_or_is_empty(f"{address}{hidden}")
             (private,) = tmp_path.glob("ldmae-app-*")

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,55 +13,54 @@ gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
 from ldmae.app.generate import Wish  # noqa: E402
 from ldmae.app.generate_tab import _filled, values_of, wish_of  # noqa: E402 - where there is Gradio
-from ldmae.app.skin import KEPT, as_message, drop_zone, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.app.skin import KEPT, drop_zone, message_of, picked, told, told_stream, uploaded  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
 from ldmae.diffusion.settings import SamplingConfig  # noqa: E402
 
 from .conftest import photo  # noqa: E402
 
 
-def test_a_mistake_is_told_in_full_and_as_text():
-    message = as_message(UserError("there is no <b>class</b>"))
-    assert message.message == "There is no &lt;b&gt;class&lt;/b&gt;"
-    assert as_message(UserError("os:getcwd is no folder")).message.startswith("os:getcwd")
-    assert message.print_exception is False
+def test_a_mistake_is_told_in_full():
+    assert message_of(UserError("there is no <b>class</b>")) == "There is no <b>class</b>"
+    assert message_of(UserError("os:getcwd is no folder")).startswith("os:getcwd")
 
 
 def test_of_any_other_error_the_visitor_learns_nothing_and_the_log_everything(caplog):
-    message = as_message(RuntimeError("secret /path")).message
-    assert "secret" not in message
-    assert "went wrong on the server" in message
+    text = message_of(RuntimeError("secret /path"))
+    assert "secret" not in text
+    assert "failed on the server" in text
     assert "secret /path" in caplog.text
-    assert "memory" in as_message(torch.OutOfMemoryError("x")).message
+    assert "memory" in message_of(torch.OutOfMemoryError("x"))
 
 
-def test_handlers_tell_their_errors():
-    @told
+def test_handlers_tell_their_errors_in_the_bar_as_text():
+    status = gradio.HTML()
+
+    @told(status)
     async def broken(value: int) -> None:
-        raise UserError(f"it is {value}")
+        raise UserError(f"it is <b>{value}</b>")
 
-    with pytest.raises(gradio.Error) as caught:
-        asyncio.run(broken(3))
-    assert caught.value.message == "It is 3"
-    assert caught.value.__cause__ is None
+    text = asyncio.run(broken(3))[status]
+    assert 'role="alert"' in text
+    assert "It is &lt;b&gt;3&lt;/b&gt;" in text
 
-    @told_stream
+    @told_stream(status)
     async def breaking(value: int):
         yield value
         raise UserError(f"it was {value}")
 
-    async def follow() -> list[int]:
+    async def follow() -> list[Any]:
         return [item async for item in breaking(4)]
 
-    with pytest.raises(gradio.Error) as caught:
-        asyncio.run(follow())
-    assert caught.value.message == "It was 4"
+    first, last = asyncio.run(follow())
+    assert first == 4
+    assert "It was 4" in last[status]
 
 
 def test_a_stream_that_nobody_follows_any_more_is_closed():
     closed = []
 
-    @told_stream
+    @told_stream(gradio.HTML())
     async def stream():
         try:
             while True:
@@ -92,12 +92,12 @@ def test_controls_and_wishes_say_the_same():
 
 @pytest.mark.parametrize("place", range(len(VALUES)))
 def test_an_empty_field_is_told(place):
-    with pytest.raises(UserError, match="a field is empty"):
+    with pytest.raises(UserError, match="a setting is empty"):
         wish_of((*VALUES[:place], None, *VALUES[place + 1 :]))
 
 
 def test_an_interval_that_ends_before_it_begins_is_told():
-    with pytest.raises(UserError, match=r"end at t = 0\.1, before it begins at 0\.9"):
+    with pytest.raises(UserError, match=r"ends at t = 0\.1, before its start at 0\.9"):
         wish_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
 
 
@@ -105,12 +105,12 @@ def test_only_the_same_weights_make_a_picture_again(bench):
     wish = Wish(label=1, count=1, sampling=SamplingConfig())
     own = bench.made_by
     assert _filled(bench, dict(own), wish)[1] == "good"
-    other = {own["model"]: "other weights than those of small", "far": "made with far", "": "without a name"}
+    other = {own["model"]: "other weights of small", "far": "made with far", "": "an unnamed model"}
     for name, told_so in other.items():
         text, kind = _filled(bench, {"model": name, "weights": "f00"}, wish)
         assert kind == "plain"
         assert told_so in text
-        assert "makes another picture" in text
+        assert "makes a different one" in text
     assert _filled(bench, {"model": own["model"]}, wish)[1] == "plain"
 
 
@@ -130,9 +130,9 @@ def test_of_a_huge_picture_its_middle_is_kept(bench):
 
 @pytest.mark.parametrize("index", [-1, 5, 10**9, "0", 1.0, None, True])
 def test_only_images_that_are_there_can_be_picked(bench, index):
-    with pytest.raises(UserError, match="there is no such image"):
+    with pytest.raises(UserError, match="there is no such example image"):
         picked(bench, SimpleNamespace(index=index))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="there is no such image"):
+    with pytest.raises(UserError, match="there is no such example image"):
         picked(bench, SimpleNamespace())  # type: ignore[arg-type]
 
 
@@ -143,6 +143,6 @@ def test_a_picked_image_is_the_one_that_was_clicked(bench):
 def test_nothing_is_fetched_from_an_address_that_a_forged_request_names():
     with gradio.Blocks():
         drop = drop_zone("Picture", "drop")
-    with pytest.raises(gradio.Error, match="must be sent"):
+    with pytest.raises(gradio.Error, match="must be uploaded"):
         asyncio.run(drop.async_move_resource_to_block_cache("https://example.org/picture.png"))
     assert asyncio.run(drop.async_move_resource_to_block_cache(None)) is None

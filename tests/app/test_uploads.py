@@ -69,7 +69,7 @@ def test_what_is_transparent_comes_out_white():
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(UserError, match=r"3,000 × 3,000 pixels, and this page takes 0\.01 million at most"):
+    with pytest.raises(UserError, match=r"3,000 × 3,000 pixels, and this page takes at most 0\.01 million"):
         decode_picture(png_head(3_000, 3_000), LIMITS)
 
 
@@ -87,7 +87,7 @@ def test_a_picture_of_as_many_pixels_as_allowed_is_taken():
 
 
 def test_a_file_of_too_many_bytes_is_refused():
-    with pytest.raises(UserError, match=r"the file has 0\.2 MiB, and this page takes 0\.19\d+ MiB at most"):
+    with pytest.raises(UserError, match=r"the file has 0\.2 MiB, and this page takes at most 0\.19\d+ MiB"):
         decode_picture(bytes(200_001), LIMITS)
 
 
@@ -95,10 +95,10 @@ def test_a_file_of_too_many_bytes_is_refused():
     ("content", "message"),
     [
         (b"", "an empty file"),
-        (b"hello", "not a picture this page can read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture this page can read"),
-        (PICTURES["png"][:200], "the PNG picture is broken or cut off"),
-        (PICTURES["jpeg"][:-100], "the JPEG picture is broken or cut off"),
+        (b"hello", "can't read the file as an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "can't read the file as an image"),
+        (PICTURES["png"][:200], "the PNG image is damaged or incomplete"),
+        (PICTURES["jpeg"][:-100], "the JPEG image is damaged or incomplete"),
     ],
 )
 def test_what_is_no_picture_is_told(content, message):
@@ -108,7 +108,7 @@ def test_what_is_no_picture_is_told(content, message):
 
 @pytest.mark.parametrize(("kind", "name"), [("ICO", "ICO"), ("EPS", "EPS"), ("PPM", "PPM")])
 def test_formats_that_could_start_programs_or_hide_their_size_are_refused(kind, name):
-    with pytest.raises(UserError, match=f"{name} pictures are not read here"):
+    with pytest.raises(UserError, match=f"can't read {name} images"):
         decode_picture(encoded(photo(), kind), LIMITS)
 
 
@@ -127,7 +127,7 @@ def test_a_tiff_whose_tile_size_is_no_number_is_told(monkeypatch):
     image = Image.open(io.BytesIO(encoded(photo(), "TIFF")))
     image.tag_v2[322] = "wide"
     monkeypatch.setattr("ldmae.app.uploads.open_picture", lambda _: image)
-    with pytest.raises(UserError, match="not a picture this page can read"):
+    with pytest.raises(UserError, match="can't read the file as an image"):
         decode_picture(encoded(photo(), "TIFF"), LIMITS)
 
 

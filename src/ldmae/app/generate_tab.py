@@ -15,7 +15,6 @@ import gradio as gr
 from ldmae.app import markup
 from ldmae.app.generate import (
     GUIDANCE,
-    MOST_PICTURES,
     MOST_STEPS,
     SEEDS,
     SHIFTS,
@@ -52,6 +51,8 @@ ALL_CHANNELS = 0
 OWN_SHIFT = 0.0
 SOLVERS = [("Euler", "euler"), ("Heun (about 2× slower)", "heun")]
 EMPTY = "Choose a class and press Generate."
+NEW_SEEDS = 10**6
+"""New seeds are below it: short enough to be typed."""
 LONG = 60.0
 """Seconds from which on the page warns of what is asked for."""
 _SEED, _GUIDANCE = 2, 4
@@ -166,7 +167,7 @@ def _listen_to_settings(bench: Workbench, parts: _Parts) -> None:
 
 
 def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    seed = secrets.randbelow(SEEDS - MOST_PICTURES)
+    seed = secrets.randbelow(NEW_SEEDS)
     return (*values[:_SEED], seed, *values[_SEED + 1 :])
 
 

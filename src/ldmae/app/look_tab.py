@@ -160,7 +160,7 @@ def _layout(bench: Workbench) -> _Parts:
     with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
             parts["drop"], parts["thumbs"] = picker(bench, "Your image", "look")
-        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"), gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"), _row():
             with gr.Column(scale=3, min_width=320):
                 parts["whole"] = gr.HTML(markup.waiting("Encoding the first example…"), elem_id="look-whole")
             with gr.Column(scale=1, min_width=200):
@@ -169,13 +169,18 @@ def _layout(bench: Workbench) -> _Parts:
                     1, 20, value=STRENGTH, step=1, label="Amplification", elem_id="strength"
                 )
     with gr.Tabs():
-        with gr.Tab("Latent noise"), gr.Row(equal_height=False):
+        with gr.Tab("Latent noise"), _row():
             parts |= _noise_layout()
-        with gr.Tab("Masking"), gr.Row(equal_height=False):
+        with gr.Tab("Masking"), _row():
             parts |= _masking_layout(can_mask=not bench.looker.cannot_hide)
         with gr.Tab("Interpolation"):
             parts |= _interpolation_layout(bench)
     return _Parts(**parts)
+
+
+def _row() -> gr.Row:
+    """Adds a row that is a column in narrow windows."""
+    return gr.Row(equal_height=False, elem_classes="ld-row")
 
 
 def _noise_layout() -> dict[str, Any]:
@@ -282,17 +287,16 @@ def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
     """Shows a view again when its slider moves or its image comes: one listener, so that the newest wins."""
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:
-        @told(parts.status)
+        @told(output)  # an error takes the view's place until the next one
         async def handler(request: gr.Request, came: float, *values: Any) -> Any:
             if not came:  # there is no image yet
                 return gr.skip()
             if None in values[:2]:
                 raise forgotten()
-            shown = await answered(lambda job: view(*values), bench.light, visitor_of(request))
-            return {output: shown, parts.status: ""}
+            return await answered(lambda job: view(*values), bench.light, visitor_of(request))
 
         inputs = [parts.first_came, *inputs]
-        gr.on([each.change for each in triggers], handler, inputs, [output, parts.status], **QUICK)
+        gr.on([each.change for each in triggers], handler, inputs, output, **QUICK)
 
     first, came = parts.first, parts.first_came
     both, either = [first, parts.second], [came, parts.second_came]

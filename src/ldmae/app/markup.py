@@ -21,7 +21,7 @@ from ldmae.report.pictures import data_uri, encode_picture
 
 CARD = 176
 """Pixels along a side that pictures are shown at, about: smaller ones are enlarged by whole factors."""
-SMALL = 88
+SMALL = 100
 """The same, of the pictures in a row."""
 THUMBNAIL = 48
 """Pixels along a side of pictures to pick from."""

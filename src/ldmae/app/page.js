@@ -20,7 +20,7 @@ addEventListener("click", async event => {
   }
 });
 
-addEventListener("load", event => {
+document.addEventListener("load", event => {
   const frame = event.target;
   if (!frame.matches?.(".ld-report")) return;
   const content = frame.contentDocument.documentElement;
