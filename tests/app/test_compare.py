@@ -169,8 +169,7 @@ def test_too_much_work_for_one_visitor_is_refused_with_the_size_that_is_not(fold
     monkeypatch.setitem(MOST_WORK, "cpu", 100 * 100 * parameters)
     one = measure(str(folders.other), photo(), 512, perceptual)
     assert (
-        "too much work for this page with an image of 512 × 512 pixels; choose at most 100 × 100"
-        in one.problem
+        "too much work for this page on an image of 512 × 512 pixels; choose at most 100 × 100" in one.problem
     )
 
 

@@ -53,7 +53,7 @@ def test_what_visitors_sent_is_never_loaded(tmp_path, bench, folders, monkeypatc
     shutil.copytree(folders.other, tmp_path / "uploads" / "hash")
     (tmp_path / "link").symlink_to(tmp_path / "uploads" / "hash")
     for name in (tmp_path / "uploads" / "hash", tmp_path / "link", tmp_path / "uploads"):
-        with pytest.raises(UserError, match="keeps what visitors send"):
+        with pytest.raises(UserError, match="keeps visitors' uploads"):
             bench.load(str(name))
 
 
