@@ -196,11 +196,19 @@ def groups(kind: Any = Config, default: Any = None, key: str = "", meaning: str 
 
 
 def field_meanings(kind: type) -> dict[str, str]:
-    """Returns the documentation below each field of a dataclass.
+    """Returns the documentation below each field of a dataclass, inherited ones included.
 
     Raises:
         ValueError: a field has none.
     """
+    found = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _own_meanings(base)
+    return found
+
+
+def _own_meanings(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     found = {}
     for node, after in zip(body, [*body[1:], None], strict=True):

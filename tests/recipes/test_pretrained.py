@@ -76,7 +76,7 @@ def test_its_samples_are_made_as_its_preset_says(shipped):
 def test_it_is_measured_on_the_images_held_out_from_it_and_its_samples_beside_the_others(shipped):
     recipes.evaluate_with("pretrained:tiny", [], Path("figures"), ["reconstruction", "generation"])
     found = results("figures")
-    assert set(found) == {"reconstruction", "samples", "copies"}
+    assert set(found) == {"reconstruction", "samples", "copies", "floor"}
     assert found["reconstruction"][0]["counts"] == {"images": 9}
     generated, training = next(e["counts"].values() for e in found["samples"] if len(e["counts"]) == 2)
     assert generated == 12
@@ -101,7 +101,7 @@ def test_copies_of_an_earlier_measurement_do_not_stay_beside_other_figures(shipp
     assert Path("figures/results/copies.npz").exists()
     assert "copies" in results("figures")
     recipes.evaluate_samples("pretrained:tiny", [], Path("figures"), reference=pictures / "bars")
-    assert set(results("figures")) == {"samples"}
+    assert set(results("figures")) == {"samples", "floor"}
     assert not Path("figures/results/copies.npz").exists()
 
 

@@ -11,7 +11,9 @@ from ldmae.report.comparison import render_comparison
 
 from .drawn_units import write_unit
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "results-format.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
+    encoding="utf-8"
+)
 LITE2, LITE0 = "efficientnet_lite2", "efficientnet_lite0"
 
 

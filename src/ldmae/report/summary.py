@@ -13,7 +13,7 @@ SCHEMA = 1
 
 
 def summarise(variants: Sequence[Variant]) -> dict[str, Any]:
-    """Returns what `summary.json` holds (docs/results-format.md).
+    """Returns what `summary.json` holds (docs/reference/results-format.md).
 
     Args:
         variants: the autoencoders that were compared.
