@@ -16,6 +16,7 @@ from ldmae.core.files import (
     atomic_path,
     disk_errors,
     fingerprint,
+    fingerprint_model,
     fingerprint_tensors,
     read_json,
     remove_leftovers,
@@ -286,3 +287,12 @@ def test_a_fingerprint_of_tensors_depends_on_names_shapes_and_values_alone():
         {"a": a},
     ]
     assert len({base, *map(fingerprint_tensors, others)}) == len(others) + 1
+
+
+def test_a_fingerprint_of_a_model_stays_when_its_class_learns_an_argument_that_is_unset():
+    model = torch.nn.Linear(2, 2)
+    hashes = []
+    for config in ({"width": 2}, {"width": 2, "new_option": None}, {"width": 2, "new_option": 1}):
+        model.config = config  # as a diffusers model has it
+        hashes.append(fingerprint_model(model))
+    assert hashes[0] == hashes[1] != hashes[2]
