@@ -274,8 +274,8 @@ def fingerprint_model(model: Any) -> str:
     """Returns a short hash of what a model computes: its class, a diffusers config, its weights."""
     config = getattr(model, "config", None)
     told = config if isinstance(config, Mapping) else {}
-    # without where it was loaded from, what diffusers notes for itself, and what is unset: an argument that is
-    # new to a model is unset in older ones
+    # without where it was loaded from, what diffusers notes for itself, and what is unset:
+    # older models lack arguments that came later
     told = {k: v for k, v in told.items() if not k.startswith("_") and v is not None}
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     return fingerprint(
