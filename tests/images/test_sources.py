@@ -107,6 +107,15 @@ def test_fingerprint_follows_contents_and_labels_not_names(make, tmp_path):
     assert FolderSource(other).fingerprint() != one
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_outside_utf_8_are_classes_as_any_other(make, tmp_path):
+    other = os.fsdecode(b"caf\xe9")
+    make.folder(tmp_path / "data", {"a": [1, 2, 3, 4], other: [5, 6, 7, 8]})
+    train, held_out = open_images(DataConfig(source=str(tmp_path / "data"), val="0.3"), tmp_path / "cache")
+    assert train.classes == held_out.classes == ["a", other]
+    assert train.fingerprint() != held_out.fingerprint()
+
+
 def test_subset_reads_through_and_pickles(make, tmp_path):
     source = FolderSource(make.folder(tmp_path, {"a": [1, 2], "b": [3]}))
     subset = pickle.loads(pickle.dumps(Subset(source, np.array([2, 0]))))

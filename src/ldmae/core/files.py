@@ -222,7 +222,7 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
     """Returns a short hash of a sequence of texts or bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        part = part.encode() if isinstance(part, str) else part
+        part = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
