@@ -28,6 +28,7 @@ from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import LatentDataset, LatentShards
 
 CHANNELS, GRID, SHARDS, PER_SHARD, BATCH = 16, 32, 2, 2000, 256
+IMAGES = 1024
 
 
 class PlainLoader(Dataset[tuple[Tensor, Tensor]]):
@@ -75,8 +76,10 @@ def reading() -> None:
             chosen = torch.randperm(len(ours), generator=source)[:BATCH].tolist()
             keys = [(0, index) for index in chosen]
             batch = ours.__getitems__(keys)
+            copy = torch.empty_like(batch["stored"])
             rivals = {
                 "a loading process": lambda ours=ours, keys=keys: ours.__getitems__(keys),
+                "bytes copied": lambda copy=copy, batch=batch: copy.copy_(batch["stored"]),
                 "drawn on the device": lambda ours=ours, batch=batch: ours.finish(dict(batch), "cpu"),
                 "opened for each": lambda plain=plain, chosen=chosen: default_collate(
                     [plain[index] for index in chosen]
@@ -93,7 +96,7 @@ def encoding() -> None:
     autoencoder = AutoencoderVMAE(sample_size=128, **sides).eval()
     config = LatentsConfig(batch_size=16, num_workers=1)
     with tempfile.TemporaryDirectory() as name:
-        write_photos(Path(name) / "photos", "jpg", {"quality": 90}, count=256)
+        write_photos(Path(name) / "photos", "jpg", {"quality": 90}, count=IMAGES)
         images = ImageDataset(FolderSource(name), 128)
         keys = [(0, index) for index in range(len(images))]
         batch = images.finish(default_collate([images[key] for key in keys[:16]]), "cpu")["images"]
@@ -117,7 +120,7 @@ def encoding() -> None:
     slower = max(seconds["loading"], seconds["device"])
     print("| encode_images | loading alone | device alone | share of the slower one's rate |")
     print("| --- | --- | --- | --- |")
-    rates = " | ".join(f"{256 / value:,.0f} images/s" for value in seconds.values())
+    rates = " | ".join(f"{IMAGES / value:,.0f} images/s" for value in seconds.values())
     print(f"| {rates} | {slower / seconds['encode_images']:.0%} |")
 
 

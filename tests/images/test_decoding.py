@@ -111,3 +111,19 @@ def test_a_file_that_pillow_forgives_is_read_by_pillow(make):
     content = make.encoded(photo(), "jpg")
     content = content[:20000] + b"\0\0" + content[20000:]  # corrupt data, yet to its end
     assert np.array_equal(Picture(content).pixels()[0], by_pillow(content))
+
+
+def test_the_marker_of_exif_within_a_comment_or_a_profile_keeps_a_jpeg_on_the_fast_path(make):
+    content = make.encoded(photo(), "jpg", comment=b"about \xff\xe1 markers", icc_profile=b"\xff\xe1" * 9)
+    picture = Picture(content)
+    assert picture.format == "JPEG"
+    assert np.array_equal(picture.pixels()[0], by_pillow(content))
+
+
+def test_an_exif_block_behind_other_blocks_of_a_jpeg_is_seen(make):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = make.encoded(photo(), "jpg", exif=exif)
+    comment = b"\xff\xfe" + struct.pack(">H", 9) + b"comment"
+    picture = Picture(content[:2] + comment * 3 + content[2:])
+    assert picture.size == (300, 451)

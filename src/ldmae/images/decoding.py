@@ -85,13 +85,26 @@ class Picture:
 
 def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """Returns width and height of a JPEG file of colours or greys; None where EXIF might turn it."""
-    if not content.startswith(b"\xff\xd8\xff") or b"\xff\xe1" in content:  # the mark of EXIF and XMP blocks
+    if not content.startswith(b"\xff\xd8\xff") or _may_hold_exif(content):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
     return (int(width), int(height)) if colours in ("YCbCr", "RGB", "Gray") else None
+
+
+def _may_hold_exif(content: bytes) -> bool:
+    """Returns whether a JPEG file has an EXIF or XMP block (APP1) before its scan, or is not well-formed."""
+    place = 2
+    while content[place : place + 1] == b"\xff":
+        marker = content[place + 1 : place + 2]
+        if marker == b"\xda":  # start of scan
+            return False
+        if marker == b"\xe1":
+            return True
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return True
 
 
 def _plain_png_size(content: bytes) -> tuple[int, int] | None:

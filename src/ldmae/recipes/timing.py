@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch.nn.utils import clip_grad_norm_
 
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import encode_moments, reconstruct
@@ -29,6 +31,7 @@ from ldmae.recipes.generation import generated_batches
 from ldmae.recipes.plan import example_rows, untrained_objective
 from ldmae.recipes.run import Run, latent_channels, run_autoencoder
 from ldmae.recipes.settings import trainings
+from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.engine import Trainer
 from ldmae.training.optim import build_optimizer
@@ -136,6 +139,7 @@ class Timing:
                 self.config, stage, perceptual, self.latent_shape, classes, tuned, features
             ).to(self.device)
         optimizer = build_optimizer(objective.train(), config.optimizer)
+        average = None if config.ema_decay is None else AveragedWeights(objective.model, config.ema_decay)
         share = split_rows(
             config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
         )
@@ -150,7 +154,10 @@ class Timing:
                 piece = {name: value[:count] for name, value in rows.items()}
                 loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
             loss.backward()
+            clip_grad_norm_(objective.model.parameters(), math.inf)
             optimizer.step()
+            if average is not None:
+                average.update(1)
 
         start = min(self._adversary_start(stage), config.steps)
         numbers = (0, config.steps) if start else (config.steps,)
@@ -159,7 +166,9 @@ class Timing:
             for number in numbers
         ]
         images = sum(len(piece) for piece in share)
-        return images * seconds[0], images * seconds[-1], start
+        # what no loading process does beside the steps
+        loading = self._reading if config.num_workers == 0 and stage != "diffusion" else 0.0
+        return images * (seconds[0] + loading), images * (seconds[-1] + loading), start
 
     def _adversary_start(self, stage: str) -> int:
         part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
