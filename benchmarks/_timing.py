@@ -45,7 +45,8 @@ def print_row(what: str, seconds: dict[str, float], baseline: str, count: int, u
     ours = next(iter(seconds))
     ratio = seconds[baseline] / seconds[ours]
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-    print(f"| {what} | {count / seconds[ours]:,.0f} {unit}/s | {ratio:.2f} × | {times} |")
+    rate = count / seconds[ours]
+    print(f"| {what} | {rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} {unit}/s | {ratio:.2f} × | {times} |")
 
 
 def print_head() -> None:
