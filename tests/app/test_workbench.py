@@ -172,7 +172,7 @@ def test_facts_name_no_path(bench, folders):
     assert not any("/" in fact for fact in [bench.name, bench.own_name, *bench.facts])
 
 
-@pytest.mark.parametrize("classes", [["hearts"], ["faces"], ["hearts", "fruit"]])
+@pytest.mark.parametrize("classes", [["hearts"], ["faces"], ["hearts", "food"]])
 def test_a_model_of_few_classes_has_two_images_at_least(classes):
     data = DataConfig(source="emoji", classes=classes)
     samples, _ = sample_images(None, classes, data)

@@ -36,7 +36,7 @@ CLASSES: dict[str, tuple[str, str, str]] = {
         "1f43c 1f417 1f428 "
         "1f981 1f984 1f98a 1f98c 1f98d 1f98f 1f99d 1f9a7 1face 1f432 1f994",
     ),
-    "fruit": ("food-fruit food-vegetable", "1f95c 1fad8 1f330 1fada 1f33d", ""),
+    "food": ("food-fruit food-vegetable", "1f95c 1fad8 1f330 1fada 1f33d", ""),
     "clocks": ("", "", " ".join(f"1f5{k:02x}" for k in range(0x50, 0x68))),
     "clothing": (
         "clothing",
@@ -66,7 +66,7 @@ _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 _COMPONENTS = {*(f"1f9{k:02x}" for k in range(0xB0, 0xB4)), *(f"1f1{k:02x}" for k in range(0xE6, 0x100))}
 
 
-def package_folder(package: str, what: str = "a built-in set lies in", install: str = "") -> Path:
+def package_folder(package: str, what: str = "a built-in set is in", install: str = "") -> Path:
     """Returns where an installed package lies, which is not imported.
 
     Raises:
