@@ -33,18 +33,18 @@ READS = 4_096
 BATCH = 64
 
 LABELS = {
-    "VMAE step": "s a training step of one image by tokens, VMAE f8d16",
-    "DiT step": "s a training step of one image by tokens, 2 blocks of LightningDiT-B/1",
-    "VMAE step memory": "B of a training step by batch, VMAE f8d16, 256 tokens",
-    "DiT step memory": "B of a training step by batch, 2 blocks of LightningDiT-B/1, 256 tokens",
-    "folder index": "CPU s for the first start by images, folder",
-    "shards index": "CPU s for the first start by images, tar shards",
-    "folder index memory": "B of the first start by images, folder",
-    "shards index memory": "B of the first start by images, tar shards",
-    "folder start": "CPU s for a later start up to the first batch by images, folder",
-    "shards start": "CPU s for a later start up to the first batch by images, tar shards",
-    "latents open": "s to open by latents",
-    "latents read": "s a read by latents",
+    "VMAE step": "seconds per training step of one image, by tokens: VMAE f8d16",
+    "DiT step": "seconds per training step of one image, by tokens: 2 blocks of LightningDiT-B/1",
+    "VMAE step memory": "bytes of a training step, by batch: VMAE f8d16, 256 tokens",
+    "DiT step memory": "bytes of a training step, by batch: 2 blocks of LightningDiT-B/1, 256 tokens",
+    "folder index": "CPU seconds of the first start, by images: folder",
+    "shards index": "CPU seconds of the first start, by images: tar shards",
+    "folder index memory": "bytes of the first start, by images: folder",
+    "shards index memory": "bytes of the first start, by images: tar shards",
+    "folder start": "CPU seconds of a later start up to the first batch, by images: folder",
+    "shards start": "CPU seconds of a later start up to the first batch, by images: tar shards",
+    "latents open": "seconds to open, by latents",
+    "latents read": "seconds per read, by latents",
 }
 POINTS = {
     "step": ("VMAE step", "DiT step"),

@@ -23,7 +23,7 @@ from ldmae.recipes import encode, run_arrows, sample, save_pipeline, train_diffu
 
 
 def small_autoencoder(folder: Path, steps: int = 60) -> Path:
-    """Stands in for yours: an AutoencoderKL of 32 px images to 8 × 8 × 4, trained on digits for seconds."""
+    """Trains an AutoencoderKL (32 px images to 8 × 8 × 4) on digits for seconds, in place of yours."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,

@@ -1,8 +1,8 @@
-"""Crop and reduce pictures once, by the package's own preprocessing, such as CelebA-HQ's at 1024 px.
+"""Crop and resize images once, by the package's own preprocessing, such as CelebA-HQ's at 1024 px.
 
     python examples/prepare_celebahq.py CelebAMask-HQ/CelebA-HQ-img celebahq
 
-A picture that is already there is not made again, so that the command may be stopped and typed again.
+Images that already exist are not written again, so the command can be interrupted and run again.
 """
 
 import argparse
@@ -16,13 +16,13 @@ ENDINGS = {".jpg", ".jpeg", ".png"}
 def main(arguments: list[str] | None = None) -> int:
     """Writes each picture as a PNG of --size pixels a side; returns how many there are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="the folder with the pictures")
+    parser.add_argument("images", type=Path, help="the folder with the images")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--size", type=int, default=256, help="pixels along a side")
     options = parser.parse_args(arguments)
     pictures = sorted(path for path in options.images.glob("*") if path.suffix.lower() in ENDINGS)
     if not pictures:
-        raise SystemExit(f"{options.images} holds no pictures ({', '.join(sorted(ENDINGS))})")
+        raise SystemExit(f"{options.images} holds no images ({', '.join(sorted(ENDINGS))})")
     options.out.mkdir(parents=True, exist_ok=True)
     for path in pictures:
         made = options.out / f"{path.stem}.png"
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             half = made.with_suffix(".part")
             center_crop(to_rgb(open_picture(path.read_bytes())), options.size).save(half, format="PNG")
             half.rename(made)
-    print(f"{len(pictures):,} pictures of {options.size} px in {options.out}")
+    print(f"{len(pictures):,} images of {options.size} px in {options.out}")
     return len(pictures)
 
 

@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         pipeline = dit_pipeline(autoencoder, grid)
         pipeline.set_progress_bar_config(disable=True)
         picture = pipeline(class_labels=[1], guidance_scale=1.0, num_inference_steps=2).images[0]
-        print(f"{type(autoencoder).__name__}: a {picture.width} × {picture.height} picture")
+        print(f"{type(autoencoder).__name__}: a {picture.width} × {picture.height} image")
     # --8<-- [end:use]
     for name, value in measured.items():
         print(f"{name:10} {value:.3g}")

@@ -45,9 +45,7 @@ def draw(folder: Path) -> None:
             while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
                 time.sleep(1)
             page.goto(f"http://127.0.0.1:{port}")
-            page.get_by_role("button", name="Generate").first.click()
-            page.locator("img").nth(4).wait_for(timeout=90_000)
-            page.wait_for_timeout(20_000)
+            page.locator("#generate-pictures img").nth(7).wait_for(timeout=90_000)
             shoot(page, folder / "app.png", 900)
             browser.close()
     finally:

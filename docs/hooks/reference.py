@@ -192,7 +192,7 @@ def groups(kind: Any = Config, default: Any = None, key: str = "", meaning: str 
             inner += groups(types[field.name], value, name, meanings[field.name])
         else:
             own.append(Setting(name, _type(types[field.name]), _value(value), _cell(meanings[field.name])))
-    return [Group(key, meaning or "Keys that stand alone.", own), *inner]
+    return [Group(key, meaning or "Settings of the whole run.", own), *inner]
 
 
 def field_meanings(kind: type) -> dict[str, str]:
@@ -306,7 +306,8 @@ def costs() -> str:
     main = runpy.run_path(str(example))["main"]
     presets = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
     with contextlib.redirect_stdout(io.StringIO()):
-        return "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
+        table = "\n".join(main([*presets, "--devices", "8", "--teraflops", "100"]))
+    return table.replace(" h |", "\u00a0h |").replace(" GiB |", "\u00a0GiB |")
 
 
 # ---- the notebook
