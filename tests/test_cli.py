@@ -445,7 +445,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("sample nowhere", "nowhere"),
         ("evaluate nowhere data=IMAGES", "there is no nowhere"),
         ("evaluate RUN/diffusion data=IMAGES", "LightningDiTTransformer2DModel"),
-        ("report nowhere", "is no run folder"),
+        ("report nowhere", "is not a run folder"),
         ("convert nowhere x", "no checkpoint at nowhere"),
         ("convert RUN/autoencoder RUN/config.yaml --to-official", "exists"),
         ("convert RUN x.pth --to-official", "name one of its models"),

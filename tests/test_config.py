@@ -340,7 +340,7 @@ def test_settings_refer_to_settings_and_to_nothing_else(tmp_path):
     path.write_text("base: smoke\nseed: 7\nevaluation: {seed: '${seed}'}\n")
     assert load_config(str(path)).evaluation.seed == 7
     path.write_text("base: smoke\ndata: '${oc.env:HOME}/images'\n")
-    with pytest.raises(UserError, match=r"settings refer to other settings alone, as \$\{image_size\}"):
+    with pytest.raises(UserError, match=r"settings can refer to other settings only, as \$\{image_size\}"):
         load_config(str(path))
 
 

@@ -165,7 +165,8 @@ def test_weights_of_another_shape_or_none_at_all_are_named(saved, tmp_path):
 
 def test_a_hub_name_that_cannot_be_had_is_named(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nobody/nothing is no folder here and no autoencoder on the Hub"):
+    told = "nobody/nothing is neither a folder here nor an autoencoder on the Hub"
+    with pytest.raises(UserError, match=told):
         load_autoencoder("nobody/nothing")
     with pytest.raises(UserError, match="cannot load the pipeline nobody/nothing"):
         load_pipeline("nobody/nothing")
@@ -282,7 +283,7 @@ def test_a_class_function_or_module_of_the_users_own_is_loaded_in_fp32_for_use(o
         ("OWN.models:broken", r"calling broken\(\) of .* failed \(FileNotFoundError: weights\.pt\)"),
         ("OWN.models:Encoder", "gave Encoder, without decode; expected a torch.nn.Module with encode"),
         ("OWN.models:Plain", "gave Plain, without encode and decode"),
-        ("OWN.models:Methods", r"gave Methods, which is no torch\.nn\.Module; expected"),
+        ("OWN.models:Methods", r"gave Methods, which is not a torch\.nn\.Module; expected"),
         ("OWN.models:", "there is no .*; expected a run folder, .*package.module:Name"),
         ("pretrained:emojis", "nothing called 'emojis' ships with ldmae; did you mean 'emoji'"),
         ("OWN/models.py:Half", "there is no .*; expected a run folder, .*package.module:Name"),

@@ -221,7 +221,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or i
     """Write report.html again from the files of a run folder."""
     recipes = open_recipes()
     if not recipes.is_run_folder(str(run)):
-        raise UserError(f"{run} is no run folder (it has no config.yaml); name one that `ldmae run` made")
+        raise UserError(f"{run} is not a run folder (it has no config.yaml); name one that `ldmae run` made")
     if main_process():
         say(f"report: {recipes.render_report(run)}")
 
@@ -274,7 +274,7 @@ def convert(
             "--num-classes": num_classes,
         }
         for option, value in given.items():
-            refuse(value, option, "with --to-official the folder tells it")
+            refuse(value, option, "with --to-official it comes from the folder")
         model = recipes.convert_to_official(source, out)
     else:
         model = recipes.convert_official(

@@ -67,7 +67,7 @@ def pretrained(name: str = "emoji") -> Path:
     folder = SHIPPED_FOLDER / name
     if not folder.is_dir():
         raise UserError(
-            f"no trained {name} lies in this copy of ldmae ({folder} is missing); train one with `ldmae run "
+            f"this copy of ldmae has no trained {name} ({folder} is missing); train one with `ldmae run "
             f"{SHIPPED[name]}`, and name its run folder"
         )
     return folder
@@ -203,8 +203,9 @@ def refuse_code(path: Path | str, source: str | None, allow_code: bool) -> None:
     """
     if source is not None and is_import_path(source) and not allow_code:
         raise UserError(
-            f"{path} names code to run, {source}, which is imported only where you type it. If you trust it, "
-            f"add --allow-code (in Python allow_code=True; `ldmae app` has none), or name {source} itself"
+            f"{path} names code to run, {source}, which is imported only if you name it yourself. If you "
+            f"trust it, add --allow-code (in Python allow_code=True; `ldmae app` has none), or name "
+            f"{source} itself"
         )
 
 
@@ -264,12 +265,12 @@ def _import(source: str) -> Any:
         except Exception as error:
             raise UserError(
                 f"calling {name}() of {module_name} failed ({type(error).__name__}: {error}). It is called "
-                "without arguments: name a function that builds your autoencoder and loads its weights; see "
-                f'it fail by itself: python -c "import {module_name}; {module_name}.{name}()"'
+                "without arguments: name a function that builds your autoencoder and loads its weights. To "
+                f'see the error alone: python -c "import {module_name}; {module_name}.{name}()"'
             ) from error
     lacks = [method for method in ("encode", "decode") if not callable(getattr(made, method, None))]
     if not isinstance(made, nn.Module) or lacks:
-        what = f"without {' and '.join(lacks)}" if lacks else "which is no torch.nn.Module"
+        what = f"without {' and '.join(lacks)}" if lacks else "which is not a torch.nn.Module"
         raise UserError(
             f"{source} gave {type(made).__name__}, {what}; expected a torch.nn.Module with encode (images to "
             "latents) and decode (latents to images)"
@@ -292,7 +293,7 @@ def _import_module(name: str) -> Any:
                 "package.module:Name: go to the folder that holds it, or install it"
             ) from error
         raise UserError(
-            f"importing {name} failed ({type(error).__name__}: {error}). See it fail by itself: "
+            f"importing {name} failed ({type(error).__name__}: {error}). To see the error alone: "
             f'python -c "import {name}"'
         ) from error
 
@@ -345,8 +346,8 @@ def _check_weights(model: nn.Module, source: str | Path) -> None:
     for name, weight in model.named_parameters():
         if weight.is_meta or not weight.isfinite().all():
             raise UserError(
-                f"the {type(model).__name__} in {source} has no numbers for {name}; fetch it again: its "
-                "weights lack it, or hold NaN or infinity"
+                f"the {type(model).__name__} in {source} has no valid weights for {name}: they are "
+                "missing, NaN or infinite; download it again"
             )
 
 
@@ -360,5 +361,7 @@ def _from_hub(source: str, **arguments: Any) -> Any:
         try:  # a whole pipeline on the Hub keeps its autoencoder in a subfolder
             config = AutoencoderVMAE.load_config(source, subfolder="vae")
         except (OSError, ValueError):
-            raise UserError(f"{source} is no folder here and no autoencoder on the Hub: {first}") from first
+            raise UserError(
+                f"{source} is neither a folder here nor an autoencoder on the Hub: {first}"
+            ) from first
         return _load_class(config.get("_class_name"), source, subfolder="vae", **arguments)

@@ -45,7 +45,7 @@ def evaluate(
             "--only",
             metavar="NAME",
             help="May be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
-            "probe, components, efficiency; for a run, or what ships, also generation. By default all.",
+            "probe, components, efficiency; for a run or a shipped model also generation. Default: all.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: results/NAME.")] = None,
@@ -53,12 +53,12 @@ def evaluate(
 ) -> None:
     """Evaluate an autoencoder: print a table, write results.json and report.html.
 
-    A run folder without other data: its autoencoder on its held-out images, and its generated images. The
-    settings given here stay the run's.
+    A run folder: its autoencoder on its held-out images, and its generated images. Settings of evaluation
+    that you give here are kept for the run.
 
-    pretrained:NAME alone: what ships in the package, likewise.
+    pretrained:NAME: the same for a model that ships in the package.
 
-    With data=PATH: any autoencoder on all images there.
+    With data=PATH: any autoencoder on all images of PATH.
     """
     recipes = open_recipes(overrides)
     own = all(item.startswith("evaluation.") for item in overrides or [])
@@ -102,10 +102,11 @@ def evaluate_samples(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Evaluate generated images: FID, sFID, IS, KID, MIND, precision and recall, as ADM's evaluator does.
+    """Evaluate generated images: FID, sFID, IS, precision and recall as in ADM's evaluator, KID and MIND.
 
-    On EfficientNet-Lite0's features, which need no download, under names of their own; on Inception's with
-    evaluation.features=inception. Beside them the floor: one half of the real images against the other.
+    The default features are EfficientNet-Lite0's, which need no download; the metrics carry its name.
+    evaluation.features=inception gives the published metrics. The floor compares one half of the real images
+    with the other.
     """
     folder = out or Path("results") / f"{name_of(source)}-samples"
     recipes = open_recipes(overrides)
@@ -130,7 +131,7 @@ def compare(
             "--only",
             metavar="NAME",
             help="What to compare; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
-            "comparison.ablation. By default all that the preset names.",
+            "comparison.ablation. Default: all that the preset names.",
         ),
     ] = None,
     seed: Annotated[
@@ -152,9 +153,9 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Compare AE, DAE, VAE, SD-VAE and VMAE: train, train a diffusion model on each, evaluate, report.
+    """Compare AE, DAE, VAE, SD-VAE and VMAE: train each, train a diffusion model on each, evaluate, report.
 
-    The same command goes on where it was interrupted, also on another machine that has the results so far.
+    The same command resumes, also on another machine that has the results so far.
     """
     _, folder = resolve(preset, overrides, out)
     recipes = open_recipes()

@@ -10,14 +10,14 @@ import typer
 from ldmae.arguments import examples
 from ldmae.terminal import say
 
-app = typer.Typer(help="Put together an image set from free packages.", no_args_is_help=True)
+app = typer.Typer(help="Assemble an image set from free packages.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="Where to: train/ and val/ are made in it, with LICENCES.md.")]
+Folder = Annotated[Path, typer.Argument(help="Output folder, for train/, val/ and LICENCES.md.")]
 Size = Annotated[int, typer.Option(help="Pixels along a side.", min=8)]
 HeldOut = Annotated[float, typer.Option(help="Share to hold out, in (0, 1).", min=0.01, max=0.99)]
 Given = Annotated[
     Path | None,
-    typer.Option("--from", help="Folder with the packages, downloaded before; nothing is fetched."),
+    typer.Option("--from", help="Folder with packages that you downloaded; nothing else is downloaded."),
 ]
 
 
@@ -35,7 +35,7 @@ def emoji_sets(
         list[str] | None,
         typer.Option(
             "--set",
-            help="twemoji, openmoji, noto or fluent; may be repeated. By default all; openmoji alone is "
+            help="twemoji, openmoji, noto or fluent; may be repeated. Default: all. Only openmoji is "
             "share-alike.",
         ),
     ] = None,

@@ -227,7 +227,7 @@ class ComparisonConfig(Bounded):
         for value in self.settings:
             if value not in (*AUTOENCODER_KINDS, *ABLATION):
                 raise UserError(
-                    f"comparison.settings are of {value!r}, which is compared nowhere"
+                    f"comparison.settings are of {value!r}, which is not compared"
                     f"{nearest(value, (*AUTOENCODER_KINDS, *ABLATION))}"
                 )
         for name in ("seeds", "ablation_seeds"):

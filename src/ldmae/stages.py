@@ -210,7 +210,7 @@ class StageBook:
             changed += changed_settings(record.inputs, inputs)
         if changed:
             raise UserError(
-                f"{name} was started with other settings or inputs: {'; '.join(changed)}. Type the command "
+                f"{name} was started with other settings or inputs: {'; '.join(changed)}. Run the command "
                 f"with the old ones, name another folder with --out, or --restart {name} to train it again"
             )
         if record.status == "done" and steps < record.steps:

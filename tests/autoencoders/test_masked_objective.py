@@ -450,8 +450,8 @@ def test_masking_needs_a_mask_token():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"perceptual_weight": 1.0}, "'lpips-vgg', none was given"),
-        ({"alignment_weight": 1.0}, "'efficientnet_lite0', none was given"),
+        ({"perceptual_weight": 1.0}, "'lpips-vgg', but none was given"),
+        ({"alignment_weight": 1.0}, "'efficientnet_lite0', but none was given"),
         ({"adversarial_weight": 1.0}, "was given without a discriminator"),
     ],
 )

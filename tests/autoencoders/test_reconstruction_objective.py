@@ -282,7 +282,7 @@ def test_rows_with_perceptual_term_are_chosen_by_global_index_evenly():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"perceptual_weight": 1.0}, "'lpips-vgg', none was given"),
+        ({"perceptual_weight": 1.0}, "'lpips-vgg', but none was given"),
         ({"adversarial_weight": 0.5}, "adversarial_weight=0.5 was given without a discriminator"),
         ({"adversary": True, "adversarial_weight": 0.0}, "=0.0 was given with a discriminator; give both"),
     ],

@@ -469,7 +469,7 @@ def test_module_of_ones_own_is_taken_but_never_loaded_from_a_folder(tmp_path):
     expected = pipe.decode_latents(noise())
     assert torch.equal(expected, Own().decode(noise()).clamp(-1, 1))
     pipe.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"names a module of somebody's own.*vae=OwnAutoencoder"):
+    with pytest.raises(UserError, match=r"names a custom module.*vae=OwnAutoencoder"):
         LDMAEPipeline.from_pretrained(tmp_path)
     again = LDMAEPipeline.from_pretrained(tmp_path, vae=OwnAutoencoder(Own()))
     assert torch.equal(again.decode_latents(noise()), expected)
@@ -558,7 +558,7 @@ def test_a_transformer_that_overflows_raises_also_where_latents_are_asked_for():
     ("labels", "options", "message"),
     [
         (["goldfisch"], {}, "did you mean 'goldfish'"),
-        ([5], {}, "classes 0 to 4; without any class, images come by guidance_scale=0"),
+        ([5], {}, "classes 0 to 4; for images without a class set guidance_scale=0"),
         ([-1], {}, "out of range"),
         ([1.5], {}, "number or a name"),
         ([], {}, "class_labels is empty"),

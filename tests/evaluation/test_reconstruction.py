@@ -175,7 +175,7 @@ def test_a_decoder_to_zero_and_one_is_told(pairs):
     metrics = ReconstructionMetrics()
     x = pairs[0]
     metrics.update(x, (x + 1) / 2)
-    told = "all decoded values lie in [0, 1], expected [-1, 1]"
+    told = "all decoded values are in [0, 1], expected [-1, 1]"
     assert all(told in result.note for result in metrics.compute())
     metrics.update(x, x)
     assert not any(told in result.note for result in metrics.compute())

@@ -118,8 +118,8 @@ def test_vmae_in_a_diffusers_program_restores_saves_and_swaps(capsys: pytest.Cap
     assert measured["deviation"] == pytest.approx(1, abs=0.01)
     assert 0 < measured["half"] < 0.02
     printed = capsys.readouterr().out
-    assert "AutoencoderKL: a 64 × 64 picture" in printed
-    assert "AutoencoderVMAE: a 64 × 64 picture" in printed
+    assert "AutoencoderKL: a 64 × 64 image" in printed
+    assert "AutoencoderVMAE: a 64 × 64 image" in printed
 
 
 def test_vmae_of_a_run_goes_through_the_same_program(trained: Path) -> None:
@@ -288,7 +288,7 @@ def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path: Path) -
     before = made.stat().st_mtime_ns
     assert run("prepare_celebahq.py", images, out, "--size", "32") == 1
     assert made.stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="holds no pictures"):
+    with pytest.raises(SystemExit, match="holds no images"):
         run("prepare_celebahq.py", out.parent, out)
 
 

@@ -96,7 +96,7 @@ def test_unreadable_images_are_named_skipped_and_counted(make, tmp_path, caplog)
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "an empty file"), (b"<html>gone</html>", "no picture of a known format")],
+    [(b"", "an empty file"), (b"<html>gone</html>", "not an image of a known format")],
 )
 def test_reason_of_an_unreadable_image_can_be_read(make, tmp_path, content, reason):
     make.folder(tmp_path, {"": [1]})
@@ -264,7 +264,7 @@ def test_held_out_images_that_are_training_images_are_refused(make, tmp_path):
 def test_held_out_images_without_subfolders_are_refused(make, tmp_path):
     make.folder(tmp_path / "train", {"a": [1], "b": [2]})
     make.folder(tmp_path / "val", {"": [4, 5]})
-    with pytest.raises(UserError, match="lie in no subfolders, so that their classes are not known"):
+    with pytest.raises(UserError, match="are not in subfolders, so their classes are unknown"):
         opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
 
 

@@ -179,7 +179,7 @@ def test_truncated_compressed_missing_and_pictureless_shards_are_refused(make, t
     with pytest.raises(UserError, match="uncompressed"):
         open_source(DataConfig(source=str(tmp_path / "x.tar.gz")))
     make.tar(tmp_path / "y.tar", [("a.txt", b"a")])
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         ShardSource(str(tmp_path / "y.tar"))
 
 
@@ -205,11 +205,11 @@ def test_sample_of_several_pictures_is_refused_unless_one_is_named(make, tmp_pat
     members = [(f"a.{k}.png", make.encoded(make.image(k))) for k in range(2)]
     make.tar(tmp_path / "x.tar", members)
     with pytest.raises(
-        UserError, match=r"the sample a of .*x\.tar holds 2 pictures \(0\.png, 1\.png\).*image_part"
+        UserError, match=r"the sample a of .*x\.tar holds 2 images \(0\.png, 1\.png\).*image_part"
     ):
         opened(tmp_path / "x.tar")
     assert opened(tmp_path / "x.tar", image_part="1.png").read_bytes(0) == members[1][1]
-    with pytest.raises(UserError, match=r"no pictures in the shards .* 2 files ignored"):
+    with pytest.raises(UserError, match=r"no images in the shards .* 2 files ignored"):
         opened(tmp_path / "x.tar", image_part="depth.png")
 
 
@@ -227,7 +227,7 @@ def test_labels_that_follow_all_pictures_are_found(make, tmp_path):
     make.tar(tmp_path / "x.tar", [*members, *labels, ("9.cls", b"1")])
     source = opened(tmp_path / "x.tar")
     assert source.labels.tolist() == [0, 1, 0]
-    assert source.facts == ["1 file ignored (1 labels without a picture): 9.cls"]
+    assert source.facts == ["1 file ignored (1 labels without an image): 9.cls"]
 
 
 @pytest.mark.parametrize("root", ["", "./", "set/images/"])
@@ -244,7 +244,7 @@ def test_folders_in_shards_are_classes_where_nothing_else_labels(make, tmp_path,
 
 def test_pictures_beside_class_folders_in_a_shard_are_refused(make, tmp_path):
     make.tar(tmp_path / "x.tar", [(name, make.encoded(make.image(1))) for name in ("a.png", "cat/b.png")])
-    with pytest.raises(UserError, match="1 pictures beside folders and 1 in them"):
+    with pytest.raises(UserError, match="1 images beside folders and 1 in them"):
         opened(tmp_path / "x.tar")
 
 
@@ -298,6 +298,6 @@ def test_what_was_taken_and_what_was_not_is_said_once_opened(make, tmp_path, cap
     train, _ = open_images(DataConfig(source=str(tmp_path / "x.tar"), val="0.2"), tmp_path / "cache")
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("x: 40 images in 2 classes; ")
-    assert "%, asked 20 %); 1 file ignored (1 .npy): a.npy; 1 image without a label" in said
+    assert "%, requested 20 %); 1 file ignored (1 .npy): a.npy; 1 image without a label" in said
     assert 'class "0" has no training image' in said
     assert all(fact in said for fact in train.facts)

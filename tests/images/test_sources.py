@@ -69,7 +69,7 @@ def test_folder_that_cannot_be_looked_into_is_named(make, tmp_path, monkeypatch)
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"cannot look into the folder .*secret \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"cannot read the folder .*secret \(Permission denied\)"):
         FolderSource(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_pictures_win_over_a_table_without_images_and_are_not_chosen_over_one_wi
     with pytest.raises(UserError, match=r"a table with images \(b\.parquet\) beside pictures"):
         open_source(DataConfig(source=str(tmp_path / "one")))
     make.folder(tmp_path / "two", {"": [3]})
-    with pytest.raises(UserError, match="1 pictures and 1 tar shards"):
+    with pytest.raises(UserError, match="1 images and 1 tar shards"):
         open_source(DataConfig(source=str(tmp_path / "two")))
 
 

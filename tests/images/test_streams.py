@@ -103,7 +103,7 @@ def test_broken_connection_is_taken_up_where_it_broke(make, served, caplog):
 def test_stream_says_aloud_that_its_resume_is_not_exact(served, caplog):
     with caplog.at_level(logging.WARNING):
         open_stream(config(served))
-    assert "not with the images it would have seen" in caplog.text
+    assert "not with the images that would have come next" in caplog.text
 
 
 def test_missing_shard_and_unknown_label_are_user_errors(served):
@@ -119,7 +119,7 @@ def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_ove
         assert {label for _, label in source.iterate(0, 0)} == {0}
         list(source.iterate(0, 1))
     assert len(source.classes) == 1
-    assert caplog.text.count("labels are passed over") == 1
+    assert caplog.text.count("labels are ignored") == 1
 
 
 def test_unreadable_images_of_a_stream_are_borne_up_to_the_limit(make, served, tmp_path):

@@ -193,7 +193,7 @@ def test_columns_that_cannot_label_are_said(make, tmp_path):
         "no column of labels among label (list), score (float64): name one with data.label_column"
     ]
     source = TableSource(str(tmp_path / "a.parquet"), label_column="score")
-    assert source.facts == ["2 values of the column 'score' are no whole number or name"]
+    assert source.facts == ["2 values of the column 'score' are neither whole numbers nor names"]
 
 
 def test_images_as_base64_text_or_as_paths_are_read(make, tmp_path):

@@ -125,13 +125,14 @@ def test_a_folder_without_latents_says_how_to_make_them(tmp_path):
 def test_a_shard_that_is_cut_short_is_named(tmp_path, kept):
     path = write_shard(tmp_path, numbered(0, 2))
     os.truncate(path, path.stat().st_size - 1 if kept < 0 else kept)
-    with pytest.raises(UserError, match=r"shard000\.safetensors is no whole safetensors file .*encode again"):
+    told = r"shard000\.safetensors is not a complete safetensors file .*encode again"
+    with pytest.raises(UserError, match=told):
         LatentShards(tmp_path)
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"PK\x03\x04" * 100)
-    with pytest.raises(UserError, match=r"x\.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"x\.safetensors is not a complete safetensors file"):
         LatentShards(tmp_path)
 
 
@@ -308,23 +309,23 @@ def head(path, header):
 def test_a_shard_whose_head_says_something_else_is_named(tmp_path, header):
     path = tmp_path / "latents_rank00_shard000.safetensors"
     head(path, header)
-    with pytest.raises(UserError, match=r"shard000\.safetensors (is no whole safetensors file|lacks)"):
+    with pytest.raises(UserError, match=r"shard000\.safetensors (is not a complete safetensors file|lacks)"):
         LatentShards(tmp_path)
 
 
 def test_a_shard_that_is_a_folder_a_dangling_link_or_nests_too_deep_is_named(tmp_path):
     path = tmp_path / "latents_rank00_shard000.safetensors"
     path.mkdir()
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         LatentShards(tmp_path)
     path.rmdir()
     path.symlink_to("nowhere")
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         LatentShards(tmp_path)
     path.unlink()
     text = b"[" * 100_000
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         LatentShards(tmp_path)
 
 

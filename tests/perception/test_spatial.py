@@ -55,5 +55,5 @@ def test_dinov2_gives_its_patch_tokens_in_their_places(tmp_path):
     with torch.no_grad():
         tokens = model((((resized + 1) / 2).clamp(0, 1) - mean) / std).last_hidden_state
     torch.testing.assert_close(found[1, :, 1, 2], tokens[1, 1 + 5])
-    with pytest.raises(UserError, match=r"could not be had.*HF_HOME"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*HF_HOME"):
         _load_dinov2("dinov2-small", str(tmp_path / "none"))

@@ -212,8 +212,8 @@ def test_restart_of_tuning_goes_on_to_the_diffusion_model_where_that_changed_too
     [
         ("autoencoder.kind=vae autoencoder.baseline.model.factor=4", "than autoencoder.baseline would train"),
         ("autoencoder.pretraining.training.steps=14", "add --restart autoencoder.tuning"),
-        ("latents.flip=false", "diffusion was begun on other latents: flip: True -> False"),
-        ("autoencoder.source={other}", "diffusion was begun on other latents: encoder: "),
+        ("latents.flip=false", "diffusion was started on other latents: flip: True -> False"),
+        ("autoencoder.source={other}", "diffusion was started on other latents: encoder: "),
     ],
 )
 def test_what_a_training_was_begun_on_is_not_replaced_under_it(

@@ -228,7 +228,7 @@ def test_figures_of_weights_that_changed_do_not_stay_beside_the_new_ones(picture
     nn.init.ones_(model.encoder.conv_in.bias)
     model.save_pretrained(source)
     assert names_of(evaluated(source, pictures, *FEW, only=["probe"])) == {"probe"}
-    assert "removed, being of other weights, images or another size: probe, components" in " ".join(
+    assert "removed, because they are of other weights, images or sizes: probe, components" in " ".join(
         capsys.readouterr().err.split()
     )
 
@@ -319,7 +319,7 @@ def test_missing_weights_are_an_error_before_anything_is_measured(pictures, monk
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"Inception's weights could not be had.*efficientnet_lite0"):
+    with pytest.raises(UserError, match=r"Inception's weights could not be downloaded.*efficientnet_lite0"):
         evaluated(autoencoder(), pictures, *FEW, "evaluation.features=inception")
     assert not Path("figures/results").exists()
 

@@ -321,4 +321,4 @@ def test_compiled_blocks_are_not_sharded(ldmae: Any, preset: Path, tmp_path: Pat
     changes = "autoencoder.pretraining.training.compile=true"
     started = start_two(ldmae, "run", preset, changes, "--out", tmp_path / "run", sharded=True)
     assert [process.wait() for process in started] == [2, 2]
-    assert "FSDP does not go with compile=true; set autoencoder.pretraining" in started[0].output
+    assert "FSDP does not support compile=true; set autoencoder.pretraining" in started[0].output

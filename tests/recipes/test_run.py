@@ -108,7 +108,7 @@ def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypa
     pixels = np.asarray(Image.open(next((made.parent / "images").iterdir())).convert("RGB"))
     assert pixels.shape == (24, 24, 3)
     assert (pixels[::4, ::4] == pixels[3::4, 3::4]).all()  # as its decoder makes them
-    with pytest.raises(UserError, match="names a module of somebody's own"):
+    with pytest.raises(UserError, match="names a custom module"):
         load_pipeline("run/pipeline")
 
 
@@ -126,7 +126,7 @@ def autoencoder_alone(preset, tmp_path_factory):
 def test_a_run_without_a_diffusion_model_has_its_autoencoder_measured(autoencoder_alone, capsys):
     config, folder = autoencoder_alone
     recipes.evaluate_run(load_config(str(folder / "config.yaml"), ["evaluation.images=4"]), folder)
-    assert "has no diffusion model yet: its autoencoder alone is measured" in capsys.readouterr().err
+    assert "has no diffusion model yet: only its autoencoder is measured" in capsys.readouterr().err
     results = json.loads((folder / "results.json").read_text())["results"]
     assert {"reconstruction", "smoothness"} <= {entry["measurement"] for entry in results}
     with pytest.raises(UserError, match="has no diffusion model yet; train it with"):
@@ -151,7 +151,7 @@ def test_a_damaged_shard_is_named_by_encode(autoencoder_alone, tmp_path):
     shard = min((run / "latents").glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(
-        UserError, match=rf"{shard.name} is no whole safetensors file .*delete it and encode again"
+        UserError, match=rf"{shard.name} is not a complete safetensors file .*delete it and encode again"
     ):
         recipes.run_arrows(config, run, recipes.encode)
 

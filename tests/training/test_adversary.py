@@ -298,8 +298,8 @@ def test_a_state_without_the_adversary_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("engine", "version", "why"),
     [
-        (DistributedType.FSDP, 2, "FSDP does not go with a discriminator; launch with --multi_gpu"),
-        (DistributedType.FSDP, 1, "FSDP does not go with fsdp_version 1; set fsdp_version: 2"),
+        (DistributedType.FSDP, 2, "FSDP does not support a discriminator; launch with --multi_gpu"),
+        (DistributedType.FSDP, 1, "FSDP does not support fsdp_version 1; set fsdp_version: 2"),
         (DistributedType.DEEPSPEED, 2, "DEEPSPEED is not supported; launch with --multi_gpu"),
     ],
 )

@@ -138,7 +138,8 @@ class Gatekeeper:
             return "the request must say its size (Content-Length)", 411
         size = int(said)
         if route != UPLOAD:
-            return None if size <= FORM else (f"the request has {size} bytes, at most {FORM} are taken", 413)
+            refused = f"the request has {size} bytes; at most {FORM} are accepted"
+            return None if size <= FORM else (refused, 413)
         if size > self.limits.bytes + FORM:
             return str(too_large(size, self.limits)), 413
         self._sweep()

@@ -97,7 +97,7 @@ def serve(
         page = build_page(bench)
         for address in launch(page, bench, host, port, share, open_browser, hosts):
             say(f"page: {address}")
-        say("Ctrl+C ends it")
+        say("Press Ctrl+C to stop")
         wait_for_interrupt()
     finally:
         if page is not None:
@@ -137,7 +137,7 @@ def free_port(host: str, port: int | None) -> int:
         try:
             return _bound(host, number)
         except PermissionError as error:
-            raise UserError(f"port {number} is the system's; take one from 1024 on") from error
+            raise UserError(f"port {number} is reserved for the system; choose one from 1024") from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(

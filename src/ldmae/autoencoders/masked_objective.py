@@ -70,7 +70,7 @@ class MaskedObjective(AutoencoderObjective):
         if config.alignment_weight > 0 and features is None:
             raise UserError(
                 f"alignment_weight={config.alignment_weight} needs the network {config.alignment!r}, "
-                "none was given; load it with ldmae.perception.spatial, or set alignment_weight=0"
+                "but none was given; load it with ldmae.perception.spatial, or set alignment_weight=0"
             )
         self._features = (features,)
         self.projection = None
@@ -235,8 +235,8 @@ def _check_mask(model: AutoencoderVMAE, config: MaskedObjectiveConfig) -> None:
     ratio, patches = config.masking.largest, (model.config["sample_size"] // model.config["patch_size"]) ** 2
     if ratio > 0 and model.mask_token is None:
         raise UserError(
-            f"masking.ratio={ratio} needs a model with use_mask_token=True, this one has "
-            "none; set use_mask_token=True, or masking.ratio=0"
+            f"masking.ratio={ratio} needs a model with use_mask_token=True, and this one "
+            "has none; set use_mask_token=True, or masking.ratio=0"
         )
     if ratio > 0 and num_visible(patches, ratio) == patches:
         # nor would the mask token get a gradient, which DistributedDataParallel waits for

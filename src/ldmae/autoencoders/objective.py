@@ -94,7 +94,7 @@ class AutoencoderObjective(nn.Module):
         if config.perceptual_weight > 0 and perceptual is None:
             raise UserError(
                 f"perceptual_weight={config.perceptual_weight} needs the network {config.perceptual!r}, "
-                "none was given; load it with ldmae.perception, or set perceptual_weight=0"
+                "but none was given; load it with ldmae.perception, or set perceptual_weight=0"
             )
         if (config.adversarial_weight > 0) != (discriminator is not None):
             raise UserError(

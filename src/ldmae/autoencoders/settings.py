@@ -64,7 +64,7 @@ class MaskingConfig(Bounded):
 
     group = "masking."
 
-    ratio: float = number(0.6, ge=0, lt=1, hint="the paper takes 0.6, 0 hides none")
+    ratio: float = number(0.6, ge=0, lt=1, hint="the paper takes 0.6, 0 hides no patch")
     """Share of the patches hidden from the encoder, in [0, 1)."""
     ratio_range: list[float] | None = number(None, ge=-1, lt=1, hint="l-DeTok takes [-0.1, 0.7]")
     """In place of `ratio`: each step draws its share evenly from [low, high]; below 0 counts as 0."""
@@ -147,8 +147,8 @@ class MaskedObjectiveConfig(Bounded):
                 )
         if self.expansion_weight > 0 and not self.sample_posterior:
             raise UserError(
-                f"objective.expansion_weight={self.expansion_weight} needs sample_posterior=true: without a "
-                "draw nothing holds the variance down"
+                f"objective.expansion_weight={self.expansion_weight} needs sample_posterior=true: without "
+                "sampling, nothing limits the variance"
             )
 
     @property
@@ -177,7 +177,7 @@ class BaselineConfig(Bounded):
             powers = [2 ** int(math.log2(self.factor)), 2 ** math.ceil(math.log2(self.factor))]
             near = " or ".join(str(power) for power in dict.fromkeys(powers))
             raise UserError(
-                f"factor must be a power of two, for each block of an AutoencoderKL halves the image, "
+                f"factor must be a power of two because each block of an AutoencoderKL halves the image, "
                 f"got {self.factor}; take {near}"
             )
 

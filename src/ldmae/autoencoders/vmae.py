@@ -527,7 +527,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
         if width % heads:
             raise UserError(
                 f"{side}_hidden_size must be a multiple of {side}_num_attention_heads={heads}, got {width}; "
-                "change the one or the other"
+                "change one of them"
             )
         if width % 4:
             raise UserError(

@@ -117,7 +117,7 @@ def require_numbers(state: Mapping[str, Tensor], path: str | Path) -> None:
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise UserError(
                 f"{path}: {key} holds {'NaN or infinity' if tensor.is_floating_point() else tensor.dtype}, "
-                "expected weights; take a file of a training that did not diverge"
+                "expected weights; use a checkpoint of a training that did not diverge"
             )
 
 
@@ -142,7 +142,7 @@ def listed(names: Iterable[str], at_most: int = 6) -> str:
 
 def _guess(state: Mapping[str, Any]) -> str:
     if "cls_token" in state:
-        return "; a class token tells of a plain MAE or ViT checkpoint"
+        return "; a class token suggests a plain MAE or ViT checkpoint"
     if "x_embedder.proj.weight" in state:
         return "; this looks like a LightningDiT transformer: see ldmae.conversion.load_official_lightningdit"
     if "to_latent.weight" in state:

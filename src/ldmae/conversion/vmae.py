@@ -193,7 +193,7 @@ def _check_fits(state: dict[str, Tensor], expected: dict[str, Tensor], path: str
     ]
     if told:
         raise UserError(
-            f"{path} is no VMAE checkpoint of the layout that is known ({'; '.join(told)}); "
+            f"{path} is not a VMAE checkpoint in the known layout ({'; '.join(told)}); "
             "check that it is a whole file of the official VMAE training"
         )
 
@@ -206,8 +206,8 @@ def _read_latents_stats(path: str | Path, channels: int) -> dict[str, list[float
         if not isinstance(value, Tensor) or value.numel() != channels:
             got = tuple(value.shape) if isinstance(value, Tensor) else listed(map(str, stats))
             raise UserError(
-                f"{path} is no latents_stats.pt of this autoencoder: expected {name!r} of shape "
-                f"(1, {channels}, 1, 1), got {got}; take the file that lies beside its latents"
+                f"{path} is not a latents_stats.pt of this autoencoder: expected {name!r} of shape "
+                f"(1, {channels}, 1, 1), got {got}; use the file beside its latents"
             )
         found[f"latents_{name}"] = value.float().flatten().tolist()
     return found

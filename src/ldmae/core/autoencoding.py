@@ -92,7 +92,7 @@ def require_finite(
     value = "NaN" if output[row].isnan().any() else "infinity"
     raise UserError(
         f"{what} returned {value} for {describe(row)}, computing in {str(dtype).removeprefix('torch.')}; "
-        "load it in float32 or bfloat16, or name one whose weights are sound"
+        "load it in float32 or bfloat16, or name one with valid weights"
     )
 
 

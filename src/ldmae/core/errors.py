@@ -34,9 +34,9 @@ def loading_errors() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
         raise UserError(
-            f"a process that loads data has failed, as a rule for want of (shared) memory: {reason}. Give "
-            "more, as with docker's --shm-size, or load in the main process with num_workers=0, then type "
-            "the same command"
+            f"a data loading process failed, usually for lack of (shared) memory: {reason}. "
+            "Provide more, for example with docker's --shm-size, or load in the main process with "
+            "num_workers=0; then run the same command again"
         ) from error
 
 

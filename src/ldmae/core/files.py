@@ -56,7 +56,8 @@ _DISK = re.compile(r"No space left|os error \d+|PytorchStreamWriter|inline_conta
 
 def _full(path: Path | str) -> UserError:
     return UserError(
-        f"no space left to write {path}; earlier files are untouched. Free some, then type the same command"
+        f"no space left to write {path}; earlier files are untouched. Free some space, then run the same "
+        "command again"
     )
 
 
@@ -199,12 +200,11 @@ def read_json(path: Path | str, shape: Any = object) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{path} is not JSON ({reason}); fetch it again, or delete it where a run makes it anew"
+            f"{path} is not JSON ({reason}); download it again, or delete it if a run writes it"
         ) from error
     if not _has_shape(value, shape):
         raise UserError(
-            f"{path} holds JSON of another shape than expected; fetch it again, or delete it where "
-            "a run makes it anew"
+            f"{path} holds JSON of an unexpected form; download it again, or delete it if a run writes it"
         )
     return value
 

@@ -98,7 +98,7 @@ def check_plain(layers: Any) -> None:
             for entry in value:
                 check(entry, key)
         elif isinstance(value, int) and value.bit_length() > 64:
-            raise UserError(f"setting {key} is a number of {value.bit_length()} bits; 64 are the most")
+            raise UserError(f"setting {key} is a number of {value.bit_length()} bits; at most 64 are allowed")
         elif isinstance(value, str):
             references += _references(value, key)
             if references > MOST_REFERENCES:
@@ -114,7 +114,7 @@ def _references(text: str, key: str) -> int:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"setting {key} holds characters that are no text: {text!r}; rename what it names"
+                f"setting {key} holds characters that are not text: {text!r}; rename what it names"
             ) from error
     depth = count = 0
     for place, sign in enumerate(text):
@@ -124,8 +124,8 @@ def _references(text: str, key: str) -> int:
             depth = max(0, depth - 1)
         elif sign == ":" and depth:
             raise UserError(
-                f"setting {key}={text[:100]!r}: settings refer to other settings alone, as ${{image_size}}; "
-                "write the value out"
+                f"setting {key}={text[:100]!r}: settings can refer to other settings only, as "
+                "${image_size}; write the value out"
             )
     if count > 2:
         raise UserError(f"setting {key}={text[:100]!r} refers to more than two others; write it out")

@@ -61,7 +61,7 @@ class OwnAutoencoder(ModelMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **_: Any) -> Any:
         """Raises a UserError: what was saved is the class's name alone."""
         raise UserError(
-            f"{pretrained_model_name_or_path} names a module of somebody's own, which a saved pipeline does "
-            "not hold; name the run folder that it lies in, or load it with LDMAEPipeline.from_pretrained("
+            f"{pretrained_model_name_or_path} names a custom module, which a saved pipeline does not "
+            "contain; name the run folder that contains it, or load it with LDMAEPipeline.from_pretrained("
             "FOLDER, vae=OwnAutoencoder(MODULE)), of ldmae.diffusion.own_autoencoder"
         )

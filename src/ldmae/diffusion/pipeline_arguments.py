@@ -70,7 +70,7 @@ def timestep_shift(value: Any) -> float | None:
     """
     if value is None:
         return None
-    usual = "0.3 is usual, 0 and 1 mean none"
+    usual = "0.3 is usual; 0 and 1 turn it off"
     shift = number("timestep_shift", value, usual)
     if shift < 0 or 0 < shift < SMALLEST_SHIFT:
         raise UserError(f"timestep_shift must be 0 or at least {SMALLEST_SHIFT:g}, got {value!r}; {usual}")

@@ -310,7 +310,7 @@ class LDMAEPipeline(DiffusionPipeline):
             raise UserError(f"a class label is a number or a name, got {label!r} ({type(label).__name__})")
         last = self.transformer.config["num_classes"] - 1
         if not 0 <= int(label) <= last:
-            null = "; without any class, images come by guidance_scale=0" if label == self._null_class else ""
+            null = "; for images without a class set guidance_scale=0" if label == self._null_class else ""
             raise UserError(
                 f"class label {label} is out of range; this model knows classes 0 to {last}{null}"
             )
@@ -323,7 +323,7 @@ class LDMAEPipeline(DiffusionPipeline):
                 f"got {type(self.scheduler).__name__}; others don't follow straight paths from noise to data"
             )
         if self.scheduler.config.get("invert_sigmas"):
-            raise UserError("the scheduler's invert_sigmas turns time round; set it to False")
+            raise UserError("the scheduler's invert_sigmas reverses time; set it to False")
         if output_type not in OUTPUT_TYPES:
             raise UserError(
                 f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"

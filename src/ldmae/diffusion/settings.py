@@ -56,7 +56,7 @@ class SamplingConfig(Bounded):
     """Times t between which guidance acts (0 is noise, 1 is data)."""
     guidance_channels: int | None = number(None, ge=1, le=4096)
     """Guide only the first latent channels (3: as the official sampler does); null: all."""
-    timestep_shift: float | None = number(1.0, ge=0, le=1e6, hint="0 and 1 are none")
+    timestep_shift: float | None = number(1.0, ge=0, le=1e6, hint="0 and 1 turn it off")
     """s of t' = s t / (1 + (s − 1) t): under 1 more steps are spent near the noise; null: the scheduler's."""
     batch_size: int = number(64, ge=1, le=MOST_AT_ONCE)
     """Images generated at once on each process."""

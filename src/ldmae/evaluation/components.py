@@ -99,5 +99,5 @@ def _as_images(latents: Tensor) -> np.ndarray:
     assert latents.ndim == 4, f"expected latents (N, C, h, w), got {tuple(latents.shape)}"
     values = latents.detach().float().cpu().numpy()
     if not np.isfinite(values).all():
-        raise UserError("latents hold NaN or infinity; was the autoencoder's training stopped by one?")
+        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
     return values.reshape(*values.shape[:2], -1)

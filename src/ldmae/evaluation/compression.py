@@ -38,7 +38,7 @@ from ldmae.evaluation.groupings import NO_GROUP
 IMAGE_LIMIT = 1000
 """Images that are kept, and so measured on, at most."""
 
-DEFINITION = "this project's definition, for the paper gives none"
+DEFINITION = "this project's definition; the paper gives none"
 
 Key = int | str
 
@@ -101,7 +101,7 @@ class CompressionMetrics:
         assert len(keys) == len(values), f"{len(keys)} keys, {len(values)} latents"
         assert groups.keys() == set(self.levels), f"{list(groups)} is not {self.levels}"
         if not np.isfinite(values).all():
-            raise UserError("latents hold NaN or infinity; was the autoencoder's training stopped by one?")
+            raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
         labels = np.stack([np.asarray(groups[level]) for level in self.levels], axis=1)
         expected = (len(values), len(self.levels), *values.shape[2:])
         assert labels.shape == expected, f"expected groups {expected}, got {labels.shape}"
@@ -151,8 +151,7 @@ class CompressionMetrics:
         mean, deviation = channel_statistics([image.latents for image in images])
         if not deviation.any():
             raise UserError(
-                f"the latents of {len(images)} images are all the same number, so that nothing can be told "
-                "apart in them; was the autoencoder trained?"
+                f"the latents of {len(images)} images are all the same number; was the autoencoder trained?"
             )
         cells = [standardised(image.latents, mean, deviation) for image in images]  # (n, C) each
         results: list[Result] = []

@@ -77,7 +77,7 @@ def _paper_says(parameters: int) -> tuple[str, str]:
             return (
                 f"; the paper prints {cost['weights in MB']:g} MB of this model",
                 f"; the paper prints {cost['GFLOPs']:g} GFLOPs of this model at 256 px, counted in a way "
-                "that could not be remade",
+                "that we could not reproduce",
             )
     return "", ""
 

@@ -313,7 +313,9 @@ def _frechet_result(
     counts = {"generated": len(generated)} | ({} if real.count is None else {"real": real.count})
     if fitted[0] is None or fitted[1] is None:
         fewest = FEWEST_IMAGES if shrink else generated.shape[1] + 1
-        hint = " and the features of all real ones" if shrink else ", or ask for shrunk covariances"
+        hint = (
+            " and the features of all real ones" if shrink else ", or set evaluation.shrink_covariance=true"
+        )
         return f"{name}: {_too_few(fewest, len(generated), real.count)}{hint}"
     notes = [f"against {origin}"] if origin else []
     shrunk = [
@@ -324,7 +326,7 @@ def _frechet_result(
     if shrunk:
         notes.append(
             f"shrunk covariance (Ledoit and Wolf) of the {' and '.join(shrunk)}, which are fewer than the "
-            "features: to be compared only with such a figure from as many"
+            "features: comparable only with a shrunk distance of as many images"
         )
     value = frechet_of_statistics(fitted[0], fitted[1])
     return Result(name=name, value=value, better="lower", counts=counts, note="; ".join(notes))
@@ -359,7 +361,10 @@ def _kernel_result(generated: Tensor, real: Tensor, name: str, num_subsets: int,
     whole = [kind for kind, count in counts.items() if count == size]
     note = f"mean of {num_subsets} subsets of {size} images, standard deviation {deviation:.2g}"
     if whole:
-        note += f"; each holds all {' and '.join(whole)} images, whose own chance the deviation leaves out"
+        note += (
+            f"; each holds all {' and '.join(whole)} images, so the deviation does not include their own "
+            "variation"
+        )
     return Result(name=name, value=mean, better="lower", counts=counts, note=note)
 
 

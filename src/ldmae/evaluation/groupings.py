@@ -238,7 +238,7 @@ class MaskFolder:
             raise UserError(
                 f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
                 f"{_some(wrong)}; expected masks of the images as they are before any cropping. Make them "
-                "anew"
+                "again"
             )
 
     def read(self, index: int, size: tuple[int, int]) -> np.ndarray:

@@ -99,5 +99,5 @@ def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]
     assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents with mean_pooled first"
     assert y.shape == (len(x),), f"{len(x)} features, labels {y.shape}"
     if not np.isfinite(x).all():
-        raise UserError("latents hold NaN or infinity; was the autoencoder's training stopped by one?")
+        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
     return x[y >= 0], y[y >= 0]

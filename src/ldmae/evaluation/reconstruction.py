@@ -87,13 +87,13 @@ def feature_distances(
     # fewer images than a subset holds: every subset would be all of them
     subsets = SUBSETS if count > SUBSET_SIZE else 1
     kernel, _ = kernel_distance(restored, originals, None, subsets, seed)
-    kernel_note = "compare at equal numbers of images: it lies below 0 where reconstructions are good"
+    kernel_note = "compare at equal numbers of images; it is below 0 where reconstructions are good"
     frechet = []
     if count >= needed or shrink:
         note = (
             ""
             if count >= needed
-            else "shrunk covariances (Ledoit and Wolf): compare only with such of as many"
+            else "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"
         )
         value = frechet_distance(restored, originals, shrink)
         frechet = [_distance(f"{prefix}{extractor.fd_label}", value, count, note)]
@@ -159,7 +159,7 @@ class ReconstructionMetrics:
                 f"got {x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
             )
         if not torch.isfinite(y).all():  # rounding would turn it into some colour
-            raise UserError("a reconstruction holds NaN or infinity; was the training stopped by one?")
+            raise UserError("a reconstruction holds NaN or infinity; did the training diverge?")
         for kind, images in (("originals", x), ("restored", y)):
             self._lowest[kind] = min(self._lowest[kind], images.min().item())
         x, y = to_uint8(x), to_uint8(y)
@@ -192,7 +192,7 @@ class ReconstructionMetrics:
         """What to say of a decoder that seems to decode to [0, 1]; empty where it does not."""
         if self._lowest["originals"] > -0.5 or self._lowest["restored"] < 0:
             return ""
-        return "all decoded values lie in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
+        return "all decoded values are in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
 
     def compute(self) -> list[Result]:
         """Returns the mean over images of every figure, and the distances between features if any are made.
@@ -216,7 +216,7 @@ class ReconstructionMetrics:
         finite = [value for value in values if math.isfinite(value) or name != "PSNR"]
         notes = [self.range_note] if self.range_note else []
         if len(finite) < len(values):
-            notes.append(f"{len(values) - len(finite)} pairs are equal to the bit and are left out")
+            notes.append(f"{len(values) - len(finite)} pairs are identical and are left out")
         if self._trained_on_it and name not in NAMES:
             notes.append("the autoencoder was trained on this metric")
         return Result(

@@ -93,7 +93,7 @@ def reference_from_images(
         if advance is not None:
             advance(len(images), "")
     if pooled.count < 2:
-        raise UserError(f"a reference needs images, at least two, got {pooled.count}; check where they lie")
+        raise UserError(f"a reference needs at least two images, got {pooled.count}; check the path")
     return Reference(extractor.name, pooled.statistics(), spatial.statistics(), kept.features())
 
 

@@ -233,8 +233,8 @@ def as_saved(images: Tensor, what: str) -> Tensor:
     """
     if not torch.isfinite(images).all():  # rounding would turn it into some colour
         raise UserError(
-            f"{what} holds NaN or infinity; was the autoencoder's training stopped by one, or is fp16 too "
-            "narrow for it?"
+            f"{what} holds NaN or infinity; did the autoencoder's training diverge, or is the range of fp16 "
+            "too small?"
         )
     return to_uint8(images)
 
@@ -254,7 +254,7 @@ def mean_result(name: str, values: Sequence[float], *, better: str, note: str = 
     finite = [value for value in values if math.isfinite(value)]
     notes = [note] if note else []
     if len(finite) < len(values):
-        notes.append(f"{len(values) - len(finite)} pairs are equal to the bit and are left out")
+        notes.append(f"{len(values) - len(finite)} pairs are identical and are left out")
     return Result(
         name=name,
         value=math.fsum(finite) / len(finite) if finite else math.inf,  # fsum: exact, so in any order

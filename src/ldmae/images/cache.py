@@ -48,7 +48,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         UserError: the disk is full or refuses the write.
     """
     if path.is_dir():  # not ours: what is known is found again at each start
-        logger.warning("%s is a folder, so that nothing is kept there; remove it", path)
+        logger.warning("%s is a folder, so nothing can be cached there; remove it", path)
         return
     with atomic_path(path) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)

@@ -75,7 +75,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
                 f"cannot read {self.source.describe(index)} ({error}), which was readable when the images "
-                f"were checked; put it back, then type the same command again"
+                f"were checked; put it back, then run the same command again"
             ) from error
         return {**item, "labels": torch.tensor(int(self.source.labels[index]))}
 

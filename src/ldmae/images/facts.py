@@ -73,7 +73,7 @@ def share_facts(train: int, held_out: int, share: float) -> list[str]:
         return []
     return [
         f"{_percent(got)} held out is far from the {_percent(share)} that data.val asks for: near-duplicates "
-        "stay on one side, and few images fall unevenly"
+        "stay on one side, and with few images the share varies"
     ]
 
 
@@ -89,7 +89,7 @@ def summary(train: Any, held_out: Any | None, share: float | None) -> str:
     classes = f" in {len(train.classes):,} classes" if len(train.classes) > 1 else ""
     parts = [f"{train.name}: {total:,} images{classes}"]
     if held_out is not None:
-        of = "" if share is None else f" ({_percent(len(held_out) / total)}, asked {_percent(share)})"
+        of = "" if share is None else f" ({_percent(len(held_out) / total)}, requested {_percent(share)})"
         parts.append(f"{len(held_out):,} held out{of}")
     return "; ".join([*parts, *train.facts])
 

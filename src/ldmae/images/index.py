@@ -296,7 +296,7 @@ def open_images(
         own = getattr(source, "held_out", None)
         if progress and own is not None and config.val != DataConfig().val:
             console.print(
-                f"{source.name} holds images out by itself: data.val={config.val} plays no part", markup=False
+                f"{source.name} has its own held-out images: data.val={config.val} is ignored", markup=False
             )
         labels = _root(source).labels[usable]  # whatever data.classes leaves of them
         held_out = split_by_group(index.group[usable], share, labels) if own is None else own[usable]
@@ -374,7 +374,7 @@ def _usable(
     if unreadable == len(source) or unreadable > config.max_unreadable * len(source):
         raise UserError(
             f"{unreadable} of the {len(source)} images of {source.name} are unreadable, more than "
-            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Mend or remove them, or set "
+            f"data.max_unreadable={config.max_unreadable:g} allows: {listed}. Fix or remove them, or set "
             f"data.max_unreadable={min(1.0, np.ceil(1000 * unreadable / len(source)) / 1000):g}"
         )
     logger.warning("skipped %d unreadable of %d images: %s", unreadable, len(source), listed)

@@ -30,15 +30,15 @@ def kind_of_folder(folder: Path) -> str:
     below = sum(inside.values(), Counter())
     if found["images"] and found["shards"]:
         raise UserError(
-            f"{folder} holds {found['images']} pictures and {found['shards']} tar shards; expected one or "
-            f"the other: name the shards, as with data.source='{folder}/*.tar', or take them away"
+            f"{folder} holds {found['images']} images and {found['shards']} tar shards; expected one or "
+            f"the other: name the shards, as with data.source='{folder}/*.tar', or move them away"
         )
     pictured = any(map(holds_images, tables[:1]))
     if pictured and (found["images"] or found["shards"] or (found["tables"] and below["images"])):
         others = "shards" if found["shards"] else "pictures"
         raise UserError(
             f"{folder} holds a table with images ({tables[0].name}) beside {others}; expected one of them: "
-            f"name the table, as with data.source={tables[0]}, or take it away"
+            f"name the table, as with data.source={tables[0]}, or move it away"
         )
     if found["shards"]:
         return "shards"

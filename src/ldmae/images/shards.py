@@ -140,7 +140,7 @@ class ShardSource(FileSource):
         self.facts = ignored.facts()
         if not len(self._shard):
             raise UserError(
-                f"no pictures in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
+                f"no images in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
                 + "".join(f"; {fact}" for fact in self.facts)
             )
         numbers, self.classes = number_labels(json.loads(found["values"].tobytes()), self.name)
@@ -157,9 +157,9 @@ class ShardSource(FileSource):
         named = set(inside) - {None}
         if named and None in inside:
             raise UserError(
-                f"the shards at {name} have {inside.count(None)} pictures beside folders and "
+                f"the shards at {name} have {inside.count(None)} images beside folders and "
                 f"{len(inside) - inside.count(None)} in them ({shortened(sorted(map(str, named)), 4)}); "
-                "expected one or the other, or labels (.cls, .json) beside the pictures"
+                "expected one or the other, or labels (.cls, .json) beside the images"
             )
         if named and {folder.lower() for folder in map(str, named)} <= SPLIT_NAMES:
             raise UserError(
@@ -225,7 +225,7 @@ class ShardSource(FileSource):
         size = int(self._size[index])
         content = os.pread(file.fileno(), size, int(self._offset[index]))
         if len(content) != size:
-            raise OSError(f"the shard ends after {len(content)} of the picture's {size} bytes")
+            raise OSError(f"the shard ends after {len(content)} of the image's {size} bytes")
         return content
 
     def describe(self, index: int) -> str:

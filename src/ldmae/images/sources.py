@@ -139,7 +139,7 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
                     ignored.add(os.fsdecode(entry.path))
     except OSError as error:
         raise UserError(
-            f"cannot look into the folder {os.fsdecode(folder)} ({error.strerror}); make it readable, or "
+            f"cannot read the folder {os.fsdecode(folder)} ({error.strerror}); make it readable, or "
             "point data.source elsewhere"
         ) from error
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
@@ -194,14 +194,14 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
         raise UserError(
             f"{config.source!r} can only be streamed, and this needs images with random access (an exact "
             f"order, "
-            "latents): download it first and give the local path, or leave data.stream off"
+            "latents): download it first and give the local path, or omit data.stream"
         )
     name = config.source
     kind = "set" if name in BUILTIN else kind_of(name)
     if kind != "table" and config.split != DataConfig().split:
         raise UserError(
-            f"{name} has no splits, {config.split!r} is asked for; leave data.split out, and name held-out "
-            "images by their place or as a share, such as data.val=0.05"
+            f"{name} has no splits, but data.split={config.split} was given; omit it, and give held-out "
+            "images by path or as a share, such as data.val=0.05"
         )
     if kind == "set":
         source: ImageSource = open_builtin(name)

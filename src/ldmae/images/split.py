@@ -83,8 +83,8 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
     other = open_source(named, cache_dir)
     if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
         raise UserError(
-            f"the held-out images of data.val={config.val} lie in no subfolders, so that their classes are "
-            "not known; put them into one subfolder a class, named as those of the training images"
+            f"the held-out images of data.val={config.val} are not in subfolders, so their classes are "
+            "unknown; put them into one subfolder per class, named like those of the training images"
         )
     if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
         return Subset(other, np.arange(len(other)), classes=source.classes)

@@ -76,9 +76,8 @@ class StreamSource:
         self._shards = shards
         self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
         logger.warning(
-            "%s is streamed: an interrupted run goes on, but not with the images it would have seen; for "
-            "exact resume, "
-            "download it and give the local path",
+            "%s is streamed: an interrupted run resumes, but not with the images that would have come next; "
+            "for exact resume, download it and give the local path",
             name,
         )
 
@@ -131,8 +130,8 @@ class StreamSource:
                     raise UserError(
                         f"{unreadable} of the first {read} images of {self.name} are unreadable (the "
                         f"last: {item.name}: "
-                        f"{error}); at most data.max_unreadable={self._max_unreadable} is allowed: raise it "
-                        f"to go on"
+                        f"{error}); at most data.max_unreadable={self._max_unreadable} is allowed; raise "
+                        f"it to continue"
                     ) from error
                 continue
             yield image, self._label(item)
@@ -150,7 +149,7 @@ class StreamSource:
             if item.label is not None and not self._told:
                 self._told = True
                 logger.warning(
-                    "%s: labels are passed over (%s has %r); to use them, name their classes in data.classes",
+                    "%s: labels are ignored (%s has %r); to use them, name their classes in data.classes",
                     self.name,
                     item.name,
                     item.label,
@@ -197,7 +196,7 @@ class Shard:
                     raise UserError(
                         f"cannot read {self.name} after {read} images: {error}; check the address and the "
                         f"network, "
-                        "then type the same command again"
+                        "then run the same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
                 time.sleep(WAIT_SECONDS * failures)
@@ -269,7 +268,7 @@ class _TarOpener:
                 elif labels and not self.warned:
                     self.warned = True
                     logger.warning(
-                        "%s: the label %s is not beside its picture, and a stream cannot go back to it: "
+                        "%s: the label %s is not beside its image, and a stream cannot go back to it: "
                         "write shards in order, or read them without data.stream",
                         self.address,
                         sample.key,

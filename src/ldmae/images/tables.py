@@ -54,7 +54,9 @@ class TableSource(FileSource):
         self.labels, self.classes, lost = _labels(table, label_column, classes, self.name)
         self.facts = _not_taken(table.features, self._image_column) if label_column is None else []
         if lost:
-            self.facts.append(f"{lost:,} values of the column {label_column!r} are no whole number or name")
+            self.facts.append(
+                f"{lost:,} values of the column {label_column!r} are neither whole numbers nor names"
+            )
         self._table = table.select_columns([self._image_column])
         files = [str(entry["filename"]) for entry in table.cache_files] or table_files(name)
         self._stamp = stamp_of(split, self._image_column, *(stamp(file) for file in files))

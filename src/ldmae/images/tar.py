@@ -62,7 +62,7 @@ def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
     best = [part for part in pictures if part.count(".") == dots]
     if len(best) > 1:
         raise UserError(
-            f"the sample {sample.key} of {place} holds {len(best)} pictures ({', '.join(best[:6])}); "
+            f"the sample {sample.key} of {place} holds {len(best)} images ({', '.join(best[:6])}); "
             f"expected one. Name the one to take, as with data.image_part={best[-1]}, or take each as one "
             f"of its own with data.image_part={EVERY}"
         )
@@ -120,7 +120,7 @@ def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
         ignored: what is passed over is added.
 
     Raises:
-        UserError: the file is truncated or no tar file, or a sample holds several pictures.
+        UserError: the file is truncated or not a tar file, or a sample holds several pictures.
     """
     samples: dict[str, list[Sample]] = {}
     try:
@@ -135,7 +135,7 @@ def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
                 yield from _picture(file, sample, image_part(sample, wanted, str(path)), ignored)
     except tarfile.TarError as error:
         raise UserError(
-            f"the shard {path} is truncated or no tar file ({error}); fetch it again or remove it"
+            f"the shard {path} is truncated or not a tar file ({error}); fetch it again or remove it"
         ) from error
 
 
@@ -150,7 +150,7 @@ def _picture(file: IO[bytes], sample: Sample, chosen: str | None, ignored: Ignor
         yield Picture(sample.parts[chosen], label)
     for extension, part in sample.parts.items():
         if extension in labels and chosen is None:
-            ignored.add(part.name, "labels without a picture")
+            ignored.add(part.name, "labels without an image")
         elif extension in labels and label is None:
             ignored.add(part.name, f".{extension.rpartition('.')[2]} without a label")
         elif extension != chosen and extension not in labels:

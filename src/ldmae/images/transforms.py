@@ -63,7 +63,7 @@ def open_picture(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooLargePictureError(f"it claims more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # decoders raise whatever they like; and Pillow's message gives an address
-        what = "an empty file" if not content else "no picture of a known format, or its head is broken"
+        what = "an empty file" if not content else "not an image of a known format, or its header is damaged"
         raise UnreadablePictureError(what) from error
     check_size(image.size, content)
     return image
@@ -118,7 +118,7 @@ def to_rgb(image: Image.Image, span: tuple[float, float] | None = None) -> Image
         elif image.mode != "RGB":
             image = image.convert("RGB")
     except ValueError as error:
-        raise UnreadablePictureError(f"no way from {image.mode} to RGB") from error
+        raise UnreadablePictureError(f"cannot convert {image.mode} to RGB") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return image

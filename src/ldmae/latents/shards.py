@@ -51,7 +51,7 @@ def read_header(path: Path) -> ShardHeader:
             raise ValueError("the file is cut short")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is no whole safetensors file ({error}); delete it and encode again"
+            f"{path} is not a complete safetensors file ({error}); delete it and encode again"
         ) from error
     return ShardHeader(tensors, metadata)
 
@@ -232,7 +232,7 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
             if not stored[row].isfinite().all():
                 raise UserError(
                     f"latent {indices[row]} in {self.shards.folder} is NaN or infinite; encode again, with "
-                    "an autoencoder whose weights are sound"
+                    "an autoencoder that has valid weights"
                 )
         self._sound[indices, flips.astype(int)] = True
 

@@ -14,7 +14,7 @@ from ldmae.core.random import generator
 from ldmae.latents.shards import LatentShards, draw_latent
 
 FILE_NAME = "latents_stats.pt"
-_ENCODE_AGAIN = "delete them and encode again, with an autoencoder whose weights are sound"
+_ENCODE_AGAIN = "delete them and encode again, with an autoencoder that has valid weights"
 
 
 def latent_statistics(
@@ -71,12 +71,12 @@ def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        raise UserError(f"{path} is not there; make it with `ldmae encode`")
+        raise UserError(f"{path} does not exist; make it with `ldmae encode`")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         mean, std = (stored[name].reshape(-1, 1, 1).float() for name in ("mean", "std"))
         if len(mean) != len(std) or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
-            raise ValueError("no numbers, or deviations of 0")
+            raise ValueError("not numbers, or standard deviations of 0")
     except Exception as error:  # unpickling raises whatever it likes
         raise UserError(
             f"{path} holds no mean and std ({type(error).__name__}); delete it and encode again"

@@ -221,8 +221,8 @@ def _load_inception() -> FeatureExtractor:
         )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"Inception's weights could not be had ({error}); put {url} at {path}, or choose "
-            "efficientnet_lite0, which needs no download (its figures are labelled so, and are not FID)"
+            f"Inception's weights could not be downloaded ({error}); put {url} at {path}, or choose "
+            "efficientnet_lite0, which needs no download (its metrics carry its name and are not FID)"
         ) from error
     network = inception.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)

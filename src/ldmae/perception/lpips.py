@@ -323,7 +323,7 @@ def _read_lpips(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # offline, or a broken file
         raise UserError(
-            f"LPIPS-{network} needs torchvision's classifier, which could not be had ({error}); put "
+            f"LPIPS-{network} needs torchvision's classifier, which could not be downloaded ({error}); put "
             f"{weights.url} at {path}, or choose st-lpips-alex, which needs no download"
         ) from error
     file = _package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"

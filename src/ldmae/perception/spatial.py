@@ -88,8 +88,8 @@ def _load_dinov2(name: str, repository: str) -> SpatialFeatures:
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the weights of {name} ({repository}) could not be had: {reason}; fetch them on a machine with "
-            "a network and set HF_HOME to that cache, or take alignment=efficientnet_lite0"
+            f"the weights of {name} ({repository}) could not be downloaded: {reason}; fetch them on a "
+            "machine with a network and set HF_HOME to that cache, or use alignment=efficientnet_lite0"
         ) from error
     moments = [torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)]
 

@@ -121,7 +121,7 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     arrows: list[Callable[[Run], object]] = []
     if only is None and not (folder / "diffusion").exists():
         console.print(
-            f"{folder} has no diffusion model yet: its autoencoder alone is measured", soft_wrap=True
+            f"{folder} has no diffusion model yet: only its autoencoder is measured", soft_wrap=True
         )
     elif only is None or "generation" in only:
         arrows += [save_pipeline, evaluate]

@@ -268,7 +268,7 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
     changed = changed_settings(read_json(path, {"settings": dict})["settings"], unit.settings)
     if changed:
         raise UserError(
-            f"{path.parent} was made with other settings: {'; '.join(changed)}. Type the command with the "
+            f"{path.parent} was made with other settings: {'; '.join(changed)}. Run the command with the "
             "old ones, name another folder with --results (and --out), or delete that one to make it again"
         )
 

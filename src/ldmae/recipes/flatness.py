@@ -69,7 +69,7 @@ def check_checkpoints(config: Config) -> None:
     cosine = training.optimizer.schedule == "cosine" and training.optimizer.schedule_steps is None
     if config.comparison.checkpoints and cosine:
         raise UserError(
-            "comparison.checkpoints needs a rate that does not hang on the steps: set "
+            "comparison.checkpoints needs a learning rate that does not depend on the number of steps: set "
             f"diffusion.training.optimizer.schedule_steps={training.steps}, or schedule=constant"
         )
 

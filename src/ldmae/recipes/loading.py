@@ -124,8 +124,8 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
     if not trainings:
         return []
     lines = [
-        f"{name} reads {images:,} images of {_size(config, name)} px: {images / DAY:,.0f} images/s for it to "
-        "be done in a day."
+        f"{name} reads {images:,} images of {_size(config, name)} px: {images / DAY:,.0f} images/s to "
+        "finish in a day."
         for name, images, _ in trainings
     ]
     threads = torch.get_num_threads()

@@ -155,7 +155,8 @@ def _remove_strangers(paths: dict[str, Path], maker: str, weights: str) -> None:
         _remove(folder / f"{name}.json")
     if strangers:
         console.print(
-            f"removed, being of other weights, images or another size: {', '.join(strangers)}", soft_wrap=True
+            f"removed, because they are of other weights, images or sizes: {', '.join(strangers)}",
+            soft_wrap=True,
         )
 
 

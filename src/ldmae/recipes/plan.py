@@ -206,7 +206,7 @@ def describe_plan(config: Config, folder: Path) -> str:
         )
     if not config.autoencoder.stages:
         lines.append(
-            f"# {config.autoencoder.source} is not opened for it: its latents are taken to have 16 channels "
+            f"# {config.autoencoder.source} is not opened; its latents are assumed to have 16 channels "
             "and an eighth of the image's side."
         )
     lines.append("# Counted for one process, the diffusion model with 1,000 classes.")

@@ -175,7 +175,7 @@ def _refuse_renewed_inputs(run: Run, anew: tuple[str, ...]) -> None:
         if record is None and by_hand:
             return
         raise UserError(
-            f"{later} was begun on another autoencoder than {earlier} would train with these settings. Type "
+            f"{later} was started on another autoencoder than {earlier} would train with these settings. Run "
             f"the command with the old ones, name another folder with --out, or add --restart {later} to "
             "train it again"
         )
@@ -208,7 +208,7 @@ def _other_source(run: Run) -> dict[str, str]:
 def other_latents(changed: list[str]) -> UserError:
     """Returns the error for latents that would be made anew under a diffusion model that was begun."""
     return UserError(
-        f"diffusion was begun on other latents: {'; '.join(changed)}. Type the command with the old "
+        f"diffusion was started on other latents: {'; '.join(changed)}. Run the command with the old "
         "settings, name another folder with --out, or add --restart latents to make them and train it again"
     )
 
@@ -379,7 +379,7 @@ def _describe_images(run: Run) -> None:
     }
     write_json(run.folder / "data.json", description)
     if run.stream is not None:
-        kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept to measure with"
+        kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
         console.print(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}", markup=False)
 
 

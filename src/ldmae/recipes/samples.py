@@ -163,7 +163,7 @@ def _told_sampling(overrides: list[str]) -> list[str]:
 def _check(source: str, images: bool, config: Config, reference: Path | None, npz: Path | None) -> None:
     """Raises a UserError for what would otherwise fail when all is generated."""
     if npz is not None and npz.suffix != ".npz":
-        raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator want it; name it so")
+        raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator require")
     if reference is not None and not reference.exists():
         raise UserError(f"there is no reference {reference}; expected a folder of images or an .npz file")
     if not images and not Path(source).exists() and "/" not in source and not is_shipped(source):

@@ -51,7 +51,7 @@ def _check_kept(config: DataConfig, cache_dir: Path) -> None:
     if changed:
         kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
         raise UserError(
-            f"the images that this run keeps are of another stream: {'; '.join(changed)}. Type the command "
+            f"the images that this run keeps are of another stream: {'; '.join(changed)}. Run the command "
             "with the old settings, or name another folder with --out; to use this one, delete "
             f"{path}, {kept}"
         )

@@ -59,8 +59,8 @@ def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], a
         count, said = began, ""
         if began > most:
             said = (
-                f"{name} computes with {began} threads, as it began; {most} may be used now: threads={most} "
-                "is faster, and changes the results in their last bits"
+                f"{name} computes with {began} threads, as when it started; {most} are available now: "
+                f"threads={most} is faster, and changes the results in their last bits"
             )
     else:
         timed = time_them()

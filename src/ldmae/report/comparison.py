@@ -184,7 +184,7 @@ def _plots(compared: Sequence[Variant]) -> list[_Plot]:
     if len(compared) < 2:
         said = "a radar needs two autoencoders, because its axes run from the worst to the best"
     elif len(axes) < 3:
-        said = "a radar needs three figures that differ between autoencoders"
+        said = "a radar needs three metrics that differ between autoencoders"
     else:
         figure = charts.radar(axes, compared)
     panels = dot_panels(compared)
@@ -304,7 +304,7 @@ def _mean_axis(symbol: str, levels: Sequence[charts.Axis]) -> charts.Axis:
 def _missing_figures(plots: Sequence[_Plot], shown: mosaics.Mosaics) -> list[str]:
     missing = [f"{plot.file}.png: {plot.said}" for plot in plots if plot.figure is None]
     names = ("reconstructions", "components", "interpolation", "samples")
-    return missing + [f"{name}.png: no unit has such pictures" for name in names if not getattr(shown, name)]
+    return missing + [f"{name}.png: no unit has such images" for name in names if not getattr(shown, name)]
 
 
 def _title(variants: Sequence[Variant], plan: dict[str, Any]) -> str:

@@ -147,7 +147,9 @@ def _time(variants: Sequence[Variant]) -> str:
         return ""
     longest = f", the longest {format_seconds(max(spent))}" if len(spent) > 1 else ""
     units = "1 unit" if len(spent) == 1 else f"{len(spent)} units"
-    return f"{format_seconds(sum(spent))} for {units} (one autoencoder at one seed each){longest}"
+    days = [str(unit.record.get("finished") or "")[:10] for variant in variants for unit in variant.units]
+    finished = f"; finished on {cut(max(days), 10)}" if max(days) else ""
+    return f"{format_seconds(sum(spent))} for {units} (one autoencoder at one seed each){longest}{finished}"
 
 
 def seeds_line(variants: Sequence[Variant]) -> str:

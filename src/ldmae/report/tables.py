@@ -207,7 +207,7 @@ def make_table(
         own = (figures or {}).get(variant.name, {})
         cells = [_cell(variant, column, _printed(own, column.metric, columns)) for column in columns]
         if any(cell.spread for cell in cells):
-            shown = expected.get(variant.name, variant.title) if figures else variant.title
+            shown = variant.title if expected is paper.TITLES else expected.get(variant.name, variant.title)
             rows.append(Row(variant.name, shown, seeds_text(len(variant.units)), cells))
     for k, column in enumerate(columns):
         _mark_best([row.cells[k] for row in rows], column.better)

@@ -227,8 +227,8 @@ class Trainer:
             )
         if state.get("maker", self.maker) != self.maker:
             raise UserError(
-                f"{path} is of a training with other settings or inputs; put back the one that was there, or "
-                f"train it again with --restart {self.stage}"
+                f"{path} belongs to a training with other settings or inputs; restore the earlier file, "
+                f"or train it again with --restart {self.stage}"
             )
         shapes = {name: tensor.shape for name, tensor in state["objective"].items()}
         averaged = [] if self._average is None else list(self._average.averages)
@@ -238,8 +238,8 @@ class Trainer:
                 (name for name in names if self._shapes.get(name) != shapes.get(name)), "averaged weights"
             )
             raise UserError(
-                f"{path} is of another model or of other settings (see {other}); go back to those, or train "
-                f"it again with --restart {self.stage}"
+                f"{path} belongs to another model or other settings (see {other}); go back to those, or "
+                f"train it again with --restart {self.stage}"
             )
         set_state_dict(
             self._wrapped,

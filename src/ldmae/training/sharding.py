@@ -67,7 +67,7 @@ def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, 
     }
     for fault, met in faults.items():
         if met:
-            raise UserError(f"{stage}: FSDP does not go with {fault}")
+            raise UserError(f"{stage}: FSDP does not support {fault}")
     present = {type(module).__name__ for module in model.modules()}
     blocks = getattr(model, "_no_split_modules", None)
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
