@@ -154,7 +154,7 @@ def encode(
         "ldmae sample runs/emoji",
         "ldmae sample pretrained:emoji --class animals",
         "ldmae sample runs/emoji --class clocks --class flags --count 16 --guidance 4",
-        "ldmae sample FOLDER --steps 100 --solver heun --out pictures",
+        "ldmae sample FOLDER --steps 100 --solver heun --out images",
     )
 )
 def sample(
@@ -330,15 +330,16 @@ def open_page(
         typer.Option(
             "--compare",
             metavar="AUTOENCODER",
-            help="An autoencoder to offer for comparing; may be repeated. Visitors from other machines can "
-            "choose among these only.",
+            help="An autoencoder to offer for comparison; may be repeated. Visitors from other machines can "
+            "choose only among these.",
         ),
     ] = None,
     only_offered: Annotated[
         bool,
         typer.Option(
             "--only-offered",
-            help="Let no visitor name further ones, also on 127.0.0.1: for a page behind a proxy.",
+            help="Visitors can choose only among the offered autoencoders, even on 127.0.0.1; for use behind a "
+            "proxy.",
         ),
     ] = False,
     allowed_host: Annotated[
@@ -346,7 +347,7 @@ def open_page(
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="A further host name that the page answers to, as behind a reverse proxy; may be repeated.",
+            help="Another host name that the app answers to, for example behind a reverse proxy; may be repeated.",
         ),
     ] = None,
     max_upload_mb: Annotated[float, typer.Option(help="Largest upload, in MiB.")] = 10,
@@ -355,11 +356,11 @@ def open_page(
         str, typer.Option(help="Perceptual distance: st-lpips-alex, st-lpips-vgg, lpips-vgg or lpips-alex.")
     ] = "st-lpips-alex",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the app in the browser.")] = False,
 ) -> None:
     """Open the web app: generate, explore the autoencoder, compare autoencoders, read the report.
 
-    Without a source: the model in the package, pretrained:emoji. It needs Gradio, the extra `app`.
+    Default source: the shipped model, pretrained:emoji. The app needs Gradio, the extra `app`.
     """
     from ldmae.app.serve import serve
 

@@ -250,7 +250,7 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch):
         raise httpx.ConnectError("no network")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    with pytest.raises(UserError, match="the Hugging Face Hub can't be reached to download owner/name"):
+    with pytest.raises(UserError, match="owner/name is not on this computer, and the Hugging Face Hub can't be reached"):
         check_hub("owner/name")
 
 

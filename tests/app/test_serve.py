@@ -92,8 +92,8 @@ def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
         try:
             assert process.stdout.readline().startswith("opening ")
             line = process.stdout.readline()
-            assert line.startswith("page: http://127.0.0.1:"), line
-            address = line.removeprefix("page: ").strip()
+            assert line.startswith("web app: http://127.0.0.1:"), line
+            address = line.removeprefix("web app: ").strip()
             with urllib.request.urlopen(address, timeout=20) as answer:
                 text = answer.read()
             assert b"LDMAE" in text

@@ -167,8 +167,8 @@ def check_hub(name: str) -> None:
         ) from error
     except Exception as error:  # of whichever library speaks to the network
         raise UserError(
-            f"the Hugging Face Hub can't be reached to download {name} ({type(error).__name__}), and there "
-            "is no folder of this name; choose another, or try again"
+            f"{name} is not on this computer, and the Hugging Face Hub can't be reached to download it; choose "
+            "another autoencoder, or connect to the internet"
         ) from error
 
 

@@ -96,7 +96,7 @@ def serve(
         )
         page = build_page(bench)
         for address in launch(page, bench, host, port, share, open_browser, hosts):
-            say(f"page: {address}")
+            say(f"web app: {address}")
         say("Press Ctrl+C to stop")
         wait_for_interrupt()
     finally:
@@ -118,7 +118,7 @@ def wait_for_interrupt() -> None:
 def check_gradio() -> None:
     """Raises a UserError where Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError(f'the page needs Gradio, which is not installed; type: pip install "{GRADIO}"')
+        raise UserError(f'the web app needs Gradio, which is not installed; type: pip install "{GRADIO}"')
 
 
 def free_port(host: str, port: int | None) -> int:
