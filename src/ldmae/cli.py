@@ -338,8 +338,8 @@ def open_page(
         bool,
         typer.Option(
             "--only-offered",
-            help="Visitors can choose only among the offered autoencoders, even on 127.0.0.1; for use behind a "
-            "proxy.",
+            help="Visitors can choose only among the offered autoencoders, even on 127.0.0.1; for use "
+            "behind a proxy.",
         ),
     ] = False,
     allowed_host: Annotated[
@@ -347,7 +347,7 @@ def open_page(
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="Another host name that the app answers to, for example behind a reverse proxy; may be repeated.",
+            help="Another host name that the app answers to, such as a reverse proxy's; may be repeated.",
         ),
     ] = None,
     max_upload_mb: Annotated[float, typer.Option(help="Largest upload, in MiB.")] = 10,

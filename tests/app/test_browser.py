@@ -19,9 +19,9 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from ldmae import LDMAEPipeline
+from ldmae.app.explorer import as_picture
 from ldmae.app.generate import read_settings
 from ldmae.app.lines import Visitor
-from ldmae.app.looking import as_picture
 from ldmae.app.uploads import MIB, Limits, squared
 from ldmae.app.workbench import Workbench, open_workbench
 from ldmae.evaluation.reconstruction import to_uint8
@@ -123,7 +123,7 @@ def number(page: Page, label: str) -> Locator:
     return page.get_by_label(f"number input for {label}", exact=True)
 
 
-def wish(page: Page, *, class_name: str = "", count: int = 2, seed: int = 3, steps: int = 5) -> None:
+def set_controls(page: Page, *, class_name: str = "", count: int = 2, seed: int = 3, steps: int = 5) -> None:
     if class_name:
         page.get_by_label("Class", exact=True).click()
         page.get_by_role("option", name=class_name).click()
@@ -195,7 +195,7 @@ def test_pictures_are_generated_and_carry_their_settings(page: Page):
     options = page.get_by_role("option").all_inner_texts()
     assert [option.strip("✓ \n") for option in options] == ["All classes", *CLASSES]
     page.keyboard.press("Tab")
-    wish(page, class_name="hearts", count=3, seed=11)
+    set_controls(page, class_name="hearts", count=3, seed=11)
     settings = [read_settings(content) for content in generate(page)]
     assert [(each["class"], each["seed"], each["steps"]) for each in settings] == [
         ("hearts", 11, 5),
@@ -207,7 +207,7 @@ def test_pictures_are_generated_and_carry_their_settings(page: Page):
 
 
 def test_each_job_gets_a_new_seed_unless_it_is_locked(page: Page):
-    wish(page, count=1, seed=4)  # who enters a seed locks it
+    set_controls(page, count=1, seed=4)  # who enters a seed locks it
     lock = page.get_by_label("Lock seed")
     expect(lock).to_be_checked()
     first, again = generate(page), generate(page)
@@ -219,7 +219,7 @@ def test_each_job_gets_a_new_seed_unless_it_is_locked(page: Page):
 
 
 def test_a_dropped_picture_fills_in_its_settings_and_is_made_again(page: Page):
-    wish(page, class_name="clocks", count=2, seed=21, steps=6)
+    set_controls(page, class_name="clocks", count=2, seed=21, steps=6)
     page.get_by_text("Advanced settings").click()
     enter(number(page, "Guidance start"), 0.4)
     page.get_by_label("Heun").check()
@@ -247,7 +247,7 @@ def _pixels(content: bytes) -> np.ndarray:
 
 def test_pictures_are_shown_on_their_way_and_the_job_can_be_stopped(page: Page, served: SimpleNamespace):
     served.brake.seconds = 0.1
-    wish(page, count=2, steps=200)
+    set_controls(page, count=2, steps=200)
     expect(page.locator("#generate-stop")).to_be_hidden()
     page.locator("#generate").click()
     expect(page.locator("#generate-stop")).to_be_visible()
@@ -265,7 +265,7 @@ def test_pictures_are_shown_on_their_way_and_the_job_can_be_stopped(page: Page, 
     expect(page.locator("#generate-status")).to_contain_text("Stopped.")
     expect(page.locator("#generate-stop")).to_be_hidden()
     served.brake.seconds = 0.0
-    wish(page, count=1)
+    set_controls(page, count=1)
     assert len(generate(page)) == 1  # and the page works on
 
 
@@ -276,7 +276,7 @@ def test_a_job_that_fails_midway_says_so(page: Page, served: SimpleNamespace):
 
     failing = served.bench.pipeline.transformer.register_forward_hook(fail)
     try:
-        wish(page, count=1, steps=30)
+        set_controls(page, count=1, steps=30)
         page.locator("#generate").click()
         expect(bad(page, "generate")).to_contain_text("ran out of memory")
         expect(page.locator("#generate-stop")).to_be_hidden()
@@ -286,7 +286,7 @@ def test_a_job_that_fails_midway_says_so(page: Page, served: SimpleNamespace):
 
 
 def test_an_image_can_be_saved_made_again_and_sent_to_the_autoencoder(page: Page, served: SimpleNamespace):
-    wish(page, count=2, seed=40)
+    set_controls(page, count=2, seed=40)
     pictures = generate(page)
     whole = zipfile.ZipFile(io.BytesIO(_download(page, page.locator("a.ld-all"))))
     assert [whole.read(name) for name in sorted(whole.namelist())] == pictures
@@ -309,7 +309,7 @@ def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: Sim
     served.brake.seconds = 0.1
     context = browser.new_context()
     leaving = visit(context, served)
-    wish(leaving, count=1, steps=250)
+    set_controls(leaving, count=1, steps=250)
     leaving.locator("#generate").click()
     expect(leaving.locator("#generate-status")).to_contain_text("of 250")
     assert jobs()
@@ -351,10 +351,10 @@ def test_an_uploaded_image_is_looked_into(page: Page, served: SimpleNamespace):
     before = shown(page, "look-whole", 0)
     drop(page, "look-drop", "mine.png", png(photo(seed=7)))
     wait_until(page, lambda: not np.array_equal(before, shown(page, "look-whole", 0)))
-    looker = served.bench.looker
-    latent = looker.encode(photo(seed=7))
+    explorer = served.bench.explorer
+    latent = explorer.encode(photo(seed=7))
     assert np.array_equal(shown(page, "look-whole", 0), latent.picture)
-    assert np.array_equal(shown(page, "look-whole", 1), looker.reconstruction(latent).picture)
+    assert np.array_equal(shown(page, "look-whole", 1), explorer.reconstruction(latent).picture)
     expect(page.locator("#look-whole")).to_contain_text("PSNR")
     expect(page.locator("#look-whole")).to_contain_text("ST-LPIPS-alex")
     page.locator("#look-drop input[type=file]").wait_for(state="attached")
@@ -363,19 +363,19 @@ def test_an_uploaded_image_is_looked_into(page: Page, served: SimpleNamespace):
 def test_sliders_change_the_pictures(page: Page, served: SimpleNamespace):
     tab(page, "Autoencoder")
     page.locator("#look-samples button").nth(2).click()
-    looker = served.bench.looker
-    latent = looker.encode(served.bench.samples[2].image)
+    explorer = served.bench.explorer
+    latent = explorer.encode(served.bench.samples[2].image)
     wait_until(page, lambda: np.array_equal(shown(page, "look-whole", 0), latent.picture))
     slide(page, "strength", 8)
     expect(page.locator("#look-gap")).to_contain_text("Difference × 8")
     slide(page, "epsilon", 0.5)
     expect(page.locator("#look-noise")).to_contain_text("ε = 0.5")
-    assert np.array_equal(shown(page, "look-noise", 0), looker.noisy(latent, 0.5).picture)
+    assert np.array_equal(shown(page, "look-noise", 0), explorer.noisy(latent, 0.5).picture)
     tab(page, "Masking")
     slide(page, "mask-ratio", 0.25)
     expect(page.locator("#look-masked")).to_contain_text("25% of 16 patches masked")
     sees = shown(page, "look-masked", 0)
-    assert np.array_equal(sees, looker.hidden(latent, 0.25)[0])
+    assert np.array_equal(sees, explorer.hidden(latent, 0.25)[0])
     page.locator("#new-mask").click()
     wait_until(page, lambda: not np.array_equal(sees, shown(page, "look-masked", 0)))
 
@@ -386,14 +386,16 @@ def test_two_images_are_mixed(page: Page, served: SimpleNamespace):
     expect(page.locator("#look-between img")).to_have_count(3)
     expect(page.locator("#look-between-steps img")).to_have_count(5)
     page.locator("#second-samples button").nth(3).click()
-    samples, looker = served.bench.samples, served.bench.looker
-    ends = [looker.encode(samples[k].image) for k in (0, 3)]
+    samples, explorer = served.bench.samples, served.bench.explorer
+    ends = [explorer.encode(samples[k].image) for k in (0, 3)]
     wait_until(page, lambda: np.array_equal(shown(page, "look-between", 2), ends[1].picture))
     slide(page, "between-t", 0.25)
     expect(page.locator("#look-between")).to_contain_text("t = 0.25")
-    wait_until(page, lambda: np.array_equal(shown(page, "look-between", 1), looker.between(*ends, [0.25])[0]))
+    wait_until(
+        page, lambda: np.array_equal(shown(page, "look-between", 1), explorer.between(*ends, [0.25])[0])
+    )
     drop(page, "second-drop", "mine.webp", _webp(photo(seed=5)))
-    other = looker.encode(Image.open(io.BytesIO(_webp(photo(seed=5)))).convert("RGB"))
+    other = explorer.encode(Image.open(io.BytesIO(_webp(photo(seed=5)))).convert("RGB"))
     wait_until(page, lambda: np.array_equal(shown(page, "look-between", 2), other.picture))
 
 
@@ -545,7 +547,7 @@ def test_a_saved_pipeline_opens_with_its_card_which_fetches_nothing(
         context.on("response", lambda answer: asked.append(answer.url))
         context.on("requestfailed", lambda one: asked.append(one.url) if one.failure != "csp" else None)
         expect(number(page, "Guidance")).to_have_value("3")
-        wish(page, class_name="clocks", count=1, steps=3)
+        set_controls(page, class_name="clocks", count=1, steps=3)
         assert read_settings(generate(page)[0])["class"] == "clocks"
         tab(page, "Autoencoder")
         expect(page.locator("#look-whole img")).to_have_count(3)
@@ -565,7 +567,7 @@ def test_a_saved_pipeline_opens_with_its_card_which_fetches_nothing(
 def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: SimpleNamespace):
     context = browser.new_context()
     other = visit(context, served)
-    picture = served.bench.looker.encode(photo(seed=12)).picture
+    picture = served.bench.explorer.encode(photo(seed=12)).picture
     for visitor in (page, other):
         tab(visitor, "Autoencoder")
         expect(visitor.locator("#look-whole img")).to_have_count(3)
@@ -593,16 +595,16 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
     context = browser.new_context()
     other = visit(context, served)
     served.brake.seconds = 0.1
-    wish(page, class_name="hearts", count=1, seed=100, steps=250)
+    set_controls(page, class_name="hearts", count=1, seed=100, steps=250)
     page.locator("#generate").click()
     expect(page.locator("#generate-status")).to_contain_text("of 250")
     # the other one generates and looks, while the first one's job goes on
-    wish(other, class_name="faces", count=1, seed=200, steps=3)
+    set_controls(other, class_name="faces", count=1, seed=200, steps=3)
     (mine,) = generate(other)
     assert read_settings(mine)["seed"] == 200
     tab(other, "Autoencoder")
     drop(other, "look-drop", "mine.png", png(photo(seed=6)))
-    picture = served.bench.looker.encode(photo(seed=6)).picture
+    picture = served.bench.explorer.encode(photo(seed=6)).picture
     wait_until(other, lambda: np.array_equal(shown(other, "look-whole", 0), picture))
     expect(page.locator("#generate-status")).to_contain_text("of 250")
     served.brake.seconds = 0.0
@@ -616,7 +618,7 @@ def test_a_visitor_who_waits_sees_how_many_people_are_ahead(page: Page, served: 
     line = served.bench.heavy
     others = [line.join(Visitor(f"other {k}", "192.0.2.1"), lambda: None) for k in range(4)]
     try:
-        wish(page, count=1)
+        set_controls(page, count=1)
         page.locator("#generate").click()
         status = page.locator("#generate-status")
         expect(status).to_contain_text(

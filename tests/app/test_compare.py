@@ -119,7 +119,7 @@ def test_an_autoencoder_is_measured(folders, perceptual):
     assert one.picture.shape == one.difference.shape == (40, 40, 3)
     assert one.latents == (8, 5, 5)
     assert one.compression == pytest.approx(40 * 40 * 3 / 200)
-    assert set(one.figures) == {"PSNR", "ST-LPIPS-alex"}
+    assert set(one.metrics) == {"PSNR", "ST-LPIPS-alex"}
     assert one.parameters == count_parameters(load_autoencoder(str(folders.other)))[0]
     (one,) = timed([one])
     assert set(one.timings) == {"encode", "decode"}
@@ -130,7 +130,7 @@ def test_an_autoencoder_is_measured(folders, perceptual):
 def test_measuring_twice_gives_the_same_picture_and_figures(folders, perceptual):
     first, second = (measure(str(folders.other), photo(), 32, perceptual) for _ in range(2))
     assert np.array_equal(first.picture, second.picture)
-    assert first.figures == second.figures
+    assert first.metrics == second.metrics
 
 
 def test_an_autoencoder_gets_the_nearest_size_that_it_takes_and_its_picture_is_brought_back(
@@ -250,7 +250,9 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch):
         raise httpx.ConnectError("no network")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    with pytest.raises(UserError, match="owner/name is not on this computer, and the Hugging Face Hub can't be reached"):
+    with pytest.raises(
+        UserError, match="owner/name is not on this computer, and the Hugging Face Hub can't be reached"
+    ):
         check_hub("owner/name")
 
 

@@ -15,16 +15,16 @@ from ldmae.app.generate import (  # the page shows what they make
     MOST_STEPS,
     SEEDS,
     SHOWN,
+    GenerationRequest,
     Progress,
-    Wish,
     _own_pipeline,
     _Preview,
-    check_wish,
+    check_request,
     estimate_seconds,
     generate,
     most_pictures,
     read_settings,
-    wish_from,
+    request_from,
 )
 from ldmae.app.turns import Stopped
 from ldmae.core.errors import UserError
@@ -36,9 +36,9 @@ from ldmae.recipes.generation import picture_size
 from .conftest import CLASSES, SIZE
 
 
-def wish(label: int | None = 1, count: int = 2, **sampling) -> Wish:
+def request(label: int | None = 1, count: int = 2, **sampling) -> GenerationRequest:
     chosen = {"num_inference_steps": 4, "guidance_scale": 2.0, "seed": 5} | sampling
-    return Wish(label=label, count=count, sampling=SamplingConfig(**chosen))
+    return GenerationRequest(label=label, count=count, sampling=SamplingConfig(**chosen))
 
 
 def pixels(made) -> np.ndarray:
@@ -47,26 +47,26 @@ def pixels(made) -> np.ndarray:
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_the_same_wish_gives_the_same_pictures(pipeline, solver):
-    first, second = (generate(pipeline, wish(solver=solver), CLASSES) for _ in range(2))
+    first, second = (generate(pipeline, request(solver=solver), CLASSES) for _ in range(2))
     assert [one.png() for one in first] == [one.png() for one in second]
     assert pixels(first).std() > 5
 
 
 def test_another_seed_class_or_solver_gives_another_picture(pipeline):
-    first = pixels(generate(pipeline, wish(count=1), CLASSES))
-    for other in (wish(count=1, seed=6), wish(2, count=1), wish(count=1, solver="heun")):
+    first = pixels(generate(pipeline, request(count=1), CLASSES))
+    for other in (request(count=1, seed=6), request(2, count=1), request(count=1, solver="heun")):
         assert (first != pixels(generate(pipeline, other, CLASSES))).any()
 
 
 def test_each_picture_has_a_seed_of_its_own_that_makes_it_again_alone(pipeline):
-    made = generate(pipeline, wish(count=3), CLASSES)
+    made = generate(pipeline, request(count=3), CLASSES)
     assert [one.settings["seed"] for one in made] == [5, 6, 7]
-    alone = generate(pipeline, wish(count=1, seed=7), CLASSES)
+    alone = generate(pipeline, request(count=1, seed=7), CLASSES)
     assert np.abs(pixels(made)[2] - pixels(alone)[0]).max() <= 1
 
 
 def test_pictures_are_those_of_the_pipeline_itself(pipeline):
-    made = generate(pipeline, wish(guidance_interval=[0.1, 0.8], timestep_shift=0.5), CLASSES)
+    made = generate(pipeline, request(guidance_interval=[0.1, 0.8], timestep_shift=0.5), CLASSES)
     expected = pipeline(
         [1, 1],
         guidance_scale=2.0,
@@ -79,16 +79,16 @@ def test_pictures_are_those_of_the_pipeline_itself(pipeline):
 
 
 def test_every_class_comes_in_turn_where_none_is_chosen(pipeline):
-    made = generate(pipeline, wish(None, count=4), CLASSES)
+    made = generate(pipeline, request(None, count=4), CLASSES)
     assert [one.settings["class"] for one in made] == ["faces", "hearts", "clocks", "faces"]
-    alone = generate(pipeline, wish(2, count=1, seed=7), CLASSES)
+    alone = generate(pipeline, request(2, count=1, seed=7), CLASSES)
     assert np.abs(pixels(made)[2] - pixels(alone)[0]).max() <= 1
 
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 4), ("heun", 7)])
 def test_progress_is_told_after_every_evaluation(pipeline, solver, evaluations):
     seen: list[Progress] = []
-    generate(pipeline, wish(solver=solver), CLASSES, report=seen.append)
+    generate(pipeline, request(solver=solver), CLASSES, report=seen.append)
     assert [news.done for news in seen[:evaluations]] == list(range(1, evaluations + 1))
     assert {news.total for news in seen} == {evaluations}
     assert {news.steps for news in seen} == {4}
@@ -111,7 +111,7 @@ def test_a_preview_is_where_the_path_ends_if_it_goes_straight_on(pipeline, solve
 
 def test_previews_are_of_the_first_few_pictures_and_not_of_every_step(pipeline):
     seen: list[Progress] = []
-    generate(pipeline, wish(count=SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
+    generate(pipeline, request(count=SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
     assert seen[0].preview is None
     previews = [news.preview for news in seen[2:]]
     assert 0 < len({id(each) for each in previews}) < 39
@@ -131,18 +131,22 @@ def test_a_job_ends_at_once_when_its_report_says_so(pipeline):
             raise Stopped
 
     with pytest.raises(Stopped):
-        generate(pipeline, wish(num_inference_steps=50), CLASSES, report=report)
+        generate(pipeline, request(num_inference_steps=50), CLASSES, report=report)
     assert len(seen) == 2
 
 
 def test_a_shared_pipeline_is_not_changed_and_serves_several_at_once(pipeline):
     scheduler, config = pipeline.scheduler, dict(pipeline.scheduler.config)
-    wishes = [wish(count=1, seed=3), wish(count=2, solver="heun", seed=9), wish(0, num_inference_steps=9)]
-    expected = [[one.png() for one in generate(pipeline, each, CLASSES)] for each in wishes]
+    requests = [
+        request(count=1, seed=3),
+        request(count=2, solver="heun", seed=9),
+        request(0, num_inference_steps=9),
+    ]
+    expected = [[one.png() for one in generate(pipeline, each, CLASSES)] for each in requests]
     found: dict[int, list[bytes]] = {}
 
     def work(k: int) -> None:
-        found[k] = [one.png() for one in generate(pipeline, wishes[k], CLASSES)]
+        found[k] = [one.png() for one in generate(pipeline, requests[k], CLASSES)]
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
     for thread in threads:
@@ -168,18 +172,18 @@ def test_a_picture_carries_what_makes_it_again(pipeline):
         "guidance_channels": 3,
         "solver": "heun",
     }
-    made = generate(pipeline, wish(None, count=3, **sampling), CLASSES, {"model": "mine", "weights": "f00"})[
-        2
-    ]
+    made = generate(
+        pipeline, request(None, count=3, **sampling), CLASSES, {"model": "mine", "weights": "f00"}
+    )[2]
     settings = read_settings(made.png())
     assert settings["model"] == "mine"
-    again = wish_from(settings, CLASSES, MOST_PICTURES)
-    assert again == wish(2, count=1, seed=7, **sampling)
+    again = request_from(settings, CLASSES, MOST_PICTURES)
+    assert again == request(2, count=1, seed=7, **sampling)
     assert np.abs(pixels(generate(pipeline, again, CLASSES)) - pixels([made])).max() <= 1
 
 
 def test_a_picture_is_named_after_its_class_and_seed(pipeline):
-    (made,) = generate(pipeline, wish(count=1), ["a", "what/ever: <b>", "c"])
+    (made,) = generate(pipeline, request(count=1), ["a", "what/ever: <b>", "c"])
     assert made.file_name == "ldmae-what-ever---b-5.png"
 
 
@@ -253,43 +257,43 @@ def test_another_format_is_no_png():
 def test_settings_that_somebody_made_up_are_refused(changes, message):
     settings = read_settings(png(GOOD | changes))
     with pytest.raises(UserError, match=message):
-        wish_from(settings, CLASSES, MOST_PICTURES)
+        request_from(settings, CLASSES, MOST_PICTURES)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_setting_may_be_missing(name):
     settings = {key: value for key, value in GOOD.items() if key != name}
     with pytest.raises(UserError, match="incomplete or damaged"):
-        wish_from(settings, CLASSES, MOST_PICTURES)
+        request_from(settings, CLASSES, MOST_PICTURES)
 
 
 def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
-    assert wish_from(GOOD | {"label": 0}, CLASSES, MOST_PICTURES).label == 1
-    assert wish_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], MOST_PICTURES).label == 2
+    assert request_from(GOOD | {"label": 0}, CLASSES, MOST_PICTURES).label == 1
+    assert request_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], MOST_PICTURES).label == 2
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (wish(count=0), f"1 to {MOST_PICTURES} images"),
-        (wish(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} images"),
-        (wish(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
-        (wish(count=3, seed=SEEDS - 2), "the seed must be"),
-        (wish(label=3), "there is no class 3"),
-        (wish(label=-2), "there is no class -2"),
+        (request(count=0), f"1 to {MOST_PICTURES} images"),
+        (request(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} images"),
+        (request(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
+        (request(count=3, seed=SEEDS - 2), "the seed must be"),
+        (request(label=3), "there is no class 3"),
+        (request(label=-2), "there is no class -2"),
     ],
 )
 def test_nobody_may_wish_for_too_much(bad, message):
     with pytest.raises(UserError, match=message):
-        check_wish(bad, 3, MOST_PICTURES)
+        check_request(bad, 3, MOST_PICTURES)
 
 
 def test_how_long_a_wish_takes_is_told_by_its_evaluations():
-    plain = wish(count=4, num_inference_steps=50, guidance_scale=1.0)
+    plain = request(count=4, num_inference_steps=50, guidance_scale=1.0)
     assert estimate_seconds(plain, 0.1) == pytest.approx(20)
-    guided = wish(count=4, num_inference_steps=50, guidance_scale=3.0, guidance_interval=[0.0, 0.5])
+    guided = request(count=4, num_inference_steps=50, guidance_scale=3.0, guidance_interval=[0.0, 0.5])
     assert estimate_seconds(guided, 0.1) == pytest.approx(30)
-    heun = wish(count=4, num_inference_steps=50, guidance_scale=1.0, solver="heun")
+    heun = request(count=4, num_inference_steps=50, guidance_scale=1.0, solver="heun")
     assert estimate_seconds(heun, 0.1) == pytest.approx(40)
 
 
@@ -299,10 +303,10 @@ def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
     assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cpu") == 3
     assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cuda") == MOST_PICTURES
     assert most_pictures(size=256, cells=1024, parameters=10**12, device="cpu") == 1
-    check_wish(wish(count=16), 3, 16)
-    check_wish(wish(count=3, seed=SEEDS - 3), 3, MOST_PICTURES)
+    check_request(request(count=16), 3, 16)
+    check_request(request(count=3, seed=SEEDS - 3), 3, MOST_PICTURES)
     with pytest.raises(UserError, match="1 to 16 images"):
-        check_wish(wish(count=17), 3, 16)
+        check_request(request(count=17), 3, 16)
 
 
 def test_the_frames_of_an_animation_are_not_gone_through_for_settings():

@@ -119,7 +119,7 @@ def test_a_report_may_run_no_script():
 
 def test_figures_have_their_units():
     values = {"PSNR": 23.14, "ST-LPIPS-alex": 0.0612}
-    assert markup.figures(values) == ["PSNR 23.1 dB", "ST-LPIPS-alex 0.061"]
+    assert markup.metrics(values) == ["PSNR 23.1 dB", "ST-LPIPS-alex 0.061"]
     assert markup.value_of("PSNR", float("inf")) == "identical"
 
 
@@ -128,7 +128,7 @@ def measured(name: str, psnr: float, distance: float, parameters: int) -> Measur
         name,
         picture=TILE,
         difference=TILE,
-        figures={"PSNR": psnr, "ST-LPIPS-alex": distance},
+        metrics={"PSNR": psnr, "ST-LPIPS-alex": distance},
         parameters=parameters,
         latents=(4, 2, 2),
         side=8,

@@ -1,5 +1,6 @@
 """What the page is built of, for models of other kinds; how it works is seen in the browser."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.app import markup
-from ldmae.app.generate import generate, wish_from
+from ldmae.app.generate import generate, request_from
+from ldmae.app.page import page_theme
 from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
@@ -96,7 +98,9 @@ def test_the_first_screen_says_what_it_is_and_shows_images_of_the_shipped_model(
     assert not [fact for fact in bench.facts if "CPU" in fact]
     assert len(parts["compare-names"]["value"]) == 2  # with the first that can be had
     example = bench.examples[0]
-    [again] = generate(bench.pipeline, wish_from(example.settings, bench.class_names, 1), bench.class_names)
+    [again] = generate(
+        bench.pipeline, request_from(example.settings, bench.class_names, 1), bench.class_names
+    )
     gap = np.asarray(again.image, float) - np.asarray(example.image)
     assert np.abs(gap).mean() < 2  # else generate.EXAMPLES must be made again with the new weights
 
@@ -136,3 +140,75 @@ def test_one_request_sends_no_more_than_one_upload(bench, tmp_path, monkeypatch)
     assert many.status_code == 413
     assert "the file has 0.2 MiB, and this page takes at most" in many.text
     assert unsized.status_code == 411
+
+
+# ---- contrast
+
+FILLS = (
+    "background_fill_primary",
+    "background_fill_secondary",
+    "body_background_fill",
+    "block_background_fill",
+)
+TEXTS = (
+    "body_text_color",
+    "body_text_color_subdued",
+    "block_title_text_color",
+    "block_label_text_color",
+    "block_info_text_color",
+    "link_text_color",
+    "link_text_color_hover",
+)
+PAIRS = [
+    *((text, fill) for text in TEXTS for fill in FILLS),
+    ("input_placeholder_color", "input_background_fill"),
+    ("body_text_color", "input_background_fill"),
+    ("checkbox_label_text_color", "checkbox_label_background_fill"),
+    ("button_primary_text_color", "button_primary_background_fill"),
+    ("button_primary_text_color", "button_primary_background_fill_hover"),
+    ("button_cancel_text_color", "button_cancel_background_fill"),
+    ("button_cancel_text_color", "button_cancel_background_fill_hover"),
+    ("button_secondary_text_color", "button_secondary_background_fill"),
+]
+SHADES = {"best": ("#22c55e", 0.16), "good": ("#22c55e", 0.13), "bad": ("#ef4444", 0.13)}
+"""Of style.css: what is mixed over the background, and how much."""
+
+
+def colour(name: str, dark: bool) -> tuple[float, ...]:
+    """Returns a variable's red, green and blue in [0, 1]."""
+    theme = page_theme()
+    value = (getattr(theme, f"{name}_dark", None) if dark else None) or getattr(theme, name)
+    if value.startswith("*"):
+        return colour(value[1:], dark and not re.search(r"_\d+$", value))
+    value = {"white": "#ffffff", "black": "#000000"}.get(value, value)
+    return tuple(int(value[k : k + 2], 16) / 255 for k in (1, 3, 5))
+
+
+def luminance(rgb: tuple[float, ...]) -> float:
+    """Returns WCAG's relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Returns WCAG's contrast, from 1 to 21."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_has_a_contrast_of_four_and_a_half(dark):
+    assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
+    weak = {
+        (text, fill): round(contrast(colour(text, dark), colour(fill, dark)), 2)
+        for text, fill in PAIRS
+        if contrast(colour(text, dark), colour(fill, dark)) < 4.5
+    }
+    assert weak == {}
+    ground = colour("background_fill_primary", dark)
+    for shade, share in SHADES.values():
+        mixed = tuple(
+            share * int(shade[k : k + 2], 16) / 255 + (1 - share) * c
+            for k, c in zip((1, 3, 5), ground, strict=True)
+        )
+        assert contrast(colour("body_text_color_subdued", dark), mixed) >= 4.5

@@ -1,14 +1,20 @@
+import json
+import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ldmae.app.generate import Wish, check_wish, generate, wish_from
+from ldmae.app.compare import measure
+from ldmae.app.generate import GenerationRequest, check_request, generate, request_from
 from ldmae.app.samples import sample_images
 from ldmae.app.workbench import (
     INTERVAL,
+    _load_named,
     is_loopback,
     may_name_sources,
     open_workbench,
@@ -22,7 +28,7 @@ from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
 from ldmae.images.settings import DataConfig
 
-from .conftest import CLASSES, SIZE, tiny_pipeline
+from .conftest import CLASSES, SIZE, photo, tiny_pipeline, tiny_vae
 
 
 def test_a_run_brings_its_own_settings_images_and_statistics(bench, folders):
@@ -34,7 +40,7 @@ def test_a_run_brings_its_own_settings_images_and_statistics(bench, folders):
     assert bench.defaults.num_inference_steps == 7
     assert len(bench.samples) == 5
     assert "held-out" in bench.samples_from
-    assert bench.looker.deviation.flatten().tolist() == pytest.approx([0.8] * 4)
+    assert bench.explorer.deviation.flatten().tolist() == pytest.approx([0.8] * 4)
     assert bench.guidable
 
 
@@ -57,9 +63,9 @@ def test_a_scheduler_s_dynamic_shift_and_solver_are_kept_until_told_otherwise(tm
     made.save_pretrained(tmp_path / "dynamic")
     bench = open_workbench(str(tmp_path / "dynamic"))
     assert bench.defaults.timestep_shift is None
-    wish = Wish(label=1, count=1, sampling=replace(bench.defaults, num_inference_steps=3))
-    check_wish(wish, len(CLASSES), bench.most_pictures)
-    [picture] = generate(bench.pipeline, wish, CLASSES)
+    request = GenerationRequest(label=1, count=1, sampling=replace(bench.defaults, num_inference_steps=3))
+    check_request(request, len(CLASSES), bench.most_pictures)
+    [picture] = generate(bench.pipeline, request, CLASSES)
     own = bench.pipeline(
         [1],
         guidance_scale=3.0,
@@ -68,7 +74,7 @@ def test_a_scheduler_s_dynamic_shift_and_solver_are_kept_until_told_otherwise(tm
         generator=[generator(0, "sample", 0)],
     ).images[0]
     assert np.array_equal(picture.image, own)
-    assert wish_from(picture.settings, CLASSES, 1).sampling == wish.sampling
+    assert request_from(picture.settings, CLASSES, 1).sampling == request.sampling
 
 
 def test_a_model_of_one_class_begins_without_guidance(tmp_path):
@@ -178,3 +184,78 @@ def test_a_model_of_few_classes_has_two_images_at_least(classes):
     samples, _ = sample_images(None, classes, data)
     assert len(samples) >= 2
     assert len({sample.image.tobytes() for sample in samples}) == len(samples)
+
+
+# ---- what visitors may load
+
+
+PAYLOAD = "autoencoder: {source: 'payload_of_the_page:Thing'}\n"
+
+
+@pytest.fixture
+def payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that notes that it ran, where imports look."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "payload_of_the_page.py").write_text("open('it-ran', 'w')")
+    yield tmp_path
+    assert not (tmp_path / "it-ran").exists()
+    assert "payload_of_the_page" not in sys.modules
+
+
+def test_a_run_folder_whose_settings_name_code_is_refused_wherever_the_page_meets_it(payload, bench, folders):
+    run = payload / "run"
+    shutil.copytree(folders.run, run)
+    (run / "config.yaml").write_text(PAYLOAD)
+    with pytest.raises(UserError, match="names code to run"):
+        _load_named(str(run))
+    assert "names code to run" in measure(str(run), photo(), 32, bench.perceptual, load=bench.load).problem
+    with pytest.raises(UserError, match="names code to run"):
+        open_workbench(str(run))
+    with pytest.raises(UserError, match="names code to run"):
+        open_workbench(str(folders.run), offered=(str(run),))
+
+
+def test_a_folder_that_ends_the_server_is_refused(payload, bench):
+    (payload / "run").mkdir()
+    (payload / "run" / "config.yaml").write_text("autoencoder: {source: 'os:abort'}\n")
+    with pytest.raises(UserError, match="names code to run"):
+        bench.load(str(payload / "run"))
+
+
+def test_what_visitors_sent_is_never_loaded(tmp_path, bench, folders, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    shutil.copytree(folders.other, tmp_path / "uploads" / "hash")
+    (tmp_path / "link").symlink_to(tmp_path / "uploads" / "hash")
+    for name in (tmp_path / "uploads" / "hash", tmp_path / "link", tmp_path / "uploads"):
+        with pytest.raises(UserError, match="keeps visitors' uploads"):
+            bench.load(str(name))
+
+
+def test_a_pipeline_of_classes_from_elsewhere_is_refused(payload, folders):
+    saved = payload / "saved"
+    shutil.copytree(folders.pipeline, saved)
+    open_workbench(str(saved))
+    index = json.loads((saved / "model_index.json").read_text())
+    index["vae"] = ["payload_of_the_page", "Thing"]
+    (saved / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="names code to run"):
+        open_workbench(str(saved))
+
+
+def test_pickled_weights_are_refused(tmp_path, bench):
+    tiny_vae().save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.glob("*.bin"))
+    with pytest.raises(UserError, match="safetensors"):
+        bench.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel", "StableDiffusionPipeline", "utils", "os", None, 3])
+def test_only_autoencoders_are_loaded(tmp_path, bench, name):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UserError, match="no autoencoder that diffusers"):
+        bench.load(str(tmp_path))
+
+
+def test_a_folder_of_safetensors_is_loaded(bench, folders):
+    assert bench.load(str(folders.other)).config["latent_channels"] == 8

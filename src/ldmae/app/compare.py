@@ -1,4 +1,4 @@
-"""Several autoencoders on the same image: pictures, figures, parameters and time of each."""
+"""Several autoencoders on the same image: images, metrics, parameters and time of each."""
 
 # S side of the square image, T side at which an autoencoder computes
 
@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from ldmae.app.looking import as_picture, difference, figures_of
+from ldmae.app.explorer import as_picture, difference, metrics_of
 from ldmae.app.uploads import squared
 from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
 from ldmae.core.errors import UserError, nearest
@@ -73,7 +73,7 @@ class Measured:
     """(S, S, 3) uint8, its reconstruction; None where there is none, and `problem` says why."""
     difference: np.ndarray | None = None
     """(S, S, 3) uint8, |original - reconstruction|, amplified."""
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """`PSNR` in dB, and the perceptual distance under its label."""
     parameters: int = 0
     """Trainable ones."""
@@ -167,8 +167,8 @@ def check_hub(name: str) -> None:
         ) from error
     except Exception as error:  # of whichever library speaks to the network
         raise UserError(
-            f"{name} is not on this computer, and the Hugging Face Hub can't be reached to download it; choose "
-            "another autoencoder, or connect to the internet"
+            f"{name} is not on this computer, and the Hugging Face Hub can't be reached to download it; "
+            "choose another autoencoder, or connect to the internet"
         ) from error
 
 
@@ -293,7 +293,7 @@ def _measured(
         name,
         picture=picture,
         difference=difference(as_picture(to_uint8(original)), picture, strength),
-        figures=figures_of(to_uint8(original), saved, perceptual),
+        metrics=metrics_of(to_uint8(original), saved, perceptual),
         parameters=count_parameters(autoencoder)[0],
         latents=tuple(latents.shape[1:]),
         side=side,

@@ -13,10 +13,7 @@ from PIL import Image
 
 from ldmae.app import markup
 from ldmae.app.compare import FEWEST, MOST, Measured, Timing, check_names, measure, timed
-from ldmae.app.lines import Waiting, answered, followed
-from ldmae.app.looking import as_picture
-from ldmae.app.markup import Card
-from ldmae.app.skin import (
+from ldmae.app.components import (
     KEPT_FOR,
     PICKING,
     forgotten,
@@ -30,6 +27,9 @@ from ldmae.app.skin import (
     uploaded,
     visitor_of,
 )
+from ldmae.app.explorer import as_picture
+from ldmae.app.lines import Waiting, answered, followed
+from ldmae.app.markup import Card
 from ldmae.app.turns import Job
 from ldmae.app.uploads import squared
 from ldmae.app.workbench import Workbench, runs_nearby, short_name
@@ -108,17 +108,17 @@ def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
         return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
 
     @told(parts.status)
-    async def choose_uploaded(request: gr.Request, content: bytes | None, side: int) -> list[Any]:
+    async def choose_uploaded(http: gr.Request, content: bytes | None, side: int) -> list[Any]:
         def work(job: Job) -> list[Any]:
             with job.aside():
                 return chosen(uploaded(bench, content), checked(side))
 
-        return await answered(work, bench.light, visitor_of(request))
+        return await answered(work, bench.light, visitor_of(http))
 
     @told(parts.status)
-    async def choose_picked(event: gr.EventData, request: gr.Request, side: int) -> list[Any]:
+    async def choose_picked(event: gr.EventData, http: gr.Request, side: int) -> list[Any]:
         picture = picked(bench, event)
-        return await answered(lambda job: chosen(picture, checked(side)), bench.light, visitor_of(request))
+        return await answered(lambda job: chosen(picture, checked(side)), bench.light, visitor_of(http))
 
     def checked(side: int) -> int:
         return _checked_size(bench, side)
@@ -137,7 +137,7 @@ def _checked_size(bench: Workbench, side: int) -> int:
 def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
     @told_stream(parts.status)
     async def run(
-        request: gr.Request,
+        http: gr.Request,
         named: list[str] | None,
         side: int,
         picture: Image.Image | None,
@@ -150,7 +150,7 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
         side = _checked_size(bench, side)
         yield markup.bar(0, "Starting"), gr.skip()
         work = _compared(bench, names, picture, side)
-        async for done in followed(work, bench.heavy, visitor_of(request)):
+        async for done in followed(work, bench.heavy, visitor_of(http)):
             if isinstance(done, Waiting):
                 yield markup.in_line(done.ahead), gr.skip()
                 continue
@@ -283,7 +283,7 @@ def _rows(one: Measured, label: str) -> dict[str, Value]:
     """Returns a card's values by kind."""
     quality = {
         name: Value(markup.value_of(name, value), -value if name == "PSNR" else value)
-        for name, value in one.figures.items()
+        for name, value in one.metrics.items()
     }
     if label not in quality:
         quality[label] = Value("image too small")

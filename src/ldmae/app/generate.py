@@ -1,4 +1,4 @@
-"""Generating for a visitor: what was wished for, how it goes, and pictures that know how they were made."""
+"""Generating for a visitor: the request, its progress, and images that carry their settings."""
 
 # n pictures, C latent channels, h w latent grid, H W image
 
@@ -48,7 +48,7 @@ SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscre
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class GenerationRequest:
     """What a visitor wants generated."""
 
     label: int | None
@@ -115,55 +115,55 @@ def most_pictures(size: int, cells: int, parameters: int, device: str) -> int:
     return max(1, min(MOST_PICTURES, MOST_PIXELS // (size * size), int(work // (cells * parameters))))
 
 
-def check_wish(wish: Wish, classes: int, most: int) -> None:
+def check_request(request: GenerationRequest, classes: int, most: int) -> None:
     """Refuses what one visitor should not ask of a computer that others wait for.
 
     Args:
-        wish: what is asked for.
+        request: what is asked for.
         classes: how many the model knows.
         most: pictures of one job, see `most_pictures`.
 
     Raises:
         UserError: something is out of range.
     """
-    seed, steps = wish.sampling.seed, wish.sampling.num_inference_steps
-    if not 1 <= wish.count <= most:
-        raise UserError(f"this page generates 1 to {most} images at once, got {wish.count}; choose fewer")
+    seed, steps = request.sampling.seed, request.sampling.num_inference_steps
+    if not 1 <= request.count <= most:
+        raise UserError(f"this page generates 1 to {most} images at once, got {request.count}; choose fewer")
     if not 1 <= steps <= MOST_STEPS:
         raise UserError(f"this page takes 1 to {MOST_STEPS} steps, got {steps}; 50 is usual")
-    if not 0 <= seed <= SEEDS - wish.count:  # so that each picture's own is one, too
-        raise UserError(f"the seed must be from 0 to {SEEDS - wish.count}, got {seed}; choose another")
-    scale, shift = wish.sampling.guidance_scale, wish.sampling.timestep_shift
+    if not 0 <= seed <= SEEDS - request.count:  # so that each picture's own is one, too
+        raise UserError(f"the seed must be from 0 to {SEEDS - request.count}, got {seed}; choose another")
+    scale, shift = request.sampling.guidance_scale, request.sampling.timestep_shift
     if not GUIDANCE[0] <= scale <= GUIDANCE[1]:
         raise UserError(f"guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual")
     if shift is not None and not SHIFTS[0] <= shift <= SHIFTS[1]:
         raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 = off")
-    if wish.label is not None and not 0 <= wish.label < classes:
-        raise UserError(f"there is no class {wish.label}; this model knows 0 to {classes - 1}")
+    if request.label is not None and not 0 <= request.label < classes:
+        raise UserError(f"there is no class {request.label}; this model knows 0 to {classes - 1}")
 
 
-def estimate_seconds(wish: Wish, pace: float) -> float:
-    """Returns about how long a wish takes, without decoding and without waiting for others.
+def estimate_seconds(request: GenerationRequest, pace: float) -> float:
+    """Returns about how long a request takes, without decoding and without waiting for others.
 
     Args:
-        wish: what to make.
+        request: what to make.
         pace: seconds of one evaluation of the network for one picture.
     """
-    config = wish.sampling
+    config = request.sampling
     evaluations = config.num_inference_steps * (2 if config.solver == "heun" else 1)
     start, end = config.guidance_interval
     guided = end - start if config.guidance_scale != 1 else 0.0  # there without the class, too
-    return pace * wish.count * evaluations * (1 + guided)
+    return pace * request.count * evaluations * (1 + guided)
 
 
 def generate(
     pipeline: LDMAEPipeline,
-    wish: Wish,
+    request: GenerationRequest,
     class_names: list[str],
     made_by: Mapping[str, str] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Generated]:
-    """Generates pictures; the same wish gives the same pictures.
+    """Generates pictures; the same request gives the same pictures.
 
     Each picture's noise belongs to its own seed: the picture of seed s is, but for the last digits, the same
     alone and among others, and the first one of `ldmae sample --seed s --class …` with the same settings.
@@ -172,18 +172,18 @@ def generate(
 
     Args:
         pipeline: on its device.
-        wish: what to make; see `check_wish`.
+        request: what to make; see `check_request`.
         class_names: by label.
         made_by: what to say of the model in the settings that the pictures carry, by `model` (its name) and
             `weights`.
         report: called after every evaluation of the network; what it raises ends the job.
 
     Raises:
-        UserError: the wish does not fit the model.
+        UserError: the request does not fit the model.
     """
-    config, began = wish.sampling, time.perf_counter()
+    config, began = request.sampling, time.perf_counter()
     own = _own_pipeline(pipeline, config.solver)
-    labels = wish.labels(len(class_names))
+    labels = request.labels(len(class_names))
     preview = _Preview(own)
     shown: np.ndarray | None = None
 
@@ -204,7 +204,7 @@ def generate(
         guidance_channels=config.guidance_channels,
         num_inference_steps=config.num_inference_steps,
         timestep_shift=config.timestep_shift,
-        generator=[generator(config.seed + k, "sample", 0) for k in range(wish.count)],
+        generator=[generator(config.seed + k, "sample", 0) for k in range(request.count)],
         output_type="latent",
         callback_on_step_end=on_step,
     ).images  # type: ignore[union-attr]
@@ -215,7 +215,7 @@ def generate(
     return [
         Generated(
             Image.fromarray(picture),
-            _settings(wish, label, class_names[label], config.seed + k) | dict(made_by or {}),
+            _settings(request, label, class_names[label], config.seed + k) | dict(made_by or {}),
         )
         for k, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
@@ -269,8 +269,8 @@ def _pixels(images: Tensor) -> np.ndarray:
 # ---- settings that travel with a picture
 
 
-def _settings(wish: Wish, label: int, class_name: str, seed: int) -> dict[str, Any]:
-    config = wish.sampling
+def _settings(request: GenerationRequest, label: int, class_name: str, seed: int) -> dict[str, Any]:
+    config = request.sampling
     return {
         "class": class_name,
         "label": label,
@@ -324,8 +324,8 @@ def _text_behind_pixels(image: PngImageFile) -> Any:
     return image.text.get(KEY)  # reads to the file's end, which decodes the pixels
 
 
-def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wish:
-    """Returns the wish for exactly the picture that carries these settings: one picture.
+def request_from(settings: dict[str, Any], class_names: list[str], most: int) -> GenerationRequest:
+    """Returns the request for exactly the picture that carries these settings: one picture.
 
     Args:
         settings: as `read_settings` gives them; anybody may have written them.
@@ -362,9 +362,9 @@ def wish_from(settings: dict[str, Any], class_names: list[str], most: int) -> Wi
                 f"{nearest(name, class_names)}; open the page with the model that made it"
             )
         label = class_names.index(name)
-    wish = Wish(label=label, count=1, sampling=sampling)
-    check_wish(wish, len(class_names), most)
-    return wish
+    request = GenerationRequest(label=label, count=1, sampling=sampling)
+    check_request(request, len(class_names), most)
+    return request
 
 
 def _whole(value: Any) -> int:

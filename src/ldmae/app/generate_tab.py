@@ -13,22 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ldmae.app import markup
-from ldmae.app.generate import (
-    GUIDANCE,
-    MOST_STEPS,
-    SEEDS,
-    SHIFTS,
-    Generated,
-    Progress,
-    Wish,
-    check_wish,
-    estimate_seconds,
-    generate,
-    read_settings,
-    wish_from,
-)
-from ldmae.app.lines import Waiting, answered, followed
-from ldmae.app.skin import (
+from ldmae.app.components import (
     INSTANT,
     QUICK,
     arrived,
@@ -40,6 +25,21 @@ from ldmae.app.skin import (
     told_stream,
     visitor_of,
 )
+from ldmae.app.generate import (
+    GUIDANCE,
+    MOST_STEPS,
+    SEEDS,
+    SHIFTS,
+    Generated,
+    GenerationRequest,
+    Progress,
+    check_request,
+    estimate_seconds,
+    generate,
+    read_settings,
+    request_from,
+)
+from ldmae.app.lines import Waiting, answered, followed
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -64,7 +64,7 @@ class _Parts:
     """The tab's components."""
 
     controls: list[Any]
-    """In the order of `wish_of`."""
+    """In the order of `request_of`."""
     lock: gr.Checkbox
     """Whether the seed stays as it is; otherwise each job gets a new one."""
     buttons: tuple[gr.Button, gr.Button]
@@ -94,21 +94,21 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
     status, pictures, seed = parts.status, parts.pictures, parts.controls[_SEED]
 
     @told_stream(status)
-    async def run(request: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
-        wish = wish_of(values if locked else _with_new_seed(values))
+    async def run(http: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
+        request = request_of(values if locked else _with_new_seed(values))
         names = bench.class_names
-        check_wish(wish, len(names), bench.most_pictures)
-        first = {status: markup.bar(0, "Starting"), seed: wish.sampling.seed}
+        check_request(request, len(names), bench.most_pictures)
+        first = {status: markup.bar(0, "Starting"), seed: request.sampling.seed}
         yield first | {pictures: markup.waiting("Preview starts after two steps…")}
-        labels = [names[label] for label in wish.labels(len(names))]
+        labels = [names[label] for label in request.labels(len(names))]
 
         def work(job: Job) -> tuple[list[Generated], float]:
             began = time.perf_counter()
-            made = generate(bench.pipeline, wish, names, bench.made_by, job.report)
+            made = generate(bench.pipeline, request, names, bench.made_by, job.report)
             return made, time.perf_counter() - began
 
         last = None
-        async for news in followed(work, bench.heavy, visitor_of(request)):
+        async for news in followed(work, bench.heavy, visitor_of(http)):
             # in a thread: encoding pictures takes a second, in which nobody else would be heard
             if isinstance(news, Waiting):
                 yield {status: markup.in_line(news.ahead)}
@@ -132,17 +132,17 @@ def _listen_to_settings(bench: Workbench, parts: _Parts) -> None:
     label, seed, pace = parts.controls[0], parts.controls[_SEED], bench.pace
 
     @told(parts.status)
-    async def fill(request: gr.Request, content: bytes | None) -> list[Any]:
+    async def fill(http: gr.Request, content: bytes | None) -> list[Any]:
         def work(job: Job) -> list[Any]:
             with job.aside():
                 settings = read_settings(arrived(content))
-            wish = wish_from(settings, bench.class_names, bench.most_pictures)
-            values = values_of(wish)
+            request = request_from(settings, bench.class_names, bench.most_pictures)
+            values = values_of(request)
             if not bench.guidable:
                 values[_GUIDANCE] = 1.0
-            return [*values, True, markup.note(*_filled(bench, settings, wish))]
+            return [*values, True, markup.note(*_filled(bench, settings, request))]
 
-        return await answered(work, bench.light, visitor_of(request))
+        return await answered(work, bench.light, visitor_of(http))
 
     @told(parts.status)
     async def use_seed(event: gr.EventData) -> list[Any]:
@@ -154,7 +154,7 @@ def _listen_to_settings(bench: Workbench, parts: _Parts) -> None:
 
     def estimate(*values: Any) -> str:
         try:
-            seconds = estimate_seconds(wish_of(values), pace)
+            seconds = estimate_seconds(request_of(values), pace)
         except UserError:  # it is told when the button is pressed
             return ""
         long = f"About {format_seconds(seconds)} at these settings. Fewer images or steps take less time."
@@ -236,7 +236,7 @@ def _first(bench: Workbench) -> int:
     return 0 if len(bench.class_names) == 1 else EVERY_CLASS
 
 
-def wish_of(values: tuple[Any, ...]) -> Wish:
+def request_of(values: tuple[Any, ...]) -> GenerationRequest:
     """Returns what the controls ask for.
 
     Args:
@@ -260,15 +260,17 @@ def wish_of(values: tuple[Any, ...]) -> Wish:
         timestep_shift=None if shift == OWN_SHIFT else float(shift),
         seed=int(seed),
     )
-    return Wish(label=None if label == EVERY_CLASS else int(label), count=int(count), sampling=sampling)
+    return GenerationRequest(
+        label=None if label == EVERY_CLASS else int(label), count=int(count), sampling=sampling
+    )
 
 
-def values_of(wish: Wish) -> list[Any]:
-    """Returns what the controls show for a wish: `wish_of` backwards."""
-    sampling = wish.sampling
+def values_of(request: GenerationRequest) -> list[Any]:
+    """Returns what the controls show for a request: `request_of` backwards."""
+    sampling = request.sampling
     return [
-        EVERY_CLASS if wish.label is None else wish.label,
-        wish.count,
+        EVERY_CLASS if request.label is None else request.label,
+        request.count,
         sampling.seed,
         sampling.num_inference_steps,
         sampling.guidance_scale,
@@ -279,10 +281,10 @@ def values_of(wish: Wish) -> list[Any]:
     ]
 
 
-def _filled(bench: Workbench, settings: dict[str, Any], wish: Wish) -> tuple[str, str]:
+def _filled(bench: Workbench, settings: dict[str, Any], request: GenerationRequest) -> tuple[str, str]:
     """Returns what is said of settings that were filled in, and whether it is good news."""
-    name = bench.class_names[wish.label or 0]
-    text = f"Settings filled in: {name}, seed {wish.sampling.seed}."
+    name = bench.class_names[request.label or 0]
+    text = f"Settings filled in: {name}, seed {request.sampling.seed}."
     if settings.get("weights") == bench.made_by["weights"]:
         return f"{text} Press Generate to recreate the image.", "good"
     other = str(settings.get("model", ""))[:80] or "an unnamed model"

@@ -299,8 +299,8 @@ def footer(samples_from: str) -> str:
     return f'<p class="ld-foot">Example images: {html.escape(samples_from)}.</p>'
 
 
-def figures(measured: dict[str, float]) -> list[str]:
-    """Returns figures as short lines: `PSNR 23.1 dB`, `ST-LPIPS-alex 0.061`."""
+def metrics(measured: dict[str, float]) -> list[str]:
+    """Returns metrics as short lines: `PSNR 23.1 dB`, `ST-LPIPS-alex 0.061`."""
     return [f"{name} {value_of(name, value)}" for name, value in measured.items()]
 
 

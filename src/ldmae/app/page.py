@@ -10,13 +10,13 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
+from gradio import themes
 from starlette.middleware import Middleware
 
-from ldmae.app import compare_tab, generate_tab, look_tab, markup, report_tab
+from ldmae.app import compare_tab, explorer_tab, generate_tab, markup, report_tab
 from ldmae.app.gatekeeper import Gatekeeper
 from ldmae.app.hosts import Hosts
 from ldmae.app.lines import HEAVY, LIGHT
-from ldmae.app.theme import page_theme
 from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, upload_folder
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -24,6 +24,8 @@ from ldmae.core.errors import UserError
 logger = logging.getLogger(__name__)
 
 STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
+FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 SPARE = 64
 """Requests that Gradio starts beyond those which the lines take, so that it can tell them so."""
 SESSIONS = 200
@@ -61,7 +63,7 @@ def build_page(bench: Workbench) -> gr.Blocks:
             with gr.Tab("Generate"):
                 generate_tab.build(bench)
             with gr.Tab("Autoencoder"):
-                look_tab.build(bench, page)
+                explorer_tab.build(bench, page)
             with gr.Tab("Compare"):
                 compare_tab.build(bench)
             with gr.Tab("Report") as report:
@@ -70,6 +72,35 @@ def build_page(bench: Workbench) -> gr.Blocks:
     # all that arrives starts, and waits in the workbench's lines, which know who is who
     page.queue(max_size=HEAVY.in_all + LIGHT.in_all, default_concurrency_limit=None, api_open=False)
     return page
+
+
+def page_theme() -> themes.Base:
+    """Returns the theme. Its texts have a contrast of at least 4.5 : 1 in both modes (WCAG 2.2, 1.4.3)."""
+    red = themes.colors.red
+    theme = themes.Default(
+        primary_hue=themes.colors.indigo,
+        secondary_hue=themes.colors.indigo,
+        neutral_hue=themes.colors.slate,
+        radius_size=themes.sizes.radius_lg,
+        font=FONT,
+        font_mono=MONO,
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        link_text_color_dark="*secondary_300",
+        link_text_color_hover_dark="*secondary_200",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_cancel_background_fill=red.c600,
+        button_cancel_background_fill_hover=red.c700,
+        block_info_text_size="*text_md",
+        button_small_text_size="*text_md",
+    )
 
 
 def launch(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 
 from ldmae.app import markup
+from ldmae.app.components import PICKING, told, visitor_of
 from ldmae.app.lines import answered
-from ldmae.app.reports import read_card, read_report
-from ldmae.app.skin import PICKING, told, visitor_of
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
+from ldmae.report.pictures import data_uri
+
+LARGEST = 20 << 20
+"""Bytes of a report or a card that are shown; reports stay under 5 MB."""
+LARGEST_PICTURE = 4 << 20
+"""Bytes of a picture in a card."""
+KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
 def build(bench: Workbench, tab: gr.Tab) -> None:
@@ -31,8 +38,8 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
         return markup.note(_absent(bench)), gr.Markdown(visible=False)
 
     @told(frame)
-    async def show(request: gr.Request) -> tuple[str, Any]:
-        return await answered(read, bench.light, visitor_of(request))
+    async def show(http: gr.Request) -> tuple[str, Any]:
+        return await answered(read, bench.light, visitor_of(http))
 
     tab.select(show, None, [frame, card], **PICKING)
 
@@ -49,3 +56,49 @@ def _absent(bench: Workbench) -> str:
             "`ldmae app RUN` to read its report here."
         )
     return "This run has no report yet. Write it with `ldmae report RUN`, then open this tab again."
+
+
+def read_report(run_folder: Path | None) -> str | None:
+    """Returns the run's `report.html`, or None where there is none to show."""
+    return None if run_folder is None else _text(run_folder / "report.html")
+
+
+def read_card(pipeline_folder: Path | None) -> str | None:
+    """Returns the Markdown of a model's card, without the metadata at its head, or None where it has none.
+
+    Its pictures that lie in the folder come with it; of others the description stays. (Where one is written
+    in some other way, browsers do not fetch it: `uploads.ONLY_FROM_HERE`.)
+    """
+    text = None if pipeline_folder is None else _text(pipeline_folder / "README.md")
+    if text is None or pipeline_folder is None:
+        return None
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"<img\b[^>]*>", "", text, flags=re.IGNORECASE).strip()
+
+    def inlined(found: re.Match[str]) -> str:
+        description, target = found[1], found[2]
+        picture = _picture(pipeline_folder, target)
+        return f"*{description}*" if picture is None else f"![{description}]({picture})"
+
+    return re.sub(r"!\[([^\]]*)\]\(\s*<?([^)\s>]+)[^)]*\)", inlined, text) or None
+
+
+def _picture(folder: Path, name: str) -> str | None:
+    """Returns a picture in a folder as an address that needs no request, or None where there is none."""
+    path = (folder / name).resolve()
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None or not path.is_relative_to(folder.resolve()):
+        return None
+    try:
+        return data_uri(path.read_bytes(), kind) if path.stat().st_size <= LARGEST_PICTURE else None
+    except OSError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        if path.stat().st_size > LARGEST:
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

@@ -10,15 +10,15 @@ from typing import Any, cast
 import torch
 
 from ldmae.app.compare import Fit, check_hub, sizes_for
+from ldmae.app.explorer import AutoencoderExplorer
 from ldmae.app.generate import EXAMPLES, Generated, most_pictures, saved_images
 from ldmae.app.hosts import is_loopback
 from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
-from ldmae.app.looking import Looker
 from ldmae.app.samples import Sample, sample_images
-from ldmae.app.sources import load_named
-from ldmae.app.uploads import Limits
+from ldmae.app.uploads import Limits, upload_folder
 from ldmae.config import load_config
 from ldmae.core.device import pick_device
+from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, fingerprint_model
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.settings import SamplingConfig
@@ -55,7 +55,7 @@ class Workbench:
     """Where they are from, in words."""
     perceptual: PerceptualDistance
     """On the CPU."""
-    looker: Looker
+    explorer: AutoencoderExplorer
     """The pipeline's autoencoder."""
     offered: dict[str, str] = field(default_factory=dict)
     """Other autoencoders that the owner offers for comparing: what the page calls them, and their sources."""
@@ -97,12 +97,7 @@ class Workbench:
     @property
     def choices(self) -> list[str]:
         """Autoencoders that can be compared without being spelled out; the page's own is first."""
-        return [self.own_name, *self.offered]
-
-    @property
-    def own_name(self) -> str:
-        """What the comparison calls the page's own autoencoder."""
-        return self.name
+        return [self.name, *self.offered]
 
     def load(self, name: str) -> Any:
         """Loads an autoencoder by its name in `choices`, or one that a visitor named (see `check_names`).
@@ -110,9 +105,9 @@ class Workbench:
         Raises:
             UserError: there is no such autoencoder.
         """
-        if name == self.own_name:
+        if name == self.name:
             return self.pipeline.vae
-        return _load_offered(self.offered[name]) if name in self.offered else load_named(name)
+        return _load_offered(self.offered[name]) if name in self.offered else _load_named(name)
 
     @cached_property
     def pace(self) -> float:
@@ -205,7 +200,7 @@ def open_workbench(
         samples=samples,
         samples_from=samples_from,
         perceptual=distance,
-        looker=Looker(pipeline.vae, size, images, distance, _deviation(pipeline)),
+        explorer=AutoencoderExplorer(pipeline.vae, size, images, distance, _deviation(pipeline)),
         offered=_named(offered, short_name(source)),
         compared_sizes=sizes_for(fits, size),
         may_name=may_name,
@@ -218,6 +213,22 @@ def _load_offered(source: str) -> Any:
     if may_be_hub_name(source) and not Path(source).exists():
         check_hub(source)
     return load_autoencoder(source)
+
+
+def _load_named(source: str) -> Any:
+    """Loads the autoencoder that a visitor named, in a form that `compare.check_names` allows: weights as
+    safetensors into known classes, and never code.
+
+    Raises:
+        UserError: there is none, it lies where visitors' files lie, its folder names code, or its weights are
+            not safetensors.
+    """
+    folder = Path(source)
+    if folder.resolve().is_relative_to(upload_folder()):
+        raise UserError(f"{source} is where the page keeps visitors' uploads; choose another folder")
+    if may_be_hub_name(source) and not folder.exists():
+        check_hub(source)
+    return load_autoencoder(source, use_safetensors=True)
 
 
 def short_name(source: str) -> str:

@@ -11,9 +11,9 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
-from ldmae.app.generate import Wish  # noqa: E402
-from ldmae.app.generate_tab import _filled, values_of, wish_of  # noqa: E402 - where there is Gradio
-from ldmae.app.skin import KEPT, drop_zone, message_of, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.app.components import KEPT, drop_zone, message_of, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.app.generate import GenerationRequest  # noqa: E402
+from ldmae.app.generate_tab import _filled, request_of, values_of  # noqa: E402 - where there is Gradio
 from ldmae.core.errors import UserError  # noqa: E402
 from ldmae.diffusion.settings import SamplingConfig  # noqa: E402
 
@@ -82,36 +82,36 @@ VALUES = (1, 4, 99, 20, 2.5, 0.1, 0.9, "heun", 0.5, 3)
 
 def test_controls_and_wishes_say_the_same():
     for values in (VALUES, (-1, 1, 0, 1, 1.0, 0.0, 1.0, "euler", 1.0, 0)):
-        assert values_of(wish_of(values)) == list(values)
-    assert wish_of((-1, *VALUES[1:])).label is None
-    assert wish_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
+        assert values_of(request_of(values)) == list(values)
+    assert request_of((-1, *VALUES[1:])).label is None
+    assert request_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
     own = (*VALUES[:8], 0, *VALUES[9:])
-    assert wish_of(own).sampling.timestep_shift is None
-    assert values_of(wish_of(own)) == list(own)
+    assert request_of(own).sampling.timestep_shift is None
+    assert values_of(request_of(own)) == list(own)
 
 
 @pytest.mark.parametrize("place", range(len(VALUES)))
 def test_an_empty_field_is_told(place):
     with pytest.raises(UserError, match="a setting is empty"):
-        wish_of((*VALUES[:place], None, *VALUES[place + 1 :]))
+        request_of((*VALUES[:place], None, *VALUES[place + 1 :]))
 
 
 def test_an_interval_that_ends_before_it_begins_is_told():
     with pytest.raises(UserError, match=r"ends at t = 0\.1, before its start at 0\.9"):
-        wish_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
+        request_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
 
 
 def test_only_the_same_weights_make_a_picture_again(bench):
-    wish = Wish(label=1, count=1, sampling=SamplingConfig())
+    request = GenerationRequest(label=1, count=1, sampling=SamplingConfig())
     own = bench.made_by
-    assert _filled(bench, dict(own), wish)[1] == "good"
+    assert _filled(bench, dict(own), request)[1] == "good"
     other = {own["model"]: "other weights of small", "far": "made with far", "": "an unnamed model"}
     for name, told_so in other.items():
-        text, kind = _filled(bench, {"model": name, "weights": "f00"}, wish)
+        text, kind = _filled(bench, {"model": name, "weights": "f00"}, request)
         assert kind == "plain"
         assert told_so in text
         assert "makes a different one" in text
-    assert _filled(bench, {"model": own["model"]}, wish)[1] == "plain"
+    assert _filled(bench, {"model": own["model"]}, request)[1] == "plain"
 
 
 def test_of_a_huge_picture_its_middle_is_kept(bench):

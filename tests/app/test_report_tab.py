@@ -1,6 +1,6 @@
 import base64
 
-from ldmae.app.reports import LARGEST, read_card, read_report
+from ldmae.app.report_tab import LARGEST, read_card, read_report
 
 
 def test_the_report_of_a_run_is_read_as_it_is(tmp_path):

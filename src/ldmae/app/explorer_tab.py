@@ -11,10 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.lines import answered
-from ldmae.app.looking import MOST_HIDDEN, STRONGEST_NOISE, Latent, difference
-from ldmae.app.markup import Card
-from ldmae.app.skin import (
+from ldmae.app.components import (
     INSTANT,
     KEPT_FOR,
     PICKING,
@@ -27,6 +24,9 @@ from ldmae.app.skin import (
     uploaded,
     visitor_of,
 )
+from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent, difference
+from ldmae.app.lines import answered
+from ldmae.app.markup import Card
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -42,26 +42,26 @@ class _Views:
     """What the tab shows of a visitor's images, as HTML; nothing of a visitor's is kept in it."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench, self.looker = bench, bench.looker
+        self.bench, self.explorer = bench, bench.explorer
 
     def whole(self, latent: Latent) -> str:
         """Original, reconstruction, latents."""
-        seen = self.looker.reconstruction(latent)
+        seen = self.explorer.reconstruction(latent)
         channels, h, w = latent.mean.shape[1:]
         ratio = latent.image.numel() / latent.mean.numel()
         about = [f"Latent {channels} × {h} × {w} · {ratio:.3g}× compression", "3 principal components as RGB"]
         return markup.cards(
             [
                 Card(latent.picture, "Original", [f"{self.bench.size} × {self.bench.size} pixels"]),
-                Card(seen.picture, "Reconstruction", markup.figures(seen.figures)),
-                Card(self.looker.colours(latent), "Latents", about),
+                Card(seen.picture, "Reconstruction", markup.metrics(seen.metrics)),
+                Card(self.explorer.colours(latent), "Latents", about),
             ],
             "the image and its latents",
         )
 
     def gap(self, latent: Latent, strength: float) -> str:
         """What the reconstruction lost."""
-        restored = self.looker.reconstruction(latent).picture
+        restored = self.explorer.reconstruction(latent).picture
         lost = difference(latent.picture, restored, strength)
         return markup.cards(
             [Card(lost, f"Difference × {strength:g}", ["Black = identical"])], "the difference"
@@ -69,43 +69,43 @@ class _Views:
 
     def noise(self, latent: Latent, epsilon: float) -> str:
         """What noise on the latents does."""
-        now = self.looker.noisy(latent, epsilon)
+        now = self.explorer.noisy(latent, epsilon)
         return markup.cards(
-            [Card(now.picture, f"ε = {epsilon:g}", markup.figures(now.figures))], "with noise"
+            [Card(now.picture, f"ε = {epsilon:g}", markup.metrics(now.metrics))], "with noise"
         )
 
     def noise_steps(self, latent: Latent) -> str:
         """The same, at the ε of the smoothness measurement."""
-        steps = [self.looker.noisy(latent, value) for value in EPSILONS]
+        steps = [self.explorer.noisy(latent, value) for value in EPSILONS]
         row = [
-            Card(seen.picture, f"ε = {value:g}", markup.figures(seen.figures))
+            Card(seen.picture, f"ε = {value:g}", markup.metrics(seen.metrics))
             for value, seen in zip(EPSILONS, steps, strict=True)
         ]
         return markup.strip(row, "with more and more noise")
 
     def masked(self, latent: Latent, share: float, draw: int) -> str:
         """What is made of the visible patches."""
-        if self.looker.cannot_hide:
-            return markup.note(f"Not available: {self.looker.cannot_hide}.")
-        sees, made = self.looker.hidden(latent, share, draw)
+        if self.explorer.cannot_hide:
+            return markup.note(f"Not available: {self.explorer.cannot_hide}.")
+        sees, made = self.explorer.hidden(latent, share, draw)
         tokens = latent.mean.shape[2] * latent.mean.shape[3]
         return markup.cards(
             [
                 Card(sees, "Encoder input", [f"{share:.0%} of {tokens} patches masked"]),
-                Card(made.picture, "Decoder output", markup.figures(made.figures)),
+                Card(made.picture, "Decoder output", markup.metrics(made.metrics)),
             ],
             "the image with masked patches",
         )
 
     def between(self, first: Latent, second: Latent, t: float) -> str:
         """One image between two."""
-        [now] = self.looker.between(first, second, [t])
+        [now] = self.explorer.between(first, second, [t])
         ends = Card(first.picture, "First"), Card(second.picture, "Second")
         return markup.cards([ends[0], Card(now, f"t = {t:g}"), ends[1]], "between the two images")
 
     def between_steps(self, first: Latent, second: Latent) -> str:
         """Images from one to another."""
-        pictures = self.looker.between(first, second, FRACTIONS)
+        pictures = self.explorer.between(first, second, FRACTIONS)
         row = [Card(picture, f"t = {place:g}") for picture, place in zip(pictures, FRACTIONS, strict=True)]
         return markup.strip(row, "from the first to the second image")
 
@@ -172,7 +172,7 @@ def _layout(bench: Workbench) -> _Parts:
         with gr.Tab("Latent noise"), _row():
             parts |= _noise_layout()
         with gr.Tab("Masking"), _row():
-            parts |= _masking_layout(can_mask=not bench.looker.cannot_hide)
+            parts |= _masking_layout(can_mask=not bench.explorer.cannot_hide)
         with gr.Tab("Interpolation"):
             parts |= _interpolation_layout(bench)
     return _Parts(**parts)
@@ -244,30 +244,30 @@ def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None
     """Encodes what is dropped or picked, and the first samples as the page opens."""
 
     def encoded(image: Image.Image) -> tuple[Latent, float]:
-        return bench.looker.encode(image), time.time()
+        return bench.explorer.encode(image), time.time()
 
     @told(parts.status)
-    async def encode_uploaded(request: gr.Request, content: bytes | None) -> tuple[Latent, float, str]:
+    async def encode_uploaded(http: gr.Request, content: bytes | None) -> tuple[Latent, float, str]:
         def work(job: Job) -> tuple[Latent, float, str]:
             with job.aside():
                 image = uploaded(bench, content)
             return *encoded(image), ""
 
-        return await answered(work, bench.light, visitor_of(request))
+        return await answered(work, bench.light, visitor_of(http))
 
     @told(parts.status)
-    async def encode_picked(event: gr.EventData, request: gr.Request) -> tuple[Latent, float, str]:
+    async def encode_picked(event: gr.EventData, http: gr.Request) -> tuple[Latent, float, str]:
         image = picked(bench, event)
-        return await answered(lambda job: (*encoded(image), ""), bench.light, visitor_of(request))
+        return await answered(lambda job: (*encoded(image), ""), bench.light, visitor_of(http))
 
     @told(parts.status)
-    async def encode_samples(request: gr.Request) -> tuple[Latent, float, Latent, float, str]:
+    async def encode_samples(http: gr.Request) -> tuple[Latent, float, Latent, float, str]:
         def work(job: Job) -> tuple[Latent, float, Latent, float, str]:
             first, second = (encoded(sample.image) for sample in bench.samples[:2])
             return *first, *second, ""
 
         try:
-            return await answered(work, bench.light, visitor_of(request))
+            return await answered(work, bench.light, visitor_of(http))
         except UserError as busy:  # the page asks again by itself, see ASK_AGAIN
             raise gr.Error(str(busy), visible=False, print_exception=False) from None
 
@@ -288,12 +288,12 @@ def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:
         @told(output)  # an error takes the view's place until the next one
-        async def handler(request: gr.Request, came: float, *values: Any) -> Any:
+        async def handler(http: gr.Request, came: float, *values: Any) -> Any:
             if not came:  # there is no image yet
                 return gr.skip()
             if None in values[:2]:
                 raise forgotten()
-            return await answered(lambda job: view(*values), bench.light, visitor_of(request))
+            return await answered(lambda job: view(*values), bench.light, visitor_of(http))
 
         inputs = [parts.first_came, *inputs]
         gr.on([each.change for each in triggers], handler, inputs, output, **QUICK)

@@ -40,11 +40,11 @@ class Seen:
 
     picture: np.ndarray
     """(S, S, 3) uint8."""
-    figures: dict[str, float]
-    """`PSNR` in dB, and the perceptual distance under its label (see `figures_of` for when it is missing)."""
+    metrics: dict[str, float]
+    """`PSNR` in dB, and the perceptual distance under its label (see `metrics_of` for when it is missing)."""
 
 
-class Looker:
+class AutoencoderExplorer:
     """An autoencoder, and what its latents are measured against; shared by all visitors, and not changed.
 
     Args:
@@ -191,7 +191,7 @@ class Looker:
 
     def _seen(self, latent: Latent, images: Tensor) -> Seen:
         saved = as_saved(images.cpu(), "a decoded image")
-        return Seen(as_picture(saved), figures_of(to_uint8(latent.image), saved, self.perceptual))
+        return Seen(as_picture(saved), metrics_of(to_uint8(latent.image), saved, self.perceptual))
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Latent:
 
 
 @torch.no_grad()
-def figures_of(x: Tensor, y: Tensor, perceptual: PerceptualDistance) -> dict[str, float]:
+def metrics_of(x: Tensor, y: Tensor, perceptual: PerceptualDistance) -> dict[str, float]:
     """Returns PSNR in dB and the perceptual distance (on the CPU) of two uint8 images (1, 3, H, W).
 
     The perceptual distance is left out where the images are smaller than its network can take.

@@ -99,10 +99,10 @@ def told_stream(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
     return decorate
 
 
-def visitor_of(request: gr.Request) -> Visitor:
+def visitor_of(http: gr.Request) -> Visitor:
     """Returns whose request it is."""
-    client: Any = request.client
-    return Visitor(request.session_hash or "", "" if client is None else client.host)
+    client: Any = http.client
+    return Visitor(http.session_hash or "", "" if client is None else client.host)
 
 
 def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
