@@ -46,7 +46,8 @@ def print_row(what: str, seconds: dict[str, float], baseline: str, count: int, u
     ratio = seconds[baseline] / seconds[ours]
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     rate = count / seconds[ours]
-    print(f"| {what} | {rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} {unit}/s | {ratio:.2f} × | {times} |")
+    shown = f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f} {unit}/s"
+    print(f"| {what} | {shown} | {ratio:.2f} × | {times} |")
 
 
 def print_head() -> None:
