@@ -203,7 +203,7 @@ def test_measurements_that_no_unit_has_leave_their_plots_out_by_name(tmp_path: P
     assert "smoothness.png: no autoencoder's smoothness is measured yet" in missing
     assert "compression.png: no autoencoder's σ² and ρ are measured yet" in missing
     assert {path.name for path in tmp_path.glob("*.png")} == PICTURES - {"smoothness.png", "compression.png"}
-    assert "no autoencoder has these figures" in section(page, "smoothness")
+    assert "no autoencoder has these metrics" in section(page, "smoothness")
 
 
 def test_units_of_unexpected_types_never_stop_the_page(tmp_path: Path):

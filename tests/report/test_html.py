@@ -272,7 +272,7 @@ def test_report_shows_what_evaluate_measures_in_its_order(run_folder: Path):
         part.split("</h3>")[0].replace("&#39;", "'") for part in section(page, "figures").split("<h3>")[1:]
     ]
     assert shown == titles
-    assert '<summary><h3>Latent smoothness</h3> <span class="soft">19 figures</span>' in page.source
+    assert '<summary><h3>Latent smoothness</h3> <span class="soft">19 metrics</span>' in page.source
     assert [int(mark) for mark in re.findall(r"#footnote-(\d)", page.source)][:1] == [1]
 
 
