@@ -107,7 +107,7 @@ def test_offered_autoencoders_go_by_short_names(folders, tmp_path):
     bench = open_workbench(str(folders.pipeline), offered=offered)
     assert bench.choices[0] == "pipeline"
     assert bench.choices[1:] == ["other", "other (2)"]
-    assert bench.load(bench.own_name) is bench.pipeline.vae
+    assert bench.load(bench.name) is bench.pipeline.vae
     assert bench.load("other").config["latent_channels"] == 8
     with pytest.raises(UserError):
         bench.load("no-such-name")
@@ -175,7 +175,7 @@ def test_a_damaged_file_of_held_out_images_is_passed_over(tmp_path):
 def test_facts_name_no_path(bench, folders):
     assert isinstance(folders, SimpleNamespace)
     assert "32 × 32 pixels" in bench.facts
-    assert not any("/" in fact for fact in [bench.name, bench.own_name, *bench.facts])
+    assert not any("/" in fact for fact in [bench.name, *bench.facts])
 
 
 @pytest.mark.parametrize("classes", [["hearts"], ["faces"], ["hearts", "food"]])
