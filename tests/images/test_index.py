@@ -255,7 +255,7 @@ def test_training_images_cannot_be_the_held_out_ones(make, tmp_path):
 
 def test_held_out_images_that_are_training_images_are_refused(make, tmp_path):
     make.folder(tmp_path / "train", {"a": [1, 2], "b": [3, 4]})
-    with pytest.raises(UserError, match="train has no splits, 'val' is asked for"):
+    with pytest.raises(UserError, match="train has no splits, but 'val' was requested"):
         opened(tmp_path / "train", tmp_path / "cache", val="split:val")
     with pytest.raises(UserError, match=r"2 of the 2 images that data.val=.* holds out are training images"):
         opened(tmp_path / "train", tmp_path / "cache", val=str(make.folder(tmp_path / "b", {"b": [3, 4]})))

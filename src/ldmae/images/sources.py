@@ -200,7 +200,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     kind = "set" if name in BUILTIN else kind_of(name)
     if kind != "table" and config.split != DataConfig().split:
         raise UserError(
-            f"{name} has no splits, but data.split={config.split} was given; omit it, and give held-out "
+            f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
             "images by path or as a share, such as data.val=0.05"
         )
     if kind == "set":
