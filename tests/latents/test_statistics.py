@@ -74,7 +74,7 @@ def test_the_file_holds_what_lightningdit_expects_and_comes_back(tmp_path):
 
 
 def test_missing_or_damaged_statistics_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"latents_stats\.pt is not there; make it with `ldmae encode`"):
+    with pytest.raises(UserError, match=r"latents_stats\.pt does not exist; make it with `ldmae encode`"):
         load_statistics(tmp_path)
     for damage in (b"", b"garbage"):
         (tmp_path / FILE_NAME).write_bytes(damage)
