@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, __version__, terminal
+from ldmae.arguments import next_folder
 from ldmae.cli import app
 from ldmae.config import preset_names
 from ldmae.core.errors import UserError
@@ -317,6 +318,20 @@ def test_sample_makes_the_images_asked_for(made, ldmae):
     ldmae("sample", made.folder, "--class", 1, "--count", 3, "--steps", 2, "--seed", 5)
     again = sorted((made.folder / "samples-2" / "images").iterdir())
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in pictures]
+
+
+def test_two_commands_at_the_same_time_sample_into_two_folders(tmp_path):
+    with next_folder(tmp_path) as one, next_folder(tmp_path) as other:
+        (other / "grid.png").touch()
+        assert (one.name, other.name) == ("samples-1", "samples-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["samples-2"]  # what stayed empty is gone
+
+
+@pytest.mark.parametrize("verb", [["sample"], ["evaluate"], ["evaluate-samples"], ["run", "--out"]])
+def test_a_name_that_no_system_takes_is_told_in_a_line(ldmae, verb):
+    refused = ldmae(*verb[:1], *(["smoke"] if len(verb) > 1 else []), *verb[1:], "x" * 300, "data=photos")
+    assert refused.code == 2
+    assert "Traceback" not in refused.err
 
 
 def test_sample_from_a_pipeline_folder_keeps_its_time_shift(made, ldmae):

@@ -325,6 +325,13 @@ def test_overrides_that_no_parser_expects_end_in_a_user_error(value):
         load_config("smoke", [f"seed={value}"])
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
+def test_a_number_of_thousands_of_digits_is_out_of_range(number):
+    with pytest.raises(UserError, match=r"is out of range|at most 64 are allowed") as told:
+        load_config("smoke", [f"seed={number}"])
+    assert "sys." not in str(told.value)
+
+
 def test_anchors_that_stand_for_gigabytes_are_refused_at_once(tmp_path):
     lines = ["a0: &a0 [x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]

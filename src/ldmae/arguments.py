@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ldmae.core.errors import UserError
+from ldmae.core.files import disk_errors
 
 
 def examples(*lines: str) -> str:
@@ -55,12 +58,28 @@ DataOverrides = Annotated[
 ]
 
 
-def next_folder(run: Path) -> Path:
-    """Returns the first of RUN/samples-1, RUN/samples-2, … that does not exist."""
+@contextlib.contextmanager
+def next_folder(run: Path) -> Iterator[Path]:
+    """Makes the first of RUN/samples-1, RUN/samples-2, … that does not exist; removes it if it stays empty.
+
+    Two commands at the same time get two folders.
+
+    Raises:
+        UserError: the run folder is not writable.
+    """
     number = 1
-    while (run / f"samples-{number}").exists():
-        number += 1
-    return run / f"samples-{number}"
+    with disk_errors(run):
+        while True:
+            try:
+                (folder := run / f"samples-{number}").mkdir()
+                break
+            except FileExistsError:
+                number += 1
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def name_of(source: str) -> str:

@@ -5,6 +5,7 @@ What takes long to import is imported when a verb runs, so that `--help` answers
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -210,10 +211,12 @@ def sample(
             return
         if not (folder / "pipeline").exists():
             recipes.run_arrows(run_config(folder, None, allow_code), folder, recipes.save_pipeline)
-        out = out or next_folder(folder)
     if main_process():  # generating is not shared among processes
-        out = out or Path("samples")
-        say(f"samples: {recipes.sample_from(source, classes or [], changes, out, device, allow_code)}")
+        numbered = out is None and recipes.is_run_folder(source)
+        place = next_folder(Path(source)) if numbered else contextlib.nullcontext(out or Path("samples"))
+        with place as chosen:
+            grid = recipes.sample_from(source, classes or [], changes, chosen, device, allow_code)
+        say(f"samples: {grid}")
 
 
 @app.command(epilog=examples("ldmae report runs/emoji"))

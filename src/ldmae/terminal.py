@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -29,6 +30,12 @@ def run_app(application: Callable[..., Any]) -> int:
         application()
     except UserError as error:
         _print_error(f"[bold red]error:[/] {_escaped(error)}")
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        told = UserError(f"a name is too long for the file system: {str(error.filename)[:100]}…")
+        _print_error(f"[bold red]error:[/] {_escaped(told)}")
         return 2
     except KeyboardInterrupt:
         return _interrupted()

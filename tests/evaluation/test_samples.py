@@ -185,6 +185,8 @@ def test_a_folder_of_samples_takes_the_endings_that_data_takes_and_names_what_it
     save_pictures(tmp_path, images(3), ["a.png", "b.bmp", "c.TIFF"])
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "d.heic").write_text("")
+    (tmp_path / "@eaDir").mkdir()  # thumbnails of a NAS
+    save_pictures(tmp_path / "@eaDir", images(1), ["a.png"])
     samples = read_samples(tmp_path)
     assert torch.equal(torch.cat(list(samples.batches(3))), images(3))
     assert "2 of 5 files ignored, not images: d.heic, notes.txt" in capsys.readouterr().err

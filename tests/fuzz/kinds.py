@@ -131,6 +131,9 @@ def _read_all(source: Path, cache: Path, random: Random) -> None:
     found = open_all_images(config, cache)
     for index in range(min(3, len(found))):
         found.read(index)
+    if random.random() < 0.3:  # what is kept of them is made again where it is damaged
+        damage_file(random.choice(sorted(cache.iterdir())), random)
+        assert open_all_images(config, cache).fingerprint() == found.fingerprint()
     if source.is_dir() and random.random() < 0.5:
         list(read_samples(source).batches(4))
 

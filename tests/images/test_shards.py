@@ -34,15 +34,20 @@ def write_shards(make, folder, count=3, each=4):
         ("x{008..010}.tar", ["x008.tar", "x009.tar", "x010.tar"]),
         ("x{8..10}", ["x8", "x9", "x10"]),
         ("{a,b}{0..1}", ["a0", "a1", "b0", "b1"]),
+        ("{08..09}-{1..2}", ["08-1", "08-2", "09-1", "09-2"]),
     ],
 )
 def test_braces_expand(pattern, expected):
     assert expand_braces(pattern) == expected
 
 
-def test_backward_range_is_refused():
-    with pytest.raises(UserError, match="backwards"):
-        expand_braces("x{3..1}.tar")
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("x{3..1}.tar", "backwards"), ("{0..999}{0..999999999}.tar", "names 1,000,000,000,000 files")],
+)
+def test_ranges_that_run_backwards_or_name_too_many_files_are_refused(pattern, message):
+    with pytest.raises(UserError, match=message):
+        expand_braces(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["", "{000..002}.tar", "*.tar"])
@@ -244,7 +249,7 @@ def test_folders_in_shards_are_classes_where_nothing_else_labels(make, tmp_path,
 
 def test_pictures_beside_class_folders_in_a_shard_are_refused(make, tmp_path):
     make.tar(tmp_path / "x.tar", [(name, make.encoded(make.image(1))) for name in ("a.png", "cat/b.png")])
-    with pytest.raises(UserError, match="1 images beside folders and 1 in them"):
+    with pytest.raises(UserError, match="1 image beside folders and 1 in them"):
         opened(tmp_path / "x.tar")
 
 

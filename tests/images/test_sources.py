@@ -242,8 +242,29 @@ def test_pictures_win_over_a_table_without_images_and_are_not_chosen_over_one_wi
     with pytest.raises(UserError, match=r"a table with images \(b\.parquet\) beside pictures"):
         open_source(DataConfig(source=str(tmp_path / "one")))
     make.folder(tmp_path / "two", {"": [3]})
-    with pytest.raises(UserError, match="1 images and 1 tar shards"):
+    with pytest.raises(UserError, match="1 image and 1 tar shard;"):
         open_source(DataConfig(source=str(tmp_path / "two")))
+
+
+@pytest.mark.parametrize("first", ["0.parquet", "z.parquet"])  # whatever the folder lists first
+def test_table_beside_pictures_of_a_class_is_another_file_and_in_a_folder_of_its_own_is_refused(
+    make, tmp_path, first
+):
+    content = [make.encoded(make.image(1))]
+    folder = make.folder(tmp_path / "set", {"a": [1, 2], "b": [3]})
+    write_parquet(folder / "a" / first, image=content)
+    source = open_source(DataConfig(source=str(folder)))
+    assert len(source) == 3
+    assert source.facts == [f"1 file ignored (1 .parquet): {folder / 'a' / first}"]
+    write_parquet(folder / "data" / first, image=content)
+    with pytest.raises(UserError, match=rf"a table with images \({first}\) beside pictures"):
+        open_source(DataConfig(source=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/y", f"{{0..{'9' * 300}}}.tar", "[" * 300])
+def test_name_that_no_system_takes_does_not_exist(name):
+    with pytest.raises(UserError, match=r"there is no folder or file|does not exist"):
+        open_source(DataConfig(source=name))
 
 
 def test_deep_grey_is_scaled_by_the_range_of_all_images_and_said(make, tmp_path):

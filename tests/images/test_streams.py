@@ -122,6 +122,14 @@ def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_ove
     assert caplog.text.count("labels are ignored") == 1
 
 
+def test_members_of_the_same_name_are_images_of_their_own(make, served, tmp_path):
+    make.tar(tmp_path / "twice.tar", [("a.png", make.encoded(make.image(k))) for k in range(2)])
+    source = open_stream(config(served, source=str(tmp_path / "twice.tar"), stream=True))
+    assert sorted(pixels(source.iterate(0, 0, part="all"))) == sorted(
+        make.image(k).tobytes() for k in range(2)
+    )
+
+
 def test_unreadable_images_of_a_stream_are_borne_up_to_the_limit(make, served, tmp_path):
     make.tar(tmp_path / "bad.tar", [(f"{k}.png", b"no picture") for k in range(3)])
     bad = config(served, source=str(tmp_path / "bad.tar"), stream=True, max_unreadable=0.002)

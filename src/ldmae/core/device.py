@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, counted
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -110,6 +110,5 @@ def device_name(device: torch.device) -> str:
     """Returns what a report calls a device, such as `CPU, 2 threads` or `NVIDIA H100`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    threads = f"{count} thread" if count == 1 else f"{count} threads"
+    threads = counted(torch.get_num_threads(), "thread")
     return f"CPU, {threads}" if device.type == "cpu" else device.type.upper()

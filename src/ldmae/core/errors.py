@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     The message says what, what was got, what was expected, and the next move. The command line
     prints the message alone and exits with code 2.
@@ -43,6 +43,18 @@ def loading_errors() -> Iterator[None]:
 _LOADER_DIED = re.compile(
     r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|</torch_|shm_open"
 )
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns what an exception says, in one line for users."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    # Python advises programmers to raise its limit
+    return "a number of thousands of digits is out of range" if "int_max_str_digits" in reason else reason
+
+
+def counted(count: int, thing: str) -> str:
+    """Returns a number and what is counted: `1 image`, `2 images`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
@@ -24,10 +24,16 @@ if TYPE_CHECKING:  # settings are read without torch
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 """How picture files end, in lower case."""
+_JUNK = {"__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
 TEMPORARY_PREFIX = ".writing-"
 LOCK = ".lock"
 """The file in a folder that a program locks which works on it."""
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
+
+
+def is_junk(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or was left by a system: never a class, never an image."""
+    return name.startswith(".") or name.lower() in _JUNK
 
 
 @contextlib.contextmanager
@@ -198,7 +204,7 @@ def read_json(path: Path | str, shape: Any = object) -> Any:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
         raise UserError(
             f"{path} is not JSON ({reason}); download it again, or delete it if a run writes it"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 
 YAML_FAILURES = (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError)
 """What PyYAML raises beside YAMLError, such as for `!!int x` and `!!timestamp x`."""
@@ -47,7 +47,7 @@ def read_yaml(text: str, name: str) -> Any:
     except UserError:
         raise
     except (yaml.YAMLError, *YAML_FAILURES) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{name} is not YAML: {reason}") from error
 
 

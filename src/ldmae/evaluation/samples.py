@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import EXTENSIONS, atomic_path
+from ldmae.core.files import EXTENSIONS, atomic_path, is_junk
 from ldmae.core.progress import console
 
 MAX_PIXELS = 2**26
@@ -209,21 +209,21 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 def _open_folder(folder: Path) -> Samples:
     if (folder / "samples.json").exists() and (folder / "images").is_dir():
         folder = folder / "images"  # beside it lies the grid, which is no sample
-    hidden = (".", "__MACOSX")
     everything = sorted(
         (
             path
             for path in folder.rglob("*")
-            if not any(part.startswith(hidden) for part in path.relative_to(folder).parts) and path.is_file()
+            if not any(map(is_junk, path.relative_to(folder).parts)) and path.is_file()
         ),
         key=lambda path: path.relative_to(folder).as_posix(),
     )
     files = [path for path in everything if path.suffix.lower() in EXTENSIONS]
     if not files:
         raise UserError(f"no images in {folder}: expected files ending in {', '.join(EXTENSIONS)}")
-    others = [path.relative_to(folder).as_posix() for path in everything if path not in set(files)]
+    others = [path for path in everything if path.suffix.lower() not in EXTENSIONS]
     if others:
-        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        names = ", ".join(path.relative_to(folder).as_posix() for path in others[:3])
+        names += ", …" if len(others) > 3 else ""
         console.print(
             f"{folder}: {len(others)} of {len(everything)} files ignored, not images: {names}",
             markup=False,

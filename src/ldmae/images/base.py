@@ -3,6 +3,7 @@
 # N images of a source
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,6 @@ from PIL import Image
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import EXTENSIONS as EXTENSIONS
 from ldmae.core.files import fingerprint
 from ldmae.images.decoding import Picture
 
@@ -34,17 +34,10 @@ LABEL_NAMES = (
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
-_JUNK = {"__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
-
 BUILTIN = ("emoji", "digits", "photos")
 """Sets that lie in the packages that come with this one."""
 PREPARED = ("emoji-sets", "wallpapers")
 """Names of the folders that `ldmae prepare` makes."""
-
-
-def is_junk(name: str) -> bool:
-    """Returns whether a file or folder is hidden, or was left by a system: never a class, never an image."""
-    return name.startswith(".") or name.lower() in _JUNK
 
 
 def nfc(name: str) -> str:
@@ -277,18 +270,23 @@ def shortened(names: Sequence[str], limit: int = 12) -> str:
 
 def is_pattern(name: str) -> bool:
     """Returns whether a name has braces or wildcards that stand for several files."""
-    return any(mark in name for mark in "{*?[") and not Path(name).exists()
+    return any(mark in name for mark in "{*?[") and not exists(name)
+
+
+def exists(name: Path | str) -> bool:
+    """Returns whether there is something of a name; False for a longer one than systems take."""
+    return os.path.exists(name)  # noqa: PTH110, Path.exists raises for a name that is too long
 
 
 def missing_path(name: str) -> UserError:
     """Returns the error for a source that does not exist, with the nearest names that do."""
     path = Path(name).expanduser()
-    siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    here = exists(path.parent) and path.parent.is_dir()
+    siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
     hint = nearest(path.name, siblings) or nearest(name, BUILTIN)
     if path.parent.name in PREPARED:
         hint = f"; make it with `ldmae prepare {path.parent.name} {path.parent}`"
     return UserError(
-        f"there is no folder or file {name}{hint}; expected a folder of images, tar shards, parquet "
-        f"files, OWNER/NAME of "
-        f"a Hugging Face dataset, or a built-in set: {', '.join(BUILTIN)}"
+        f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "
+        f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(BUILTIN)}"
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.core.errors import counted
+
 NAMED = 3
 """How many names a fact gives."""
 
@@ -40,10 +42,8 @@ class Ignored:
         kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6])
         more = ", …" if total > len(self.names) else ""
-        plural = "file" if total == 1 else "files"
-        return [
-            f"{total:,} {plural} ignored ({listed}): {', '.join(name[-80:] for name in self.names)}{more}"
-        ]
+        names = ", ".join(name[-80:] for name in self.names)
+        return [f"{counted(total, 'file')} ignored ({listed}): {names}{more}"]
 
 
 def label_facts(labels: np.ndarray, classes: list[str], what: str) -> list[str]:
@@ -56,7 +56,7 @@ def label_facts(labels: np.ndarray, classes: list[str], what: str) -> list[str]:
     """
     facts = []
     if without := int(np.count_nonzero(labels < 0)):
-        facts.append(f"{without:,} image{'' if without == 1 else 's'} without a label")
+        facts.append(f"{counted(without, 'image')} without a label")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     if len(absent := np.flatnonzero(counts == 0)):
         names = ", ".join(f'"{classes[k]}"' for k in absent[:NAMED])
@@ -87,7 +87,7 @@ def summary(train: Any, held_out: Any | None, share: float | None) -> str:
     """
     total = len(train) + (0 if held_out is None or share is None else len(held_out))
     classes = f" in {len(train.classes):,} classes" if len(train.classes) > 1 else ""
-    parts = [f"{train.name}: {total:,} images{classes}"]
+    parts = [f"{train.name}: {counted(total, 'image')}{classes}"]
     if held_out is not None:
         of = "" if share is None else f" ({_percent(len(held_out) / total)}, requested {_percent(share)})"
         parts.append(f"{len(held_out):,} held out{of}")

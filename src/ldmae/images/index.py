@@ -2,7 +2,6 @@
 
 # N images
 
-import collections
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ THUMB_SIDE = 8
 """Side of the colour thumbnail that a match of hashes is verified on."""
 NAMED = 5
 """How many unreadable images a message names."""
-CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -135,20 +133,14 @@ def _look_at(
     broken: dict[int, str] = {}
     # threads, not processes: Pillow decodes and hashlib hashes without the interpreter's lock, and nothing
     # is copied or forked
-    workers = min(16, allowed_cores())
+    size = max(32, len(wanted) // 8192)  # of a chunk: a future of each is held
+    chunks = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     bar = progress_bar("checking images", len(wanted), "images", show=progress)
-    with ThreadPoolExecutor(workers) as pool, bar as advance:
-        pending = collections.deque()
-        for start in range(0, len(wanted), CHUNK):
-            chunk = wanted[start : start + CHUNK]
-            pending.append((len(chunk), pool.submit(_look_at_chunk, source, chunk, out)))
-            if len(pending) > 2 * workers:
-                done, future = pending.popleft()
-                broken |= future.result()
-                advance(done, "")
-        for done, future in pending:
-            broken |= future.result()
-            advance(done, "")
+    with ThreadPoolExecutor(min(16, allowed_cores())) as pool, bar as advance:
+        looked = pool.map(lambda chunk: _look_at_chunk(source, chunk, out), chunks)
+        for chunk, reasons in zip(chunks, looked, strict=True):
+            broken |= reasons
+            advance(len(chunk), "")
     return broken
 
 

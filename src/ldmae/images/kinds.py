@@ -4,12 +4,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from ldmae.core.errors import UserError
-from ldmae.images.base import EXTENSIONS, SPLIT_NAMES, is_junk
+from ldmae.core.errors import UserError, counted
+from ldmae.core.files import EXTENSIONS, is_junk
+from ldmae.images.base import SPLIT_NAMES
 from ldmae.images.shards import is_tar
-from ldmae.images.tables import holds_images
-
-TABLE_FILES = (".parquet", ".arrow")
+from ldmae.images.tables import TABLE_FILES, holds_images
 
 
 def kind_of_folder(folder: Path) -> str:
@@ -29,12 +28,13 @@ def kind_of_folder(folder: Path) -> str:
             tables += more
     below = sum(inside.values(), Counter())
     if found["images"] and found["shards"]:
+        images, shards = counted(found["images"], "image"), counted(found["shards"], "tar shard")
         raise UserError(
-            f"{folder} holds {found['images']} images and {found['shards']} tar shards; expected one or "
-            f"the other: name the shards, as with data.source='{folder}/*.tar', or move them away"
+            f"{folder} holds {images} and {shards}; expected one or the other: name the shards, as with "
+            f"data.source='{folder}/*.tar', or move them away"
         )
     pictured = any(map(holds_images, tables[:1]))
-    if pictured and (found["images"] or found["shards"] or (found["tables"] and below["images"])):
+    if pictured and (found["images"] or found["shards"] or below["images"]):
         others = "shards" if found["shards"] else "pictures"
         raise UserError(
             f"{folder} holds a table with images ({tables[0].name}) beside {others}; expected one of them: "
@@ -55,18 +55,21 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _count(folder: Path, first: bool = False) -> tuple[Counter[str], list[Path]]:
-    """Counts what is directly in a folder, with `first` up to the first picture; names its tables."""
+    """Counts what is directly in a folder, and names its tables.
+
+    With `first` only up to the first picture: a table beside pictures of a class is another file.
+    """
     found, tables = Counter(), []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name.lower()
-                if is_junk(name) or name.endswith("/"):
+                if is_junk(name):
                     continue
                 if name.endswith(EXTENSIONS):
                     found["images"] += 1
                     if first:
-                        break
+                        return found, []
                 elif is_tar(name):
                     found["shards"] += 1
                 elif name.endswith(TABLE_FILES):

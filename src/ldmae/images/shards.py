@@ -5,22 +5,22 @@
 import collections
 import glob
 import io
+import itertools
 import json
 import os
 import re
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint, stamp
+from ldmae.core.errors import UserError, counted
+from ldmae.core.files import EXTENSIONS, fingerprint, is_junk, stamp
 from ldmae.images.base import (
-    EXTENSIONS,
     SPLIT_NAMES,
     FileSource,
     Names,
-    is_junk,
     is_pattern,
     missing_path,
     nfc,
@@ -29,30 +29,41 @@ from ldmae.images.base import (
 )
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
-from ldmae.images.tar import folders, scan
+from ldmae.images.tar import folders, part_name, scan
 
 INDEX_VERSION = "3"
+MOST_FILES = 1_000_000
+"""That a pattern may name."""
 OPEN_SHARDS = 64
 """How many shards a process keeps open at most."""
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Returns the names that a pattern with `{000..012}` or `{a,b}` stands for, in order."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    head, inner, tail = pattern[: match.start()], match[1], pattern[match.end() :]
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        first, last = span[1], span[2]
-        if int(first) > int(last):
-            raise UserError(
-                f"the range {{{inner}}} in {pattern} runs backwards; write the smaller number first"
-            )
-        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        choices = [str(k).zfill(width) for k in range(int(first), int(last) + 1)]
-    else:
-        choices = inner.split(",")
-    return [head + choice + rest for choice in choices for rest in expand_braces(tail)]
+    """Returns the names that a pattern with `{000..012}` or `{a,b}` stands for, in order.
+
+    Raises:
+        UserError: a range runs backwards, or they are more than `MOST_FILES`.
+    """
+    pieces = re.split(r"\{([^{}]*)\}", pattern)  # text, braces, text, braces, …, text
+    choices: list[Iterable[str]] = [[piece] for piece in pieces]
+    count = 1
+    for place, inner in list(enumerate(pieces))[1::2]:
+        if span := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inner):
+            first, last = span.groups()
+            numbers = range(int(first), int(last) + 1)
+            if not numbers:
+                raise UserError(
+                    f"the range {{{inner}}} in {pattern} runs backwards; write the smaller number first"
+                )
+            width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+            count *= len(numbers)
+            choices[place] = map(f"{{:0{width}}}".format, numbers)
+        else:
+            choices[place] = inner.split(",")
+            count *= inner.count(",") + 1
+    if count > MOST_FILES:
+        raise UserError(f"{pattern[:200]} names {count:,} files, more than {MOST_FILES:,}; check its numbers")
+    return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def match_files(pattern: str) -> list[Path]:
@@ -125,7 +136,7 @@ class ShardSource(FileSource):
 
     def __init__(self, name: str, cache_dir: Path | None = None, image_part: str | None = None):
         self._paths = find_shards(name)
-        self._wanted = None if image_part is None else image_part.lower().removeprefix(".")
+        self._wanted = part_name(image_part)
         self.name = self._paths[0].stem if len(self._paths) == 1 else self._paths[0].resolve().parent.name
         self.place = "\n".join([image_part or "", *(str(path.resolve()) for path in self._paths)])
         self._stamps = np.array([stamp(path) for path in self._paths], np.uint64)
@@ -157,7 +168,7 @@ class ShardSource(FileSource):
         named = set(inside) - {None}
         if named and None in inside:
             raise UserError(
-                f"the shards at {name} have {inside.count(None)} images beside folders and "
+                f"the shards at {name} have {counted(inside.count(None), 'image')} beside folders and "
                 f"{len(inside) - inside.count(None)} in them ({shortened(sorted(map(str, named)), 4)}); "
                 "expected one or the other, or labels (.cls, .json) beside the images"
             )

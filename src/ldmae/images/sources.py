@@ -12,14 +12,13 @@ import numpy as np
 
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
-from ldmae.core.files import stamp_of
+from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
 from ldmae.images.base import (
     BUILTIN,
-    EXTENSIONS,
     SPLIT_NAMES,
     FileSource,
     Names,
-    is_junk,
+    exists,
     is_pattern,
     missing_path,
     nfc,
@@ -29,10 +28,10 @@ from ldmae.images.base import (
 from ldmae.images.builtin import open_builtin
 from ldmae.images.cache import numbered
 from ldmae.images.facts import Ignored
-from ldmae.images.kinds import TABLE_FILES, kind_of_folder
+from ldmae.images.kinds import kind_of_folder
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource, is_tar
-from ldmae.images.tables import TableSource
+from ldmae.images.tables import TABLE_FILES, TableSource
 
 _SEPARATOR = os.fsencode(os.sep)
 
@@ -91,7 +90,7 @@ class FolderSource(FileSource):
             raise UserError(
                 f"{self.folder} has {flat} images directly in it and {len(self) - flat} in subfolders; "
                 f"expected one or "
-                "the other: move all into subfolders, one a class, or point data.source at one of them"
+                "the other: move all into subfolders, one per class, or point data.source at one of them"
             )
         if not self.flat and {name.lower() for name in self.classes} <= SPLIT_NAMES:
             train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
@@ -160,13 +159,17 @@ def _walk(
 
 # ---- which kind a name stands for
 
-_REMOTE = re.compile(r"^https?://")
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")
+
+
+def is_address(name: str) -> bool:
+    """Returns whether a name is an address of tar shards on the web."""
+    return name.startswith(("http://", "https://"))
 
 
 def is_stream(config: DataConfig) -> bool:
     """Returns whether `config` names images that can only be read front to back."""
-    return config.stream or bool(_REMOTE.match(config.source))
+    return config.stream or is_address(config.source)
 
 
 def held_out_share(value: str) -> float | None:
@@ -236,9 +239,10 @@ def kind_of(name: str) -> str:
     path = Path(name).expanduser()
     if is_pattern(name):
         return "table" if name.lower().endswith(TABLE_FILES) else "shards"
-    if path.is_dir():
+    here = exists(path)
+    if here and path.is_dir():
         return kind_of_folder(path)
-    if path.is_file():
+    if here and path.is_file():
         if path.name.lower().endswith(TABLE_FILES):
             return "table"
         if is_tar(path.name):
@@ -246,7 +250,7 @@ def kind_of(name: str) -> str:
         raise UserError(
             f"data.source is the file {name}: expected a folder, a .tar, a .parquet or an .arrow file"
         )
-    parent_is_here = path.parent != Path() and path.parent.is_dir()
+    parent_is_here = path.parent != Path() and exists(path.parent)
     if _HUB_NAME.match(name) and not parent_is_here:
         return "table"
     raise missing_path(name)

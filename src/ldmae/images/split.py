@@ -76,8 +76,8 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
     else:
         if _same_place(config.val, config.source):
             raise UserError(
-                f"data.val={config.val} are the training images themselves; name others, or hold a share of "
-                "these out, such as data.val=0.05"
+                f"data.val={config.val} are the training images themselves; name others, or hold out a share "
+                "of these, as with data.val=0.05"
             )
         named = replace(config, source=config.val, val="0.5", classes=None)
     other = open_source(named, cache_dir)
@@ -99,7 +99,7 @@ def refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
     if 2 * seen > len(unseen):
         raise UserError(
             f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
-            f"data.source={config.source}; name others, or hold a share of these out, such as data.val=0.05"
+            f"data.source={config.source}; name others, or hold out a share of these, as with data.val=0.05"
         )
 
 

@@ -21,9 +21,9 @@ from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import expand_braces, find_shards
-from ldmae.images.sources import held_out_share, kind_of
+from ldmae.images.sources import held_out_share, is_address, kind_of
 from ldmae.images.tables import load_table, picture_bytes, table_files
-from ldmae.images.tar import Part, clean_name, image_part, label_parts, parse_label, runs
+from ldmae.images.tar import Part, clean_name, image_part, label_of, part_name, runs
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Item(NamedTuple):
 class StreamSource:
     """Images without random access, in a seeded, buffered, only roughly shuffled order.
 
-    What a run sees depends on how many processes and workers read; a resumed run goes on with the next
+    What a run sees depends on how many processes and workers read; a resumed run continues with the next
     epoch's order. A warning says so once.
 
     Args:
@@ -56,7 +56,7 @@ class StreamSource:
         classes: class names; a stream's labels can't be collected beforehand. Empty: all images are one
             class.
         share: share of the images held out, by hash of the content.
-        max_unreadable: share of unreadable images that is borne.
+        max_unreadable: share of unreadable images that is accepted.
         buffer: items that the shuffle buffer holds.
     """
 
@@ -103,7 +103,7 @@ class StreamSource:
             take: makes what is yielded of a picture; the whole RGB image if not given.
 
         Raises:
-            UserError: too many unreadable images, a label that no class bears, an address that does not
+            UserError: too many unreadable images, a label without a class, an address that does not
                 answer.
         """
         assert part in ("train", "held_out", "all"), part
@@ -170,7 +170,7 @@ class StreamSource:
 
 
 class Shard:
-    """One shard of a stream; a broken connection is mended by opening it again and skipping what was read."""
+    """One shard of a stream; after a broken connection it is opened again, and what was read is skipped."""
 
     def __init__(self, name: str, opener: Callable[[], Iterable[Item]]):
         self.name = name
@@ -215,10 +215,6 @@ def _shuffled(items: Iterator[Item], size: int, rng: np.random.Generator) -> Ite
         yield buffer[k]
 
 
-def _is_address(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
 class _WholeResponse:
     """An HTTP response that raises where the connection ends early; plain ones end as if all had come."""
 
@@ -246,25 +242,21 @@ class _TarOpener:
         self.address, self.wanted, self.warned = address, wanted, False
 
     def _open(self) -> Any:
-        if not _is_address(self.address):
+        if not is_address(self.address):
             return Path(self.address).open("rb")
         request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
         return _WholeResponse(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
 
     def __call__(self) -> Iterator[Item]:
         with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            # a stream can't go back to a sample's files once it has passed them, so they are read while
-            # grouping
-            contents: dict[str, bytes] = {}
-            for sample in runs(_read_along(tar, contents), self.wanted):
-                part, labels = image_part(sample, self.wanted, self.address), label_parts(sample)
-                label = None
-                for extension in labels:
-                    if label is None:
-                        label = parse_label(extension, contents[sample.parts[extension].name])
-                if part is not None:
-                    name = sample.parts[part].name
-                    yield Item(f"{self.address}:{name}", contents[name], label, tuple(name.split("/")[:-1]))
+            # a stream can't go back to a sample's files once it has passed them: they are read while grouping
+            for sample in runs(_read_along(tar), self.wanted):
+                extension = image_part(sample, self.wanted, self.address)
+                label, labels = label_of(sample, lambda part: part.content)
+                if extension is not None:
+                    part = sample.parts[extension]
+                    folders = tuple(part.name.split("/")[:-1])
+                    yield Item(f"{self.address}:{part.name}", part.content, label, folders)
                 elif labels and not self.warned:
                     self.warned = True
                     logger.warning(
@@ -273,18 +265,15 @@ class _TarOpener:
                         self.address,
                         sample.key,
                     )
-                for other in sample.parts.values():
-                    contents.pop(other.name, None)
 
 
-def _read_along(tar: tarfile.TarFile, contents: dict[str, bytes]) -> Iterator[Part]:
+def _read_along(tar: tarfile.TarFile) -> Iterator[Part]:
     while (member := tar.next()) is not None:
         name = clean_name(member.name)
         if member.isfile() and name is not None:
             file = tar.extractfile(member)
             assert file is not None
-            contents[name] = file.read()
-            yield Part(name, 0, member.size)
+            yield Part(name, 0, member.size, file.read())
         tar.members.clear()  # type: ignore[attr-defined]
 
 
@@ -320,7 +309,7 @@ class _TableOpener:
 
 def local_files(config: DataConfig) -> list[Path]:
     """Returns the files on this machine that a stream is read from; none for a remote one."""
-    if _is_address(config.source):
+    if is_address(config.source):
         return []
     shards = kind_of(config.source) == "shards"
     return find_shards(config.source, True) if shards else table_files(config.source)
@@ -339,12 +328,11 @@ def open_stream(config: DataConfig) -> StreamSource:
         )
     options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
     name = config.source
-    if _is_address(name) or kind_of(name) == "shards":
+    if is_address(name) or kind_of(name) == "shards":
         addresses = (
-            expand_braces(name) if _is_address(name) else [str(path) for path in find_shards(name, True)]
+            expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
         )
-        wanted = None if config.image_part is None else config.image_part.lower().removeprefix(".")
-        shards = [Shard(address, _TarOpener(address, wanted)) for address in addresses]
+        shards = [Shard(address, _TarOpener(address, part_name(config.image_part))) for address in addresses]
         return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
     return _open_table_stream(config, options)
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, counted, nearest
 from ldmae.core.files import stamp, stamp_of
 from ldmae.images.base import LABEL_NAMES, FileSource, is_pattern, nfc, number_labels, plain_label, shortened
 from ldmae.images.cache import numbered
 from ldmae.images.shards import expand_braces, match_files
 
+TABLE_FILES = (".parquet", ".arrow")
+"""How local files end, in whatever case."""
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
 
 
@@ -54,9 +56,8 @@ class TableSource(FileSource):
         self.labels, self.classes, lost = _labels(table, label_column, classes, self.name)
         self.facts = _not_taken(table.features, self._image_column) if label_column is None else []
         if lost:
-            self.facts.append(
-                f"{lost:,} values of the column {label_column!r} are neither whole numbers nor names"
-            )
+            values = f"{counted(lost, 'value')} of the column {label_column!r}"
+            self.facts.append(f"{values} ignored: neither a whole number nor a name")
         self._table = table.select_columns([self._image_column])
         files = [str(entry["filename"]) for entry in table.cache_files] or table_files(name)
         self._stamp = stamp_of(split, self._image_column, *(stamp(file) for file in files))
@@ -137,7 +138,7 @@ def table_files(name: str) -> list[Path]:
     """Returns the local files that a folder, file or pattern of a table names; none for one on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
     return _local_files(name)
 
 
@@ -182,8 +183,13 @@ def load_table(
     if features is None:
         table = table._resolve_features()
         features = table.features
-    image_column = _find_image_column(name, features, image_column)
-    label_column = _find_label_column(name, features, label_column)
+    for wanted in filter(None, (image_column, label_column)):
+        if wanted not in features:
+            raise UserError(
+                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
+            )
+    image_column = image_column or _find_image_column(name, features)
+    label_column = label_column or _find_label_column(features)
     feature = features[label_column] if label_column else None
     classes = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if feature is not None and classes is None and not _is_plain(feature):
@@ -202,17 +208,21 @@ def load_table(
 
 
 def _load(name: str, split: str, streaming: bool) -> Any:
-    import datasets
+    import datasets.config
 
-    options = {"split": split, "streaming": streaming}
+    options: dict[str, Any] = {"split": split, "streaming": streaming}
+    if not streaming and (local := table_files(name)):
+        # datasets tells rewritten files by their path and time of modification alone, which copying may keep
+        place = f"ldmae-{stamp_of(*map(stamp, local)):016x}"
+        options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
     files = [str(path) for path in _local_files(name)]
     if is_pattern(name) and not files:
         raise UserError(f"no file matches {name}; check data.source")
     if files:
-        if all(file.endswith(".arrow") for file in files) and not streaming:
+        if all(file.lower().endswith(".arrow") for file in files) and not streaming:
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
-        kind = "parquet" if files[0].endswith(".parquet") else "arrow"
+        kind = "parquet" if files[0].lower().endswith(".parquet") else "arrow"
         return datasets.load_dataset(kind, data_files={split: files}, **options)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(
@@ -247,7 +257,7 @@ def _not_taken(features: Any, image_column: str) -> list[str]:
     return [f"no column of labels among {listed}: name one with data.label_column"] if columns else []
 
 
-def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
+def _find_image_column(name: str, features: Any) -> str:
     import datasets
 
     def may_hold_images(feature: Any) -> bool:
@@ -257,12 +267,6 @@ def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
             return "bytes" in feature and set(feature) <= {"bytes", "path"}
         return str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
 
-    if wanted is not None:
-        if wanted not in features:
-            raise UserError(
-                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
-            )
-        return wanted
     candidates = [column for column, feature in features.items() if may_hold_images(feature)]
     typed = [column for column in candidates if isinstance(features[column], datasets.Image)]
     candidates = typed or candidates
@@ -278,15 +282,9 @@ def _find_image_column(name: str, features: Any, wanted: str | None) -> str:
     )
 
 
-def _find_label_column(name: str, features: Any, wanted: str | None) -> str | None:
+def _find_label_column(features: Any) -> str | None:
     import datasets
 
-    if wanted is not None:
-        if wanted not in features:
-            raise UserError(
-                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
-            )
-        return wanted
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(typed) == 1:
         return typed[0]

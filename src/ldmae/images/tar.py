@@ -2,16 +2,22 @@
 
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from ldmae.core.errors import UserError
-from ldmae.images.base import EXTENSIONS, LABEL_NAMES, is_junk, nfc, plain_label
+from ldmae.core.files import EXTENSIONS, is_junk
+from ldmae.images.base import LABEL_NAMES, nfc, plain_label
 from ldmae.images.facts import Ignored
 
 EVERY = "all"
 """`data.image_part` of shards whose every picture is an image of its own, whatever dots are in its name."""
+
+
+def part_name(image_part: str | None) -> str | None:
+    """Returns `data.image_part` as the extensions in a sample are written."""
+    return None if image_part is None else image_part.lower().removeprefix(".")
 
 
 class Part(NamedTuple):
@@ -20,6 +26,8 @@ class Part(NamedTuple):
     name: str
     offset: int
     size: int
+    content: bytes = b""
+    """Of a shard that is read front to back."""
 
 
 class Sample(NamedTuple):
@@ -69,7 +77,15 @@ def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
     return best[0] if best else None
 
 
-def parse_label(extension: str, content: bytes) -> int | str | None:
+def label_of(sample: Sample, read: Callable[[Part], bytes]) -> tuple[int | str | None, list[str]]:
+    """Returns a sample's label, None where it has none, and the extensions of the parts that may hold it."""
+    parts = [part for part in sample.parts if part.rpartition(".")[2] in ("cls", "class", "label")]
+    parts += [part for part in sample.parts if part.rpartition(".")[2] == "json"]  # may say more
+    found = (_parse_label(part, read(sample.parts[part])) for part in parts)
+    return next((label for label in found if label is not None), None), parts
+
+
+def _parse_label(extension: str, content: bytes) -> int | str | None:
     """Returns the label in a sample's `.cls` (a number or a name) or `.json` (under `LABEL_NAMES`)."""
     if extension != "json":
         return plain_label(content[:1000].decode("utf-8", "replace"))
@@ -82,12 +98,6 @@ def parse_label(extension: str, content: bytes) -> int | str | None:
     found = {str(key).lower(): value[key] for key in value}
     labels = (plain_label(found[name]) for name in LABEL_NAMES if name in found)
     return next((label for label in labels if label is not None), None)
-
-
-def label_parts(sample: Sample) -> list[str]:
-    """Returns the extensions of a sample's parts that may hold its label, the surer first."""
-    named = [part for part in sample.parts if part.rpartition(".")[2] in ("cls", "class", "label")]
-    return [*named, *(part for part in sample.parts if part.rpartition(".")[2] == "json")]
 
 
 def runs(parts: Iterable[Part], wanted: str | None) -> Iterator[Sample]:
@@ -140,12 +150,11 @@ def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
 
 
 def _picture(file: IO[bytes], sample: Sample, chosen: str | None, ignored: Ignored) -> Iterator[Picture]:
-    labels, label = label_parts(sample), None
-    for extension in labels:
-        if label is None:
-            part = sample.parts[extension]
-            file.seek(part.offset)
-            label = parse_label(extension, file.read(part.size))
+    def read(part: Part) -> bytes:
+        file.seek(part.offset)
+        return file.read(part.size)
+
+    label, labels = label_of(sample, read)
     if chosen is not None:
         yield Picture(sample.parts[chosen], label)
     for extension, part in sample.parts.items():

@@ -17,7 +17,8 @@ import torch
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
 from ldmae.core.errors import UserError
-from ldmae.images.base import BUILTIN, EXTENSIONS, FileSource
+from ldmae.core.files import EXTENSIONS
+from ldmae.images.base import BUILTIN, FileSource
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.settings import DataConfig
 from ldmae.images.shards import find_shards
