@@ -82,7 +82,7 @@ def check_sdist(sdist: Path) -> None:
     """Fails where the sdist lacks what a build needs, or holds what a working tree has beside the project."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = ("LICENSE", "README.md", "pyproject.toml", "src/ldmae/presets/smoke.yaml", "CHANGELOG.md")
+    wanted = ("LICENSE", "README.md", "pyproject.toml", "src/ldmae/config/presets/smoke.yaml", "CHANGELOG.md")
     strays = ("runs/", "results/", "site/", ".venv/", "dist/")
     problems = {
         "lacks": [name for name in wanted if name not in names],

@@ -29,14 +29,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
 from ldmae.autoencoders.masked_objective import MaskedObjective
-from ldmae.config import load_config, save_config
+from ldmae.config import Config, as_dict, load_config, save_config
 from ldmae.core.device import device_name, pick_device
 from ldmae.core.flops import count_flops
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.evaluation.efficiency import peak_memory, seconds_of
 from ldmae.perception.lpips import load_perceptual
 from ldmae.recipes import encode, open_run, train_autoencoder, train_diffusion
-from ldmae.settings import Config, as_dict
 
 STOP_AT = 5
 """The step after which each training is interrupted; the last training state is of step 3."""

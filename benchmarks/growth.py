@@ -80,12 +80,12 @@ def objectives(tokens: int, batch: int) -> dict[str, Any]:
     from models import training_step
 
     from ldmae.autoencoders.masked_objective import MaskedObjective
-    from ldmae.autoencoders.settings import MaskedObjectiveConfig
     from ldmae.autoencoders.vmae import AutoencoderVMAE
+    from ldmae.config.autoencoder import MaskedObjectiveConfig
+    from ldmae.config.diffusion import FlowConfig
     from ldmae.core.device import resolve_precision, reuse_freed_memory
     from ldmae.diffusion.flow import FlowMatchingObjective
     from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
-    from ldmae.diffusion.settings import FlowConfig
 
     reuse_freed_memory()
     dtype = torch.bfloat16 if resolve_precision("auto", "cpu") == "bf16" else None
@@ -126,9 +126,9 @@ def memory(batch: int, _: Path) -> dict[str, float]:
 
 def index(count: int, folder: Path, kind: str) -> dict[str, float]:
     """Times the first start on so many images, in which each is looked at."""
+    from ldmae.config.data import DataConfig
     from ldmae.evaluation.efficiency import high_water
     from ldmae.images.index import open_images
-    from ldmae.images.settings import DataConfig
 
     config = DataConfig(source=str(part_of(folder / kind, count)))
     before, began = high_water(), time.process_time()
@@ -143,9 +143,9 @@ def start(count: int, folder: Path, kind: str) -> dict[str, float]:
     """Times a later start, up to the first batch."""
     import torch
 
+    from ldmae.config.data import AugmentConfig, DataConfig
     from ldmae.images.dataset import ImageDataset
     from ldmae.images.index import open_images
-    from ldmae.images.settings import AugmentConfig, DataConfig
     from ldmae.training.data import KeyedBatches, keyed_loader
 
     torch.set_num_threads(1)

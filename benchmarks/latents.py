@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldmae import AutoencoderVMAE
+from ldmae.config.data import LatentsConfig
 from ldmae.core.device import reuse_freed_memory
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.sources import FolderSource
 from ldmae.latents.encode import encode_images
-from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import LatentDataset, LatentShards
 
 CHANNELS, GRID, SHARDS, PER_SHARD, BATCH = 16, 32, 2, 2000, 256

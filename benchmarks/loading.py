@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from ldmae.config.data import AugmentConfig
 from ldmae.core.device import reuse_freed_memory
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
-from ldmae.images.settings import AugmentConfig
 from ldmae.images.sources import FolderSource
 
 WIDTH, HEIGHT, COUNT, BATCH = 500, 400, 64, 64

@@ -21,17 +21,16 @@ from torch import Tensor, nn
 import ldmae.autoencoders.vmae
 import ldmae.diffusion.lightningdit
 from ldmae.autoencoders.masked_objective import MaskedObjective
-from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import load_config
+from ldmae.config import as_dict, load_config
+from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
+from ldmae.config.diffusion import FlowConfig
+from ldmae.config.training import OptimizerConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.device import resolve_precision, reuse_freed_memory
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
-from ldmae.diffusion.settings import FlowConfig
-from ldmae.settings import as_dict
 from ldmae.training.optim import build_optimizer
-from ldmae.training.settings import OptimizerConfig
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ COMMANDS = {
     BASELINE: [*PYTHON, "import torch"],
     "import ldmae": [*PYTHON, "import ldmae"],
     "ldmae presets": [*LDMAE, "presets"],
+    "ldmae schema": [*LDMAE, "schema"],
     "ldmae --help": [*LDMAE, "--help"],
     "ldmae run --help": [*LDMAE, "run", "--help"],
     "ldmae run emoji, a setting mistyped": [*LDMAE, "run", "emoji", "image_sise=64"],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.masked_objective import MaskedObjective
-from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
+from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
 
 

@@ -135,7 +135,7 @@ def commands() -> list[tuple[str, object]]:
 
 
 def test_every_planned_verb_is_there():
-    assert sorted(name for name, _ in commands()) == sorted([*VERBS, "presets"])
+    assert sorted(name for name, _ in commands()) == sorted([*VERBS, "presets", "schema"])
 
 
 @pytest.mark.parametrize(("name", "command"), commands())

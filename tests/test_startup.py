@@ -64,7 +64,7 @@ assert not imported(HEAVY), imported(HEAVY)
     )
 
 
-def test_help_of_every_verb_and_the_list_of_presets_need_no_torch():
+def test_help_of_every_verb_presets_and_schema_need_no_torch():
     every = verbs(typer.main.get_command(app))
     assert ("train", "diffusion") in every
     assert ("evaluate-samples",) in every
@@ -73,6 +73,8 @@ def test_help_of_every_verb_and_the_list_of_presets_need_no_torch():
 for words in {every!r}:
     code, text = answer(*words, "--help")
     assert code == 0 and "Usage:" in text
+code, text = answer("schema")
+assert code == 0 and "image_size" in text
 code, text = answer("presets")
 assert code == 0 and "imagenet-256" in text
 """

@@ -6,7 +6,6 @@ the function NAME below returns. So no key, option or preset is ever described b
 
 from __future__ import annotations
 
-import ast
 import base64
 import contextlib
 import dataclasses
@@ -16,6 +15,7 @@ import json
 import re
 import runpy
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +27,8 @@ from nbconvert import MarkdownExporter
 
 import ldmae
 from ldmae.cli import app
-from ldmae.config import preset_names, preset_text
-from ldmae.settings import Config
+from ldmae.config import Config, preset_names, preset_text
+from ldmae.config.base import group_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -50,7 +50,7 @@ def command_line() -> str:
 
 ORDER = (
     *("run", "train", "encode", "sample", "evaluate", "evaluate-samples", "compare"),
-    *("report", "app", "convert", "presets"),
+    *("report", "app", "convert", "presets", "schema"),
 )
 
 
@@ -181,49 +181,30 @@ def settings() -> str:
 
 
 def groups(kind: Any = Config, default: Any = None, key: str = "", meaning: str = "") -> list[Group]:
-    """Returns a dataclass of settings as groups: its own keys, then those of the dataclasses in it."""
+    """Returns settings as groups: their own keys, then those of the groups in them."""
     default = Config() if default is None else default
-    types, meanings = typing.get_type_hints(kind), field_meanings(kind)
     own, inner = [], []
-    for field in dataclasses.fields(kind):
-        name = f"{key}.{field.name}" if key else field.name
-        value = getattr(default, field.name)
-        if dataclasses.is_dataclass(types[field.name]):
-            inner += groups(types[field.name], value, name, meanings[field.name])
+    for name, field in kind.model_fields.items():
+        path, value = f"{key}.{name}" if key else name, getattr(default, name)
+        group = group_of(field)
+        if group is not None:
+            inner += groups(group, value, path, _cell(field.description))
         else:
-            own.append(Setting(name, _type(types[field.name]), _value(value), _cell(meanings[field.name])))
+            own.append(Setting(path, _type(field.annotation), _value(value), _cell(field.description)))
     return [Group(key, meaning or "Settings of the whole run.", own), *inner]
 
 
-def field_meanings(kind: type) -> dict[str, str]:
-    """Returns the documentation below each field of a dataclass, inherited ones included.
-
-    Raises:
-        ValueError: a field has none.
-    """
-    found = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            found |= _own_meanings(base)
-    return found
-
-
-def _own_meanings(kind: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if not documented:
-                raise ValueError(f"{kind.__name__}.{node.target.id} has no documentation below it")
-            found[node.target.id] = inspect.cleandoc(after.value.value)  # type: ignore[union-attr]
-    return found
-
-
 def _type(hint: Any) -> str:
-    if isinstance(hint, type) and not typing.get_args(hint):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("NoneType", "None").replace("None", "null")
+    parts, kind = typing.get_args(hint), typing.get_origin(hint)
+    if kind is typing.Annotated:
+        return _type(parts[0])
+    if kind is typing.Literal:
+        return ", ".join(parts)
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else _type(part) for part in parts)
+    if kind in (list, dict):
+        return f"{kind.__name__} of {_type(parts[-1])}"
+    return hint.__name__
 
 
 def _value(value: Any) -> str:

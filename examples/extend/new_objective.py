@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.masked_objective import MaskedObjective
-from ldmae.autoencoders.settings import MaskedObjectiveConfig
+from ldmae.config.autoencoder import MaskedObjectiveConfig
+from ldmae.config.training import OptimizerConfig, TrainingConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
 from ldmae.training.engine import Trainer
-from ldmae.training.settings import OptimizerConfig, TrainingConfig
 
 
 class TurningObjective(nn.Module):

@@ -304,6 +304,16 @@ def presets() -> None:
         typer.echo(f"{name:<{max(map(len, names))}}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
 
 
+@app.command(epilog=examples("ldmae schema > ldmae.schema.json"))
+def schema() -> None:
+    """Print the JSON schema of the settings, with which an editor completes and checks a YAML file."""
+    import json
+
+    from ldmae.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
 @app.command(
     "app",
     epilog=examples(

@@ -14,8 +14,8 @@ gradio = pytest.importorskip("gradio", reason="pip install gradio")
 from ldmae.app.components import KEPT, drop_zone, message_of, picked, told, told_stream, uploaded  # noqa: E402
 from ldmae.app.generate import GenerationRequest  # noqa: E402
 from ldmae.app.generate_tab import _filled, request_of, values_of  # noqa: E402 - where there is Gradio
+from ldmae.config.diffusion import SamplingConfig  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
-from ldmae.diffusion.settings import SamplingConfig  # noqa: E402
 
 from .conftest import photo  # noqa: E402
 

@@ -27,9 +27,9 @@ from ldmae.app.generate import (  # the page shows what they make
     request_from,
 )
 from ldmae.app.turns import Stopped
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.recipes.generation import picture_size
 

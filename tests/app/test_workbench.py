@@ -1,7 +1,6 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +21,11 @@ from ldmae.app.workbench import (
     short_name,
 )
 from ldmae.config import load_config
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
-from ldmae.images.settings import DataConfig
 
 from .conftest import CLASSES, SIZE, photo, tiny_pipeline, tiny_vae
 
@@ -63,7 +62,7 @@ def test_a_scheduler_s_dynamic_shift_and_solver_are_kept_until_told_otherwise(tm
     made.save_pretrained(tmp_path / "dynamic")
     bench = open_workbench(str(tmp_path / "dynamic"))
     assert bench.defaults.timestep_shift is None
-    request = GenerationRequest(label=1, count=1, sampling=replace(bench.defaults, num_inference_steps=3))
+    request = GenerationRequest(label=1, count=1, sampling=bench.defaults.replace(num_inference_steps=3))
     check_request(request, len(CLASSES), bench.most_pictures)
     [picture] = generate(bench.pipeline, request, CLASSES)
     own = bench.pipeline(

@@ -10,7 +10,7 @@ from ldmae.autoencoders.baselines import (
     norm_groups,
 )
 from ldmae.autoencoders.reconstruction_objective import gaussian_kl
-from ldmae.autoencoders.settings import (
+from ldmae.config.autoencoder import (
     KINDS,
     VAE_PIXEL_STD,
     BaselineConfig,

@@ -18,8 +18,8 @@ from ldmae.autoencoders.latent_terms import (
 )
 from ldmae.autoencoders.masked_objective import MaskedObjective, patch_errors, set_initial_logvar
 from ldmae.autoencoders.masking import mask_share, random_visible_indices, visible_mask
-from ldmae.autoencoders.settings import MaskedObjectiveConfig, MaskingConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify
+from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal, uniform

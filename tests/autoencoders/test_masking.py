@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldmae.autoencoders.masking import num_visible, random_visible_indices, visible_mask
-from ldmae.autoencoders.settings import MaskingConfig
+from ldmae.config.autoencoder import MaskingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 
@@ -52,7 +52,7 @@ def test_the_mask_is_true_where_patches_are_visible():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "told"), [(-0.1, "at least 0"), (1.0, "below 1"), (float("nan"), "a number")]
+    ("ratio", "told"), [(-0.1, "at least 0"), (1.0, "below 1"), (float("nan"), "a finite number")]
 )
 def test_ratio_outside_its_range_is_refused(ratio, told):
     with pytest.raises(UserError, match=f"ratio must be {told}, got"):

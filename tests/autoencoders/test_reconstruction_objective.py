@@ -8,7 +8,7 @@ from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator, hinge_discriminator_loss
 from ldmae.autoencoders.latent_terms import relative_std
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective, gaussian_kl
-from ldmae.autoencoders.settings import BaselineConfig, ReconstructionObjectiveConfig
+from ldmae.config.autoencoder import BaselineConfig, ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal

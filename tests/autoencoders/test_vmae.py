@@ -230,12 +230,12 @@ def test_images_of_other_channels_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder_num_attention_heads": 3}, "encoder_hidden_size must be a multiple"),
-        ({"decoder_num_attention_heads": 5}, "decoder_hidden_size must be a multiple"),
+        ({"encoder_num_attention_heads": 3}, "encoder_hidden_size=.* must be a multiple"),
+        ({"decoder_num_attention_heads": 5}, "decoder_hidden_size=.* must be a multiple"),
         ({"decoder_hidden_size": 18, "decoder_num_attention_heads": 2}, "multiple of 4"),
         ({"sample_size": 18}, "sample_size must be a multiple of patch_size=4, got 18; take 16"),
-        ({"latent_channels": 0}, "latent_channels must be a whole number"),
-        ({"patch_size": -8}, "patch_size must be a whole number"),
+        ({"latent_channels": 0}, "latent_channels must be at least 1, got 0"),
+        ({"patch_size": -8}, "patch_size must be at least 1, got -8"),
         ({"latents_mean": [0.0]}, "latents_mean must hold latent_channels=3 numbers, got 1"),
         ({"hidden_act": "nonsense"}, "hidden_act"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),

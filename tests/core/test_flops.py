@@ -7,7 +7,7 @@ from torch import nn
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.baselines import build_baseline
-from ldmae.autoencoders.settings import BaselineConfig
+from ldmae.config.autoencoder import BaselineConfig
 from ldmae.core.flops import count_autoencoder_flops, count_flops
 
 

@@ -3,12 +3,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import nn
 
+from ldmae.config.diffusion import FlowConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
 from ldmae.diffusion.flow import FlowMatchingObjective, interpolate, scheduler_shift, set_sampling_times
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
-from ldmae.diffusion.settings import FlowConfig
 
 
 def objective(config=None, **changes) -> FlowMatchingObjective:

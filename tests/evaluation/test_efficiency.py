@@ -5,7 +5,7 @@ import torch
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.baselines import build_baseline
-from ldmae.autoencoders.settings import BaselineConfig
+from ldmae.config.autoencoder import BaselineConfig
 from ldmae.core.errors import UserError
 from ldmae.evaluation import efficiency
 from ldmae.evaluation.efficiency import PAPER_COST, count_parameters, measure_size, measure_speed

@@ -23,13 +23,13 @@ from safetensors.torch import save_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config, save_config
+from ldmae.config.data import DataConfig
 from ldmae.contracts import Result
 from ldmae.conversion import load_official_vmae
 from ldmae.conversion.vmae import to_official_checkpoint
 from ldmae.core.files import read_json, write_json
 from ldmae.evaluation.samples import read_samples
 from ldmae.images.index import open_all_images
-from ldmae.images.settings import DataConfig
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import latent_statistics, load_statistics, save_statistics
 from ldmae.loading import load_autoencoder, load_pipeline
@@ -95,7 +95,7 @@ def settings(folder: Path, random: Random) -> None:
 
 @cache
 def _plain_settings() -> dict[str, Any]:
-    text = (Path(__file__).parents[2] / "src" / "ldmae" / "presets" / "smoke.yaml").read_text()
+    text = (Path(__file__).parents[2] / "src" / "ldmae" / "config" / "presets" / "smoke.yaml").read_text()
     return yaml.safe_load(text)
 
 

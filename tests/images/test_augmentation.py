@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from skimage import data
 
+from ldmae.config.data import AugmentConfig
 from ldmae.core.errors import UserError
 from ldmae.images.augmentation import augment, draw_crop
 from ldmae.images.decoding import Picture
-from ldmae.images.settings import AugmentConfig
 
 
 def noise(size: tuple[int, int] = (80, 60)) -> Picture:
@@ -110,11 +110,11 @@ def test_a_crop_of_a_jpeg_decoded_at_a_reduced_size_has_pillows_pixels_to_a_few_
     ],
 )
 def test_impossible_augmentation_is_refused(wrong):
-    with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be \[smallest, largest\]"):
+    with pytest.raises(UserError, match=rf"{next(iter(wrong))} must (be .smallest|have at least 2)"):
         AugmentConfig(**wrong)
 
 
 def test_crops_of_nothing_or_of_more_than_the_image_are_refused():
     for scale, told in (([0.0, 1.0], "above 0"), ([0.5, 1.5], "at most 1")):
-        with pytest.raises(UserError, match=f"crop_scale must be {told}"):
+        with pytest.raises(UserError, match=rf"crop_scale\[\d\] must be {told}"):
             AugmentConfig(crop_scale=scale)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from ldmae.config.data import DataConfig
 from ldmae.images.builtin import DigitsSource, EmojiSource, PhotoSource
 from ldmae.images.index import open_images
-from ldmae.images.settings import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from PIL import Image
 from torch.cuda import is_available as cuda
 from torch.utils.data import DataLoader, default_collate
 
+from ldmae.config.data import AugmentConfig
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import ImageDataset
-from ldmae.images.settings import AugmentConfig
 from ldmae.images.sources import FolderSource
 from ldmae.images.transforms import center_crop, to_tensor
 from ldmae.training.data import keyed_loader

@@ -5,12 +5,12 @@ import tarfile
 import pytest
 from PIL import Image
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images import emoji_sets
 from ldmae.images.emoji_sets import family, prepare_emoji_sets
 from ldmae.images.index import open_images
 from ldmae.images.packages import Package, fetch
-from ldmae.images.settings import DataConfig
 
 CODES = [
     "1f600",

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images import index as module
 from ldmae.images.builtin import EmojiSource, PhotoSource
 from ldmae.images.index import build_index, open_images, split_by_group
-from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource
 
 

@@ -5,10 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images import shards
 from ldmae.images.index import open_images
-from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource, expand_braces
 from ldmae.images.sources import open_source
 from ldmae.images.tar import split_key

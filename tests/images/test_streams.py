@@ -6,10 +6,10 @@ import threading
 import pytest
 from torch.utils.data import DataLoader
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images import streams
 from ldmae.images.dataset import StreamDataset
-from ldmae.images.settings import DataConfig
 from ldmae.images.streams import open_stream
 
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.settings import DataConfig
 from ldmae.images.sources import open_source
 from ldmae.images.streams import open_stream
 from ldmae.images.tables import TableSource

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import IterableDataset
 
+from ldmae.config.data import LatentsConfig
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.errors import UserError
 from ldmae.latents.encode import encode_images, encode_stream, shard_name, shard_ranges
-from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import LatentShards, read_header
 from ldmae.latents.statistics import latent_statistics, save_statistics
 

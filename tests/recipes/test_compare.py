@@ -13,14 +13,14 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from ldmae.autoencoders.settings import KINDS
 from ldmae.config import load_config, preset_names
+from ldmae.config.autoencoder import KINDS
+from ldmae.config.schema import ABLATION, AUTOENCODER_KINDS
 from ldmae.core.errors import UserError
 from ldmae.recipes.compare import compare, plan_comparison
 from ldmae.recipes.settings import plain as plain_settings
 from ldmae.recipes.settings import training_steps
 from ldmae.recipes.variants import VARIANTS
-from ldmae.settings import ABLATION, AUTOENCODER_KINDS
 from ldmae.stages import changed_settings
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -190,7 +190,7 @@ def test_settings_of_one_autoencoder_reach_it_alone():
     ("overrides", "message"),
     [
         (["comparison.autoencoders=[vmea]"], "did you mean 'vmae'"),
-        (["comparison.ablation=[vmae]"], "known: vmae-mse, vmae-lm, vmae-lm-lreg"),
+        (["comparison.ablation=[vmae]"], "ablation[0] must be vmae-mse, vmae-lm, vmae-lm-lreg"),
         (["comparison.seeds=[1,1]"], "holds a seed twice"),
         (["autoencoder.kind=ae"], "leave autoencoder.source and autoencoder.kind out"),
         (["image_size=48", "autoencoder.model.patch_size=6"], "factor must be a power of two"),

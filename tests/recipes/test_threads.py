@@ -115,7 +115,7 @@ def test_other_programs_compute_with_the_threads_of_the_run_they_are_given(
 
 @pytest.mark.parametrize("threads", ["0", "-1", "all", "1.5"])
 def test_threads_must_be_a_number_or_auto(threads: str) -> None:
-    with pytest.raises(ValueError, match="threads must be auto or a number of at least 1"):
+    with pytest.raises(ValueError, match=r"threads must .* a number, or `auto`"):
         load_config("smoke", [f"threads={threads}"])
 
 

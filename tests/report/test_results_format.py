@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import Result
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.sources import FolderSource
 from ldmae.perception.names import FEATURES
 from ldmae.recipes.copies import measure_copies

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ldmae.config.training import OptimizerConfig
 from ldmae.core.errors import UserError
 from ldmae.training.muon import Muon, orthogonalised
 from ldmae.training.optim import block_matrices, build_optimizer
-from ldmae.training.settings import OptimizerConfig
 
 from .test_engine import Stop, assert_same, last_state, stop_after
 from .tiny import Regression, trainer

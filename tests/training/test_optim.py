@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ldmae import AutoencoderVMAE
+from ldmae.config.training import OptimizerConfig
 from ldmae.training.optim import build_optimizer, learning_rate_at, parameter_groups
-from ldmae.training.settings import OptimizerConfig
 
 
 def rates(steps, **settings):

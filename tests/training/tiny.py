@@ -15,18 +15,18 @@ from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
-from ldmae.autoencoders.settings import (
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.autoencoder import (
     BaselineConfig,
     MaskedObjectiveConfig,
     MaskingConfig,
     ReconstructionObjectiveConfig,
 )
-from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.random import generator, normal
 from ldmae.perception.spatial import SpatialFeatures
 from ldmae.training.engine import Trainer
-from ldmae.training.settings import CheckpointConfig, OptimizerConfig, TrainingConfig
 
 
 class Points(Dataset):

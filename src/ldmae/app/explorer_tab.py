@@ -29,8 +29,8 @@ from ldmae.app.lines import answered
 from ldmae.app.markup import Card
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
+from ldmae.config.evaluation import EPSILONS, FRACTIONS
 from ldmae.core.errors import UserError
-from ldmae.evaluation.settings import EPSILONS, FRACTIONS
 
 NOISE, HIDDEN, HALF_WAY, STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""

@@ -22,10 +22,10 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from ldmae import __version__
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.reconstruction import to_uint8
 
 MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
@@ -339,7 +339,7 @@ def request_from(settings: dict[str, Any], class_names: list[str], most: int) ->
         start, stop = settings["guidance_interval"]
         channels, shift = settings["guidance_channels"], settings["timestep_shift"]
         sampling = SamplingConfig(
-            solver=str(settings["solver"]),
+            solver=str(settings["solver"]),  # pyright: ignore[reportArgumentType]
             num_inference_steps=_whole(settings["steps"]),
             guidance_scale=_number(settings["guidance"]),
             guidance_interval=[_number(start), _number(stop)],

@@ -42,8 +42,8 @@ from ldmae.app.generate import (
 from ldmae.app.lines import Waiting, answered, followed
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.report.formatting import format_seconds
 
 EVERY_CLASS = -1

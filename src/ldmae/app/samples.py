@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.images.base import BUILTIN
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
-from ldmae.images.settings import DataConfig
 from ldmae.report.pictures import UNREADABLE
 
 COUNT, FEWEST = 12, 2

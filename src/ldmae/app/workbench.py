@@ -17,11 +17,11 @@ from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
 from ldmae.app.samples import Sample, sample_images
 from ldmae.app.uploads import Limits, upload_folder
 from ldmae.config import load_config
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, fingerprint_model
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual

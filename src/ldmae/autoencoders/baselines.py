@@ -16,8 +16,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
-from ldmae.autoencoders.settings import BaselineConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.autoencoder import BaselineConfig
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.autoencoders.settings import smallest_image
+from ldmae.config.autoencoder import smallest_image
 from ldmae.core.errors import UserError
 
 

@@ -25,8 +25,8 @@ from ldmae.autoencoders.latent_terms import (
 )
 from ldmae.autoencoders.masking import mask_share, num_visible, random_visible_indices, visible_mask
 from ldmae.autoencoders.objective import AutoencoderObjective, Balanced, Losses
-from ldmae.autoencoders.settings import MaskedObjectiveConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.autoencoder import MaskedObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator, normal, uniform

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldmae.autoencoders.settings import MaskingConfig
+from ldmae.config.autoencoder import MaskingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.random import uniform, uniforms
 

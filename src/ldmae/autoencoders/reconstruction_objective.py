@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmae.autoencoders.latent_terms import relative_std, variance_kl
 from ldmae.autoencoders.objective import AutoencoderObjective, Losses
-from ldmae.autoencoders.settings import ReconstructionObjectiveConfig
+from ldmae.config.autoencoder import ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.random import normal
 

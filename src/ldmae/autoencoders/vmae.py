@@ -17,8 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from ldmae.autoencoders.settings import VMAEConfig
-from ldmae.core.bounds import check_numbers
+from ldmae.config.autoencoder import VMAEConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.patches import PatchEmbedding
@@ -223,22 +222,22 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         head_features: int | None = None,
     ):
         super().__init__()
-        sizes = {
-            "sample_size": sample_size,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "patch_size": patch_size,
-            "latent_channels": latent_channels,
-            "encoder_hidden_size": encoder_hidden_size,
-            "encoder_num_hidden_layers": encoder_num_hidden_layers,
-            "encoder_num_attention_heads": encoder_num_attention_heads,
-            "decoder_hidden_size": decoder_hidden_size,
-            "decoder_num_hidden_layers": decoder_num_hidden_layers,
-            "decoder_num_attention_heads": decoder_num_attention_heads,
-        }
-        _check_sizes(sizes)
-        _check_mlp(mlp_ratio, hidden_act, encoder_hidden_size, decoder_hidden_size)
-        _check_head(head_features, smooth_output)
+        VMAEConfig.check(
+            patch_size=patch_size,
+            latent_channels=latent_channels,
+            encoder_hidden_size=encoder_hidden_size,
+            encoder_num_hidden_layers=encoder_num_hidden_layers,
+            encoder_num_attention_heads=encoder_num_attention_heads,
+            decoder_hidden_size=decoder_hidden_size,
+            decoder_num_hidden_layers=decoder_num_hidden_layers,
+            decoder_num_attention_heads=decoder_num_attention_heads,
+            mlp_ratio=mlp_ratio,
+            hidden_act=hidden_act,
+            smooth_output=smooth_output,
+            head_features=head_features,
+        )
+        _check_images(patch_size, sample_size=sample_size, in_channels=in_channels, out_channels=out_channels)
+        _check_activation(hidden_act)
         _check_statistics(latent_channels, latents_mean=latents_mean, latents_std=latents_std)
         side = sample_size // patch_size
 
@@ -511,51 +510,24 @@ class AutoencoderVMAE(ModelMixin, ConfigMixin):
         return state
 
 
-def _check_sizes(sizes: dict[str, int]) -> None:
+def _check_images(patch_size: int, **sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {size!r}; set it so")
-    check_numbers(VMAEConfig, sizes)
-    sample_size, p = sizes["sample_size"], sizes["patch_size"]
-    if sample_size % p:
+    if sizes["sample_size"] % patch_size:
         raise UserError(
-            f"sample_size must be a multiple of patch_size={p}, got {sample_size}; "
-            f"take {max(p, round(sample_size / p) * p)}, or another patch size"
+            f"sample_size must be a multiple of patch_size={patch_size}, got {sizes['sample_size']}; "
+            f"take {max(1, round(sizes['sample_size'] / patch_size)) * patch_size}, or another patch size"
         )
-    for side in ("encoder", "decoder"):
-        width, heads = sizes[f"{side}_hidden_size"], sizes[f"{side}_num_attention_heads"]
-        if width % heads:
-            raise UserError(
-                f"{side}_hidden_size must be a multiple of {side}_num_attention_heads={heads}, got {width}; "
-                "change one of them"
-            )
-        if width % 4:
-            raise UserError(
-                f"{side}_hidden_size must be a multiple of 4 (sine and cosine of row and column), "
-                f"got {width}; take {width // 4 * 4 + 4}"
-            )
 
 
-def _check_mlp(ratio: float, activation: str, *widths: int) -> None:
-    check_numbers(VMAEConfig, {"mlp_ratio": ratio})
-    if min(widths) * ratio < 1:
-        raise UserError(f"mlp_ratio must leave hidden units, got {ratio}; the paper takes 4")
+def _check_activation(name: str) -> None:
     try:
-        get_activation(activation)
-    except (ValueError, AttributeError) as error:  # of what is no text
+        get_activation(name)
+    except ValueError as error:
         raise UserError(
             f"hidden_act is no activation of diffusers: {error}; the paper takes 'gelu'"
         ) from error
-
-
-def _check_head(features: int | None, smooth: bool) -> None:
-    if features is None:
-        return
-    check_numbers(VMAEConfig, {"head_features": features})
-    if not smooth:
-        raise UserError(
-            f"head_features={features} needs smooth_output=True: its features become pixels by a convolution"
-        )
 
 
 def _check_statistics(channels: int, **statistics: list[float] | None) -> None:

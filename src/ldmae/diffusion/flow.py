@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import Tensor, nn
 
+from ldmae.config.diffusion import FlowConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.random import normal, uniform
-from ldmae.diffusion.settings import FlowConfig
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -21,13 +21,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldmae.core.bounds import check_numbers
+from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.fused import rms_norm, swiglu
 from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
-from ldmae.diffusion.settings import LightningDiTConfig
 
 TIME_FREQUENCIES = 256
 ROPE_BASE = 10000.0
@@ -299,17 +298,29 @@ class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
         label_std: float = 0.02,
     ):
         super().__init__()
-        sizes = {
-            "patch_size": patch_size,
-            "num_layers": num_layers,
-            "num_attention_heads": num_attention_heads,
-            "attention_head_dim": attention_head_dim,
-            "mlp_ratio": mlp_ratio,
-        }
-        check_numbers(LightningDiTConfig, sizes)
+        LightningDiTConfig.check(
+            patch_size=patch_size,
+            num_layers=num_layers,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            mlp_ratio=mlp_ratio,
+            class_dropout_prob=class_dropout_prob,
+            qk_norm=qk_norm,
+            use_swiglu=use_swiglu,
+            use_rope=use_rope,
+            use_rmsnorm=use_rmsnorm,
+            label_std=label_std,
+        )
+        if sample_size < 1 or sample_size % patch_size:
+            raise UserError(
+                f"sample_size must be a positive multiple of patch_size, got sample_size={sample_size} and "
+                f"patch_size={patch_size}; change one of the two"
+            )
+        if num_classes < 1:
+            raise UserError(
+                f"num_classes must be at least 1, got {num_classes}; 1 is a model without classes"
+            )
         width = num_attention_heads * attention_head_dim
-        _check_sizes(sample_size, patch_size, width, attention_head_dim, use_rope)
-        _check_classes(num_classes, class_dropout_prob)
         self.gradient_checkpointing = False
         self.patch_size = patch_size
         self.attention_head_dim = attention_head_dim
@@ -414,28 +425,3 @@ class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
         # chosen by a tensor, not an `if`, so that the graph has no break; the tables are small
         computed = sincos_2d(width, rows, columns, **like)[None]
         return torch.where(distance < SINCOS_TOLERANCE, computed, stretched)
-
-
-def _check_sizes(sample_size: int, patch_size: int, width: int, head_dim: int, use_rope: bool) -> None:
-    if patch_size < 1 or sample_size < 1 or sample_size % patch_size:
-        raise UserError(
-            f"sample_size must be a positive multiple of patch_size, got sample_size={sample_size} and "
-            f"patch_size={patch_size}; change one of the two"
-        )
-    if head_dim < 1 or width < 4 or width % 4:
-        raise UserError(
-            "num_attention_heads * attention_head_dim must be a positive multiple of 4 "
-            f"(2-D sine-cosine positions), got {width}; change one of the two"
-        )
-    if use_rope and head_dim % 4:
-        raise UserError(
-            f"attention_head_dim must be a multiple of 4 with use_rope, got {head_dim}; "
-            "change it, or set use_rope=False"
-        )
-
-
-def _check_classes(num_classes: int, class_dropout_prob: float) -> None:
-    if num_classes < 1:
-        raise UserError(f"num_classes must be at least 1, got {num_classes}; 1 is a model without classes")
-    if not 0 <= class_dropout_prob < 1:
-        raise UserError(f"class_dropout_prob must be in [0, 1), got {class_dropout_prob}; 0.1 is usual")

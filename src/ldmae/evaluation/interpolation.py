@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmae.config.evaluation import FRACTIONS
 from ldmae.contracts import Result
 from ldmae.core.autoencoding import decode
 from ldmae.core.errors import UserError
 from ldmae.core.random import key_seed
-from ldmae.evaluation.settings import FRACTIONS
 from ldmae.evaluation.smoothness import Key, as_saved, mean_result, pair_figures
 from ldmae.perception.lpips import PerceptualDistance
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmae.config.evaluation import EPSILONS
 from ldmae.contracts import Result
 from ldmae.core.autoencoding import decode
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.evaluation.reconstruction import feature_distances, psnr, to_uint8
-from ldmae.evaluation.settings import EPSILONS
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldmae.config.data import AugmentConfig
 from ldmae.core.random import uniforms
 from ldmae.images.decoding import Picture
-from ldmae.images.settings import AugmentConfig
 
 LARGEST_SHRINK = 8
 """JPEG's blocks have 8 × 8 pixels."""

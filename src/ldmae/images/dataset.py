@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from ldmae.config.data import AugmentConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.device import moved
 from ldmae.core.errors import UserError
 from ldmae.images.augmentation import Crop, augment, cut, draw_crop
 from ldmae.images.base import open_image
 from ldmae.images.decoding import Picture
-from ldmae.images.settings import AugmentConfig
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import center_crop, to_unit_range
 

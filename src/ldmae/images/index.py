@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp_of
@@ -20,7 +21,6 @@ from ldmae.images.base import Subset, content_hash
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.facts import label_facts, share_facts, summary
-from ldmae.images.settings import DataConfig
 from ldmae.images.sources import held_out_share, open_source
 from ldmae.images.split import open_held_out, refuse_seen, split_by_group
 from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of, to_rgb, value_range

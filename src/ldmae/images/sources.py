@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
@@ -29,7 +30,6 @@ from ldmae.images.builtin import open_builtin
 from ldmae.images.cache import numbered
 from ldmae.images.facts import Ignored
 from ldmae.images.kinds import kind_of_folder
-from ldmae.images.settings import DataConfig
 from ldmae.images.shards import ShardSource, is_tar
 from ldmae.images.tables import TABLE_FILES, TableSource
 

@@ -2,15 +2,14 @@
 
 # N images
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.images.base import Subset, with_classes
-from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource, open_source
 
 
@@ -70,7 +69,7 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
         UserError: they are the training images, or of classes that these lack.
     """
     if config.val.startswith("split:"):
-        named = replace(config, split=config.val.removeprefix("split:"), val="0.5", classes=None)
+        named = config.replace(split=config.val.removeprefix("split:"), val="0.5", classes=None)
         if named.split == config.split:
             raise UserError(f"data.val={config.val} is the split that training uses; name another one")
     else:
@@ -79,7 +78,7 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
                 f"data.val={config.val} are the training images themselves; name others, or hold out a share "
                 "of these, as with data.val=0.05"
             )
-        named = replace(config, source=config.val, val="0.5", classes=None)
+        named = config.replace(source=config.val, val="0.5", classes=None)
     other = open_source(named, cache_dir)
     if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
         raise UserError(

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
 from ldmae.images.base import content_hash, nfc, plain_label
 from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
-from ldmae.images.settings import DataConfig
 from ldmae.images.shards import expand_braces, find_shards
 from ldmae.images.sources import held_out_share, is_address, kind_of
 from ldmae.images.tables import load_table, picture_bytes, table_files

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ldmae.config.data import LatentsConfig
 from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.files import atomic_path
-from ldmae.latents.settings import LatentsConfig
 from ldmae.latents.shards import read_header
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
@@ -24,7 +25,6 @@ from ldmae.recipes.run import Run, open_run
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.training import train_autoencoder, train_diffusion
 from ldmae.report.html import render_report
-from ldmae.settings import Config
 from ldmae.stages import STAGES, locked, stages_from
 
 __all__ = [

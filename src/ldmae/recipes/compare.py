@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from ldmae.autoencoders.baselines import build_baseline, fit_width
-from ldmae.autoencoders.settings import BaselineConfig, VMAEConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import load_config
+from ldmae.config import Config, as_dict, load_config
+from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
+from ldmae.config.schema import ABLATION
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.flops import count_autoencoder_flops
@@ -37,7 +38,6 @@ from ldmae.recipes.variants import VARIANTS, Variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.figures import save_png
 from ldmae.report.reading import mapping
-from ldmae.settings import ABLATION, Config, as_dict
 from ldmae.stages import changed_settings, locked
 
 
@@ -116,19 +116,20 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
         ),
     }
     any_conv = any(VARIANTS[name].is_conv for name in (*wanted.autoencoders, *wanted.ablation))
-    shape = replace(
-        auto.baseline.model, factor=auto.model.patch_size, latent_channels=auto.model.latent_channels
+    shape = auto.baseline.model.replace(
+        factor=auto.model.patch_size, latent_channels=auto.model.latent_channels
     )
-    matching = _match(auto.model, shape if any_conv else None, base.image_size, wanted.match_flops)
+    fitted = shape if any_conv else None
+    matching = _match(auto.model, fitted, base.image_size, wanted.match_flops)  # pyright: ignore
     if any_conv:
         alike["model.width"] = matching.width
     shared = [f"autoencoder.baseline.{key}={value}" for key, value in alike.items()]
     asked = [(seed, name) for seed in wanted.seeds for name in wanted.autoencoders]
     asked += [(seed, name) for seed in wanted.ablation_seeds for name in wanted.ablation]
-    units = []
+    units, given = [], dict[str, list[str]](wanted.settings)  # pyright: ignore
     for seed, name in asked:
         variant = VARIANTS[name]
-        own = [*(shared if variant.is_baseline else ()), *variant.settings, *wanted.settings.get(name, ())]
+        own = [*(shared if variant.is_baseline else ()), *variant.settings, *given.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
         check_checkpoints(units[-1].config)
         if units[-1].config.data != base.data:
@@ -142,7 +143,7 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
         flops = count_autoencoder_flops(AutoencoderVMAE(sample_size=size, **as_dict(vmae)), size).total
         if shape is None:
             return Matching(flops, None, None, False, {})
-        full = build_baseline(replace(shape, width=1.0), size)
+        full = build_baseline(shape.replace(width=1.0), size)
         full_size = {
             "parameters": sum(parameter.numel() for parameter in full.parameters()),
             "flops": count_autoencoder_flops(full, size).total,
@@ -223,7 +224,7 @@ def compare(
             "schema": 1,
             "preset": Path(preset).stem,
             "command": words,
-            "matching": plain(matching),
+            "matching": asdict(matching),
             "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
         }
         write_json(results / "comparison.json", description)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ldmae.config import load_config
+from ldmae.config import Config, load_config
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
@@ -21,7 +21,6 @@ from ldmae.core.random import generator
 from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results
 from ldmae.evaluation.recognition import check_recognisable, recognition_result, train_recogniser
 from ldmae.evaluation.reconstruction import ReconstructionMetrics, to_uint8
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.loading import load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
@@ -34,7 +33,6 @@ from ldmae.recipes.settings import plain
 from ldmae.recipes.subject import Subject, read_batches
 from ldmae.report.figures import overview, save_png
 from ldmae.report.html import render_report
-from ldmae.settings import Config
 
 
 def check_measurable(run: Run) -> None:
@@ -141,8 +139,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Result]
     theirs = _share(len(real_images), run)
     # whose settings are this run's: what they name was typed, or allowed
     pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
-    sampling = dataclasses.replace(
-        run.config.sampling,
+    sampling = run.config.sampling.replace(
         seed=config.seed + 1,  # not the noise of the grid
         guidance_scale=(
             run.config.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale

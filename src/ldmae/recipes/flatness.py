@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
@@ -15,7 +16,6 @@ from ldmae.recipes.generated import KEPT, forget_generated
 from ldmae.recipes.generation import save_pipeline
 from ldmae.recipes.run import Run
 from ldmae.recipes.training import train_diffusion
-from ldmae.settings import Config
 
 FLAT = 0.02
 """Gain over the last quarter of a training below which it counts as done."""
@@ -39,14 +39,11 @@ def train_diffusion_with_curve(run: Run) -> None:
         passed = record is not None and record.status == "done" and record.steps > steps
         if passed or any(point["step"] == steps for point in points):
             continue
-        part = replace(training, steps=steps)
-        here = replace(
-            run, config=replace(run.config, diffusion=replace(run.config.diffusion, training=part))
-        )
+        part = training.replace(steps=steps)
+        here = replace(run, config=run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
         train_diffusion(here)
         save_pipeline(here)
-        few = replace(
-            run.config.evaluation,
+        few = run.config.evaluation.replace(
             samples=wanted.checkpoint_samples,
             real_images=wanted.checkpoint_samples,
             recogniser=False,

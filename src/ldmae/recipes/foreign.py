@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import load_config
+from ldmae.config import Config, as_dict, load_config
+from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
-from ldmae.images.settings import DataConfig
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_code, settings_of
 from ldmae.recipes.evaluation import perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents
@@ -24,7 +24,6 @@ from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.subject import Subject
 from ldmae.recipes.threads import encoding, settle_alone
 from ldmae.report.html import render_report
-from ldmae.settings import Config, as_dict
 from ldmae.stages import locked
 
 

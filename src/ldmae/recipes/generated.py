@@ -8,7 +8,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ldmae.config import Config
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
 from ldmae.core.files import (
     atomic_path,
@@ -28,12 +30,10 @@ from ldmae.core.files import (
 )
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.evaluation.samples import read_samples
 from ldmae.loading import load_pipeline
 from ldmae.recipes.generation import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.recipes.threads import settle_alone, velocity
-from ldmae.settings import Config
 
 KEPT = ".generated"
 """Folder in which batches are kept until they are measured; hidden, as it is deleted without asking."""
@@ -120,9 +120,9 @@ def generated_images(
         settle_alone(velocity(pipeline, batch), batch, pipeline.device, config.threads, source)
     evaluation, sampling = config.evaluation, config.sampling
     own = {name: value for name, value in own_sampling(pipeline).items() if name not in told}
-    sampling = replace(sampling, **own)
+    sampling = sampling.replace(**own)
     scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
-    sampling = replace(sampling, seed=evaluation.seed + 1, guidance_scale=scale)
+    sampling = sampling.replace(seed=evaluation.seed + 1, guidance_scale=scale)
     classes = np.array(known_classes(pipeline))
     labels = classes[np.arange(evaluation.samples) % len(classes)]
     if evaluation.sample_labels == "random":

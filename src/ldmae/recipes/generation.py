@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
@@ -24,7 +24,6 @@ from ldmae.core.random import generator
 from ldmae.diffusion.flow import scheduler_shift
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.diffusion.settings import SamplingConfig
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_model, load_pipeline, settings_of
 from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
@@ -252,7 +251,7 @@ def sample_from(
         config = load_config(made_with).sampling
     else:
         config = SamplingConfig(**own_sampling(pipeline))
-    config = dataclasses.replace(config, **changes)
+    config = config.replace(**changes)
     every = class_choice(known_classes(pipeline), config.max_classes)
     chosen = [pipeline.class_id(name) for name in classes] or every
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()

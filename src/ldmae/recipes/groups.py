@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp
@@ -22,7 +23,6 @@ from ldmae.evaluation.groupings import (
     parts_from_flat_colours,
     patterns_by_slic,
 )
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.base import Subset
 from ldmae.images.builtin import EmojiSource
 from ldmae.images.sources import FolderSource

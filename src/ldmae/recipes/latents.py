@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import console, progress_bar
@@ -26,7 +27,6 @@ from ldmae.recipes.run import (
 )
 from ldmae.recipes.settings import latents_settings
 from ldmae.recipes.threads import settle_for_encoding
-from ldmae.settings import Config
 from ldmae.stages import changed_settings
 
 _MADE_OF = {"settings": dict, "inputs": dict}

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ldmae.config import Config
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS
 from ldmae.images.base import BUILTIN, FileSource
 from ldmae.images.dataset import ImageDataset
-from ldmae.images.settings import DataConfig
 from ldmae.images.shards import find_shards
 from ldmae.images.sources import is_stream, kind_of, open_source
 from ldmae.images.tables import load_table, picture_bytes
-from ldmae.settings import Config
 
 SECONDS = 2.0
 """How long loading is timed, over all stages."""

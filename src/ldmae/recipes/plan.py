@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import Config, as_dict, to_yaml
+from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
@@ -23,10 +24,8 @@ from ldmae.perception.spatial import SpatialFeatures
 from ldmae.recipes.loading import Reading, describe_loading
 from ldmae.recipes.settings import training_steps, trainings
 from ldmae.recipes.training import baseline_training, masked_training
-from ldmae.settings import Config, as_dict
 from ldmae.stages import STAGES
 from ldmae.training.checkpoint import list_checkpoints
-from ldmae.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,15 @@ def untrained_objective(
     settings: Any = getattr(auto, part)
     without = {} if perceptual else {"perceptual_weight": 0.0}
     if part == "baseline":
-        weighed = replace(settings, objective=replace(settings.objective, **without))
-        return baseline_training(replace(auto, baseline=weighed), config.image_size, perceptual)
+        weighed = settings.replace(objective=settings.objective.replace(**without))
+        return baseline_training(auto.replace(baseline=weighed), config.image_size, perceptual)
     if features is None:
         without["alignment_weight"] = 0.0
     size = config.pretraining_size if part == "pretraining" else config.image_size
     model = model or AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
     if part == "tuning" and auto.tuning.freeze_encoder:
         model.freeze_encoder()
-    weighed = replace(settings, objective=replace(settings.objective, **without))
+    weighed = settings.replace(objective=settings.objective.replace(**without))
     return masked_training(model, weighed, perceptual, features)
 
 
@@ -195,7 +194,7 @@ def _peta(flops: float) -> str:
 
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
-    lines = [OmegaConf.to_yaml(OmegaConf.structured(config)), f"# run folder: {folder}"]
+    lines = [to_yaml(config), f"# run folder: {folder}"]
     plans = plan_trainings(config)
     for plan in plans:
         lines.append(

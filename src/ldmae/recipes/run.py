@@ -18,7 +18,8 @@ from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import load_config, save_config
+from ldmae.config import Config, as_dict, load_config, save_config
+from ldmae.config.data import AugmentConfig, DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.device import device_name, resolve_precision
@@ -28,7 +29,6 @@ from ldmae.core.progress import console
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.settings import AugmentConfig, DataConfig
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import preprocessing_fingerprint
@@ -41,7 +41,6 @@ from ldmae.recipes.settings import (
     trainings,
 )
 from ldmae.recipes.streams import open_streamed
-from ldmae.settings import Config, as_dict
 from ldmae.stages import StageBook, changed_settings, stages_from
 from ldmae.training.engine import Trainer, check_share
 

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ldmae.config import load_config
+from ldmae.config import Config, as_dict, load_config
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource, Result
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
@@ -24,7 +25,6 @@ from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results, generat
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
 from ldmae.evaluation.samples import write_samples_npz
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.base import Subset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import is_stream
@@ -38,7 +38,6 @@ from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.streams import open_streamed
 from ldmae.recipes.subject import draw, image_keys, read_batches
 from ldmae.report.html import render_report
-from ldmae.settings import Config
 from ldmae.stages import locked
 
 Trained = tuple[ImageSource, ImageSource] | None
@@ -119,7 +118,7 @@ def evaluate_samples(
         write_results(folder, "samples", results, autoencoder=made.autoencoder)
         write_results(folder, "floor", floor)
         _measure_copies(made, own, config, folder)
-        sampling = {} if made.sampling is None else dataclasses.asdict(made.sampling)
+        sampling = {} if made.sampling is None else as_dict(made.sampling)
         path = folder / "measured.json"
         measured = read_json(path, dict) if path.is_file() else {}  # an autoencoder's may lie there too
         of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}

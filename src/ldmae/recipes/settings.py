@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ldmae.settings import Config, as_dict
+from ldmae.config import Config, as_dict
+from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
 from ldmae.stages import ADDED
-from ldmae.training.settings import CHANGES_NO_WEIGHT, TrainingConfig
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, read_json, stamp, write_json
 from ldmae.images.base import Subset
-from ldmae.images.settings import DataConfig
 from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, local_files, open_stream
 from ldmae.recipes.settings import plain

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import key_seed
 from ldmae.evaluation.generation import FEWEST_IMAGES
-from ldmae.evaluation.settings import EvaluationConfig
 from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual

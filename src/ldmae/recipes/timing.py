@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -135,7 +134,7 @@ class Timing:
             if stage == "autoencoder.tuning":  # whose shape may be that of `autoencoder.init`
                 tuned = type(self.autoencoder).from_config(self.autoencoder.config, use_mask_token=True)
             classes = len(self.run.train.classes)
-            objective = untrained_objective(
+            objective: Any = untrained_objective(
                 self.config, stage, perceptual, self.latent_shape, classes, tuned, features
             ).to(self.device)
         optimizer = build_optimizer(objective.train(), config.optimizer)
@@ -216,10 +215,10 @@ class Timing:
     def _evaluating(self) -> float:
         """Seconds of an image in an evaluation of the diffusion model, without guidance."""
         steps = 2
-        config = replace(self.config.sampling, num_inference_steps=steps, solver="euler", guidance_scale=1.0)
+        config = self.config.sampling.replace(num_inference_steps=steps, solver="euler", guidance_scale=1.0)
 
         def generate(count: int) -> None:
-            batch = replace(config, batch_size=count)
+            batch = config.replace(batch_size=count)
             list(generated_batches(self._pipeline, [0] * count, batch, "", show=False))
 
         seconds = self._of_an_image(generate, self.config.sampling.batch_size)

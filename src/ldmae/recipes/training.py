@@ -16,8 +16,17 @@ from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
 from ldmae.autoencoders.discriminator import PatchDiscriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective, set_initial_logvar
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
-from ldmae.autoencoders.settings import MaskedObjectiveConfig, ReconstructionObjectiveConfig
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import as_dict
+from ldmae.config.autoencoder import (
+    AutoencoderConfig,
+    BaselineTrainingConfig,
+    MaskedObjectiveConfig,
+    PretrainingConfig,
+    ReconstructionObjectiveConfig,
+    TuningConfig,
+)
+from ldmae.config.training import TrainingConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
@@ -41,15 +50,7 @@ from ldmae.recipes.run import (
 )
 from ldmae.recipes.settings import training_settings, training_steps
 from ldmae.recipes.threads import SlowSteps, settle_for_training
-from ldmae.settings import (
-    AutoencoderConfig,
-    BaselineTrainingConfig,
-    PretrainingConfig,
-    TuningConfig,
-    as_dict,
-)
 from ldmae.training.engine import Trainer
-from ldmae.training.settings import TrainingConfig
 
 LATENT_DRAWS = "on the device, keyed by latent"
 """How latents are drawn and mirrored, recorded of foreign shards; 0.1.0 drew otherwise, recording none."""

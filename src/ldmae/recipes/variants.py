@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ldmae.autoencoders.settings import KINDS
+from ldmae.config.autoencoder import KINDS
 
 _PRETRAINED = "autoencoder.pretraining.objective."
 _TUNED = "autoencoder.tuning.objective."

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
@@ -34,7 +35,6 @@ from ldmae.training.checkpoint import (
 from ldmae.training.data import KeyedBatches, WaitingNotice, keyed_loader, split_rows, stream_batches
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
-from ldmae.training.settings import TrainingConfig
 from ldmae.training.sharding import gathered, is_sharded, refuse_unsupported, set_up_sharding, whole
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldmae.config.training import OptimizerConfig
 from ldmae.core.errors import UserError
 from ldmae.training.muon import Muon
-from ldmae.training.settings import OptimizerConfig
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, without: nn.Module | None = None) -> list[dict]:

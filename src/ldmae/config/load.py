@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import typing
 from collections.abc import Iterator
 from functools import cache
@@ -14,12 +13,14 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
-from ldmae.autoencoders.settings import KINDS, baseline_objective
-from ldmae.core.errors import UserError, closest, nearest
+from ldmae.config.autoencoder import KINDS, AutoencoderConfig, baseline_objective
+from ldmae.config.base import Settings, as_dict, explain, group_of
+from ldmae.config.schema import Config
+from ldmae.config.yaml import YAML_FAILURES, check_plain, read_yaml
+from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import write_text
-from ldmae.core.yaml import YAML_FAILURES, check_plain, read_yaml
-from ldmae.settings import Config, as_dict
 
 CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
 """The presets for CPUs, in the order in which they are listed; others follow by name."""
@@ -27,7 +28,7 @@ CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-em
 
 def preset_names() -> list[str]:
     """Returns the names of the presets in the package, cheapest first."""
-    folder = resources.files("ldmae") / "presets"
+    folder = resources.files("ldmae.config") / "presets"
     names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
     order = {name: place for place, name in enumerate(CHEAPEST_FIRST)}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
@@ -35,7 +36,7 @@ def preset_names() -> list[str]:
 
 def preset_text(name: str) -> str:
     """Returns the YAML text of a preset, whose first comment line says what it is."""
-    return (resources.files("ldmae") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (resources.files("ldmae.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None) -> Config:
@@ -52,19 +53,26 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
             combination.
     """
     layers = [*_layers(preset, ()), _override_layer(overrides or [])]
-    with _setting_errors():
-        merged = _merge(layers)
-        kind = merged.autoencoder.kind
-        if kind in KINDS:  # its objective, where the layers say nothing else
-            auto = merged.autoencoder
-            vit = auto.baseline.network == "vit"
-            factor = auto.model.patch_size if vit else auto.baseline.model.factor
-            objective = as_dict(baseline_objective(kind, factor))
-            defaults = {"autoencoder": {"baseline": {"objective": objective}}}
-            merged = _merge([defaults, *layers])
-        config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
-    return config
+    values = _merge(layers)
+    try:
+        auto = AutoencoderConfig.model_validate(values["autoencoder"])
+        if auto.kind in KINDS:  # its objective, where the layers say nothing else
+            objective = as_dict(baseline_objective(auto.kind, auto.patch_size))
+            values = _merge([{"autoencoder": {"baseline": {"objective": objective}}}, *layers])
+        return Config.model_validate(values)
+    except ValidationError:
+        pass  # told of all settings together
+    return Config(**values)
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON schema of what a YAML file of settings may hold."""
+    schema = Config.model_json_schema()
+    fields = schema["properties"]
+    base = {"type": "string", "description": "The preset, or the file beside this one, that this builds on."}
+    fields["data"]["anyOf"] = [{"type": "string"}, {"$ref": fields["data"].pop("$ref")}]
+    schema["properties"] = {"base": base, **fields}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -73,22 +81,42 @@ def check_overrides(overrides: list[str]) -> None:
     Raises:
         UserError: an unknown key (with the nearest valid one), or a value of the wrong type.
     """
+    values = _merge([_override_layer(overrides)])
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        slips = [slip for slip in error.errors() if slip["type"] != "value_error"]  # one of several settings
+        if slips:
+            raise UserError(explain(slips, Config)) from error
+
+
+def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns all settings, defaults first, with references to other settings resolved."""
     with _setting_errors():
-        _merge([_override_layer(overrides)])
+        check_plain(layers)
+        for layer in layers:
+            _require_groups(layer, Config)
+        merged = OmegaConf.to_container(OmegaConf.merge(_defaults(), *layers), resolve=True)
+    return typing.cast(dict[str, Any], merged)
 
 
-def _merge(layers: list[dict[str, Any]]) -> Any:
-    check_plain(layers)
-    for layer in layers:
-        if layer.get("mixed_precision") is False:  # YAML reads a bare `no` as false
-            layer["mixed_precision"] = "no"
-        _check_keys(layer, Config, "")
-    return OmegaConf.merge(_defaults(), *layers)  # which copies the first
-
-
-@cache  # half of the time that settings take
+@cache
 def _defaults() -> Any:
-    return OmegaConf.structured(Config)
+    return OmegaConf.create(_literal(as_dict(Config())))
+
+
+def _require_groups(layer: dict[str, Any], kind: type[Settings], prefix: str = "") -> None:
+    """Raises a UserError for a value in place of a group, which a later layer would hide."""
+    for name, field in kind.model_fields.items():
+        group = group_of(field)
+        if group is None or name not in layer:
+            continue
+        if not isinstance(layer[name], dict):
+            keys = ", ".join(f"{prefix}{name}.{key}" for key in group.model_fields)
+            raise UserError(
+                f"setting {prefix}{name} is a group, got {layer[name]!r}; set one of its keys: {keys}"
+            )
+        _require_groups(layer[name], group, f"{prefix}{name}.")
 
 
 @contextlib.contextmanager
@@ -107,9 +135,14 @@ def _setting_errors() -> Iterator[None]:
         ) from error
 
 
+def to_yaml(config: Config) -> str:
+    """Returns the resolved settings as YAML, which `load_config` reads."""
+    return yaml.safe_dump(_literal(as_dict(config)), sort_keys=False, allow_unicode=True)
+
+
 def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved settings as YAML, which `load_config` reads."""
-    write_text(path, yaml.safe_dump(_literal(as_dict(config)), sort_keys=False, allow_unicode=True))
+    """Writes the resolved settings as a YAML file."""
+    write_text(path, to_yaml(config))
 
 
 def _literal(value: Any) -> Any:
@@ -197,40 +230,3 @@ _PATHS = {
     "autoencoder.source": ("autoencoder", "source"),
     "autoencoder.init": ("autoencoder", "init"),
 }
-
-
-def _check_keys(layer: dict[str, Any], settings: Any, prefix: str) -> None:
-    """Raises a UserError for a key that the dataclass has not, naming the nearest that it has."""
-    types = typing.get_type_hints(settings)
-    for key, value in layer.items():
-        if key not in types:
-            unknown = f"{prefix}{key}"
-            while isinstance(value, dict) and value:
-                inner, value = next(iter(value.items()))
-                unknown += f".{inner}"
-            raise UserError(f"unknown setting {unknown}{_guess(unknown, str(key), prefix, types)}")
-        if dataclasses.is_dataclass(types[key]):
-            if not isinstance(value, dict):
-                raise UserError(
-                    f"setting {prefix}{key} is a group, got {value!r}; set one of its keys: "
-                    + ", ".join(f"{prefix}{key}.{name}" for name in typing.get_type_hints(types[key]))
-                )
-            _check_keys(value, types[key], f"{prefix}{key}.")
-
-
-def _guess(unknown: str, key: str, prefix: str, types: dict[str, Any]) -> str:
-    """Returns what was meant: the same last name elsewhere, a slip in this group, or the likest of all."""
-    everywhere = _all_keys(Config, "")
-    same_name = [name for name in everywhere if name.split(".")[-1] == unknown.split(".")[-1]]
-    here = closest(key, types)
-    meant = (
-        closest(unknown, same_name, cutoff=0) or (here and f"{prefix}{here}") or closest(unknown, everywhere)
-    )
-    return f"; did you mean {meant!r}?" if meant else "; see --dry-run for all settings"
-
-
-def _all_keys(settings: Any, prefix: str) -> list[str]:
-    keys = []
-    for key, kind in typing.get_type_hints(settings).items():
-        keys += _all_keys(kind, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{key}"]
-    return keys

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from PIL import Image
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
 from ldmae.autoencoders.baselines import build_baseline
-from ldmae.config import load_config, preset_names, preset_text
+from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.recipes.plan import plan_trainings
-from ldmae.settings import Config, as_dict
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
 LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
@@ -74,8 +72,8 @@ def test_quick_has_the_cost_of_emoji_and_asks_for_images():
 @pytest.mark.parametrize("name", ["quick", "emoji", "emoji-long"])
 def test_baselines_train_as_in_the_comparison(name):
     own, compared = (load_config(preset).autoencoder.baseline for preset in (name, "compare-photos"))
-    assert own.training.optimizer == dataclasses.replace(
-        compared.training.optimizer, warmup_steps=own.training.optimizer.warmup_steps
+    assert own.training.optimizer == compared.training.optimizer.replace(
+        warmup_steps=own.training.optimizer.warmup_steps
     )
     for part in ("initial_logvar", "augment", "objective", "discriminator_layers", "discriminator_channels"):
         assert getattr(own, part) == getattr(compared, part), part
@@ -94,7 +92,7 @@ def test_a_baseline_gets_the_images_and_steps_of_both_of_vmaes_trainings(name):
 
 
 def test_sd_vae_of_the_guide_is_made_as_in_the_comparison_and_costs_what_quicks_vmae_costs():
-    page = Path(__file__).parents[1] / "docs" / "how-to" / "evaluate-autoencoders.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "evaluate-autoencoders.md"
     command = (
         page.read_text(encoding="utf-8")
         .split("ldmae run quick data=PATH autoencoder.kind=sd-vae")[1]
@@ -177,7 +175,7 @@ def test_official_imagenet_preset_differs_from_the_papers_as_stated():
     assert stopped.steps == round(90 * IMAGENET / 2048)
     assert stopped.optimizer.schedule_steps == paper.autoencoder.pretraining.training.steps
     assert (paper.sampling.guidance_channels, official.sampling.guidance_channels) == (None, 3)
-    assert dataclasses.replace(official.sampling, guidance_channels=None) == paper.sampling
+    assert official.sampling.replace(guidance_channels=None) == paper.sampling
     assert official.diffusion == paper.diffusion
 
 

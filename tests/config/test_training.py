@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from ldmae.config.training import CHANGES_NO_WEIGHT, CheckpointConfig, OptimizerConfig, TrainingConfig
 from ldmae.core.errors import UserError
-from ldmae.training.settings import CHANGES_NO_WEIGHT, CheckpointConfig, OptimizerConfig, TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_an_impossible_value_is_refused_by_name_with_what_was_got(kind, settings
 def test_a_cosine_that_ends_before_the_training_or_its_warm_up_is_refused(steps, warmup, end):
     cosine = OptimizerConfig(schedule="cosine", warmup_steps=warmup, schedule_steps=end)
     expected = f"at least training.steps={steps} and above .*warmup_steps={warmup}, got {end}; .* null"
-    with pytest.raises(UserError, match=f"optimizer.schedule_steps must be {expected}"):
+    with pytest.raises(UserError, match=f"training.optimizer.schedule_steps must be {expected}"):
         TrainingConfig(steps=steps, optimizer=cosine)
 
 
@@ -58,5 +58,5 @@ def test_a_cosine_may_end_with_the_training_or_after_it_and_a_constant_rate_has_
 
 
 def test_keys_that_change_no_weight_are_keys():
-    assert set(TrainingConfig.__dataclass_fields__) > CHANGES_NO_WEIGHT
+    assert set(TrainingConfig.model_fields) > CHANGES_NO_WEIGHT
     assert not CHANGES_NO_WEIGHT & {"batch_size", "ema_decay", "optimizer"}

@@ -1,0 +1,122 @@
+"""Settings of the diffusion model, its training and sampling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from ldmae.config.base import (
+    NUMBER,
+    Batch,
+    Cells,
+    Channels,
+    Factor,
+    Guidance,
+    Layers,
+    Seed,
+    Settings,
+    Share,
+    ShareBelowOne,
+    Weight,
+)
+from ldmae.config.training import TrainingConfig
+
+
+class LightningDiTConfig(Settings):
+    """The arguments of `LightningDiTTransformer2DModel` that a preset chooses."""
+
+    patch_size: Cells = 1
+    """Latent cells along a token's side."""
+    num_layers: Layers = 12
+    """Blocks."""
+    num_attention_heads: Channels = 12
+    """Attention heads."""
+    attention_head_dim: Channels = 64
+    """Width of a head; the model is heads × head width wide."""
+    mlp_ratio: Factor = 4.0
+    """Width of a block's hidden layer over the block's width (two thirds of it with SwiGLU)."""
+    class_dropout_prob: ShareBelowOne = 0.1
+    """Share of the training labels replaced by the null class, which guidance needs."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
+    use_swiglu: bool = True
+    """SwiGLU in place of GELU."""
+    use_rope: bool = True
+    """2-D rotary position embedding in each block."""
+    use_rmsnorm: bool = True
+    """RMSNorm in place of LayerNorm."""
+    label_std: Annotated[float, Field(gt=0, le=100), NUMBER] = 0.02
+    """Standard deviation of the class embeddings at the start; in a short training 0.5 tells classes apart
+    sooner."""
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> Self:
+        head, heads = self.attention_head_dim, self.num_attention_heads
+        if self.use_rope and head % 4:
+            raise ValueError(
+                f"attention_head_dim must be a multiple of 4 (rotary positions), got {head}; "
+                f"take {head // 4 * 4 + 4}, or set use_rope=false"
+            )
+        if heads * head % 4:
+            raise ValueError(
+                f"num_attention_heads={heads} times attention_head_dim={head} must be a multiple of 4 (sine-"
+                "cosine positions); change one of them"
+            )
+        return self
+
+
+class FlowConfig(Settings):
+    """Where on the path from noise to data the training looks."""
+
+    time_density: Literal["logit_normal", "uniform"] = "logit_normal"
+    """`logit_normal`: t = sigmoid(mean + std · N(0, 1)) (arXiv 2403.03206); `uniform`: t ~ U[0, 1)."""
+    logit_mean: Annotated[float, Field(ge=-100, le=100), NUMBER] = 0.0
+    """Mean of the normal inside `logit_normal`, usually 0; above 0 looks more at nearly clean latents."""
+    logit_std: Annotated[float, Field(gt=0, le=100), NUMBER] = 1.0
+    """Standard deviation of the normal inside `logit_normal`, usually 1."""
+
+
+class DiffusionConfig(Settings):
+    """The diffusion model: its shape, its objective, its training."""
+
+    model: LightningDiTConfig = LightningDiTConfig()
+    """Its shape."""
+    flow: FlowConfig = FlowConfig()
+    """Flow matching: the density of the times."""
+    training: TrainingConfig = TrainingConfig()
+    """Steps, batch, optimizer."""
+
+
+class SamplingConfig(Settings):
+    """What is generated after training, and how."""
+
+    per_class: Batch = 8
+    """Images of each class in the grid."""
+    max_classes: Batch = 24
+    """At most this many classes are drawn into the grid."""
+    solver: Literal["euler", "heun"] = "euler"
+    """`euler`, or `heun` (second order, twice the evaluations)."""
+    num_inference_steps: Batch = 50
+    """Steps of the solver."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance; 1: none."""
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    """Two times t, between which guidance acts (0 is noise, 1 is data)."""
+    guidance_channels: Channels | None = None
+    """Guide only the first latent channels (3: as the official sampler does); null: all."""
+    timestep_shift: Weight | None = 1.0
+    """s of t' = s t / (1 + (s − 1) t): under 1 more steps are spent near the noise; 0 and 1 turn it
+    off; null: the scheduler's."""
+    batch_size: Batch = 64
+    """Images generated at once on each process."""
+    seed: Seed = 0
+    """Of the noise; each image has its own from it."""
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> Self:
+        first, last = self.guidance_interval
+        if first > last:
+            raise ValueError(f"guidance_interval must be two rising times in [0, 1], got {[first, last]}")
+        return self

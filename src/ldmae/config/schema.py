@@ -1,0 +1,192 @@
+"""The settings of a run, gathered from the components, and the checks that join them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from ldmae.config.autoencoder import AutoencoderConfig, Kind, smallest_image
+from ldmae.config.base import NUMBER, Count, Pixels, Seed, Settings
+from ldmae.config.data import DataConfig, LatentsConfig
+from ldmae.config.diffusion import DiffusionConfig, SamplingConfig
+from ldmae.config.evaluation import EvaluationConfig
+from ldmae.perception.names import SMALLEST
+
+Ablation = Literal[
+    "vmae-mse",
+    "vmae-lm",
+    "vmae-lm-lreg",
+    "vmae-noise",
+    "vit-ae",
+    "vit-dae",
+    "vit-vae",
+    "vit-vmae-no-mask",
+    "vit-vmae-no-noise",
+    "conv-vmae-loss",
+    "vmae-expansion",
+    "vmae-expansion-absolute",
+    "vmae-noise-pretraining",
+    "vmae-interpolation",
+    "vmae-discriminator",
+    "vmae-wide-head",
+    "vmae-equivariance",
+    "vmae-alignment",
+    "vmae-spectrum",
+]
+"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
+the paper does not have, each told in `recipes/variants.py`."""
+Variant = Literal[Kind, Ablation]
+AUTOENCODER_KINDS: tuple[str, ...] = get_args(Kind)
+ABLATION: tuple[str, ...] = get_args(Ablation)
+
+
+class ComparisonConfig(Settings):
+    """What `ldmae compare` compares; a single run ignores it."""
+
+    autoencoders: list[Kind] = ["ae", "dae", "vae", "sd-vae", "vmae"]
+    """Autoencoders, each with a diffusion model of its own."""
+    seeds: list[Seed] = [0]
+    """Each autoencoder is trained and measured once with each."""
+    ablation: list[Ablation] = []
+    """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
+    VMAE with one change: `vmae-noise` (in tuning), `vmae-noise-pretraining`, `vmae-interpolation`,
+    `vmae-expansion`, `vmae-expansion-absolute`, `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`,
+    `vmae-alignment`, `vmae-spectrum`. Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`,
+    `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on convolutions: `conv-vmae-loss`."""
+    ablation_seeds: list[Seed] = [0]
+    """The seeds of the ablation."""
+    match_flops: bool = True
+    """Shrink the baselines until encode and decode cost as many operations as the VMAE's; false: as wide as
+    `autoencoder.baseline.model.width` says."""
+    checkpoints: list[Annotated[float, Field(gt=0, le=1), NUMBER]] = []
+    """Shares of the diffusion model's steps after which KID of a few samples is measured, for its curve."""
+    checkpoint_samples: Annotated[Count, Field(ge=10)] = 500
+    """Generated images, and real ones, for each point of that curve."""
+    settings: dict[Variant, list[str]] = {}
+    """Settings of single ones, as key=value, by name, such as
+    `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> Self:
+        for name in ("seeds", "ablation_seeds"):
+            seeds = getattr(self, name)
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} holds a seed twice: {seeds}; remove one")
+        return self
+
+
+class Config(Settings):
+    """All settings of a run."""
+
+    data: DataConfig = DataConfig()
+    """The images."""
+    image_size: Pixels = 256
+    """Pixels along an image's side, from decoder tuning on."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """First model."""
+    latents: LatentsConfig = LatentsConfig()
+    """What lies between the models."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Second model."""
+    sampling: SamplingConfig = SamplingConfig()
+    """What is generated."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
+    comparison: ComparisonConfig = ComparisonConfig()
+    """What `ldmae compare` compares."""
+    seed: Seed = 0
+    """Key of all randomness in training."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    threads: Annotated[str, Field(pattern=r"^(auto|0*[1-9][0-9]*)$")] = "auto"
+    """CPU threads of each process: a number, or `auto`: 1 or more, whichever is faster in the first steps. A
+    run keeps the number when it is resumed."""
+    mixed_precision: Annotated[
+        Literal["auto", "no", "bf16", "fp16"],
+        BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads a bare `no` as false
+    ] = "auto"
+    """`no`, `bf16`, `fp16`, or `auto`: bf16 where the device computes in it, else fp16 on
+    CUDA and no elsewhere."""
+    deterministic: bool = False
+    """Only deterministic kernels: on CUDA a resumed run is bitwise the same with this only (and slower)."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "none"
+    """`tensorboard`, `wandb` (an extra), or `none`; metrics.jsonl is always written."""
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> Self:
+        self._check_sizes()
+        self._check_perceptual()
+        self._check_discriminator()
+        self._check_frozen()
+        scales = (self.sampling.guidance_scale, self.evaluation.guidance_scale)
+        if self.diffusion.model.class_dropout_prob == 0 and any(scale not in (None, 1) for scale in scales):
+            raise ValueError(
+                "guidance needs diffusion.model.class_dropout_prob above 0 in training; set that, or "
+                "sampling.guidance_scale=1 and evaluation.guidance_scale=1"
+            )
+        return self
+
+    def _check_sizes(self) -> None:
+        """Raises for an autoencoder whose sizes do not fit the images or the diffusion model."""
+        autoencoder = self.autoencoder
+        if autoencoder.source is not None:
+            return
+        name = "model.patch_size" if autoencoder.is_vit else "baseline.model.factor"
+        patch = autoencoder.patch_size
+        sizes = {"image_size": self.image_size, "autoencoder.pretraining.image_size": self.pretraining_size}
+        for key, pixels in sizes.items():
+            if pixels % patch:
+                raise ValueError(
+                    f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
+                    f"take {max(1, round(pixels / patch)) * patch}"
+                )
+        if (self.image_size // patch) % self.diffusion.model.patch_size:
+            raise ValueError(
+                f"the latent grid has {self.image_size // patch} cells a side, which "
+                f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
+            )
+
+    def _check_perceptual(self) -> None:
+        """Raises for images too small for a perceptual distance."""
+        judges = {"evaluation.perceptual": (self.evaluation.perceptual, self.image_size)}
+        sizes = {"pretraining": self.pretraining_size, "tuning": self.image_size, "baseline": self.image_size}
+        for stage in self.autoencoder.stages:
+            objective = getattr(self.autoencoder, stage).objective
+            if objective.perceptual_weight > 0:
+                judges[f"autoencoder.{stage}.objective.perceptual"] = (objective.perceptual, sizes[stage])
+        for key, (name, size) in judges.items():
+            if size < SMALLEST[name]:
+                raise ValueError(
+                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
+                    "images or another distance"
+                )
+
+    def _check_discriminator(self) -> None:
+        """Raises for images too small for a training's discriminator."""
+        for part in self.autoencoder.stages:
+            stage = getattr(self.autoencoder, part)
+            size = self.pretraining_size if part == "pretraining" else self.image_size
+            least = smallest_image(stage.discriminator_layers)
+            if stage.objective.adversarial_weight > 0 and size < least:
+                raise ValueError(
+                    f"autoencoder.{part}.discriminator_layers={stage.discriminator_layers} needs images of "
+                    f"at least {least} px, got {size}; give it fewer"
+                )
+
+    def _check_frozen(self) -> None:
+        """Raises for terms of the encoder in a tuning that freezes it: they would do nothing."""
+        tuning = self.autoencoder.tuning
+        for name, weight in tuning.objective.of_encoder.items():
+            if weight > 0 and tuning.freeze_encoder and "tuning" in self.autoencoder.stages:
+                key = f"autoencoder.tuning.objective.{name}"
+                raise ValueError(
+                    f"{key}={weight} does nothing while autoencoder.tuning.freeze_encoder=true; set it in "
+                    "autoencoder.pretraining, or freeze_encoder=false"
+                )
+
+    @property
+    def pretraining_size(self) -> int:
+        """Pixels along an image's side in pre-training."""
+        return self.autoencoder.pretraining.image_size or self.image_size
