@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,16 @@ def test_settings_of_a_run_folder_that_name_code_are_refused(trap, base):
 def test_no_verb_runs_code_that_a_folder_names(trap, command):
     with pytest.raises(UserError, match=f"names code to run, {trap}:Thing"):
         typer.main.get_command(app).main(command, standalone_mode=False)
+    assert not Path("was_run").exists()
+
+
+@pytest.mark.parametrize("group", ["diffusion: {kind", "sampling: {solver", "data: {source"])
+@pytest.mark.parametrize("command", [["encode"], ["sample"], ["sample", "--count=1"], ["evaluate"]])
+def test_no_component_that_a_run_folder_names_is_imported(trap, group, command):
+    Path("run/config.yaml").write_text(f'{group}: "{trap}:Thing"}}\n')
+    needless = "source" in group and "--count=1" in command  # other samples of its pipeline need no images
+    with nullcontext() if needless else pytest.raises(UserError, match=f"names code to run, {trap}:Thing"):
+        typer.main.get_command(app).main([command[0], "run", *command[1:]], standalone_mode=False)
     assert not Path("was_run").exists()
 
 

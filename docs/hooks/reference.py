@@ -204,7 +204,7 @@ def _type(hint: Any) -> str:
         return " or ".join("null" if part is type(None) else _type(part) for part in parts)
     if kind in (list, dict):
         return f"{kind.__name__} of {_type(parts[-1])}"
-    return hint.__name__
+    return getattr(hint, "__name__", "any")
 
 
 def _value(value: Any) -> str:

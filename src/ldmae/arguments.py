@@ -123,10 +123,8 @@ def run_config(folder: Path, overrides: list[str] | None = None, allow_code: boo
     from ldmae.recipes import refuse_code
 
     path = folder / "config.yaml"
-    config = load_config(str(path), overrides)
-    for source in (config.autoencoder.source, config.autoencoder.init):
-        refuse_code(path, source, allow_code)
-    return config
+    refuse_code(path, load_config(str(path)).code, allow_code)
+    return load_config(str(path), overrides)
 
 
 def refuse(value: object, option: str, reason: str) -> None:

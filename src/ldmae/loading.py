@@ -6,11 +6,9 @@ And what ships in the package, `pretrained:NAME`.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
+from ldmae.core.imports import import_object, is_import_path
 from ldmae.core.paths import at_home
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
@@ -115,7 +114,7 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
     source = _unshipped(source)
     folder = Path(source)
     if is_run_folder(source):
-        own = _own_class(folder, allow_code)
+        own = _own_class(folder, "autoencoder", "source", allow_code)
         if own is not None:
             return _import(own)
         inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
@@ -159,7 +158,12 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
     if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
-    own = _own_class(Path(source), allow_code) if is_run_folder(source) else None
+    own = backbone = None
+    if is_run_folder(source):
+        own = _own_class(Path(source), "autoencoder", "source", allow_code)
+        backbone = _own_class(Path(source), "diffusion", "kind", allow_code)
+    if backbone is not None:
+        import_object(backbone)  # the current directory is searched, too; diffusers then finds its module
     where, expected = folder if folder.exists() else source, f"Expected {_PIPELINE_FORMS}, whole"
     if not allow_code:
         with _explained(f"the pipeline {source}", expected):
@@ -178,8 +182,8 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
     return pipeline
 
 
-def _own_class(run: Path, allow_code: bool) -> str | None:
-    """Returns `package.module:Name` where a run's settings name a class of the user's own."""
+def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:
+    """Returns `package.module:Name` where one of a run's settings names a class of the user's own."""
     path = run / "config.yaml"
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -187,25 +191,26 @@ def _own_class(run: Path, allow_code: bool) -> str | None:
         raise UserError(
             f"{path} can't be read: {str(error).splitlines()[0]}; put back the run's own"
         ) from error
-    part = settings.get("autoencoder") if isinstance(settings, dict) else None
-    source = part.get("source") if isinstance(part, dict) else None
+    part = settings.get(group) if isinstance(settings, dict) else None
+    source = part.get(key) if isinstance(part, dict) else None
     if not isinstance(source, str) or not is_import_path(source):
         return None
-    refuse_code(path, source, allow_code)
+    refuse_code(path, [source], allow_code)
     return source
 
 
-def refuse_code(path: Path | str, source: str | None, allow_code: bool) -> None:
+def refuse_code(path: Path | str, names: Iterable[str], allow_code: bool) -> None:
     """Checks what a file in a folder names: it may come from anybody, and importing it would run its code.
 
     Raises:
-        UserError: `source` is code, which is not allowed.
+        UserError: one of the names is code, which is not allowed.
     """
-    if source is not None and is_import_path(source) and not allow_code:
+    code = ", ".join(filter(is_import_path, names))
+    if code and not allow_code:
         raise UserError(
-            f"{path} names code to run, {source}, which is imported only if you name it yourself. If you "
+            f"{path} names code to run, {code}, which is imported only if you name it yourself. If you "
             f"trust it, add --allow-code (in Python allow_code=True; `ldmae app` has none), or name "
-            f"{source} itself"
+            f"{code} itself"
         )
 
 
@@ -237,23 +242,10 @@ def _unshipped(source: str) -> str:
     return str(pretrained(source.removeprefix(_SHIPPED_PREFIX))) if is_shipped(source) else source
 
 
-def is_import_path(source: str) -> bool:
-    """Says whether a source is of the form `package.module:Name`."""
-    module, colon, name = source.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in f"{module}.{name}".split("."))
-
-
 def _import(source: str) -> Any:
     """Builds a user's own autoencoder from `package.module:Name`."""
+    made = found = import_object(source)
     module_name, _, name = source.partition(":")
-    made = found = _import_module(module_name)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise UserError(
-                f"the module {module_name} ({getattr(found, '__file__', None) or found}) has no {part}"
-                f"{nearest(part, dir(found))}; expected package.module:Name, a class or function in it"
-            )
-        made = found = getattr(found, part)
     if not isinstance(found, nn.Module):  # one that is built already is taken as it is
         if not callable(found):
             raise UserError(
@@ -276,26 +268,6 @@ def _import(source: str) -> Any:
             "latents) and decode (latents to images)"
         )
     return made.cpu().float().eval()
-
-
-def _import_module(name: str) -> Any:
-    folder = str(Path.cwd())
-    if not {"", folder} & set(sys.path):
-        sys.path.insert(0, folder)  # as `python -m` would have it; its own imports may come later still
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a script without a main guard may end the program
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{name}.".startswith(f"{missing}."):
-            raise UserError(
-                f"there is no module {missing} in {folder} or among the installed packages; expected "
-                "package.module:Name: go to the folder that holds it, or install it"
-            ) from error
-        raise UserError(
-            f"importing {name} failed ({type(error).__name__}: {error}). To see the error alone: "
-            f'python -c "import {name}"'
-        ) from error
 
 
 def _load_class(name: str | None, source: str, **arguments: Any) -> Any:

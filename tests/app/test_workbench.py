@@ -215,6 +215,15 @@ def test_a_run_folder_whose_settings_name_code_is_refused_wherever_the_page_meet
         open_workbench(str(folders.run), offered=(str(run),))
 
 
+@pytest.mark.parametrize("group", ["diffusion: {kind", "sampling: {solver", "data: {source: digits, val"])
+def test_a_run_folder_whose_settings_name_a_component_is_refused_by_the_page(payload, folders, group):
+    run = payload / "run"
+    shutil.copytree(folders.run, run)
+    (run / "config.yaml").write_text(f"{group}: 'payload_of_the_page:Thing'}}\n")
+    with pytest.raises(UserError, match="names code to run"):
+        open_workbench(str(run))
+
+
 def test_a_folder_that_ends_the_server_is_refused(payload, bench):
     (payload / "run").mkdir()
     (payload / "run" / "config.yaml").write_text("autoencoder: {source: 'os:abort'}\n")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ldmae.config import Config, as_dict, json_schema, load_config, preset_names, preset_text, save_config
 from ldmae.config.base import group_of
+from ldmae.config.load import RENAMED
 from ldmae.core.errors import UserError
 
 # ---- the schema
@@ -183,7 +184,7 @@ def test_null_takes_a_source_back(tmp_path):
         ("difusion.training.steps=1", "did you mean 'diffusion.training.steps'"),
         ("latents.fingerpint=skip", "did you mean 'latents.fingerprint'"),
         ("qqqqq=1", "unknown setting qqqqq; see .*--dry-run"),
-        ("diffusion=3", "diffusion is a group, got 3; set one of its keys: diffusion.model"),
+        ("diffusion=3", "diffusion is a group, got 3; set one of its keys: diffusion.kind"),
         ("autoencoder.tuning=null", "autoencoder.tuning is a group, got None"),
         ("diffusion.training.steps=abc", "diffusion.training.steps must be a valid integer.*got 'abc'"),
         ("diffusion.training.steps=1.5", "diffusion.training.steps must be a valid integer.*got 1.5"),
@@ -407,6 +408,23 @@ def test_no_number_may_be_nan_infinite_or_beyond_all_measure(value):
 def test_a_number_out_of_its_range_is_told_with_its_bound(override, message):
     with pytest.raises(UserError, match=message):
         load_config("smoke", [override])
+
+
+# ---- renamed settings
+
+
+@pytest.mark.parametrize("key", RENAMED.values())
+def test_a_renamed_setting_works_under_its_old_name_with_a_warning(key, tmp_path):
+    (group, old), value = next(names for names, now in RENAMED.items() if now == key), None
+    value = [0.1, 0.2] if key.endswith("betas") else 0.1
+    file = write(tmp_path / "a.yaml", base="smoke", diffusion={"training": {group: {old: value}}})
+    new = f"diffusion.training.{group}.{key}"
+    with pytest.warns(
+        FutureWarning, match=rf"diffusion\.training\.{group}\.{old} is now {new}; the old name works"
+    ):
+        assert load_config(file) == load_config("smoke", [f"{new}={value}"])
+    with pytest.warns(FutureWarning):
+        assert load_config("smoke", [f"diffusion.training.{group}.{old}={value}"]) == load_config(file)
 
 
 # ---- the JSON schema

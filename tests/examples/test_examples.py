@@ -30,11 +30,19 @@ from typer.testing import CliRunner
 from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.cli import app
 from ldmae.conversion import load_official_vmae
+from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
+from ldmae.terminal import run_app
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py"))
+AUTOENCODER_STAGES = ("autoencoder.pretraining", "autoencoder.tuning")
+PARTS = {
+    "data": ("extend/my_source.py", "Pairs"),
+    "diffusion.kind": ("extend/my_dit.py", "TinySiT"),
+    "sampling.solver": ("extend/my_solver.py", "Midpoint"),
+}
 EXTENSIONS = sorted((EXAMPLES / "extend").glob("*.py"))
 
 
@@ -352,6 +360,50 @@ def test_a_new_autoencoder_carries_the_whole_diffusion(tmp_path: Path) -> None:
     pipeline = LDMAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert type(pipeline.vae).__name__ == "PatchComponents"
     assert len(pipeline.config.latents_mean) == 16
+
+
+def test_a_sampler_of_second_order_halves_the_step_and_quarters_the_error() -> None:
+    solver = load("extend/my_solver.py").Midpoint
+
+    def error(steps: int) -> float:
+        scheduler = solver()
+        set_sampling_times(scheduler, steps)
+        x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        for timestep in scheduler.timesteps:  # dx/dσ = 3 σ x, from σ = 1 to 0
+            x = scheduler.step(3 * timestep.double() / 1000 * x, timestep, x, return_dict=False)[0]
+        return abs(x.item() - math.exp(-1.5))
+
+    assert error(32) == pytest.approx(error(16) / 4, rel=0.1)
+
+
+def test_a_run_takes_a_sampler_images_and_a_diffusion_model_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(EXAMPLES / "extend")
+    run_folder = tmp_path / "run"
+    own = [f"{setting}={Path(file).stem}:{name}" for setting, (file, name) in PARTS.items()]
+    own += ["data.val=0.2", "diffusion.options={width: 32, depth: 1}"]
+    few = [f"{part}.training.steps=2" for part in (*AUTOENCODER_STAGES, "diffusion")]
+    less = ["sampling.per_class=1", "evaluation.samples=12", "evaluation.real_images=12"]
+    arguments = ["smoke", *own, *few, *less, "--out", str(run_folder)]
+    assert run_app(lambda: app(["run", *arguments])) == 0
+    made = json.loads((run_folder / "samples" / "samples.json").read_text())
+    assert made["solver"] == "my_solver:Midpoint"
+    assert made["class_names"] == ["circles", "squares"]
+    transformer = json.loads((run_folder / "pipeline" / "transformer" / "config.json").read_text())
+    assert (transformer["_class_name"], transformer["width"], transformer["num_classes"]) == (
+        "TinySiT",
+        32,
+        2,
+    )
+    capsys.readouterr()
+    assert run_app(lambda: app(["run", *arguments, "diffusion.options.widht=3", "--dry-run"])) == 2
+    assert "did you mean 'diffusion.options.width'" in " ".join(capsys.readouterr().err.split())
+    assert run_app(lambda: app(["sample", str(run_folder)])) == 2
+    assert "names code to run, my_source:Pairs, my_dit:TinySiT, my_solver:Midpoint" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert run_app(lambda: app(["sample", str(run_folder), "--allow-code", "--count", "1"])) == 0
 
 
 def test_a_new_metric_stands_beside_the_others_in_results_and_report(

@@ -76,7 +76,7 @@ def test_what_is_switched_on_beyond_the_paper_is_recorded():
         ["autoencoder.pretraining.objective.masking.ratio_range", "None -> [0.0, 0.5]"],
         ["autoencoder.tuning.discriminator", "None -> [2, 64]"],
         ["autoencoder.tuning.objective.adversarial_weight", "0.0 -> 0.5"],
-        ["autoencoder.tuning.training.optimizer.adversary_betas", "None -> [0.5, 0.9]"],
+        ["autoencoder.tuning.training.optimizer.discriminator_betas", "None -> [0.5, 0.9]"],
     ]
 
 

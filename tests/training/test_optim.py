@@ -105,7 +105,7 @@ class Adversarial(nn.Module):
 def test_an_adversary_is_a_group_of_its_own_with_its_rate_and_betas_without_decay():
     module = Adversarial()
     config = OptimizerConfig(
-        learning_rate=0.1, weight_decay=0.2, adversary_learning_rate=0.4, adversary_betas=[0.1, 0.2]
+        learning_rate=0.1, weight_decay=0.2, discriminator_learning_rate=0.4, discriminator_betas=[0.1, 0.2]
     )
     *ours, theirs = build_optimizer(module, config).param_groups
     assert [id(p) for p in theirs["params"]] == [id(p) for p in module.adversary.parameters()]

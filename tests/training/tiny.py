@@ -151,6 +151,6 @@ OBJECTIVES = {"sd-vae": adversarial, "vmae": everything}
 
 def adversarial_trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) -> Trainer:
     """Returns a trainer of 6 steps of 8 pictures, with an adversary."""
-    optimizer = {"learning_rate": 1e-3, "adversary_learning_rate": 5e-4} | changes.pop("optimizer", {})
+    optimizer = {"learning_rate": 1e-3, "discriminator_learning_rate": 5e-4} | changes.pop("optimizer", {})
     settings = {"dataset": Pictures(), "steps": 6, "batch_size": 8, "log_every": 2, "optimizer": optimizer}
     return trainer(folder, adversarial() if objective is None else objective, **(settings | changes))

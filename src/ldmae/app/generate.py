@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from ldmae import __version__
 from ldmae.config.diffusion import SamplingConfig
+from ldmae.config.registry import SOLVERS
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
+from ldmae.diffusion.solvers import evaluations, solver_class
 from ldmae.evaluation.reconstruction import to_uint8
 
 MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
@@ -44,7 +44,6 @@ KEY = "ldmae"
 """Name of the PNG's text chunk that holds the settings, as JSON."""
 EXAMPLES = Path(__file__).with_name("examples.zip")
 """Pictures of the shipped model: the ZIP that the page saves at its first settings with seed 0 locked."""
-SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,11 @@ class GenerationRequest:
     """Pictures."""
     sampling: SamplingConfig
     """Solver, steps, guidance, time shift, and the first picture's seed; each further one has the next."""
+
+    def __post_init__(self) -> None:
+        if self.sampling.solver not in SOLVERS:  # a visitor's, which would be imported
+            solvers = " or ".join(SOLVERS)
+            raise UserError(f"the solver must be {solvers} in the web app, got {self.sampling.solver!r}")
 
     def labels(self, classes: int) -> list[int]:
         """Returns each picture's class."""
@@ -150,10 +154,10 @@ def estimate_seconds(request: GenerationRequest, pace: float) -> float:
         pace: seconds of one evaluation of the network for one picture.
     """
     config = request.sampling
-    evaluations = config.num_inference_steps * (2 if config.solver == "heun" else 1)
+    count = evaluations(config.solver, config.num_inference_steps)
     start, end = config.guidance_interval
     guided = end - start if config.guidance_scale != 1 else 0.0  # there without the class, too
-    return pace * request.count * evaluations * (1 + guided)
+    return pace * request.count * count * (1 + guided)
 
 
 def generate(
@@ -227,7 +231,7 @@ def _own_pipeline(pipeline: LDMAEPipeline, solver: str) -> LDMAEPipeline:
     own = LDMAEPipeline(
         vae=pipeline.vae,
         transformer=pipeline.transformer,
-        scheduler=SOLVERS[solver].from_config(pipeline.scheduler.config),
+        scheduler=solver_class(solver).from_config(pipeline.scheduler.config),
         id2label=config["id2label"],
         latents_mean=config["latents_mean"],
         latents_std=config["latents_std"],
@@ -339,7 +343,7 @@ def request_from(settings: dict[str, Any], class_names: list[str], most: int) ->
         start, stop = settings["guidance_interval"]
         channels, shift = settings["guidance_channels"], settings["timestep_shift"]
         sampling = SamplingConfig(
-            solver=str(settings["solver"]),  # pyright: ignore[reportArgumentType]
+            solver=str(settings["solver"]),
             num_inference_steps=_whole(settings["steps"]),
             guidance_scale=_number(settings["guidance"]),
             guidance_interval=[_number(start), _number(stop)],

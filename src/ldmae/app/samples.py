@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ldmae.config.data import DataConfig
+from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.images.base import BUILTIN
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
 from ldmae.report.pictures import UNREADABLE
@@ -61,7 +61,7 @@ def sample_images(
         held_out = _held_out(run_folder / "results" / "reconstruction_pairs.npz")
         if len(held_out) >= FEWEST:
             return held_out, f"held-out images of the run, {UNSEEN}"
-    if data is not None and data.source in BUILTIN:
+    if data is not None and data.source in SOURCES:
         with tempfile.TemporaryDirectory() as cache, contextlib.suppress(UserError):  # its data.val is gone
             source = open_images(data, Path(cache), progress=False)[1]
             text = f"held-out {data.source} images, {UNSEEN} ({source.licence})"

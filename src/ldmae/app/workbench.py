@@ -23,7 +23,14 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, fingerprint_model
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
-from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name, settings_of
+from ldmae.loading import (
+    is_run_folder,
+    load_autoencoder,
+    load_pipeline,
+    may_be_hub_name,
+    refuse_code,
+    settings_of,
+)
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.recipes.generation import own_sampling, picture_size, pipeline_classes
 from ldmae.recipes.threads import settle_alone, velocity
@@ -186,6 +193,8 @@ def open_workbench(
     settle_alone(velocity(pipeline, PICTURES), PICTURES, pipeline.device, source=source)
     made_with = settings_of(source)
     settings = None if made_with is None else load_config(made_with)
+    if settings is not None:  # the page uses these two; it runs nobody's code
+        refuse_code(str(made_with), [settings.sampling.solver, settings.data.val], allow_code=False)
     samples, samples_from = sample_images(run, names, None if settings is None else settings.data)
     distance = load_perceptual(perceptual)
     images = [sample.image for sample in samples]

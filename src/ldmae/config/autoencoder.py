@@ -18,6 +18,7 @@ from ldmae.config.base import (
     Layers,
     Logvar,
     Noise,
+    Pair,
     Pixels,
     Settings,
     Share,
@@ -97,13 +98,7 @@ class MaskingConfig(Settings):
 
     ratio: ShareBelowOne = 0.6
     """Share of the patches hidden from the encoder, in [0, 1); the paper takes 0.6, 0 hides no patch."""
-    ratio_range: (
-        Annotated[
-            list[Annotated[float, Field(ge=-1, lt=1), NUMBER]],
-            Field(min_length=2, max_length=2),
-        ]
-        | None
-    ) = None
+    ratio_range: Pair[Annotated[float, Field(ge=-1, lt=1), NUMBER]] | None = None
     """In place of `ratio`: each step draws its share evenly from [low, high]; below 0 counts as 0. l-DeTok
     takes [-0.1, 0.7]."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ldmae.config.base import NUMBER, Batch, Count, Processes, Settings, Share
+from ldmae.config.base import NUMBER, Batch, Count, Pair, Processes, Settings, Share
 
 
 class DataConfig(Settings):
@@ -15,7 +15,8 @@ class DataConfig(Settings):
 
     source: str = ""
     """A folder (its subfolders are classes), `emoji`, `digits` or `photos`, a Hugging Face dataset, parquet
-    or arrow files, tar shards such as `shards/{000..012}.tar`, or their http(s) address."""
+    or arrow files, tar shards such as `shards/{000..012}.tar`, their http(s) address, or a source of yours,
+    `package.module:Name`."""
     val: str = "0.05"
     """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME`."""
     max_unreadable: Share = 0.01
@@ -46,13 +47,9 @@ class DataConfig(Settings):
 class AugmentConfig(Settings):
     """Random changes to training images; held-out images and latents never see them."""
 
-    crop_scale: Annotated[
-        list[Annotated[float, Field(gt=0, le=1), NUMBER]], Field(min_length=2, max_length=2)
-    ] = [0.75, 1.0]
+    crop_scale: Pair[Annotated[float, Field(gt=0, le=1), NUMBER]] = [0.75, 1.0]
     """Share of the image's area that a random crop keeps: smallest and largest, in (0, 1]."""
-    crop_ratio: Annotated[
-        list[Annotated[float, Field(ge=1e-3, le=1e3), NUMBER]], Field(min_length=2, max_length=2)
-    ] = [3 / 4, 4 / 3]
+    crop_ratio: Pair[Annotated[float, Field(ge=1e-3, le=1e3), NUMBER]] = [3 / 4, 4 / 3]
     """Width over height of a random crop: smallest and largest."""
     horizontal_flip: bool = True
     """Whether every other image is mirrored; wrong for digits and writing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -15,12 +15,14 @@ from ldmae.config.base import (
     Factor,
     Guidance,
     Layers,
+    Pair,
     Seed,
     Settings,
     Share,
     ShareBelowOne,
     Weight,
 )
+from ldmae.config.registry import DIFFUSION, SOLVERS, OneOf
 from ldmae.config.training import TrainingConfig
 
 
@@ -81,12 +83,21 @@ class FlowConfig(Settings):
 class DiffusionConfig(Settings):
     """The diffusion model: its shape, its objective, its training."""
 
+    kind: Annotated[str, OneOf(DIFFUSION)] = "lightningdit"
+    """`lightningdit`, or `package.module:Name`, a class of yours."""
+    options: dict[str, Any] = {}
+    """Settings of a class of yours: arguments of its constructor, or fields of its `Config`."""
     model: LightningDiTConfig = LightningDiTConfig()
-    """Its shape."""
+    """The shape of a LightningDiT."""
     flow: FlowConfig = FlowConfig()
     """Flow matching: the density of the times."""
     training: TrainingConfig = TrainingConfig()
     """Steps, batch, optimizer."""
+
+    @property
+    def own_kind(self) -> str | None:
+        """The user's own class that is trained; None where it is the package's."""
+        return None if self.kind in DIFFUSION else self.kind
 
 
 class SamplingConfig(Settings):
@@ -96,13 +107,14 @@ class SamplingConfig(Settings):
     """Images of each class in the grid."""
     max_classes: Batch = 24
     """At most this many classes are drawn into the grid."""
-    solver: Literal["euler", "heun"] = "euler"
-    """`euler`, or `heun` (second order, twice the evaluations)."""
+    solver: Annotated[str, OneOf(SOLVERS)] = "euler"
+    """`euler`, `heun` (second order, twice the evaluations), or `package.module:Name`, a scheduler of yours
+    that extends `FlowMatchEulerDiscreteScheduler`."""
     num_inference_steps: Batch = 50
     """Steps of the solver."""
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance; 1: none."""
-    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    guidance_interval: Pair[Share] = [0.0, 1.0]
     """Two times t, between which guidance acts (0 is noise, 1 is data)."""
     guidance_channels: Channels | None = None
     """Guide only the first latent channels (3: as the official sampler does); null: all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import typing
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -95,6 +96,7 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
     with _setting_errors():
         check_plain(layers)
         for layer in layers:
+            _rename(layer)
             _require_groups(layer, Config)
         merged = OmegaConf.to_container(OmegaConf.merge(_defaults(), *layers), resolve=True)
     return typing.cast(dict[str, Any], merged)
@@ -103,6 +105,27 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
 @cache
 def _defaults() -> Any:
     return OmegaConf.create(_literal(as_dict(Config())))
+
+
+RENAMED = {
+    ("optimizer", "adversary_learning_rate"): "discriminator_learning_rate",
+    ("optimizer", "adversary_betas"): "discriminator_betas",
+}
+"""Settings of version 0.1 by group and name, which work until version 0.3: their names now."""
+
+
+def _rename(layer: dict[str, Any], path: tuple[str, ...] = ("",)) -> None:
+    """Gives settings their present names, with a warning."""
+    for name, value in [*layer.items()]:
+        if isinstance(value, dict):
+            _rename(value, (*path, name))
+        now = RENAMED.get((path[-1], name))
+        if now is not None:
+            was, key = ".".join((*path[1:], name)), ".".join((*path[1:], now))
+            warnings.warn(
+                f"setting {was} is now {key}; the old name works until 0.3", FutureWarning, stacklevel=2
+            )
+            layer.setdefault(now, layer.pop(name))
 
 
 def _require_groups(layer: dict[str, Any], kind: type[Settings], prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from ldmae.config.base import NUMBER, Count, Pixels, Seed, Settings
 from ldmae.config.data import DataConfig, LatentsConfig
 from ldmae.config.diffusion import DiffusionConfig, SamplingConfig
 from ldmae.config.evaluation import EvaluationConfig
+from ldmae.core.imports import is_import_path
 from ldmae.perception.names import SMALLEST
 
 Ablation = Literal[
@@ -121,7 +122,8 @@ class Config(Settings):
         self._check_discriminator()
         self._check_frozen()
         scales = (self.sampling.guidance_scale, self.evaluation.guidance_scale)
-        if self.diffusion.model.class_dropout_prob == 0 and any(scale not in (None, 1) for scale in scales):
+        guided = any(scale not in (None, 1) for scale in scales)
+        if self.diffusion.own_kind is None and self.diffusion.model.class_dropout_prob == 0 and guided:
             raise ValueError(
                 "guidance needs diffusion.model.class_dropout_prob above 0 in training; set that, or "
                 "sampling.guidance_scale=1 and evaluation.guidance_scale=1"
@@ -142,7 +144,7 @@ class Config(Settings):
                     f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
                     f"take {max(1, round(pixels / patch)) * patch}"
                 )
-        if (self.image_size // patch) % self.diffusion.model.patch_size:
+        if self.diffusion.own_kind is None and (self.image_size // patch) % self.diffusion.model.patch_size:
             raise ValueError(
                 f"the latent grid has {self.image_size // patch} cells a side, which "
                 f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
@@ -185,6 +187,19 @@ class Config(Settings):
                     f"{key}={weight} does nothing while autoencoder.tuning.freeze_encoder=true; set it in "
                     "autoencoder.pretraining, or freeze_encoder=false"
                 )
+
+    @property
+    def code(self) -> list[str]:
+        """What these settings name as `package.module:Name`, whose import runs code."""
+        named = (
+            self.autoencoder.source,
+            self.autoencoder.init,
+            self.data.source,
+            self.data.val,
+            self.diffusion.kind,
+            self.sampling.solver,
+        )
+        return [name for name in named if name is not None and is_import_path(name)]
 
     @property
     def pretraining_size(self) -> int:

@@ -12,13 +12,12 @@ from ldmae.config.base import (
     Batch,
     Count,
     CountOrZero,
+    Pair,
     Processes,
     Rate,
     Settings,
     ShareBelowOne,
 )
-
-Betas = Annotated[list[ShareBelowOne], Field(min_length=2, max_length=2)]
 
 
 class OptimizerConfig(Settings):
@@ -29,7 +28,7 @@ class OptimizerConfig(Settings):
     for everything else. Muon needs fewer steps, each a little slower."""
     learning_rate: Rate = 1e-4
     """Peak rate, absolute (a paper's base rate times effective batch / 256)."""
-    betas: Betas = [0.9, 0.95]
+    betas: Pair[ShareBelowOne] = [0.9, 0.95]
     """Decay rates of the first and second moment."""
     weight_decay: Annotated[float, Field(ge=0, le=1000), NUMBER] = 0.0
     """Decoupled weight decay; biases, norms and embeddings have none."""
@@ -45,9 +44,9 @@ class OptimizerConfig(Settings):
     """Decay rate of the matrices' momentum under `muon`."""
     gradient_clip: Annotated[float, Field(gt=0, le=1e9), NUMBER] | None = None
     """Largest norm of the whole gradient, and of a discriminator's; null: none."""
-    adversary_learning_rate: Rate | None = None
+    discriminator_learning_rate: Rate | None = None
     """Peak learning rate of the discriminator, if any, on the same schedule; null: the model's."""
-    adversary_betas: Betas = [0.5, 0.9]
+    discriminator_betas: Pair[ShareBelowOne] = [0.5, 0.9]
     """The discriminator's decay rates of the first and second moment; its weights do not decay."""
 
 

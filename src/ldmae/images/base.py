@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import fingerprint
@@ -34,8 +35,6 @@ LABEL_NAMES = (
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
-BUILTIN = ("emoji", "digits", "photos")
-"""Sets that lie in the packages that come with this one."""
 PREPARED = ("emoji-sets", "wallpapers")
 """Names of the folders that `ldmae prepare` makes."""
 
@@ -283,10 +282,10 @@ def missing_path(name: str) -> UserError:
     path = Path(name).expanduser()
     here = exists(path.parent) and path.parent.is_dir()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
-    hint = nearest(path.name, siblings) or nearest(name, BUILTIN)
+    hint = nearest(path.name, siblings) or nearest(name, SOURCES)
     if path.parent.name in PREPARED:
         hint = f"; make it with `ldmae prepare {path.parent.name} {path.parent}`"
     return UserError(
         f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "
-        f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(BUILTIN)}"
+        f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(SOURCES)}"
     )

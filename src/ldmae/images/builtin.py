@@ -4,12 +4,13 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ldmae.config.registry import SOURCES, resolve
 from ldmae.contracts import ImageSource
 from ldmae.core.files import fingerprint, stamp
 from ldmae.images.base import FileSource
@@ -24,12 +25,7 @@ def open_builtin(name: str) -> ImageSource:
     Raises:
         UserError: the package that holds the set is not installed.
     """
-    sets: dict[str, Callable[[], ImageSource]] = {
-        "emoji": EmojiSource,
-        "digits": DigitsSource,
-        "photos": PhotoSource,
-    }
-    return sets[name]()
+    return resolve(SOURCES, name)()
 
 
 # ---- emoji

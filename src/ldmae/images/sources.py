@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ldmae.config.data import DataConfig
+from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
+from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
-    BUILTIN,
     SPLIT_NAMES,
     FileSource,
     Names,
@@ -200,7 +201,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             "latents): download it first and give the local path, or omit data.stream"
         )
     name = config.source
-    kind = "set" if name in BUILTIN else kind_of(name)
+    kind = "set" if name in SOURCES else kind_of(name)
     if kind != "table" and config.split != DataConfig().split:
         raise UserError(
             f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
@@ -208,6 +209,8 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
         )
     if kind == "set":
         source: ImageSource = open_builtin(name)
+    elif kind == "code":
+        source = _own_source(name)
     elif kind == "folder":
         source = FolderSource(Path(name).expanduser())
     elif kind == "shards":
@@ -231,10 +234,10 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
 
 
 def kind_of(name: str) -> str:
-    """Returns `folder`, `shards` or `table`."""
+    """Returns `folder`, `shards`, `table` or `code`."""
     if not name:
         raise UserError(
-            f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(BUILTIN)}"
+            f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(SOURCES)}"
         )
     path = Path(name).expanduser()
     if is_pattern(name):
@@ -253,4 +256,19 @@ def kind_of(name: str) -> str:
     parent_is_here = path.parent != Path() and exists(path.parent)
     if _HUB_NAME.match(name) and not parent_is_here:
         return "table"
+    if is_import_path(name):
+        return "code"
     raise missing_path(name)
+
+
+def _own_source(name: str) -> ImageSource:
+    """Builds a user's own source from `package.module:Name`."""
+    source = import_object(name)()
+    lacks = [part for part in dir(ImageSource) if part[0] != "_" and not hasattr(source, part)]
+    lacks += [part for part in ("name", "licence", "classes", "labels") if not hasattr(source, part)]
+    if lacks or not hasattr(source, "__len__"):
+        raise UserError(
+            f"{name}() gave {type(source).__name__}, without {', '.join(lacks) or 'length'}; expected an "
+            "ldmae.contracts.ImageSource"
+        )
+    return source

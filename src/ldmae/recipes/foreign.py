@@ -152,7 +152,7 @@ def _open(source: str, overrides: list[str], allow_code: bool) -> tuple[Any, Con
     if made_with is not None:
         own = load_config(made_with)
         trained_on = perceptual_teachers(own)
-        refuse_code(made_with, own.autoencoder.source, allow_code)
+        refuse_code(made_with, [own.autoencoder.source or ""], allow_code)
         source = own.autoencoder.source or source
         settings = {"base": made_with, "autoencoder": {"source": source}}
         if run or _names_data(overrides):  # its images' classes and columns are not those of others

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
@@ -21,11 +20,12 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
+from ldmae.diffusion.backbones import backbone_class
 from ldmae.diffusion.flow import scheduler_shift
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.solvers import solver_class, solver_name
 from ldmae.latents.statistics import load_statistics
-from ldmae.loading import load_model, load_pipeline, settings_of
+from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
 from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.recipes.threads import settle_alone, velocity
@@ -34,7 +34,6 @@ from ldmae.stages import changed_settings
 
 MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""
-SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 
 
 def save_pipeline(run: Run) -> None:
@@ -63,7 +62,7 @@ def save_pipeline(run: Run) -> None:
             vae.register_to_config(**statistics)
         pipeline = LDMAEPipeline(
             vae=vae,
-            transformer=load_model(LightningDiTTransformer2DModel, run.folder / "diffusion"),
+            transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
             scheduler=FlowMatchEulerDiscreteScheduler(
                 shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
             ),
@@ -155,9 +154,8 @@ def own_sampling(pipeline: LDMAEPipeline) -> dict[str, Any]:
     A shift that depends on the image's size (dynamic shifting) is no number: it is None, the scheduler's own.
     """
     scheduler = pipeline.scheduler
-    solver = next(name for name, kind in SOLVERS.items() if isinstance(scheduler, kind))
     shift = None if scheduler.config.get("use_dynamic_shifting") else 1 / scheduler.config["shift"]
-    return {"solver": solver, "timestep_shift": shift}
+    return {"solver": solver_name(scheduler), "timestep_shift": shift}
 
 
 def picture_size(pipeline: LDMAEPipeline) -> int:
@@ -197,8 +195,9 @@ def generated_batches(
         (b, H, W, 3) uint8.
     """
     pipeline.set_progress_bar_config(disable=True)
-    if not isinstance(pipeline.scheduler, SOLVERS[config.solver]):
-        pipeline.scheduler = SOLVERS[config.solver].from_config(pipeline.scheduler.config)
+    solver = solver_class(config.solver)
+    if type(pipeline.scheduler) is not solver:
+        pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
     start, end = config.guidance_interval
     classes = cast(Any, pipeline.transformer.config).num_classes
     scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
@@ -249,6 +248,7 @@ def sample_from(
     made_with = settings_of(source)
     if made_with is not None:
         config = load_config(made_with).sampling
+        refuse_code(made_with, [config.solver], allow_code)
     else:
         config = SamplingConfig(**own_sampling(pipeline))
     config = config.replace(**changes)

@@ -16,11 +16,12 @@ import torch
 
 from ldmae.config import Config
 from ldmae.config.data import DataConfig
+from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS
-from ldmae.images.base import BUILTIN, FileSource
+from ldmae.images.base import FileSource
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.shards import find_shards
 from ldmae.images.sources import is_stream, kind_of, open_source
@@ -57,7 +58,7 @@ def _sample(config: Config) -> ImageSource:
         UserError: they are not on this machine, or cannot be opened.
     """
     data, path = config.data, Path(config.data.source).expanduser()
-    if data.source in BUILTIN:
+    if data.source in SOURCES:
         return open_source(data)
     if is_stream(data) or not (path.exists() or (path.parent.is_dir() and data.source[-1:] in "}*]")):
         raise UserError(f"the images of {data.source or 'data.source'} are not on this machine")

@@ -17,8 +17,8 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, as_dict, to_yaml
 from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
+from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.spatial import SpatialFeatures
 from ldmae.recipes.loading import Reading, describe_loading
@@ -61,7 +61,7 @@ def plan_trainings(
     auto = config.autoencoder
     if auto.stages:
         latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
-    patch = config.diffusion.model.patch_size
+    patch = patch_size(config.diffusion)
     shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
     plans = []
     for stage, training in trainings(config).items():
@@ -95,9 +95,7 @@ def untrained_objective(
     auto = config.autoencoder
     if stage == "diffusion":
         channels, grid = latent_shape
-        transformer = LightningDiTTransformer2DModel(
-            sample_size=grid, in_channels=channels, num_classes=num_classes, **as_dict(config.diffusion.model)
-        )
+        transformer = build_backbone(config.diffusion, grid, channels, num_classes)
         return FlowMatchingObjective(transformer, config.diffusion.flow)
     part = stage.partition(".")[2]
     settings: Any = getattr(auto, part)

@@ -26,7 +26,7 @@ from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
 from ldmae.core.progress import console
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
@@ -235,15 +235,15 @@ def _encoder_stays(run: Run) -> bool:
 
 def _check_models(config: Config) -> None:
     """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
-    auto, transformer = config.autoencoder, config.diffusion.model
+    auto = config.autoencoder
     with torch.device("meta"):
         if auto.stages and auto.is_vit:
             AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
         elif auto.stages:
             build_baseline(auto.baseline.model, config.image_size)
         # the grid of a foreign autoencoder is not known yet
-        grid = config.image_size // auto.patch_size if auto.stages else transformer.patch_size
-        LightningDiTTransformer2DModel(sample_size=grid, **as_dict(transformer))
+        grid = config.image_size // auto.patch_size if auto.stages else patch_size(config.diffusion)
+        build_backbone(config.diffusion, grid, auto.latent_channels, num_classes=2)
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:

@@ -29,7 +29,7 @@ from ldmae.images.base import Subset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
-from ldmae.loading import is_run_folder, is_shipped, settings_of
+from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.copies import compared_images, forget_copies, measure_copies
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
@@ -81,6 +81,8 @@ def evaluate_samples(
     )
     made_with = settings_of(source)
     config = load_config({} if made_with is None else made_with, overrides)
+    if made_with is not None:
+        refuse_code(made_with, load_config(made_with).code, allow_code)
     _check(source, images, config, reference, npz)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT

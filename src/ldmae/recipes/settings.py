@@ -7,6 +7,7 @@ from typing import Any
 
 from ldmae.config import Config, as_dict
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
+from ldmae.diffusion.backbones import backbone_settings
 from ldmae.stages import ADDED
 
 
@@ -29,8 +30,9 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
     parts["diffusion"] = {
         **common,
         "training": _weighty(config.diffusion.training),
-        "model": plain(config.diffusion.model),
+        "model": backbone_settings(config.diffusion),
         "flow": plain(config.diffusion.flow),
+        **({} if config.diffusion.own_kind is None else {"kind": config.diffusion.own_kind}),
     }
     return parts
 
@@ -119,7 +121,7 @@ def _weighty(training: TrainingConfig, adversary: bool = False) -> dict[str, Any
     settings = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
     optimizer = settings["optimizer"]
     if not adversary:  # whose rates then change nothing
-        optimizer = {k: v for k, v in optimizer.items() if not k.startswith("adversary_")}
+        optimizer = {k: v for k, v in optimizer.items() if not k.startswith("discriminator_")}
     if optimizer["name"] == "adamw":  # the only one of older runs, which recorded no name
         optimizer = {k: v for k, v in optimizer.items() if k != "name" and not k.startswith("muon_")}
     return {**settings, "optimizer": optimizer}

@@ -18,8 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import encode_moments, reconstruct
+from ldmae.diffusion.backbones import patch_size
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.solvers import evaluations
 from ldmae.evaluation.generation import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
 from ldmae.evaluation.reconstruction import ReconstructionMetrics
 from ldmae.images.dataset import ImageDataset
@@ -180,15 +182,15 @@ class Timing:
         """Returns the seconds of an image that is generated at a scale of guidance."""
         config = self.config.sampling
         scheduler = self._pipeline.scheduler
-        tokens = (self.latent_shape[1] // self.config.diffusion.model.patch_size) ** 2
+        tokens = (self.latent_shape[1] // patch_size(self.config.diffusion)) ** 2
         set_sampling_times(scheduler, config.num_inference_steps, config.timestep_shift, tokens)
         times = 1 - scheduler.timesteps.double() / scheduler.config["num_train_timesteps"]
         start, end = config.guidance_interval
         null = len(self.run.train.classes) > 1 and scale != 1
         guided = int(((times >= start) & (times <= end)).sum()) if null else 0
-        evaluations = config.num_inference_steps * (2 if config.solver == "heun" else 1)
-        double = evaluations * guided / len(times)
-        return self._decoding + self._evaluating * (evaluations + double)
+        count = evaluations(config.solver, config.num_inference_steps)
+        double = count * guided / len(times)
+        return self._decoding + self._evaluating * (count + double)
 
     @cached_property
     def _pipeline(self) -> LDMAEPipeline:

@@ -30,8 +30,8 @@ from ldmae.config.training import TrainingConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
+from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.images.base import Subset
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
@@ -192,12 +192,7 @@ def train_diffusion(run: Run) -> None:
         raise UserError(f"no latent in {shards.folder} has a class; give data with classes")
     with run.book.running("diffusion", settings, inputs, config.training.steps) as record:
         torch.manual_seed(run.config.seed)
-        model = LightningDiTTransformer2DModel(
-            sample_size=grid,
-            in_channels=channels,
-            num_classes=len(run.train.classes),
-            **as_dict(config.model),
-        )
+        model = build_backbone(config, grid, channels, len(run.train.classes))
         latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
         model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
         record.output = save_model(run, model, made)

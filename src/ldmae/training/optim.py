@@ -76,12 +76,12 @@ def build_optimizer(module: Any, config: OptimizerConfig) -> torch.optim.AdamW:
             }
         )
     if adversary is not None:
-        rate = config.adversary_learning_rate or config.learning_rate
+        rate = config.discriminator_learning_rate or config.learning_rate
         groups.append(
             {
                 "params": list(adversary.parameters()),
                 "weight_decay": 0.0,
-                "betas": tuple(config.adversary_betas),
+                "betas": tuple(config.discriminator_betas),
                 "lr": rate,
                 "relative_rate": rate / config.learning_rate,
             }

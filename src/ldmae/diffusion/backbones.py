@@ -1,0 +1,50 @@
+"""Diffusion models, by the names that settings have for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldmae.config.base import as_dict
+from ldmae.config.diffusion import DiffusionConfig
+from ldmae.config.registry import DIFFUSION, own_settings, resolve
+
+GIVEN = ("self", "sample_size", "in_channels", "num_classes")
+"""What the latents and the images decide of a diffusion model."""
+
+
+def backbone_class(config: DiffusionConfig) -> Any:
+    """Returns the class of the diffusion model that settings name."""
+    return resolve(DIFFUSION, config.kind)
+
+
+def backbone_settings(config: DiffusionConfig) -> dict[str, Any]:
+    """Returns the arguments of its constructor that the settings decide.
+
+    Raises:
+        UserError: an option that a user's own class does not take.
+    """
+    if config.own_kind is None:
+        return as_dict(config.model)
+    return as_dict(own_settings(backbone_class(config), config.options, "diffusion.options", GIVEN))
+
+
+def patch_size(config: DiffusionConfig) -> int:
+    """Returns the latent cells along a token's side, which divide the grid; 1 where a model has none."""
+    return backbone_settings(config).get("patch_size", 1)
+
+
+def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, num_classes: int) -> Any:
+    """Builds a diffusion model: takes x_t (B, C, h, w), t (B,), labels (B,) and gives the velocity.
+
+    Args:
+        config: which, and its shape.
+        sample_size: cells along a side of the latents.
+        in_channels: C.
+        num_classes: of the images.
+    """
+    return backbone_class(config)(
+        sample_size=sample_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        **backbone_settings(config),
+    )
