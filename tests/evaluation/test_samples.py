@@ -1,3 +1,4 @@
+import io
 import json
 import tracemalloc
 import zipfile
@@ -202,8 +203,19 @@ def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_p
         list(read_samples(tmp_path).batches(2))
 
 
+def png_of_short_data() -> bytes:
+    """A PNG file whose pixels end early and are followed by no chunk: Pillow raises a SyntaxError for it."""
+    buffer = io.BytesIO()
+    Image.fromarray(channels_last(images(1))[0]).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"IDAT") - 4
+    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") - 20).to_bytes(4, "big")
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
-    "content", [b"8BPS\0\1" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(30), b"II*\0" + bytes(9)]
+    "content",
+    [png_of_short_data(), b"8BPS\0\1" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(30), b"II*\0" + bytes(9)],
 )
 def test_a_damaged_picture_among_samples_is_named(tmp_path, content):
     save_pictures(tmp_path, images(1), ["a.png"])

@@ -201,6 +201,16 @@ def claiming(width: int, height: int, format: str) -> bytes:
     return bytes(content)
 
 
+def png_of_short_data() -> bytes:
+    """Returns a PNG file whose pixels end early, with no chunk after them: a SyntaxError of Pillow's."""
+    buffer = io.BytesIO()
+    Image.effect_noise((9, 9), 60).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"IDAT") - 4
+    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") - 20).to_bytes(4, "big")
+    return bytes(content)
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 @pytest.mark.parametrize("size", [(20000, 20000), (12000, 9000), (60000, 60000)])
 def test_claimed_size_is_checked_before_anything_is_decoded(format, size):
@@ -213,6 +223,7 @@ def test_claimed_size_is_checked_before_anything_is_decoded(format, size):
     [
         b"",
         b"nothing",
+        png_of_short_data(),
         b"8BPS\x00\x01" + bytes(20),
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR" + bytes(30),
         b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(50),
