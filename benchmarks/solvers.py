@@ -20,12 +20,12 @@ from torch import Tensor
 from ldmae.config import load_config
 from ldmae.core.device import device_name, reuse_freed_memory
 from ldmae.core.random import generator
-from ldmae.evaluation.generation import kernel_distance
+from ldmae.evaluation.distances import kernel_distance
 from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.subject import read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
-from ldmae.recipes.subject import read_batches
 
 SOURCE = "pretrained:emoji"
 BATCH = 100

@@ -7,7 +7,6 @@ python examples/draw_three_properties.py runs/emoji --out docs/pictures
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from ldmae.autoencoders.masking import random_visible_indices
 from ldmae.config import load_config
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import decode, encode_moments, reconstruct
+from ldmae.evaluation.reconstruction import hwc
 from ldmae.evaluation.smoothness import SmoothnessMetrics, latent_noise, noisy_decodings, perturbed
+from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_images
 from ldmae.loading import load_autoencoder
 from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes.measurements import hwc
-from ldmae.recipes.subject import Subject, read_batches
-from ldmae.report.figures import image_grid
+from ldmae.report.grids import image_grid
 
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 VISIBLE = (0.75, 0.5, 0.25)
@@ -50,12 +49,10 @@ class Pictures:
             train=train,
             size=config.image_size,
             config=config.evaluation,
-            folder=run,
         )
         chosen = self.subject.shown[np.linspace(0, len(self.subject.shown) - 1, count).round().astype(int)]
         self.rows = self.subject.chosen[chosen]
-        batches = read_batches(held_out, self.rows, config.image_size, count, torch.device("cpu"))
-        self.images = torch.cat([images for _, images in batches])  # (N, 3, H, W) in [-1, 1]
+        self.images = self.subject.images(self.rows)  # (N, 3, H, W) in [-1, 1]
         self.latents = encode_moments(self.subject.autoencoder, self.images)[0]  # (N, C, h, w)
 
     def smoothness(self) -> Image.Image:
@@ -63,7 +60,7 @@ class Pictures:
         keys = [self.subject.keys[row] for row in self.rows]
         noise = latent_noise(keys, tuple(self.latents.shape[1:]))
         columns = [self.images] + [
-            decode(self.subject.autoencoder, perturbed(self.latents, self.subject.deviation, noise, epsilon))
+            decode(self.subject.autoencoder, perturbed(self.latents, self.subject.latent_std, noise, epsilon))
             for epsilon in EPSILONS
         ]
         return grid(columns, ["image", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)])
@@ -72,15 +69,14 @@ class Pictures:
         """PSNR and perceptual distance to the original over the size of the noise."""
         subject, perceptual = self.subject, load_perceptual("st-lpips-alex")
         metrics = SmoothnessMetrics(EPSILONS, perceptual)
-        for rows, images in subject.batches():
+        for rows, images in subject.batches("smoothness"):
             keys = [subject.keys[row] for row in rows]
             latents = encode_moments(subject.autoencoder, images)[0]
             metrics.update(
-                keys,
                 images,
-                noisy_decodings(subject.autoencoder, keys, latents, subject.deviation, EPSILONS),
+                noisy_decodings(subject.autoencoder, keys, latents, subject.latent_std, EPSILONS),
             )
-        values = {result.name: result.value for result in metrics.compute()}
+        values = {metric.name: metric.value for metric in metrics.compute()}
         figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
         for axis, name, unit in zip(axes, ("PSNR", perceptual.label), (" (dB)", ""), strict=True):
             axis.plot(EPSILONS, [values[f"{name}(eps={e:g})"] for e in EPSILONS], marker="o", color="#00695c")
@@ -101,7 +97,7 @@ class Pictures:
 
     def compression(self) -> Image.Image:
         """Images and the groups of their latent cells."""
-        originals = [hwc(image) for image in self.images]
+        originals = list(hwc(self.images))
         columns, names = [originals], ["image"]
         for level, find in self.subject.groups.items():
             maps = [find(int(row), pixels) for row, pixels in zip(self.rows, originals, strict=True)]
@@ -113,7 +109,7 @@ class Pictures:
         """Images, reconstructions, and four times the difference."""
         restored = reconstruct(self.subject.autoencoder, self.images)
         difference = (restored - self.images).abs() * 4 - 1
-        rows = [hwc(image) for images in (self.images, restored, difference) for image in images.clamp(-1, 1)]
+        rows = [image for images in (self.images, restored, difference) for image in hwc(images)]
         return image_grid(rows, len(self.images), ["image", "decoded", "4 × error"], scale=scale_of(rows))
 
     def masking(self) -> Image.Image:
@@ -168,13 +164,13 @@ def save_small(picture: Image.Image | Figure, path: Path) -> None:
 
 
 def figures_of(run: Path) -> dict[str, float]:
-    """Returns what was measured of a run, by name; also σ² at random, which a note tells."""
+    """Returns what was measured of a run, by name; also σ² of random groups."""
     figures = {}
-    for result in json.loads((run / "results.json").read_text(encoding="utf-8"))["results"]:
-        figures[result["name"]] = round(result["value"], 6)
-        chance = re.search(r"at random, groups of these sizes would have ([\d.]+)", result["note"])
-        if chance:
-            figures[f"{result['name']} at random"] = float(chance[1])
+    for metric in json.loads((run / "results.json").read_text(encoding="utf-8"))["results"]:
+        figures[metric["name"]] = round(metric["value"], 6)
+        for kind, value in metric["reference"].items():
+            if kind.startswith("random"):
+                figures[f"{metric['name']} at random"] = round(value, 6)
     return figures
 
 

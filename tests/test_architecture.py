@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "config": {"core", "perception"},
     "perception": {"contracts", "core"},
     **dict.fromkeys(STAGES, LEAVES),
+    "evaluation": LEAVES | {"images"},  # what is measured on
     "conversion": LEAVES | MODELS,
     "loading": LEAVES | MODELS | {"conversion"},
     "stages": {"core"},

@@ -351,14 +351,14 @@ def test_evaluate_of_a_run_prints_its_figures(made, ldmae):
     assert shown.code == 0
     assert finished(made.folder) == before
     assert re.search(r"^KID-efficientnet_lite0 +\S+ +↓ +10 generated, 10 real", shown.out, re.M)
-    assert re.search(r"^PSNR +\S+ +dB ↑ +\d+ images$", shown.out, re.M)
+    assert re.search(r"^PSNR +\S+ +dB +↑ +\d+ images$", shown.out, re.M)
 
 
 def test_evaluate_of_a_run_with_other_settings_keeps_to_its_own_images(made, ldmae, tmp_path):
     folder = shutil.copytree(made.folder, tmp_path / "run")
     shown = ldmae("evaluate", folder, "evaluation.images=3", "--only", "reconstruction")
     assert shown.code == 0, shown.err
-    assert re.search(r"^PSNR +\S+ +dB ↑ +3 images$", shown.out, re.M)
+    assert re.search(r"^PSNR +\S+ +dB +↑ +3 images$", shown.out, re.M)
     assert "PSNR" in (folder / "report.html").read_text()
 
 

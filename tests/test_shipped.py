@@ -14,17 +14,18 @@ import torch
 import ldmae
 from ldmae import recipes
 from ldmae.config import load_config
-from ldmae.evaluation.generation import generation_results
+from ldmae.evaluation.api import Measured
+from ldmae.evaluation.copies import measure_copies
+from ldmae.evaluation.generation import generation_metrics
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference
+from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
 from ldmae.perception.features import Features, load_features
-from ldmae.recipes.copies import measure_copies
 from ldmae.recipes.generated import generated_images
-from ldmae.recipes.measurements import write_results
+from ldmae.recipes.results import write_results
 from ldmae.recipes.run import open_accelerator
-from ldmae.recipes.subject import draw, image_keys, read_batches
 
 LARGEST_BYTES, MOST_PARAMETERS = 25_000_000, 12_000_000
 
@@ -141,15 +142,15 @@ def test_the_kept_features_and_images_give_the_figures_on_its_card(kept, sources
         Features(evaluation.features, pooled, torch.empty(len(pooled), 0), classify(pooled))
         for pooled in (kept.generated, kept.real)
     )
-    results = generation_results(fake, Reference(evaluation.features, images=real), seed=evaluation.seed)
-    write_results(tmp_path, "samples", results)
-    measure_copies(
-        [kept.images],
+    metrics = generation_metrics(fake, Reference(evaluation.features, images=real), seed=evaluation.seed)
+    write_results(tmp_path, "samples", "Samples", Measured(metrics))
+    copies = measure_copies(
+        kept.images,
         *sources,
-        tmp_path,
         size=kept.config.image_size,
         mirrored=kept.config.latents.flip,
         batch_size=evaluation.batch_size,
         seed=evaluation.seed,
     )
+    write_results(tmp_path, "copies", "Copies", copies)
     assert_on_card(kept.name, tmp_path, "samples", "copies")

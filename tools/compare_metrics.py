@@ -20,7 +20,7 @@ from skimage import data, metrics
 from torch import Tensor
 from torch_fidelity import metric_fid, metric_kid, metric_prc
 
-from ldmae.evaluation.generation import frechet_distance, kernel_distance, precision_recall
+from ldmae.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from ldmae.evaluation.reconstruction import psnr, ssim
 from ldmae.perception.lpips import PerceptualDistance, _Trunk, _vgg16
 

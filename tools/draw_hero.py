@@ -19,10 +19,10 @@ from PIL import Image
 import ldmae
 from ldmae.config import load_config
 from ldmae.core.autoencoding import reconstruct
+from ldmae.evaluation.reconstruction import hwc
 from ldmae.images.index import open_images
 from ldmae.images.transforms import center_crop
-from ldmae.recipes.measurements import hwc
-from ldmae.report.figures import image_grid
+from ldmae.report.grids import image_grid
 
 CLASSES = ("faces", "people", "hearts", "animals", "clocks", "vehicles", "buildings", "flags")
 SEEDS = range(4)
@@ -53,7 +53,7 @@ def draw(path: Path) -> None:
     parts = [
         image_grid(samples, len(CLASSES), scale=SCALE, padding=SCALE),
         image_grid(
-            [Image.fromarray(hwc(image)) for image in (*images, *restored)],
+            hwc(torch.cat([images, restored])),
             PAIRS,
             scale=SCALE / 2,
             padding=SCALE // 2,

@@ -19,22 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ldmae import recipes
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.evaluation.copies import COMPARED
 from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
-from ldmae.recipes.copies import COMPARED
 from ldmae.recipes.generated import generated_images
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.settings import plain
-from ldmae.recipes.subject import draw, image_keys, read_batches
-from ldmae.report import figures
+from ldmae.report import grids
+from ldmae.report.data import read_arrays, remarks
 from ldmae.stages import changed_settings
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
@@ -74,7 +76,7 @@ def ship(run: Path, name: str) -> Path:
         recipes.evaluate_with(f"pretrained:{name}", [], measured)
         keep_samples(name, measured)
         recipes.sample_from(f"pretrained:{name}", [], {}, measured / "samples")
-        figures.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
+        grids.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
         shutil.copy(measured / "samples" / "grid.png", folder / "samples.png")
         results = read_json(measured / "results.json")["results"]
     for picture in ("nearest.png", "samples.png"):
@@ -186,16 +188,12 @@ def _checked(results: list[dict]) -> dict[str, float]:
     }
 
 
-def _nearest(path: Path):
-    with np.load(path) as arrays:
-        rows = {"generated": arrays["generated"], "nearest": arrays["nearest"]}
-    columns = len(rows["generated"])
-    return figures.image_grid(np.concatenate(list(rows.values())), columns, row_labels=list(rows))
+def _nearest(path: Path) -> Image.Image:
+    arrays = read_arrays(path, [])
+    return grids.image_rows({name: arrays[name] for name in ("generated", "nearest")}, 99)
 
 
 def _shrink(path: Path) -> None:
-    from PIL import Image
-
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
@@ -211,7 +209,7 @@ def _card(
     shown = [entry for entry in results if entry["measurement"] in ("reconstruction", "samples", "copies")]
     shown += [entry for entry in results if entry["name"].endswith("-AUC")]
     rows = [f"| {e['measurement']} | {e['name']} | {e['value']:.4g} {e['unit']} |" for e in shown]
-    notes = [f"- {e['measurement']}/{e['name']}: {e['note']}." for e in shown if e["note"]]
+    notes = [f"- {e['measurement']}/{e['name']}: {remarks(e)}." for e in shown if remarks(e)]
     figure = {f"{e['measurement']}/{e['name']}": e for e in shown}
     near = 1 - figure["copies/authenticity"]["value"]
     looked_at = figure["copies/authenticity"]["counts"]["generated"]

@@ -1,21 +1,17 @@
-"""A new metric: how many of the latents' channels are in use, as one figure beside the others."""
+"""A new metric: how many of the latents' channels are in use.
+
+ldmae evaluate runs/emoji --only new_metric:EffectiveRank
+"""
 
 # N images, C latent channels, h w latent grid
-
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldmae.config import load_config
-from ldmae.contracts import Result
-from ldmae.core.autoencoding import encode_moments, normalised
-from ldmae.images.dataset import ImageDataset
-from ldmae.images.index import open_images
-from ldmae.loading import load_autoencoder
-from ldmae.recipes import render_report
-from ldmae.recipes.measurements import write_results
+from ldmae.contracts import Metric
+from ldmae.core.autoencoding import normalised
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.subject import Subject
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -30,26 +26,22 @@ def effective_rank(latents: Tensor) -> float:
     return torch.special.entr(shares).sum().exp().item()
 
 
-@torch.no_grad()
-def main(run: Path) -> Result:
-    """Measures a run's autoencoder on its held-out images, and puts the figure into its report."""
-    config = load_config(str(run / "config.yaml"))
-    _, held_out = open_images(config.data, run / "data")
-    images = ImageDataset(held_out, config.image_size, seed=0, augment=None)
-    autoencoder = load_autoencoder(str(run))
-    batch = images.images(range(len(images)))
-    latents = normalised(autoencoder, encode_moments(autoencoder, batch)[0])
-    result = Result(
+def measure(subject: Subject) -> Measured:
+    """Measures the posterior means of the held-out images."""
+    latents = normalised(subject.autoencoder, subject.held_out_latents.to(subject.device))
+    metric = Metric(
         name="effective-rank",
         value=effective_rank(latents),
         better="higher",
-        counts={"images": len(images)},
-        note=f"of {latents.shape[1]} channels",
+        counts={"images": len(latents)},
+        reference={"channels": latents.shape[1]},
     )
-    write_results(run, "rank", [result])  # results/rank.json, merged into results.json
-    render_report(run)
-    return result
+    return Measured([metric])
 
 
-if __name__ == "__main__":
-    print(main(Path(sys.argv[1])))
+EffectiveRank = Measurement(
+    name="effective-rank",
+    title="Effective rank",
+    measure=measure,
+    reads=frozenset({"images", "seed"}),  # of evaluation.*: what the metric depends on
+)

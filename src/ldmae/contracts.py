@@ -88,21 +88,31 @@ class ObjectiveOutput:
     """Detached, unweighted, by name."""
 
 
+RESULTS_SCHEMA = 2
+"""Version of the files that hold metrics; raised when their format changes."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One measured figure."""
+class Metric:
+    """One measured value, with what a reader must know to judge it (docs/reference/results-format.md)."""
 
     name: str
-    """The metric's name as the literature knows it, such as `PSNR` or `KID-efficientnet_lite0`."""
+    """As the literature calls it, such as `PSNR` or `KID-efficientnet_lite0`."""
     value: float
     unit: str = ""
     better: str = ""
     """`higher`, `lower`, or empty where neither is."""
     counts: dict[str, int] = field(default_factory=dict)
     """How many images it was computed on, by kind: `{"generated": 1000, "real": 1037}`."""
+    spread: dict[str, float] = field(default_factory=dict)
+    """How far it would vary, by kind: `{"standard deviation over subsets": 0.002}`."""
+    reference: dict[str, float] = field(default_factory=dict)
+    """The same measure of something known, to compare with, by kind: `{"held-out images": 0.01}`."""
+    trained_on_metric: bool = False
+    """Whether the autoencoder was trained on the metric that judges it."""
     note: str = ""
-    """What a reader must know to judge it, such as that a model was trained on the metric that judges it."""
+    """Further remarks for the reader; text that may change."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the figure as plain JSON types."""
+        """Returns the metric as plain JSON types."""
         return asdict(self)

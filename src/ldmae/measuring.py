@@ -21,7 +21,7 @@ from ldmae.arguments import (
     resolve,
     run_config,
 )
-from ldmae.terminal import main_process, say, table
+from ldmae.terminal import main_process, say
 
 app = typer.Typer()
 
@@ -34,6 +34,7 @@ app = typer.Typer()
         "ldmae evaluate official:vmaef8d16.pth data=PATH",
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
         "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
+        "ldmae evaluate runs/emoji --only my_metric:Sharpness",
     )
 )
 def evaluate(
@@ -45,7 +46,8 @@ def evaluate(
             "--only",
             metavar="NAME",
             help="May be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
-            "probe, components, efficiency; for a run or a shipped model also generation. Default: all.",
+            "probe, components, efficiency; for a run or a shipped model also generation; your own as "
+            "package.module:Name. Default: all of the package.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: results/NAME.")] = None,
@@ -168,9 +170,8 @@ def compare(
 
 
 def _say_results(folder: Path) -> None:
-    from ldmae.recipes.results import read_results
+    from ldmae.recipes.results import describe_results
 
     if main_process():
         path = folder / "results.json"
-        figures = table(read_results(path))
-        say(f"{figures}\nresults: {path}\nreport:  {folder / 'report.html'}")
+        say(f"{describe_results(path)}\nresults: {path}\nreport:  {folder / 'report.html'}")

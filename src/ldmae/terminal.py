@@ -1,4 +1,4 @@
-"""What the command line prints: one message for a mistake, tables, all of it from the main process alone."""
+"""What the command line prints: one message for a mistake, all of it from the main process alone."""
 
 from __future__ import annotations
 
@@ -77,25 +77,3 @@ def say(text: str) -> None:
     """Prints what a verb made, from the main process."""
     if main_process():
         typer.echo(text)
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Returns figures as aligned lines: name, value, unit and direction, what it was computed on, note."""
-    arrows = {"higher": "↑", "lower": "↓"}
-    rows = [
-        (
-            result["name"],
-            f"{result['value']:.4g}",
-            f"{result['unit']} {arrows.get(result['better'], '')}".strip(),
-            ", ".join(f"{count} {kind}" for kind, count in result["counts"].items()),
-            result["note"],
-        )
-        for result in results
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
-    return "\n".join(
-        "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]
-        ).rstrip()
-        for row in rows
-    )

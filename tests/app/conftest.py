@@ -83,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, pipeline: LDMAEPipeline) -
     (run / "config.yaml").write_text(RUN)
     (run / "results").mkdir()
     pictures = np.stack([np.asarray(photo(SIZE, SIZE, seed=k)) for k in range(5)])
-    np.savez(run / "results" / "reconstruction_pairs.npz", originals=pictures, reconstructions=pictures)
+    np.savez(run / "results" / "reconstruction.npz", originals=pictures, reconstructions=pictures)
     (run / "report.html").write_text(
         "<!doctype html><title>r</title><h1>Report of the run</h1><script>x</script>"
     )

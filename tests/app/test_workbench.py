@@ -165,7 +165,7 @@ def test_a_model_whose_data_is_known_is_shown_what_was_held_out_of_them(tmp_path
 
 def test_a_damaged_file_of_held_out_images_is_passed_over(tmp_path):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "reconstruction_pairs.npz").write_bytes(b"damaged")
+    (tmp_path / "results" / "reconstruction.npz").write_bytes(b"damaged")
     samples, text = sample_images(tmp_path, ["a", "b"])
     assert "photographs" in text
     assert len(samples) > 1

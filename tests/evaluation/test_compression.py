@@ -1,5 +1,4 @@
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -8,8 +7,9 @@ from sklearn.metrics import silhouette_score
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation.compression import (
-    CompressionMetrics,
     channel_statistics,
+    chosen_images,
+    compression_metrics,
     silhouette,
     within_group_variance,
 )
@@ -28,9 +28,8 @@ def some_latents(count=9, channels=5, grid=(6, 7), groups=4, seed=0, pull=1.0):
 
 
 def measured(latents, groups, level="part", **settings):
-    metrics = CompressionMetrics([level], **settings)
-    metrics.update(range(len(latents)), latents, {level: groups})
-    return {result.name: result for result in metrics.compute()}
+    found = compression_metrics(latents, {level: groups}, **settings)
+    return {metric.name: metric for metric in found.metrics}
 
 
 def brute_force(latents, groups):
@@ -85,20 +84,20 @@ def test_cells_that_are_the_same_but_for_rounding_have_silhouette_zero():
 def test_a_channel_that_varies_by_rounding_alone_has_deviation_zero(value):
     cells = np.full((1, 43), value, np.float32)
     cells[:, ::2] = np.nextafter(cells[:, ::2], np.float32(np.inf))  # the next number up
-    mean, deviation = channel_statistics([cells] * 7)
+    mean, std = channel_statistics([cells] * 7)
     assert mean == pytest.approx(value)
-    assert deviation == 0
+    assert std == 0
 
 
-def test_random_groups_have_the_variance_that_the_note_names():
+def test_random_groups_have_the_variance_that_is_named_for_reference():
     random = np.random.default_rng(0)
     cells, groups = random.normal(size=(12, 3)), np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3])
     values = [within_group_variance([(cells, random.permutation(groups))])[0] for _ in range(2000)]
     chance = (12 - 4) / (12 - 1)
     assert np.mean(values) == pytest.approx(chance, abs=0.01)
     latents = torch.tensor(cells.T.reshape(1, 3, 4, 3))
-    note = measured(latents, groups.reshape(1, 4, 3))["sigma2(part)"].note
-    assert f"at random, groups of these sizes would have {chance:.3f}" in note
+    sigma2 = measured(latents, groups.reshape(1, 4, 3))["sigma2(part)"]
+    assert sigma2.reference == {"random groups of these sizes": chance}
 
 
 def test_groups_are_per_image():
@@ -107,11 +106,10 @@ def test_groups_are_per_image():
     x = latents.double()
     x = (x - x.mean(dim=(0, 2, 3), keepdim=True)) / x.std(dim=(0, 2, 3), keepdim=True, unbiased=False)
     expected = (x - x.mean(dim=(2, 3), keepdim=True)).square().mean() / x.square().mean()
-    metrics = CompressionMetrics(["object"])
-    metrics.update(["a", "b"], latents, {"object": one_label})
-    (sigma2,) = metrics.compute()
+    found = compression_metrics(latents, {"object": one_label})
+    (sigma2,) = found.metrics
     assert sigma2.value == pytest.approx(float(expected), rel=1e-6)
-    assert metrics.unmeasured == ["rho(object): none of 2 images has two groups of which one has two cells"]
+    assert found.left_out == ["rho(object): none of 2 images has two groups of which one has two cells"]
 
 
 def test_latents_that_follow_their_groups_are_tight_and_apart_and_random_ones_are_not():
@@ -124,7 +122,7 @@ def test_latents_that_follow_their_groups_are_tight_and_apart_and_random_ones_ar
     cells, parts = int((groups >= 0).sum()), 4 * 40
     chance = (cells - parts) / (cells - 1)
     assert bad["sigma2(part)"].value == pytest.approx(chance, abs=0.02)
-    assert f"at random, groups of these sizes would have {chance:.3f}" in bad["sigma2(part)"].note
+    assert list(bad["sigma2(part)"].reference.values()) == [pytest.approx(chance)]
 
 
 def test_scaling_or_shifting_a_channel_changes_nothing_and_constant_channels_count_for_nothing():
@@ -137,64 +135,22 @@ def test_scaling_or_shifting_a_channel_changes_nothing_and_constant_channels_cou
         assert other[name].value == pytest.approx(result.value, rel=1e-3)
 
 
-def by_process(latents, groups, shares, batch, **settings):
-    """Collects in several processes' shares and merges them."""
-    whole = CompressionMetrics(["part", "object"], **settings)
-    for share in shares:
-        part = CompressionMetrics(["part", "object"], **settings)
-        for i in range(0, len(share), batch):
-            rows = share[i : i + batch]
-            part.update(
-                rows, latents[rows], {"object": groups[rows] // 2, "part": torch.tensor(groups[rows])}
-            )
-        whole.merge(pickle.loads(pickle.dumps(part.collected())))
-    return [result.to_dict() for result in whole.compute()]
-
-
-@pytest.mark.parametrize("limit", [1000, 11])
-def test_figures_depend_neither_on_batches_nor_processes_nor_order(limit):
+def test_metrics_do_not_depend_on_the_order_of_images():
     latents, groups = some_latents(count=30)
-    expected = by_process(latents, groups, [list(range(30))], 30, limit=limit)
     order = np.random.default_rng(1).permutation(30)
-    for shares, batch in (([order.tolist()], 1), ([order[:7].tolist(), order[7:].tolist()], 4)):
-        assert by_process(latents, groups, shares, batch, limit=limit) == expected  # to the bit
-    note = expected[0]["note"]
-    assert ("on 11 images drawn from 30" in note) == (limit == 11)
+    assert measured(latents[order], groups[order]) == measured(latents, groups)  # to the bit
 
 
-def test_figures_of_all_images_do_not_depend_on_their_names():
-    latents, groups = some_latents(count=20)
-    names = CompressionMetrics(["part"], seed=3)
-    names.update([f"folder/{i}.png" for i in range(20)], latents, {"part": groups})
-    assert [r.value for r in names.compute()] == [r.value for r in measured(latents, groups).values()]
-
-
-def test_the_limit_draws_images_by_key_and_seed_and_bounds_the_memory():
-    latents, groups = some_latents(count=30)
-    drawn = []
-    for seed in (0, 0, 1):
-        metrics = CompressionMetrics(["part"], limit=10, seed=seed)
-        metrics.update(np.arange(30), latents, {"part": groups})
-        kept = metrics.collected()["images"]
-        assert sum(x.nbytes + g.nbytes for x, g in kept.values()) == 10 * 42 * 4 * (5 + 1)
-        assert all(x.base is None for x, _ in kept.values())  # a view would keep the batch
-        drawn.append(sorted(kept))
-        assert len(kept) == 10
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0] != list(range(10))
-
-
-@pytest.mark.parametrize("limit", [11, 30, 1000])
-def test_adding_the_chosen_images_alone_gives_the_same_results(limit):
-    latents, groups = some_latents(count=30)
+def test_images_are_drawn_by_key_and_seed():
     keys = [f"{k * 7 % 31}" for k in range(30)]
-    whole, part = (CompressionMetrics(["part"], limit, seed=2) for _ in range(2))
-    whole.update(keys, latents, {"part": groups})
-    places = part.chosen(keys)
-    part.pass_over(30 - len(places))
-    assert len(places) == min(limit, 30)
-    part.update([keys[k] for k in places], latents[places], {"part": groups[places]})
-    assert part.compute() == whole.compute()  # notes too
+    drawn = [chosen_images(keys, 10, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == sorted(drawn[0]) != list(range(10))
+    back = keys[::-1]
+    assert {keys[k] for k in drawn[0]} == {back[k] for k in chosen_images(back, 10)}
+    assert chosen_images(keys, 1000) == list(range(30))
+    few = measured(*some_latents(), drawn_from=30)
+    assert all("on 9 images drawn from 30" in metric.note for metric in few.values())
 
 
 def test_images_without_two_groups_are_left_out_of_rho_and_counted():
@@ -218,29 +174,18 @@ def test_images_without_two_groups_are_left_out_of_rho_and_counted():
 
 def test_a_level_without_groups_is_said_and_spoils_no_other():
     latents, groups = some_latents()
-    metrics = CompressionMetrics(["object", "part"])
-    metrics.update(range(9), latents, {"object": np.full_like(groups, -1), "part": groups})
-    assert [result.name for result in metrics.compute()] == ["sigma2(part)", "rho(part)"]
-    assert [sentence.split(":")[0] for sentence in metrics.unmeasured] == ["sigma2(object)", "rho(object)"]
+    found = compression_metrics(latents, {"object": np.full_like(groups, -1), "part": groups})
+    assert [metric.name for metric in found.metrics] == ["sigma2(part)", "rho(part)"]
+    assert [sentence.split(":")[0] for sentence in found.left_out] == ["sigma2(object)", "rho(object)"]
 
 
 def test_what_cannot_be_measured_is_refused():
     latents, groups = some_latents()
     with pytest.raises(UserError, match="no images"):
-        CompressionMetrics(["part"]).compute()
+        measured(latents[:0], groups[:0])
     with pytest.raises(UserError, match="NaN"):
         measured(latents * math.nan, groups)
     with pytest.raises(UserError, match="all the same number"):
         measured(torch.full_like(latents, 0.1), groups)
     with pytest.raises(UserError, match="no cell of 9 images has a group"):
         measured(latents, np.full_like(groups, -1))
-
-
-def test_an_image_that_comes_twice_is_a_mistake():
-    latents, groups = some_latents(count=2)
-    metrics = CompressionMetrics(["part"])
-    metrics.update([0, 1], latents, {"part": groups})
-    with pytest.raises(AssertionError, match="unique"):
-        metrics.update([1], latents[:1], {"part": groups[:1]})
-    with pytest.raises(AssertionError, match="unique"):
-        metrics.merge(metrics.collected())

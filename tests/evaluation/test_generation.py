@@ -3,18 +3,18 @@ import pytest
 import torch
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation import generation
-from ldmae.evaluation.generation import (
-    fidelity_results,
+from ldmae.evaluation import distances
+from ldmae.evaluation.distances import (
+    Statistics,
     fit_gaussian,
     frechet_distance,
     frechet_of_statistics,
-    generation_results,
     inception_score,
     kernel_distance,
     precision_recall,
 )
-from ldmae.evaluation.references import Reference, Statistics
+from ldmae.evaluation.generation import fidelity_metrics, generation_metrics
+from ldmae.evaluation.references import Reference
 from ldmae.perception.features import Features
 
 
@@ -186,7 +186,7 @@ def test_precision_and_recall_depend_neither_on_the_order_nor_on_the_memory(monk
     generated, real = features(70) * 0.7, features(50, 0.8, seed=1)
     value = precision_recall(generated, real)
     assert precision_recall(generated.flip(0), real[torch.randperm(50)]) == value
-    monkeypatch.setattr(generation, "DISTANCE_ROWS", 7)
+    monkeypatch.setattr(distances, "DISTANCE_ROWS", 7)
     assert precision_recall(generated, real) == value
 
 
@@ -206,12 +206,13 @@ def test_too_few_images_are_told_how_many_are_needed(size, needed):
 
 
 def test_results_bear_labels_counts_and_subset_size():
-    kid, fd = fidelity_results(features(60), features(70, 0.5, seed=1), Extractor())
+    kid, fd = fidelity_metrics(features(60), features(70, 0.5, seed=1), Extractor())
     assert (kid.name, fd.name) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
     assert kid.counts == fd.counts == {"generated": 60, "real": 70}
     assert kid.better == fd.better == "lower"
     assert "100 subsets of 60 images" in kid.note
     assert "all generated images" in kid.note
+    assert list(kid.spread) == ["standard deviation over subsets"]
     assert kid.value == pytest.approx(kernel_distance(features(60), features(70, 0.5, seed=1))[0])
 
 
@@ -219,7 +220,7 @@ def test_small_sets_get_the_kernel_distance_alone():
     wide = [features(20, seed=s, dimensions=32) for s in (0, 1)]
     extractor = Extractor()
     extractor.dimensions = 32
-    assert [result.name for result in fidelity_results(*wide, extractor)] == ["KID-efficientnet_lite0"]
+    assert [result.name for result in fidelity_metrics(*wide, extractor)] == ["KID-efficientnet_lite0"]
 
 
 # ---- all figures of generated images
@@ -239,7 +240,7 @@ LITE0 = [f"{name}-efficientnet_lite0" for name in ("FD", "sFD", "IS", "KID", "pr
 
 def test_all_figures_are_given_by_their_names_and_are_the_functions_own():
     generated, real = measured(60), measured(70, 0.5, seed=1)
-    results = generation_results(generated, referred(real))
+    results = generation_metrics(generated, referred(real))
     assert [result.name for result in results] == LITE0
     expected = [
         frechet_distance(generated.pooled, real.pooled),
@@ -259,17 +260,17 @@ def test_all_figures_are_given_by_their_names_and_are_the_functions_own():
 def test_figures_ignore_the_order_of_both_sets():
     generated, real = measured(60), measured(70, 0.5, seed=1)
     mixed = generated.select(torch.randperm(60)), real.select(torch.randperm(70))
-    assert generation_results(mixed[0], referred(mixed[1])) == generation_results(generated, referred(real))
+    assert generation_metrics(mixed[0], referred(mixed[1])) == generation_metrics(generated, referred(real))
 
 
 def test_what_too_few_images_leave_out_stands_in_the_first_note():
     generated, real = measured(20, dimensions=32), measured(70, 0.5, seed=1, dimensions=32)
-    results = generation_results(generated, referred(real))
+    results = generation_metrics(generated, referred(real))
     assert [result.name for result in results] == LITE0[2:]
     reason = "needs at least 33 images of each kind, got 20 generated and 70 real; take more, or set"
     assert f"left out: FD-efficientnet_lite0: it {reason}" in results[0].note
     assert f"sFD-efficientnet_lite0: it {reason}" in results[0].note
-    results = generation_results(measured(3, dimensions=32), referred(real), shrink=True)
+    results = generation_metrics(measured(3, dimensions=32), referred(real), shrink=True)
     assert [result.name for result in results] == LITE0[2:3]
     for text in (
         "FD-efficientnet_lite0: it needs at least 10",
@@ -280,23 +281,23 @@ def test_what_too_few_images_leave_out_stands_in_the_first_note():
 
 def test_a_set_needs_one_image_more_than_features():
     enough, too_few = measured(9), measured(8, seed=1)
-    assert generation_results(enough, referred(measured(9, seed=1)))[0].name == LITE0[0]
+    assert generation_metrics(enough, referred(measured(9, seed=1)))[0].name == LITE0[0]
     for pair in ((enough, too_few), (too_few, enough)):
-        assert generation_results(pair[0], referred(pair[1]))[0].name == LITE0[2]
+        assert generation_metrics(pair[0], referred(pair[1]))[0].name == LITE0[2]
 
 
 def test_shrunk_figures_say_so_and_of_which_set():
     few, many = measured(20, dimensions=32), measured(70, 0.5, seed=1, dimensions=32)
-    results = generation_results(few, referred(many), shrink=True)
+    results = generation_metrics(few, referred(many), shrink=True)
     assert [result.name for result in results] == LITE0
     assert results[0].value == pytest.approx(frechet_distance(few.pooled, many.pooled, shrink=True))
     for result in results[:2]:
         assert "shrunk covariance (Ledoit and Wolf) of the generated images (intensity 0." in result.note
         assert "real images (" not in result.note
-    results = generation_results(many, referred(few), shrink=True)
+    results = generation_metrics(many, referred(few), shrink=True)
     assert results[1].value == pytest.approx(frechet_distance(many.spatial, few.spatial, shrink=True))
     assert "of the real images (intensity 0." in results[0].note
-    plain = generation_results(many, referred(many), shrink=True)
+    plain = generation_metrics(many, referred(many), shrink=True)
     assert not any("shrunk" in result.note for result in plain)
 
 
@@ -304,7 +305,7 @@ def test_a_reference_that_keeps_a_part_of_too_few_images_is_not_shrunk():
     few, many = measured(20, dimensions=32), measured(70, 0.5, seed=1, dimensions=32)
     whole = referred(few)
     part = Reference(whole.extractor, whole.pooled, whole.spatial, few.select(torch.arange(15)))
-    results = generation_results(many, part, shrink=True)
+    results = generation_metrics(many, part, shrink=True)
     assert [result.name for result in results] == LITE0[2:]
     assert "the features of all real ones" in results[0].note
 
@@ -314,7 +315,7 @@ def test_statistics_alone_give_frechet_distances_and_the_inception_score():
     whole = fit_gaussian(real.pooled)
     unknown = Statistics(whole.mean, whole.covariance)
     reference = Reference(real.extractor, unknown, None, None, "the statistics in adm.npz")
-    fid, score = generation_results(generated, reference)
+    fid, score = generation_metrics(generated, reference)
     assert (fid.name, score.name) == (LITE0[0], LITE0[2])
     assert fid.value == pytest.approx(frechet_distance(generated.pooled, real.pooled))
     assert fid.counts == {"generated": 60}
@@ -326,26 +327,25 @@ def test_statistics_alone_give_frechet_distances_and_the_inception_score():
 
 def test_hardly_any_generated_images_are_refused():
     with pytest.raises(UserError, match="at least 2 generated images are needed to measure, got 1"):
-        generation_results(measured(1), referred(measured(70)))
+        generation_metrics(measured(1), referred(measured(70)))
 
 
 def test_many_images_are_split_as_the_note_says():
     logits = torch.zeros(5200, 2)
     generated = Features("efficientnet_lite0", features(5200), features(5200, seed=1), logits)
     reference = Reference("efficientnet_lite0")
-    (score,) = generation_results(generated, reference)
+    (score,) = generation_metrics(generated, reference)
     assert score.value == pytest.approx(1)
-    assert score.note.startswith(
-        "mean of 2 splits of 5000 images, the last of 200, standard deviation 0; left out"
-    )
+    assert score.note.startswith("mean of 2 splits of 5000 images, the last of 200; left out")
+    assert score.spread == {"standard deviation over splits": pytest.approx(0)}
 
 
 def test_a_small_set_gets_a_shrunk_distance_where_that_is_asked_for():
     wide = [features(20, seed=s, dimensions=32) for s in (0, 1)]
     extractor = Extractor()
     extractor.dimensions = 32
-    (kid,) = fidelity_results(*wide, extractor)
+    (kid,) = fidelity_metrics(*wide, extractor)
     assert "left out: FD-efficientnet_lite0: it needs at least 33 images of each kind" in kid.note
-    kid, fd = fidelity_results(*wide, extractor, shrink=True)
+    kid, fd = fidelity_metrics(*wide, extractor, shrink=True)
     assert fd.value == pytest.approx(frechet_distance(*wide, shrink=True))
     assert "shrunk covariance" in fd.note

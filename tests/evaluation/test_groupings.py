@@ -9,7 +9,6 @@ from skimage.measure import label
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation.groupings import (
-    MaskFolder,
     cell_groups,
     crop_labels,
     enlarged,
@@ -18,6 +17,7 @@ from ldmae.evaluation.groupings import (
     parts_from_flat_colours,
     patterns_by_slic,
 )
+from ldmae.evaluation.masks import MaskFolder
 from ldmae.images.builtin import open_builtin
 from ldmae.images.transforms import center_crop
 
@@ -163,7 +163,7 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
     names = ["a/grey.jpg", "a/index.jpeg", "deep.webp", "rgb.png", "animated.png"]
     masks = MaskFolder(tmp_path, names, ignore=[255, 65535])
     masks.check_sizes([(2, 4)] * 5)
-    grey, index, deep, rgb, gif = (masks.read(k, (2, 4)) for k in range(5))
+    grey, index, deep, rgb, gif = (masks.read(k) for k in range(5))
     assert grey.tolist() == index.tolist() == [[0, 1, 1, 3], [0, 0, -1, 3]]
     assert deep.tolist() == [[0, 257, 257, 771], [0, 0, -1, 771]]
     assert rgb.tolist() == [[0, 589825, 589825, 51200], [0, 0, 460551, 51200]]
@@ -174,7 +174,7 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
 
 def test_masks_of_names_with_dots_and_of_one_bit_are_read(tmp_path):
     save(tmp_path, "a.b.png", np.array([[True, False]]))
-    assert MaskFolder(tmp_path, ["a.b.jpg"]).read(0, (1, 2)).tolist() == [[1, 0]]
+    assert MaskFolder(tmp_path, ["a.b.jpg"]).read(0).tolist() == [[1, 0]]
 
 
 def test_masks_that_do_not_match_the_images_are_named(tmp_path):
@@ -190,8 +190,6 @@ def test_masks_that_do_not_match_the_images_are_named(tmp_path):
     masks = MaskFolder(tmp_path, ["one.jpg"])
     with pytest.raises(UserError, match=r"1 of 1 masks .* one.png is 4x6, one.jpg 6x4"):
         masks.check_sizes([(6, 4)])
-    with pytest.raises(UserError, match=r"one.png is 4x6 pixels, its image one.jpg 6x4"):
-        masks.read(0, (6, 4))
     save(tmp_path, "one.tif", mask)
     with pytest.raises(UserError, match=r"1 images have more than one mask .* one: one.png and one.tif"):
         MaskFolder(tmp_path, ["one.jpg"])
@@ -204,11 +202,11 @@ def test_masks_that_hold_no_labels_are_refused(tmp_path):
     (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:1000])
     masks = MaskFolder(tmp_path, ["half.jpg", "broken.jpg", "short.jpg"])
     with pytest.raises(UserError, match="holds fractions, not labels"):
-        masks.read(0, (2, 2))
+        masks.read(0)
     with pytest.raises(UserError, match=r"cannot read the mask .*broken.png"):
-        masks.read(1, (2, 2))
+        masks.read(1)
     with pytest.raises(UserError, match=r"cannot read the mask .*short.png"):
-        masks.read(2, (64, 64))
+        masks.read(2)
     with pytest.raises(UserError, match=r"cannot read the mask .*broken.png"):
         masks.check_sizes([(2, 2), (2, 2), (64, 64)])
 

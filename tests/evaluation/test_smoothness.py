@@ -10,10 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.generation import frechet_distance, kernel_distance
+from ldmae.evaluation.distances import frechet_distance, kernel_distance
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.smoothness import (
-    EPSILONS,
     SmoothnessMetrics,
     latent_noise,
     noisy_decodings,
@@ -24,7 +23,7 @@ from ldmae.perception.lpips import load_perceptual
 
 COUNT = 12
 KEYS = [f"images/{i}.png" for i in range(COUNT)]
-DEVIATION = torch.tensor([0.5, 1.0, 0.25]).view(3, 1, 1)
+STD = torch.tensor([0.5, 1.0, 0.25]).view(3, 1, 1)
 
 
 class Scaled(nn.Module):
@@ -69,10 +68,8 @@ def measure(x, rows=None, metrics=None, scale=1.0, sizes=(COUNT,), seed=0, **arg
     metrics = metrics or SmoothnessMetrics(**arguments)
     for batch in (torch.arange(COUNT) if rows is None else torch.tensor(rows)).split(list(sizes)):
         keys = [KEYS[i] for i in batch]
-        images = noisy_decodings(
-            Scaled(scale), keys, x[batch] * scale, DEVIATION * scale, metrics.epsilons, seed
-        )
-        metrics.update(keys, x[batch], images)
+        images = noisy_decodings(Scaled(scale), keys, x[batch] * scale, STD * scale, metrics.epsilons, seed)
+        metrics.update(x[batch], images)
     return metrics
 
 
@@ -100,15 +97,15 @@ def test_the_noise_is_standard_normal():
 def test_each_channel_gets_noise_of_its_own_deviation_times_epsilon():
     z = torch.ones(64, 3, 8, 8)
     noise = latent_noise(range(64), (3, 8, 8))
-    moved = perturbed(z, DEVIATION, noise, 0.2)
+    moved = perturbed(z, STD, noise, 0.2)
     torch.testing.assert_close(
         moved, 1 + 0.2 * torch.stack([0.5 * noise[:, 0], noise[:, 1], 0.25 * noise[:, 2]], 1)
     )
-    assert torch.equal(perturbed(z, DEVIATION, noise, 0), z)
+    assert torch.equal(perturbed(z, STD, noise, 0), z)
 
 
 def test_the_noise_is_the_same_at_every_epsilon(x):
-    decoded = dict(noisy_decodings(Scaled(), KEYS[:2], x[:2] * 0.1, DEVIATION, (0.1, 0.2)))
+    decoded = dict(noisy_decodings(Scaled(), KEYS[:2], x[:2] * 0.1, STD, (0.1, 0.2)))
     torch.testing.assert_close(2 * (decoded[0.1] - x[:2] * 0.1), decoded[0.2] - x[:2] * 0.1)
 
 
@@ -117,7 +114,7 @@ def test_the_noise_is_the_same_at_every_epsilon(x):
 
 def test_figures_match_their_references(x, perceptual):
     epsilons = (0.0, 0.2)
-    decoded = dict(noisy_decodings(Scaled(), KEYS, x, DEVIATION, epsilons, seed=3))
+    decoded = dict(noisy_decodings(Scaled(), KEYS, x, STD, epsilons, seed=3))
     found = values(measure(x, epsilons=epsilons, perceptual=perceptual, seed=3))
     pairs = zip(to_uint8(x).numpy(), to_uint8(decoded[0.2]).numpy(), strict=True)
     expected = np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in pairs])
@@ -162,7 +159,7 @@ def test_the_scale_of_the_latents_plays_no_part(x):
 def test_distances_of_features_are_those_of_the_originals_to_each_epsilons_images(x):
     metrics = measure(x, epsilons=(0.1, 0.5), extractor=Means())
     found, extractor = values(metrics), Means()
-    for epsilon, images in noisy_decodings(Scaled(), KEYS, x, DEVIATION, (0.1, 0.5)):
+    for epsilon, images in noisy_decodings(Scaled(), KEYS, x, STD, (0.1, 0.5)):
         features = extractor(to_uint8(images)), extractor(to_uint8(x))
         assert found[f"rKID(eps={epsilon})"] == pytest.approx(kernel_distance(*features)[0], rel=1e-9)
         assert found[f"rFID(eps={epsilon})"] == pytest.approx(frechet_distance(*features), rel=1e-6)
@@ -193,28 +190,13 @@ def test_figures_depend_neither_on_batches_nor_on_order(x, perceptual, sizes):
     assert values(measure(x, rows, sizes=sizes, **arguments)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_processes_together_find_exactly_what_one_finds(x):
-    arguments = {"epsilons": (0.0, 0.1), "extractor": Means()}
-    ranks = [
-        measure(x, rows, sizes=(len(rows),), **arguments)
-        for rows in ([9, 10, 11, 1], [0, 2, 3, 4, 5, 6, 7, 8])
-    ]
-    ranks[0].merge(ranks[1].collected())
-    alone = measure(x, **arguments)
-    assert values(ranks[0]) == values(alone)
-    assert ranks[0].per_image() == alone.per_image()
-    assert set(alone.per_image()[KEYS[3]]) == {"PSNR(eps=0)", "PSNR(eps=0.1)"}
-    with pytest.raises(AssertionError, match="keys are not unique"):
-        ranks[0].merge(ranks[1].collected())
-
-
 def test_the_order_of_files_plays_no_part(x):
     found = []
     for order in (range(COUNT), reversed(range(COUNT))):
         metrics = SmoothnessMetrics((0.3,), extractor=Means())
         for i in order:  # the file's place in the folder changes, its name does not
-            images = noisy_decodings(Scaled(), [KEYS[i]], x[i : i + 1], DEVIATION, (0.3,))
-            metrics.update([KEYS[i]], x[i : i + 1], images)
+            images = noisy_decodings(Scaled(), [KEYS[i]], x[i : i + 1], STD, (0.3,))
+            metrics.update(x[i : i + 1], images)
         found.append(values(metrics))
     assert found[0] == found[1]
 
@@ -226,28 +208,22 @@ def test_equal_images_are_left_out_of_psnr_and_said_and_training_on_the_metric_i
     assert found["PSNR(eps=0)"].note == f"{COUNT} pairs are identical and are left out"
     assert (found["PSNR(eps=0.1)"].unit, found["PSNR(eps=0.1)"].better) == ("dB", "higher")
     for name in ("ST-LPIPS-alex(eps=0)", "ST-LPIPS-alex-AUC"):
-        assert "the autoencoder was trained on this metric" in found[name].note
+        assert found[name].trained_on_metric
+    assert not found["PSNR(eps=0.1)"].trained_on_metric
 
 
 # ---- what is refused
 
 
-@pytest.mark.parametrize("epsilons", [(), (0.1, 0.1), (-0.1,), (math.nan,), (math.inf,)])
-def test_sizes_of_noise_that_make_no_curve_are_refused(epsilons):
-    with pytest.raises(UserError, match="sizes of noise must be distinct finite numbers of 0 or more, got"):
-        SmoothnessMetrics(epsilons)
-    assert SmoothnessMetrics().epsilons == list(EPSILONS)
-
-
 def test_no_images_too_few_images_and_nan_are_refused(x):
-    with pytest.raises(UserError, match="no images to measure smoothness on"):
+    with pytest.raises(UserError, match="no images to measure on"):
         SmoothnessMetrics().compute()
     with pytest.raises(UserError, match="a kernel distance needs at least 10 images"):
         measure(x, range(9), sizes=(9,), epsilons=(0.1,), extractor=Means()).compute()
     with pytest.raises(UserError, match=r"an image decoded at eps=0\.1 holds NaN or infinity"):
-        SmoothnessMetrics((0.1,)).update(KEYS, x, [(0.1, torch.full_like(x, math.nan))])
+        SmoothnessMetrics((0.1,)).update(x, [(0.1, torch.full_like(x, math.nan))])
 
 
 def test_a_batch_that_lacks_an_epsilon_is_a_mistake_of_the_program(x):
     with pytest.raises(AssertionError, match=r"decoded at \[0\.1\], expected \[0\.1, 0\.2\]"):
-        SmoothnessMetrics((0.1, 0.2)).update(KEYS, x, [(0.1, x)])
+        SmoothnessMetrics((0.1, 0.2)).update(x, [(0.1, x)])

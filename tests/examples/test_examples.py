@@ -406,17 +406,18 @@ def test_a_run_takes_a_sampler_images_and_a_diffusion_model_of_ones_own(
     assert run_app(lambda: app(["sample", str(run_folder), "--allow-code", "--count", "1"])) == 0
 
 
-def test_a_new_metric_stands_beside_the_others_in_results_and_report(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_metric_is_measured_by_its_name(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent.parent)
-    module = load("extend/new_metric.py")
-    result = module.main(trained)
-    assert 1 < result.value < 4
-    assert result.note == "of 4 channels"
+    sys.path.insert(0, str(EXAMPLES / "extend"))
+    result = CliRunner().invoke(app, ["evaluate", str(trained), "--only", "new_metric:EffectiveRank"])
+    assert result.exit_code == 0, result.output
     entries = json.loads((trained / "results.json").read_text())["results"]
-    assert {"rank", "reconstruction", "generation"} <= {entry["measurement"] for entry in entries}
-    assert "effective-rank" in (trained / "report.html").read_text()
+    (rank,) = [entry for entry in entries if entry["measurement"] == "effective-rank"]
+    assert 1 < rank["value"] < 4
+    assert rank["reference"] == {"channels": 4}
+    assert {"reconstruction", "generation"} <= {entry["measurement"] for entry in entries}
+    assert "Effective rank" in (trained / "report.html").read_text()
+    assert "effective-rank" in result.output
 
 
 def test_effective_rank_counts_directions() -> None:

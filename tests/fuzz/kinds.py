@@ -24,17 +24,18 @@ from safetensors.torch import save_file
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config, save_config
 from ldmae.config.data import DataConfig
-from ldmae.contracts import Result
+from ldmae.contracts import Metric
 from ldmae.conversion import load_official_vmae
 from ldmae.conversion.vmae import to_official_checkpoint
 from ldmae.core.files import read_json, write_json
-from ldmae.evaluation.samples import read_samples
+from ldmae.evaluation.api import Measured
+from ldmae.evaluation.image_sets import read_samples
 from ldmae.images.index import open_all_images
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import latent_statistics, load_statistics, save_statistics
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.recipes.results import merge_results, write_results
-from ldmae.report.html import render_report
+from ldmae.report.run import render_report
 from ldmae.stages import Record, StageBook
 
 from .mutations import damage_file, damaged_bytes, damaged_value, odd
@@ -281,7 +282,12 @@ def _run() -> Path:
     book = StageBook(folder)
     book.records = {name: Record(name, "done", 1.0) for name in ("latents", "samples")}
     book.tick("latents", 2.0)
-    write_results(folder, "reconstruction", [Result(name="PSNR", value=30.0, counts={"images": 4})])
+    pixels = np.zeros((2, 16, 16, 3), np.uint8)
+    measured = Measured(
+        [Metric(name="PSNR", value=30.0, counts={"images": 4})],
+        {"originals": pixels, "reconstructions": pixels},
+    )
+    write_results(folder, "reconstruction", "Reconstruction", measured)
     write_json(
         folder / "data.json", {"name": "x", "train": 4, "held_out": 1, "classes": [{"name": "a", "train": 4}]}
     )
@@ -289,13 +295,13 @@ def _run() -> Path:
     write_json(folder / "run.json", {"command": ["ldmae", "run", "smoke"]})
     line = '{"stage": "diffusion", "step": 1, "loss": 0.5, "terms": {}, "seconds": 1.0}\n'
     (folder / "metrics.jsonl").write_text(line * 3)
-    (folder / "samples").mkdir()
+    (folder / "samples" / "images").mkdir(parents=True)
     (folder / "samples" / "grid.png").write_bytes(_pictures()[0][1])
+    for number in range(2):
+        (folder / "samples" / "images" / f"{number:04d}.png").write_bytes(_pictures()[0][1])
     write_json(
         folder / "samples" / "samples.json", {"labels": [0, 1], "class_names": ["a", "b"], "solver": "euler"}
     )
-    pixels = np.zeros((2, 16, 16, 3), np.uint8)
-    np.savez(folder / "results" / "reconstruction_pairs.npz", originals=pixels, reconstructions=pixels)
     return folder
 
 

@@ -488,7 +488,7 @@ def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae: Any, preset: Pa
         ("diffusion", (), 42_000, "diffusion"),
         ("pipeline", (), 42_000, "pipeline"),
         ("samples", (), 15_000, ""),
-        ("results", ("--restart", "evaluation"), 15_000, "results/reconstruction_pairs.npz"),
+        ("results", ("--restart", "evaluation"), 15_000, "results/reconstruction.npz"),
         ("report.html", (), 200_000, "report.html"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldmae.recipes.copies import COMPARED, compared_images
+from ldmae.evaluation.copies import COMPARED, compared_images
 from ldmae.recipes.generated import Generated
 
 
@@ -22,7 +22,7 @@ def generated(labels: np.ndarray, batch: int = 64) -> Generated:
 
 
 def looked_at(made: Generated, seed: int = 0) -> list[int]:
-    images = torch.cat(list(compared_images(made, seed))).long().flatten(1)
+    images = made.select(compared_images(made.count, made.labels, seed)).long().flatten(1)
     return (images @ torch.tensor([65536, 256, 1])).tolist()
 
 

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config, save_config
-from ldmae.contracts import Result
+from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
+from ldmae.evaluation.api import Measured
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.recipes.convert import convert_to_official
 from ldmae.recipes.generated import _is_kept, _keep_only
-from ldmae.recipes.measurements import _kept
-from ldmae.recipes.results import merge_results, write_results
-from ldmae.report.figures import overview
+from ldmae.recipes.results import kept_results, merge_results, write_results
+from ldmae.report.run import overview
 from ldmae.stages import Record, StageBook
 
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
     vae.save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
     StageBook(folder).records["latents"] = Record("latents")
-    write_results(folder, "reconstruction", [Result(name="PSNR", value=30.0)])
+    write_results(folder, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=30.0)]))
     return folder
 
 
@@ -50,12 +50,25 @@ def run(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("value", [[], {"results": [{"name": "PSNR"}]}, {"results": "none"}, "[" * 10_000])
+@pytest.mark.parametrize(
+    "value",
+    [[], {"schema": RESULTS_SCHEMA, "results": [{"name": "PSNR"}]}, {"results": "none"}, "[" * 10_000],
+)
 def test_figures_of_another_shape_are_named_or_measured_again(run, value):
     path = run / "results" / "reconstruction.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
-    assert _kept(path) == {}
+    assert kept_results(path) is None
     with pytest.raises(UserError, match=r"reconstruction\.json (is not JSON|holds JSON of another shape)"):
+        merge_results(run)
+
+
+def test_metrics_of_an_older_version_are_refused_with_the_next_move(run):
+    path = run / "results" / "reconstruction.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    assert kept_results(path) is None
+    with pytest.raises(
+        UserError, match=r"is of schema 1, this version reads 2; measure again with `ldmae eval"
+    ):
         merge_results(run)
 
 
@@ -119,10 +132,11 @@ def test_a_pipeline_that_lies_here_is_never_completed_from_the_hub(run, monkeypa
     assert not asked
 
 
-def test_a_damaged_grid_is_named_with_the_stage_to_begin_again(run):
-    (run / "samples").mkdir()
-    (run / "samples" / "grid.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
-    with pytest.raises(UserError, match=r"grid\.png can't be read .*--restart samples"):
+def test_damaged_samples_are_named_with_the_stage_to_restart(run):
+    (run / "samples" / "images").mkdir(parents=True)
+    (run / "samples" / "samples.json").write_text('{"labels": [0]}')
+    (run / "samples" / "images" / "0000.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    with pytest.raises(UserError, match=r"samples/images could not be read; .*--restart samples"):
         overview(run)
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from torch import nn
 from ldmae import recipes
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config, save_config
-from ldmae.contracts import Result
+from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
-from ldmae.evaluation.compression import CompressionMetrics
-from ldmae.recipes import groups, measurements
-from ldmae.recipes.evaluation import perceptual_teachers
-from ldmae.recipes.measurements import _halves
+from ldmae.evaluation import compression, groupings
+from ldmae.evaluation.probe import halves
+from ldmae.evaluation.subject import draw, image_keys
+from ldmae.recipes.evaluate import perceptual_teachers
+from ldmae.recipes.results import describe_results
 from ldmae.recipes.run import latents_fingerprint
-from ldmae.recipes.subject import draw, image_keys
 
 SIZE = 24
 FEW = ["evaluation.images=20", "evaluation.latent_images=20", "evaluation.epsilons=[0,0.3]"]
@@ -92,7 +93,7 @@ def test_figures_are_the_same_to_the_bit_from_scratch_and_under_other_file_names
     }  # fmt: skip
     assert evaluated(source, pictures, *FEW, out="second") == first
     assert evaluated(source, renamed, *FEW, out="third") == first
-    for picture in ("reconstruction_pairs", "interpolation", "components"):
+    for picture in ("reconstruction", "interpolation", "components"):
         with np.load(f"first/results/{picture}.npz") as one, np.load(f"third/results/{picture}.npz") as other:
             assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -157,25 +158,20 @@ def test_keys_of_images_that_nobody_looked_at_are_their_places():
 
 
 @pytest.mark.parametrize("limit", [7, 1000])
-def test_compression_segments_no_more_images_than_it_keeps(pictures, limit, monkeypatch):
-    monkeypatch.setattr(
-        measurements, "CompressionMetrics", functools.partial(CompressionMetrics, limit=limit)
-    )
+def test_compression_segments_no_more_images_than_it_measures(pictures, limit, monkeypatch):
+    chosen = functools.partial(compression.chosen_images, limit=limit)
+    monkeypatch.setattr(compression, "chosen_images", chosen)
     segmented: list[int] = []
-    parts, few = groups.parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
+    parts, few = groupings.parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
 
     def counted(pixels: np.ndarray) -> np.ndarray:
         segmented.append(1)
         return parts(pixels)
 
-    monkeypatch.setattr(groups, "parts_by_felzenszwalb", counted)
-    chosen = evaluated(autoencoder(), pictures, *few, only=["compression"], out="chosen")
-    assert len(segmented) == min(limit, 20)
-    monkeypatch.setattr(CompressionMetrics, "chosen", lambda self, keys: list(range(len(keys))))
-    whole = evaluated(autoencoder(), pictures, *few, only=["compression"], out="whole")
-    assert len(segmented) == min(limit, 20) + 20
-    assert chosen == whole  # to the bit, and notes too
-    assert ("drawn from 20" in chosen["compression sigma2(part)"]["note"]) == (limit == 7)
+    monkeypatch.setattr(groupings, "parts_by_felzenszwalb", counted)
+    found = evaluated(autoencoder(), pictures, *few, only=["compression"])
+    assert len(segmented) == min(limit, 20) == found["compression rho(part)"]["counts"]["images"]
+    assert ("drawn from 20" in found["compression sigma2(part)"]["note"]) == (limit == 7)
 
 
 # ---- what is measured
@@ -228,8 +224,9 @@ def test_figures_of_weights_that_changed_do_not_stay_beside_the_new_ones(picture
     nn.init.ones_(model.encoder.conv_in.bias)
     model.save_pretrained(source)
     assert names_of(evaluated(source, pictures, *FEW, only=["probe"])) == {"probe"}
-    assert "removed, because they are of other weights, images or sizes: probe, components" in " ".join(
-        capsys.readouterr().err.split()
+    assert (
+        "removed, because they are damaged or of other weights, images, sizes or versions: components, probe"
+        in " ".join(capsys.readouterr().err.split())
     )
 
 
@@ -352,10 +349,10 @@ def test_near_duplicates_lie_in_one_half():
     keys = [f"{k:02d}" for k in range(40)]
     labels = np.arange(40) // 10 % 2
     pairs = [k // 2 for k in range(40)]
-    halves = _halves(labels, keys, pairs, 0)
-    assert (halves[::2] == halves[1::2]).all()
-    assert [int((halves[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
-    alone = _halves(labels, keys, keys, 0)
+    half = halves(labels, keys, pairs, 0)
+    assert (half[::2] == half[1::2]).all()
+    assert [int((half[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
+    alone = halves(labels, keys, keys, 0)
     assert sorted(np.bincount(alone)) == [20, 20]
     assert (alone[::2] != alone[1::2]).any()
 
@@ -391,9 +388,11 @@ def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_o
     source = autoencoder()
     evaluated(source, pictures, *FEW, only=["components", "interpolation"])
     results = Path("figures/results")
-    entry = {**Result(name="KID", value=1.0).to_dict(), "measurement": "samples"}
+    entry = {**Metric(name="KID", value=1.0).to_dict(), "measurement": "samples"}
     for name, told in (("generation", {}), ("samples", {"autoencoder": "of another"})):
-        (results / f"{name}.json").write_text(json.dumps({"schema": 1, "results": [entry], **told}))
+        (results / f"{name}.json").write_text(
+            json.dumps({"schema": RESULTS_SCHEMA, "results": [entry], **told})
+        )
     model: Any = AutoencoderKL.from_pretrained(source)
     nn.init.ones_(model.encoder.conv_in.bias)
     model.save_pretrained(source)
@@ -421,3 +420,57 @@ def test_perceptual_teachers_are_those_of_every_stage_and_of_what_it_started_fro
     assert perceptual_teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
     started = load_config("emoji", [f"autoencoder.init={tmp_path}", mute, both])
     assert perceptual_teachers(started) == {"st-lpips-alex"}
+
+
+# ---- a measurement of one's own
+
+
+SHARPNESS = """\
+from ldmae.contracts import Metric
+from ldmae.core.autoencoding import reconstruct
+from ldmae.evaluation.api import Measured, Measurement
+
+def measure(subject):
+    shares = [reconstruct(subject.autoencoder, images).diff(dim=-1).abs().mean()
+              for _, images in subject.batches("sharpness")]
+    value = float(sum(shares) / len(shares))
+    return Measured([Metric(name="sharpness", value=value, better="higher", trained_on_metric=True)])
+
+Sharpness = Measurement(name="sharpness", title="Sharpness", measure=measure, reads=frozenset({"images"}))
+"""
+
+
+def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
+    Path("my_metric.py").write_text(SHARPNESS)
+    source, only = autoencoder(), ["my_metric:Sharpness"]
+    found = evaluated(source, pictures, *FEWER, only=only)["sharpness sharpness"]
+    assert found["value"] > 0
+    assert found["trained_on_metric"] is True
+    assert "sharpness  " in describe_results(Path("figures/results.json"))
+    report = Path("figures/report.html").read_text()
+    assert "<h3>Sharpness</h3>" in report
+    assert "the autoencoder was trained on this metric" in report
+    before = Path("figures/results/sharpness.json").stat().st_mtime_ns
+    evaluated(source, pictures, *FEWER, "evaluation.pairs=3", only=only)
+    assert Path("figures/results/sharpness.json").stat().st_mtime_ns == before
+    Path("my_metric.py").write_text(SHARPNESS + "# edited\n")
+    evaluated(source, pictures, *FEWER, only=only)
+    assert Path("figures/results/sharpness.json").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("smothness", "no measurement 'smothness'; did you mean smoothness"),
+        ("my_metric:Blur", "has no Blur"),
+        ("my_metric:measure", "expected a Measurement"),
+        ("my_metric:Taken", "is called 'probe', as one of the package is"),
+    ],
+)
+def test_a_measurement_that_is_none_is_refused_before_anything_is_loaded(pictures, name, told):
+    Path("my_metric.py").write_text(
+        SHARPNESS + 'Taken = Measurement(name="probe", title="Probe", measure=measure)\n'
+    )
+    sys.modules.pop("my_metric", None)
+    with pytest.raises(UserError, match=told):
+        evaluated("nothing", pictures, only=[name])

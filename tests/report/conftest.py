@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ldmae.contracts import Result
-from ldmae.report import figures
+from ldmae.contracts import RESULTS_SCHEMA, Metric
+from ldmae.report import grids
 
 CLASSES = ["faces", "hearts", "clocks", "transport and other vehicles", "<script>alert('class')</script>"]
 
@@ -60,21 +60,22 @@ def metrics_lines() -> list[str]:
     return lines
 
 
-def _result(measurement: str, name: str, value: float, better: str, unit: str = "", note: str = "") -> dict:
+def _result(measurement: str, name: str, value: float, better: str, **more: object) -> dict:
     counts = {"held-out": 103} if measurement == "reconstruction" else {"generated": 1000, "real": 1037}
-    return Result(name=name, value=value, better=better, unit=unit, note=note, counts=counts).to_dict() | {
-        "measurement": measurement
-    }
+    metric = Metric(name=name, value=value, better=better, counts=counts, **more)  # type: ignore[arg-type]
+    return metric.to_dict() | {"measurement": measurement}
 
 
 def _results() -> list[dict]:
-    judge = "the autoencoder was trained on this metric"
     return [
         _result("reconstruction", "PSNR", 21.93471, "higher", unit="dB"),
         _result("reconstruction", "SSIM", 0.8932, "higher"),
-        _result("reconstruction", "ST-LPIPS-alex", 0.06214, "lower", note=judge),
+        _result("reconstruction", "ST-LPIPS-alex", 0.06214, "lower", trained_on_metric=True),
         _result("generation", "KID-efficientnet_lite0", 0.0123456, "lower"),
     ]
+
+
+TITLES = {"reconstruction": "Reconstruction", "generation": "Generation"}
 
 
 def _json(path: Path, value: object) -> None:
@@ -85,7 +86,7 @@ def _json(path: Path, value: object) -> None:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "emoji"
-    _json(folder / "results.json", {"schema": 1, "results": _results()})
+    _json(folder / "results.json", {"schema": RESULTS_SCHEMA, "titles": TITLES, "results": _results()})
     seconds = {"autoencoder.pretraining": 144.2, "autoencoder.tuning": 61.0, "latents": 4.31}
     seconds |= {"diffusion": 355.6, "pipeline": 0.4, "samples": 12.2, "evaluation": 25.0}
     done = {"status": "done", "finished": "2025-11-03T10:20:30+00:00", "device": "cpu"}
@@ -106,20 +107,11 @@ def run_folder(tmp_path: Path) -> Path:
     labels = [i % 5 for i in range(40)]
     (folder / "samples" / "images").mkdir(parents=True)
     for i, image in enumerate(images):
-        figures.save_png(Image.fromarray(image), folder / "samples" / "images" / f"{i:05d}.png")
-    figures.save_png(figures.class_grid(images, labels, CLASSES), folder / "samples" / "grid.png")
+        grids.save_png(Image.fromarray(image), folder / "samples" / "images" / f"{i:05d}.png")
     drawn = {"guidance_scale": 2.5, "num_inference_steps": 50, "seed": 0}
     _json(folder / "samples" / "samples.json", {"class_names": CLASSES, "labels": labels} | drawn)
     noise = np.random.default_rng(2).integers(-25, 25, images.shape)
     blurred = (images.astype(int) + noise).clip(0, 255).astype(np.uint8)
-    masked = images.copy()
-    masked[:, :24, 12:36] = 128
     (folder / "results").mkdir()
-    np.savez(
-        folder / "results" / "reconstruction_pairs.npz",
-        originals=images,
-        reconstructions=blurred,
-        masked_inputs=masked,
-        masked_reconstructions=blurred,
-    )
+    np.savez(folder / "results" / "reconstruction.npz", originals=images, reconstructions=blurred)
     return folder

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from skimage import data
 
-from ldmae.contracts import Result
-from ldmae.report import figures
+from ldmae.contracts import RESULTS_SCHEMA, Metric
 
 VARIANTS = {
     "ae": ("AE", "autoencoders", 0.9),
@@ -54,11 +53,14 @@ def results_of(variant: str, seed: int, features: str = "efficientnet_lite0") ->
     def near(value: float) -> float:
         return float(value * (1 + 0.02 * random.standard_normal()))
 
-    taught = "the autoencoder was trained on this metric" if variant in ("sd-vae", "vmae") else ""
-    found: list[tuple[str, Result]] = []
+    taught = variant in ("sd-vae", "vmae")
+    found: list[tuple[str, Metric]] = []
 
-    def add(measurement: str, name: str, value: float, better: str, note: str = "", **counts: int) -> None:
-        found.append((measurement, Result(name=name, value=value, better=better, note=note, counts=counts)))
+    def add(
+        measurement: str, name: str, value: float, better: str, on_it: bool = False, **counts: int
+    ) -> None:
+        metric = Metric(name=name, value=value, better=better, trained_on_metric=on_it, counts=counts)
+        found.append((measurement, metric))
 
     add("reconstruction", "L1", near(0.02 * radius), "lower", images=500)
     add("reconstruction", "PSNR", near(32 - 3 * radius), "higher", images=500)
@@ -74,9 +76,9 @@ def results_of(variant: str, seed: int, features: str = "efficientnet_lite0") ->
         add("compression", f"sigma2({level})", near(size - 0.05 * radius), "lower", images=500, groups=4000)
         add("compression", f"rho({level})", near(0.5 - 0.1 * radius * size), "higher", images=500)
     add("probe", "linear-probe-accuracy", near(0.7), "higher", **{"held-out": 500})
-    add("efficiency", "parameters", 1_234_567 + len(variant), "lower", "trainable ones")
+    add("efficiency", "parameters", 1_234_567 + len(variant), "lower")
     add("efficiency", "weights", 4 * 1_234_567, "lower")
-    add("efficiency", "FLOPs", 151_000_000 + len(variant), "lower", "encode + decode")
+    add("efficiency", "FLOPs", 151_000_000 + len(variant), "lower")
     for work, rate in (("encode", 900.0), ("decode", 700.0)):
         add("efficiency", f"{work} rate", near(rate), "higher")
         add("efficiency", f"{work} memory", near(30e6), "lower")
@@ -87,7 +89,7 @@ def results_of(variant: str, seed: int, features: str = "efficientnet_lite0") ->
     add("samples", f"IS-{features}", near(12 - 2 * radius), "higher", generated=1000)
     add("samples", f"precision-{features}", near(0.7 - 0.1 * radius), "higher", **counts)
     add("samples", f"recall-{features}", near(0.5), "higher", **counts)
-    return [result.to_dict() | {"measurement": measurement} for measurement, result in found]
+    return [metric.to_dict() | {"measurement": measurement} for measurement, metric in found]
 
 
 def write_unit(folder: Path, variant: str, seed: int, size: int = 64, tiles: int = 12) -> Path:
@@ -104,7 +106,7 @@ def write_unit(folder: Path, variant: str, seed: int, size: int = 64, tiles: int
     classes = [{"name": name, "train": 300, "held_out": 30} for name in CLASSES]
     images = {"name": "photos", "licence": "CC0 and others", "train": 1200, "held_out": 120}
     record = {
-        "schema": 1,
+        "schema": RESULTS_SCHEMA,
         "preset": "compare-photos",
         "variant": variant,
         "title": title,
@@ -128,22 +130,25 @@ def write_unit(folder: Path, variant: str, seed: int, size: int = 64, tiles: int
     originals = crops(tiles, size)
     random = np.random.default_rng(seed)
     components = random.integers(0, 255, (tiles, 8, 8, 3), np.uint8).repeat(size // 8, 1).repeat(size // 8, 2)
-    strips = {
-        "originals": originals,
-        "reconstructions": blurred(originals, radius),
-        "components": components,
-    }
-    for name, strip in strips.items():
-        Image.fromarray(np.concatenate(list(strip), axis=1)).save(unit / f"{name}.png")
-    rows = []
+    interpolation = []
     for first, second in ((originals[0], originals[1]), (originals[-2], originals[-1])):
         between = [first * (1 - t) + second * t for t in (0, 0, 0.25, 0.5, 0.75, 1, 1)]
-        tile_row = [
-            np.pad(tile.astype(np.uint8), ((0, 2), (0, 2), (0, 0)), constant_values=255) for tile in between
-        ]
-        rows.append(np.concatenate(tile_row, axis=1))
-    Image.fromarray(np.concatenate(rows)[:-2, :-2]).save(unit / "interpolation.png")
-    generated = blurred(crops(32, size, seed + 1), radius)
-    labels = [i % len(CLASSES) for i in range(32)]
-    figures.class_grid(generated, labels, CLASSES).save(unit / "samples.png")
+        interpolation.append(np.stack(between).astype(np.uint8))
+    np.savez(
+        unit / "images.npz",
+        originals=originals,
+        reconstructions=blurred(originals, radius),
+        components=components,
+        interpolation=np.stack(interpolation),
+        fractions=np.array([0, 0.25, 0.5, 0.75, 1]),
+        samples=blurred(crops(32, size, seed + 1), radius),
+        labels=np.arange(32) % len(CLASSES),
+    )
     return unit
+
+
+def change_images(unit: Path, **arrays: np.ndarray | None) -> None:
+    """Replaces arrays of a unit's images; None removes one."""
+    with np.load(unit / "images.npz") as kept:
+        changed = dict(kept) | arrays
+    np.savez(unit / "images.npz", **{name: array for name, array in changed.items() if array is not None})

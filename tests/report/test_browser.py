@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page
 
 from ldmae.report.comparison import render_comparison
-from ldmae.report.html import render_report
+from ldmae.report.run import render_report
 
 from .drawn_units import write_unit
-from .test_html import measure_all
+from .test_run import measure_all
 
 PAGES = ["report", "comparison"]
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from ldmae.report import paper
 from ldmae.report.comparison import radar_axes, render_comparison
-from ldmae.report.units import read_variants
+from ldmae.report.data import AUTOENCODERS, read_comparison
 
-from .drawn_units import VARIANTS, write_unit
+from .drawn_units import VARIANTS, change_images, write_unit
 from .page import Page, section
 
 FIVE = ["ae", "dae", "vae", "sd-vae", "vmae"]
@@ -86,7 +86,7 @@ def test_page_shows_every_part_of_a_comparison(whole: Path):
         "The baselines' width is 0.1139 of the paper's",
         "CPU, 2 threads",
         "ldmae compare compare-photos",
-        "paper 32.18",
+        "32.18",
         "The paper's metrics are of ImageNet-1K, at 256 px, by LPIPS and on Inception's features; ours of "
         "photos, at 64 px, by ST-LPIPS-alex and on efficientnet_lite0's features. Where these differ, ",
         "17,331",
@@ -159,7 +159,7 @@ def test_seeds_that_others_have_and_planned_units_are_missed(tmp_path: Path):
 
 
 def test_damaged_units_are_named_and_left_out(tmp_path: Path):
-    contents = [b"", b'{"schema": 1, "vari', b"[]", b"null", b"\xff\xfe", b"7"]
+    contents = [b"", b'{"schema": 2, "vari', b"[]", b"null", b"\xff\xfe", b"7"]
     write_units(tmp_path, ["ae"], list(range(len(contents))))
     write_units(tmp_path, ["vae"], [0])
     for seed, content in enumerate(contents):
@@ -168,18 +168,18 @@ def test_damaged_units_are_named_and_left_out(tmp_path: Path):
     left_out = page.text.split("Left out")[1]
     for seed in range(len(contents)):
         assert f"units/ae/seed-{seed}/unit.json" in left_out
-    assert section(page, "reconstruction").count('<th scope="row">') == 1
+    assert section(page, "reconstruction").count('<th scope="row">') == 2  # VAE, and the paper's
 
 
 def test_a_unit_of_another_place_or_schema_is_named_and_left_out(tmp_path: Path):
     write_units(tmp_path, ["ae", "vae", "vmae"], [0])
     units = tmp_path / "units"
     shutil.copytree(units / "vmae", units / "dae")
-    edit(units / "vae" / "seed-0", schema=2)
+    edit(units / "vae" / "seed-0", schema=1)
     edit(units / "ae" / "seed-0", results="none")
     text = Page(render_comparison(tmp_path)).text
     assert "units/dae/seed-0/unit.json is left out: it says that it is vmae/seed-0" in text
-    assert "units/vae/seed-0/unit.json is left out: its schema is 2, this version reads 1" in text
+    assert "units/vae/seed-0/unit.json is left out: its schema is 1, this version reads 2" in text
     assert "units/ae/seed-0/unit.json is left out: it holds no results" in text
 
 
@@ -235,14 +235,14 @@ def test_names_from_units_are_escaped_everywhere(tmp_path: Path):
 
 
 def test_a_picture_of_other_images_is_left_out_and_named(tmp_path: Path):
-    write_units(tmp_path, ["ae", "dae", "vmae"], [0])
+    write_units(tmp_path, ["ae", "dae", "vae", "vmae"], [0])
     other = tmp_path / "units" / "dae" / "seed-0"
-    strip = np.asarray(Image.open(other / "originals.png"))
-    Image.fromarray(255 - strip).save(other / "originals.png")
-    (tmp_path / "units" / "ae" / "seed-0" / "components.png").write_bytes(b"no picture")
+    with np.load(other / "images.npz") as arrays:
+        change_images(other, originals=255 - arrays["originals"])
+    (tmp_path / "units" / "ae" / "seed-0" / "images.npz").write_bytes(b"no arrays")
     text = Page(render_comparison(tmp_path)).text
     assert "dae/seed-0: its images are left out because they are of other images" in text
-    assert "ae/seed-0: components.png could not be read" in text
+    assert "ae/seed-0: images.npz could not be read" in text
 
 
 def test_a_figure_that_is_gone_leaves_no_old_picture(tmp_path: Path):
@@ -257,8 +257,8 @@ def test_a_figure_that_is_gone_leaves_no_old_picture(tmp_path: Path):
 
 def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_path: Path):
     write_units(tmp_path, ["ae", "vae", "vmae"], [0])
-    variants = read_variants(tmp_path, [])
-    axes, left_out = radar_axes(variants)
+    comparison = read_comparison(tmp_path, [])
+    axes, left_out = radar_axes(comparison)
     assert [(axis.subject, axis.title) for axis in axes] == [
         ("smoothness", "rKID-efficientnet_lite0 at ε = 0.3"),
         ("compression", "σ², mean of 2 levels"),
@@ -271,14 +271,14 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
     ]
     assert left_out == []
     sigma2 = axes[1]
-    figures = variants[0].units[0].figures
-    levels = [figures["compression", f"sigma2({level})"].value for level in ("part", "pattern")]
+    means = comparison.stats()["mean"]
+    levels = [means["compression", f"sigma2({level})", "ae"] for level in ("part", "pattern")]
     assert sigma2.values["ae"] == pytest.approx(np.mean(levels))
     for path in (tmp_path / "units").glob("*/seed-0"):
         record = json.loads((path / "unit.json").read_text())
         same = [r | {"value": 20.0} if r["name"] == "PSNR" else r for r in record["results"]]
         edit(path, results=same)
-    axes, left_out = radar_axes(read_variants(tmp_path, []))
+    axes, left_out = radar_axes(read_comparison(tmp_path, []))
     assert "PSNR" not in [axis.title for axis in axes]
     assert left_out == ["PSNR (equal for all)"]
 
@@ -292,12 +292,12 @@ def test_the_radars_smoothness_is_at_the_largest_noise_that_all_have_else_the_ar
             unit = tmp_path / "units" / name / "seed-0"
             results = json.loads((unit / "unit.json").read_text())["results"]
             edit(unit, results=[r for r in results if gone not in r["name"]])
-        axes, _ = radar_axes(read_variants(tmp_path, []))
+        axes, _ = radar_axes(read_comparison(tmp_path, []))
         assert [axis.title for axis in axes if axis.subject == "smoothness"] == [title]
 
 
 def test_the_radar_marks_what_autoencoders_were_trained_on(whole: Path):
-    axes, _ = radar_axes([v for v in read_variants(whole, []) if v.group == "autoencoders"])
+    axes, _ = radar_axes(read_comparison(whole, []).select(AUTOENCODERS))
     taught = {axis.title: axis.taught for axis in axes if axis.taught}
     assert taught == {"ST-LPIPS-alex": ["SD-VAE", "VMAE"]}
     assert [axis.label for axis in axes if axis.taught] == ["reconstruction\nST-LPIPS-alex†"]

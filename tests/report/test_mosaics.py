@@ -3,10 +3,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldmae.report import figures, mosaics
-from ldmae.report.units import read_variants
+from ldmae.report import grids, mosaics
+from ldmae.report.data import read_comparison
 
-from .drawn_units import CLASSES, crops, write_unit
+from .drawn_units import CLASSES, change_images, crops, write_unit
+
+
+def made_of(folder: Path, problems: list[str] | None = None) -> mosaics.Mosaics:
+    found = [] if problems is None else problems
+    return mosaics.make_mosaics(read_comparison(folder, found).variants, found)
 
 
 def test_the_box_lies_where_edges_are():
@@ -33,12 +38,12 @@ def test_the_box_is_that_of_a_search_over_all_boxes():
 def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path):
     write_unit(tmp_path, "ae", 0, size=32, tiles=2)
     write_unit(tmp_path, "vmae", 0, size=32, tiles=2)
-    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    made = made_of(tmp_path)
     assert made.reconstructions is not None
-    scale = figures.auto_scale(32)
+    scale = grids.auto_scale(32)
     originals = crops(2, 32)
     rows = ["original", "AE", "VMAE"]
-    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
+    layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
     assert (scale, made.reconstructions.size) == (3.0, layout.size)
     for i, image in enumerate(originals):
         x, y = mosaics.most_detailed_box(image, 8)
@@ -50,9 +55,9 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
 
 def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
     write_unit(tmp_path, "ae", 0, size=32, tiles=2)
-    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    made = made_of(tmp_path)
     assert made.reconstructions is not None
-    layout = figures.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
+    layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
     x, y = (3 * place for place in mosaics.most_detailed_box(crops(2, 32)[0], 8))
     left, top = layout.origin(0)
     tile = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
@@ -62,15 +67,28 @@ def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
     assert [255, 255, 255] in inside
 
 
-def test_a_row_of_real_images_is_below_the_samples(tmp_path: Path):
-    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
-    Image.new("RGB", (333, 77), "red").save(unit / "samples.png")
-    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+def test_samples_are_the_first_of_the_same_classes_above_held_out_images(tmp_path: Path):
+    for name in ("ae", "vmae"):
+        unit = write_unit(tmp_path, name, 0, size=32, tiles=4)
+        images = np.zeros((32, 32, 32, 3), np.uint8)
+        for i in range(32):
+            images[i] = 10 * (i % 4) + i // 4 + (100 if name == "vmae" else 0)
+        change_images(unit, samples=images)
+    problems: list[str] = []
+    made = made_of(tmp_path, problems)
+    assert problems == []
     assert made.samples is not None
-    real = np.asarray(made.samples)[77 + 12 :]
-    shown = crops(2, 32)[0].repeat(3, axis=0).repeat(3, axis=1)
-    places = range(real.shape[1] - 96)
-    assert any(np.array_equal(real[-100:-4, x : x + 96], shown) for x in places)
+    layout = grids.grid_layout(
+        [Image.new("RGB", (32, 32))] * 24, 8, row_labels=["AE", "VMAE", "held out"], column_labels=CLASSES
+    )
+    assert made.samples.size == layout.size
+    pixels = np.asarray(made.samples)
+    for row in range(2):
+        for column in range(8):  # two of each of four classes
+            x, y = layout.origin(8 * row + column)
+            assert pixels[y, x, 0] == 100 * row + 10 * (column // 2) + column % 2
+    x, y = layout.origin(16)
+    np.testing.assert_array_equal(pixels[y : y + 96 : 3, x : x + 96 : 3], crops(4, 32)[0])
 
 
 def test_images_with_coarse_edges_are_shown_first():
@@ -80,62 +98,35 @@ def test_images_with_coarse_edges_are_shown_first():
     assert mosaics._most_structured(np.stack([flat, fine, coarse]), 1) == [2]
 
 
-def test_samples_of_the_same_classes_are_cut_out_of_every_grid(tmp_path: Path):
-    for name in ("ae", "vmae"):
-        unit = write_unit(tmp_path, name, 0, size=32, tiles=2)
-        images = np.zeros((32, 32, 32, 3), np.uint8)
-        for i in range(32):
-            images[i] = 10 * (i % 4) + i // 4 + (100 if name == "vmae" else 0)
-        grid = figures.class_grid(images, [i % 4 for i in range(32)], CLASSES)
-        figures.save_png(grid, unit / "samples.png")
-    problems: list[str] = []
-    made = mosaics.make_mosaics(read_variants(tmp_path, problems), problems)
-    assert made.samples is not None
-    assert problems == []
-    levels = [int(level) for level in np.unique(np.asarray(made.samples)[..., 0]) if level < 200]
-    for start in (0, 100):  # three samples of each of four classes
-        for place in range(4):
-            for k in range(3):
-                assert start + 10 * place + k in levels
-
-
-def test_a_grid_that_is_laid_out_otherwise_is_shown_whole(tmp_path: Path):
-    for name in ("ae", "vmae"):
-        unit = write_unit(tmp_path, name, 0, size=32, tiles=2)
-        Image.new("RGB", (333, 77), "red").save(unit / "samples.png")
-    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
-    assert made.samples is not None
-    assert made.samples.width == 2 * 333 + 16
-
-
 def test_interpolations_of_a_pair_stand_one_below_the_other(tmp_path: Path):
     for name in ("ae", "vmae"):
         write_unit(tmp_path, name, 0, size=32, tiles=4)
-    made = mosaics.make_mosaics(read_variants(tmp_path, []), [])
+    made = made_of(tmp_path)
     assert made.interpolation is not None
-    layout = figures.grid_layout([Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE"] * 2)
+    layout = grids.grid_layout(
+        [Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE"] * 2, column_labels=["image"] * 7
+    )
     assert made.interpolation.size == layout.size
 
 
 def test_pictures_are_of_the_seed_that_most_autoencoders_have(tmp_path: Path):
     for name, seed in (("ae", 0), ("ae", 5), ("vae", 5), ("vmae", 5), ("vmae", 0)):
         write_unit(tmp_path, name, seed, size=32, tiles=2)
-    assert mosaics.make_mosaics(read_variants(tmp_path, []), []).seed == 5
+    assert made_of(tmp_path).seed == 5
 
 
 def test_units_without_pictures_have_none(tmp_path: Path):
     unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
-    for path in unit.glob("*.png"):
-        path.unlink()
+    (unit / "images.npz").unlink()
     problems: list[str] = []
-    made = mosaics.make_mosaics(read_variants(tmp_path, problems), problems)
+    made = made_of(tmp_path, problems)
     assert (made.reconstructions, made.components, made.interpolation, made.samples) == (None,) * 4
     assert problems == []
 
 
-def test_a_strip_that_is_no_row_of_tiles_is_named(tmp_path: Path):
+def test_arrays_that_are_no_images_of_the_size_are_named(tmp_path: Path):
     unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
-    Image.new("RGB", (50, 32)).save(unit / "reconstructions.png")
+    change_images(unit, reconstructions=np.zeros((2, 50, 32, 3), np.uint8))
     problems: list[str] = []
-    mosaics.make_mosaics(read_variants(tmp_path, []), problems)
-    assert problems == ["ae/seed-0: reconstructions.png is not a strip of 32 px tiles, it is 50 × 32 px"]
+    made_of(tmp_path, problems)
+    assert problems == ["ae/seed-0: reconstructions are no images of 32 px but (2, 50, 32, 3)"]

@@ -24,7 +24,6 @@ def result(measurement, name, value):
         "value": value,
         "better": "lower",
         "counts": {},
-        "note": "",
     }
 
 

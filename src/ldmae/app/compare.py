@@ -27,8 +27,7 @@ from ldmae.app.uploads import squared
 from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
 from ldmae.core.errors import UserError, nearest
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
-from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.evaluation.smoothness import as_saved
+from ldmae.evaluation.reconstruction import as_saved, to_uint8
 from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.report.formatting import format_count

@@ -22,8 +22,8 @@ from ldmae.core.autoencoding import encode_moments, placement, reconstruct, requ
 from ldmae.core.errors import UserError
 from ldmae.evaluation.components import Components, fit_components
 from ldmae.evaluation.interpolation import interpolated_decodings
-from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.evaluation.smoothness import as_saved, noisy_decodings, pair_figures
+from ldmae.evaluation.reconstruction import as_saved, pair_values, to_uint8
+from ldmae.evaluation.smoothness import noisy_decodings
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.names import SMALLEST
 
@@ -216,7 +216,7 @@ def metrics_of(x: Tensor, y: Tensor, perceptual: PerceptualDistance) -> dict[str
     The perceptual distance is left out where the images are smaller than its network can take.
     """
     fits = min(x.shape[-2:]) >= SMALLEST[perceptual.name]
-    pairs = pair_figures(x.cpu(), y.cpu(), perceptual if fits else None)
+    pairs = pair_values(x.cpu(), y.cpu(), ("PSNR",), perceptual if fits else None)
     return {name: values[0] for name, values in pairs.items()}
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ldmae.app.generate import Generated, Progress
 from ldmae.report.formatting import format_seconds
-from ldmae.report.pictures import data_uri, encode_picture
+from ldmae.report.grids import data_uri, encode_picture
 
 CARD = 176
 """Pixels along a side that pictures are shown at, about: smaller ones are enlarged by whole factors."""

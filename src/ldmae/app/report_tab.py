@@ -13,7 +13,7 @@ from ldmae.app.components import PICKING, told, visitor_of
 from ldmae.app.lines import answered
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
-from ldmae.report.pictures import data_uri
+from ldmae.report.grids import data_uri
 
 LARGEST = 20 << 20
 """Bytes of a report or a card that are shown; reports stay under 5 MB."""

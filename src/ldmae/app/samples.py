@@ -20,7 +20,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
-from ldmae.report.pictures import UNREADABLE
+from ldmae.report.data import read_arrays
 
 COUNT, FEWEST = 12, 2
 """Images to pick from, at most and at least: two, for the way from one to another."""
@@ -58,7 +58,7 @@ def sample_images(
         The images, at least two, and words on where they are from.
     """
     if run_folder is not None:
-        held_out = _held_out(run_folder / "results" / "reconstruction_pairs.npz")
+        held_out = _held_out(run_folder / "results" / "reconstruction.npz")
         if len(held_out) >= FEWEST:
             return held_out, f"held-out images of the run, {UNSEEN}"
     if data is not None and data.source in SOURCES:
@@ -77,11 +77,10 @@ def sample_images(
 
 
 def _held_out(path: Path) -> list[Sample]:
+    originals = read_arrays(path, []).get("originals", np.zeros((0,)))[:COUNT]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            originals = arrays["originals"][:COUNT]
         return [Sample(f"held-out {k + 1}", Image.fromarray(image)) for k, image in enumerate(originals)]
-    except UNREADABLE:  # none there, or damaged
+    except (TypeError, ValueError):  # arrays that are no images
         return []
 
 

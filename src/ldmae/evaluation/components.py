@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
+from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.compression import channel_statistics, standardised
 from ldmae.evaluation.groupings import enlarged
+from ldmae.evaluation.reconstruction import hwc
+from ldmae.evaluation.subject import Subject
 
 PERCENTILES = (1.0, 99.0)
 """What of a component's values over the set becomes 0 and 255."""
@@ -23,8 +27,8 @@ class Components:
 
     mean: np.ndarray
     """(C,) of the latents."""
-    deviation: np.ndarray
-    """(C,) of the latents; 0 where a channel is constant."""
+    std: np.ndarray
+    """(C,) standard deviation of the latents; 0 where a channel is constant."""
     axes: np.ndarray
     """(C, 3), of length 1, in standardised latents; the loading largest in magnitude is positive. An axis
     that does not exist, for want of channels, is 0."""
@@ -49,7 +53,7 @@ class Components:
         assert values.shape[1] == len(self.mean), (
             f"fitted on {len(self.mean)} channels, got {values.shape[1]}"
         )
-        projected = np.stack([standardised(x, self.mean, self.deviation) @ self.axes for x in values])
+        projected = np.stack([standardised(x, self.mean, self.std) @ self.axes for x in values])
         spread = self.high - self.low
         scaled = np.divide(
             projected - self.low, spread, out=np.full_like(projected, 0.5), where=spread > 1e-9
@@ -74,13 +78,13 @@ def fit_components(latents: Tensor) -> Components:
     if not len(latents):
         raise UserError("there are no latents to find principal components of; hold images out with data.val")
     values = _as_images(latents)
-    mean, deviation = channel_statistics(list(values))
-    if not deviation.any():
+    mean, std = channel_statistics(list(values))
+    if not std.any():
         raise UserError(
             f"the latents of {len(values)} images are all the same number and have no principal components; "
             "was the autoencoder trained?"
         )
-    cells = np.concatenate([standardised(x, mean, deviation) for x in values])  # (N · h · w, C)
+    cells = np.concatenate([standardised(x, mean, std) for x in values])  # (N · h · w, C)
     variances, axes = np.linalg.eigh(cells.T @ cells / len(cells))  # ascending
     shares = np.zeros(3)
     chosen = np.zeros((len(mean), 3))
@@ -89,9 +93,7 @@ def fit_components(latents: Tensor) -> Components:
     chosen[:, :count] = axes[:, ::-1][:, :count]
     chosen *= np.where(np.take_along_axis(chosen, np.abs(chosen).argmax(axis=0)[None], axis=0) < 0, -1, 1)
     low, high = np.percentile(cells @ chosen, PERCENTILES, axis=0)
-    return Components(
-        mean, deviation, chosen, low, high, (float(shares[0]), float(shares[1]), float(shares[2]))
-    )
+    return Components(mean, std, chosen, low, high, (float(shares[0]), float(shares[1]), float(shares[2])))
 
 
 def _as_images(latents: Tensor) -> np.ndarray:
@@ -101,3 +103,32 @@ def _as_images(latents: Tensor) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
     return values.reshape(*values.shape[:2], -1)
+
+
+def _measure(subject: Subject) -> Measured:
+    components = fit_components(subject.train_latents[0])
+    shown = subject.held_out_latents[subject.shown]
+    metrics = [
+        Metric(
+            name=f"component-{k + 1}-variance",
+            value=share,
+            counts={"images": len(subject.train_latents[0])},
+            note="share of the standardised latents' variance; the three are shown as red, green and blue",
+        )
+        for k, share in enumerate(components.shares)
+    ]
+    return Measured(
+        metrics,
+        {
+            "components": components.pictures(shown, (subject.size, subject.size)),
+            "originals": hwc(subject.images(subject.chosen[subject.shown])),
+        },
+    )
+
+
+COMPONENTS = Measurement(
+    name="components",
+    title="Principal components",
+    measure=_measure,
+    reads=frozenset({"images", "latent_images", "seed"}),
+)

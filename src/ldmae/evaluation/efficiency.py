@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
-from ldmae.contracts import Result
+from ldmae.contracts import Metric
 from ldmae.core.autoencoding import decode, encode_moments, placement
 from ldmae.core.device import device_name
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.subject import Subject
 
 PAPER_COST = {
     "AE, DAE, VAE, SD-VAE": {"parameters": 83_819_683, "weights in MB": 319.7, "GFLOPs": 17331.0},
@@ -48,25 +50,25 @@ def count_parameters(autoencoder: Any) -> tuple[int, int, int]:
     )
 
 
-def measure_size(autoencoder: Any, size: int) -> list[Result]:
+def measure_size(autoencoder: Any, size: int) -> list[Metric]:
     """Counts parameters, bytes and operations for one image of `size` × `size` pixels; times nothing."""
     trainable, everything, weight = count_parameters(autoencoder)
     flops = count_autoencoder_flops(autoencoder, size)
     note = f"one image of {size} px; a multiply-add counts 2; products, convolutions and attention only"
     of_weights, of_flops = _paper_says(everything)
     return [
-        Result(name="parameters", value=trainable, better="lower", note="trainable ones"),
-        Result(name="parameters with buffers", value=everything, better="lower"),
-        Result(
+        Metric(name="parameters", value=trainable, better="lower", note="trainable ones"),
+        Metric(name="parameters with buffers", value=everything, better="lower"),
+        Metric(
             name="weights",
             value=weight,
             unit="B",
             better="lower",
             note=f"with buffers, as loaded{of_weights}",
         ),
-        Result(name="FLOPs", value=flops.total, better="lower", note=f"encode + decode, {note}{of_flops}"),
-        Result(name="FLOPs encode", value=flops.encode, better="lower", note=note),
-        Result(name="FLOPs decode", value=flops.decode, better="lower", note=note),
+        Metric(name="FLOPs", value=flops.total, better="lower", note=f"encode + decode, {note}{of_flops}"),
+        Metric(name="FLOPs encode", value=flops.encode, better="lower", note=note),
+        Metric(name="FLOPs decode", value=flops.decode, better="lower", note=note),
     ]
 
 
@@ -85,7 +87,7 @@ def _paper_says(parameters: int) -> tuple[str, str]:
 @torch.no_grad()
 def measure_speed(
     autoencoder: Any, size: int, batch_size: int = 16, dtype: torch.dtype = torch.float32, turns: int = 7
-) -> list[Result]:
+) -> list[Metric]:
     """Times encode and decode on the device where the autoencoder lies, and measures their peak memory.
 
     Args:
@@ -116,20 +118,20 @@ def measure_speed(
             "decode": lambda: decode(autoencoder, latents),
         }
         note = f"{batch_size} at once, {size} px, {str(dtype).removeprefix('torch.')}, {device_name(device)}"
-        results = []
+        metrics = []
         for name, work in works.items():
             memory, how = peak_memory(work, device)
             rate = batch_size / _seconds(work, device, turns)
-            results += [
-                Result(name=f"{name} rate", value=rate, unit="images/s", better="higher", note=note),
-                Result(name=f"{name} memory", value=memory, unit="B", better="lower", note=f"{note}; {how}"),
+            metrics += [
+                Metric(name=f"{name} rate", value=rate, unit="images/s", better="higher", note=note),
+                Metric(name=f"{name} memory", value=memory, unit="B", better="lower", note=f"{note}; {how}"),
             ]
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{batch_size} images of {size} px do not fit the memory of {device_name(device)}; "
             "measure speed on fewer at once"
         ) from error
-    return results
+    return metrics
 
 
 def _seconds(work: Callable[[], object], device: torch.device, turns: int) -> float:
@@ -173,3 +175,19 @@ def high_water() -> int:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return highest if sys.platform == "darwin" else highest << 10
+
+
+def _measure(subject: Subject) -> Measured:
+    config, dtype = subject.config, getattr(torch, subject.config.speed_dtype)
+    size = measure_size(subject.autoencoder, subject.size)
+    speed = measure_speed(subject.autoencoder, subject.size, config.speed_batch_size, dtype)
+    return Measured([*size, *speed])
+
+
+EFFICIENCY = Measurement(
+    name="efficiency",
+    title="Cost",
+    measure=_measure,
+    reads=frozenset({"speed_batch_size", "speed_dtype"}),
+    inputs=lambda subject: device_name(subject.device),
+)

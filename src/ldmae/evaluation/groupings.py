@@ -8,25 +8,62 @@ an integer means in another image plays no part. Every grouping is deterministic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
-from ldmae.core.errors import UserError
+from ldmae.config.evaluation import EvaluationConfig
+from ldmae.contracts import ImageSource
+from ldmae.evaluation.masks import NO_GROUP, open_masks, origin
+from ldmae.images.builtin import EmojiSource
 
-NO_GROUP = -1
-"""The label of pixels and cells that belong to no group."""
-
-MASK_EXTENSIONS = (".png", ".gif", ".tif", ".tiff", ".bmp")
-"""What label images may be stored as: formats that keep every value as it was."""
+LabelMap = Callable[[int, np.ndarray], np.ndarray]
+"""From an image's index and its pixels as the autoencoder sees them (H, W, 3) to its groups (H, W)."""
 
 FLAT_TOLERANCE = 12
 """How far neighbouring pixels of one flat part may differ in a channel, of 255."""
 
 SMALLEST_PART = 0.002
 """Flat parts that cover a smaller share of the picture are no group; antialiased outlines fall under it."""
+
+
+# ---- every level of a source
+
+
+def level_maps(
+    source: ImageSource, indices: Sequence[int], size: int, config: EvaluationConfig
+) -> dict[str, LabelMap]:
+    """Returns for each level at which groups are known what finds them.
+
+    Parts of any picture are found by felzenszwalb, patterns by SLIC; an emoji's object by its opacity and its
+    parts by flat colours. Masks take the place of the level that they stand for.
+
+    Args:
+        source: the images.
+        indices: those that will be asked about; masks are looked for, and compared in size, for them alone.
+        size: pixels along a side of what the autoencoder sees.
+        config: where masks lie, if anywhere.
+
+    Raises:
+        UserError: the masks do not match the images.
+    """
+    maps: dict[str, LabelMap] = {
+        "part": lambda index, pixels: parts_by_felzenszwalb(pixels),
+        "pattern": lambda index, pixels: patterns_by_slic(pixels),
+    }
+    if all(isinstance(origin(source, index)[0], EmojiSource) for index in range(min(1, len(source)))):
+        maps["object"] = lambda index, pixels: crop_labels(objects_from_alpha(_alpha(source, index)), size)
+        maps["part"] = lambda index, pixels: crop_labels(parts_from_flat_colours(_alpha(source, index)), size)
+    if config.masks is not None:
+        masks = open_masks(source, indices, config)
+        place = {index: k for k, index in enumerate(indices)}
+        maps[config.mask_level] = lambda index, pixels: crop_labels(masks.read(place[index]), size)
+    return {level: maps[level] for level in ("object", "part", "pattern") if level in maps}
+
+
+def _alpha(source: ImageSource, index: int) -> np.ndarray:
+    emoji, place = origin(source, index)
+    return np.asarray(emoji.read_alpha(place))
 
 
 # ---- from a picture to a label map
@@ -165,143 +202,6 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     numbers = np.empty(len(present), np.int64)
     numbers[order] = np.arange(len(present))
     return np.where(groups, numbers, NO_GROUP)[inverse].reshape(labels.shape)
-
-
-# ---- label images on disk
-
-
-class MaskFolder:
-    """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
-
-    A label is a grey value, a palette's index, or a colour; every value is a group.
-
-    Args:
-        folder: holds the label images (`MASK_EXTENSIONS`), in the same subfolders as the images.
-        names: the images' paths relative to their own folder, with any extension.
-        ignore: values that mean "no group", such as 255 in PASCAL VOC's. A colour's value is 65536 · red +
-            256 · green + blue.
-
-    Raises:
-        UserError: the folder is not there, or an image has no mask or several.
-    """
-
-    def __init__(self, folder: Path | str, names: Sequence[str], ignore: Collection[int] = ()) -> None:
-        self.folder = Path(folder)
-        self.names = list(names)
-        self._ignore = sorted(ignore)
-        if not self.folder.is_dir():
-            raise UserError(
-                f"there is no folder of masks {self.folder}; expected one with a label image for each image"
-            )
-        found: dict[str, list[Path]] = {}
-        for parent in {self.folder / Path(name).parent for name in self.names}:
-            for path in sorted(parent.iterdir()) if parent.is_dir() else ():
-                if path.suffix.lower() in MASK_EXTENSIONS:
-                    found.setdefault(_stem(path.relative_to(self.folder)), []).append(path)
-        stems = [_stem(name) for name in self.names]
-        missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: {_some(missing)}; "
-                f"expected files of the same name, such as {_stem(missing[0])}.png (one of "
-                f"{', '.join(MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
-                "that have masks"
-            )
-        several = [stem for stem in stems if len(found[stem]) > 1]
-        if several:
-            both = " and ".join(path.name for path in found[several[0]])
-            raise UserError(
-                f"{len(several)} images have more than one mask in {self.folder}, such as {several[0]}: "
-                f"{both}; remove all but one"
-            )
-        self.paths = [found[stem][0] for stem in stems]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Checks that masks are as large as their images; reads only the files' headers.
-
-        Args:
-            sizes: each image's height and width as a viewer shows it, before any preprocessing.
-
-        Raises:
-            UserError: some are not, or a mask can't be read.
-        """
-        assert len(sizes) == len(self), f"{len(sizes)} sizes, {len(self)} masks"
-        wrong = []
-        for path, name, (height, width) in zip(self.paths, self.names, sizes, strict=True):
-            with _opened(path) as mask:
-                if mask.size != (width, height):
-                    wrong.append(f"{path.name} is {mask.height}x{mask.width}, {name} {height}x{width}")
-        if wrong:
-            raise UserError(
-                f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
-                f"{_some(wrong)}; expected masks of the images as they are before any cropping. Make them "
-                "again"
-            )
-
-    def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Returns a mask as a label map.
-
-        Args:
-            index: into the names.
-            size: the image's height and width before any preprocessing.
-
-        Returns:
-            (H, W) int64; give it to `crop_labels` for what the autoencoder sees.
-
-        Raises:
-            UserError: it can't be read, holds no labels, or differs in size from the image.
-        """
-        path = self.paths[index]
-        with _opened(path) as mask:
-            try:
-                values = np.asarray(mask)
-            except Exception as error:  # decoders raise whatever they like
-                raise _unreadable(path, error) from error
-        if values.shape[:2] != tuple(size):
-            raise UserError(
-                f"the mask {path} is {values.shape[0]}x{values.shape[1]} pixels, its image "
-                f"{self.names[index]} {size[0]}x{size[1]}; expected a mask of the image as it is before any "
-                "cropping. Make it again"
-            )
-        labels = _as_labels(values, path)
-        return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels
-
-
-def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
-    """Returns (H, W) int64 of grey values or palette indices (H, W), or of colours (H, W, C)."""
-    if values.ndim == 2:
-        with np.errstate(invalid="ignore"):
-            labels = values.astype(np.int64)
-        if not np.array_equal(labels, values):
-            raise UserError(
-                f"the mask {path} holds fractions, not labels; save whole numbers, as an 8 or 16-bit PNG"
-            )
-        return labels
-    if values.shape[2] < 3:  # grey and opacity
-        return values[..., 0].astype(np.int64)
-    return values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read the mask {path} ({error}); save it again, as a PNG")
-
-
-def _stem(name: Path | str) -> str:
-    return Path(name).with_suffix("").as_posix()
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
 
 
 # ---- the way to the latent grid

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ldmae.core.autoencoding import decode
+from ldmae.core.errors import UserError
 from ldmae.core.random import generator
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.distances import FEWEST_IMAGES
+from ldmae.evaluation.reconstruction import feature_distances, to_uint8
+from ldmae.evaluation.subject import Subject
 
 NEIGHBOURS = 10
 """k, the paper's."""
@@ -50,7 +56,7 @@ def choose_neighbours(
         latents: (B, C, h, w).
         training: (N, C, h, w).
         nearest: (B, k) indices of training latents.
-        keys: (B) what identifies each image; its draw hangs on it alone.
+        keys: (B) what identifies each image; its draw depends on it alone.
         seed: of the draws.
 
     Returns:
@@ -81,3 +87,40 @@ def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
     shape = (-1, *[1] * (first.ndim - 1))
     one, other = (w.view(shape).to(first.dtype) for w in weights)
     return one * first + other * second
+
+
+@torch.no_grad()
+def _measure(subject: Subject) -> Measured:
+    """Returns `iKID`, and `iFID` where there are enough images, by the names of the network."""
+    extractor, config = subject.features, subject.config
+    training, latents = subject.train_latents[0], subject.held_out_latents
+    if extractor is None or len(training) < 2:
+        raise UserError(
+            f"iFID needs at least {FEWEST_IMAGES} held-out and 2 training images, got {len(latents)} and "
+            f"{len(training)}; give more"
+        )
+    own = None
+    if subject.train is subject.held_out:
+        places = {int(row): place for place, row in enumerate(subject.train_drawn)}
+        own = torch.tensor([places.get(int(row), -1) for row in subject.chosen])
+    keys = [subject.keys[row] for row in subject.chosen]
+    nearest = nearest_latents(latents, training, own=own)
+    chosen = training[choose_neighbours(latents, training, nearest, keys, config.seed)]
+    between = slerp(latents, chosen, 0.5)
+    decoded, originals, done = [], [], 0
+    for rows, images in subject.batches("iFID"):
+        halfway = between[done : done + len(rows)].to(subject.device)
+        decoded.append(extractor(to_uint8(decode(subject.autoencoder, halfway))).cpu())
+        originals.append(extractor(to_uint8(images)).cpu())
+        done += len(rows)
+    both = torch.cat(decoded), torch.cat(originals)
+    return Measured(feature_distances(*both, extractor, config.seed, config.shrink_covariance, "i"))
+
+
+IFID = Measurement(
+    name="ifid",
+    title="Between nearest latents",
+    measure=_measure,
+    reads=frozenset({"features", "shrink_covariance", "images", "latent_images", "seed"}),
+    needs=("features",),
+)

@@ -1,11 +1,10 @@
-"""What lies between two images: latents on the straight line from one to the other, decoded.
+"""Interpolation: latents on the straight line from one image's to another's, decoded.
 
-What is better: at a line's own end (`first` at t = 0, `second` at t = 1) the figures are those of plain
-reconstruction, so that a higher PSNR and a lower perceptual distance are better. All other figures are
-NEITHER better high nor low: they describe. Two pictures laid over each other are near to both ends in pixels;
-a picture of its own may be far from both. They say how evenly one image turns into the other (a latent space
-with holes leaps, or leaves both ends far away at once); whether what lies between is a picture is for eyes:
-`interpolation_strip`.
+At a line's own end (`first` at t = 0, `second` at t = 1) the metrics are those of plain reconstruction: a
+higher PSNR and a lower perceptual distance are better. All others are NEITHER better high nor low: they
+describe. Two images laid over each other are near to both ends in pixels; an image of its own may be far from
+both. They say how evenly one image turns into the other (a latent space with holes leaps, or leaves both ends
+far away at once). Whether an image between is a realistic one is for eyes: see the pictures.
 """
 
 # P pairs, C latent channels, h w latent grid, H W image, F fractions
@@ -13,7 +12,7 @@ with holes leaps, or leaves both ends far away at once); whether what lies betwe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,23 @@ import torch
 from torch import Tensor
 
 from ldmae.config.evaluation import FRACTIONS
-from ldmae.contracts import Result
-from ldmae.core.autoencoding import decode
+from ldmae.contracts import Metric
+from ldmae.core.autoencoding import decode, encode_moments
 from ldmae.core.errors import UserError
 from ldmae.core.random import key_seed
-from ldmae.evaluation.smoothness import Key, as_saved, mean_result, pair_figures
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.reconstruction import PairMetrics, hwc
+from ldmae.evaluation.subject import Subject
 from ldmae.perception.lpips import PerceptualDistance
 
-ENDS = ("first", "second")
+ENDS = {"first": 0.0, "second": 1.0}
+"""A line's ends, and where they lie on it."""
+
+SHOWN = 4
+"""Pairs that are kept as pictures."""
 
 
-def choose_pairs(keys: Sequence[Key], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
+def choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
     """Chooses pairs of images, no image twice, by their keys' hash: the images' order plays no part.
 
     Args:
@@ -79,39 +84,28 @@ class InterpolationMetrics:
     at t = 1 have a better direction (see the module's beginning); the others' `better` is empty.
 
     Args:
-        fractions: places on the line.
+        fractions: places on the line, distinct and in [0, 1].
         perceptual: the perceptual distance, or None.
-        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
-
-    Raises:
-        UserError: the fractions are not distinct numbers in [0, 1].
+        networks: further arguments of `PairMetrics`.
     """
 
     def __init__(
         self,
         fractions: Sequence[float] = FRACTIONS,
         perceptual: PerceptualDistance | None = None,
-        trained_on: Collection[str] = (),
+        **networks: Any,
     ) -> None:
-        distinct = len({f"{t:g}" for t in fractions}) == len(fractions) > 0
-        if not distinct or not all(0 <= t <= 1 for t in fractions):
-            raise UserError(
-                f"fractions must be distinct numbers in [0, 1], got {list(fractions)}; "
-                f"take for example {list(FRACTIONS)}"
-            )
         self.fractions = sorted(float(t) for t in fractions)
-        self._perceptual = perceptual
-        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
-        self._values: dict[Key, dict[str, float]] = {}
+        self._pairs = {
+            (t, end): PairMetrics(("PSNR",), perceptual, counted="pairs", **networks)
+            for t in self.fractions
+            for end in ENDS
+        }
 
-    @torch.no_grad()
-    def update(
-        self, keys: Sequence[Key], first: Tensor, second: Tensor, decoded: Iterable[tuple[float, Tensor]]
-    ) -> None:
-        """Adds pairs, rounded to uint8.
+    def update(self, first: Tensor, second: Tensor, decoded: Iterable[tuple[float, Tensor]]) -> None:
+        """Adds pairs.
 
         Args:
-            keys: (P) what identifies each pair in the set, such as its number.
             first: (P, 3, H, W) originals in [-1, 1] at t = 0.
             second: (P, 3, H, W) originals in [-1, 1] at t = 1.
             decoded: for every fraction, the images (P, 3, H, W) (see `interpolated_decodings`).
@@ -119,75 +113,51 @@ class InterpolationMetrics:
         Raises:
             UserError: a decoded image is not finite, or images are too small for the perceptual distance.
         """
-        ends = dict(zip(ENDS, (as_saved(images, "an original") for images in (first, second)), strict=True))
-        values: list[dict[str, float]] = [{} for _ in keys]
         seen = []
         for t, images in decoded:
-            assert images.shape == first.shape == second.shape, "originals and decoded differ in shape"
-            saved = as_saved(images, f"an image decoded at t={t:g}")
-            for end, original in ends.items():
-                for name, column in pair_figures(original, saved, self._perceptual).items():
-                    for row, value in zip(values, column, strict=True):
-                        row[_at(name, end, t)] = value
+            for end, original in zip(ENDS, (first, second), strict=True):
+                self._pairs[t, end].update(original, images, f"an image decoded at t={t:g}")
             seen.append(t)
         assert sorted(seen) == self.fractions, f"decoded at {seen}, expected {self.fractions}"
-        self.merge(dict(zip(keys, values, strict=True)))
 
-    def per_image(self) -> dict[Key, dict[str, float]]:
-        """Returns every pair's figures, by key and name: to gather over processes, for spreads."""
-        return {key: dict(row) for key, row in self._values.items()}
-
-    def merge(self, values: dict[Key, dict[str, float]]) -> None:
-        """Adds the pairs that another process collected (its `per_image()`)."""
-        assert not values.keys() & self._values.keys(), "keys are not unique in the set"
-        self._values.update(values)
-
-    def compute(self) -> list[Result]:
-        """Returns the mean over pairs of every figure, to the first image and to the second, at every t.
+    def compute(self) -> list[Metric]:
+        """Returns the mean over pairs of every metric, to the first image and to the second, at every t.
 
         Raises:
             UserError: no pair was added.
         """
-        if not self._values:
-            raise UserError("there are no pairs to interpolate between; hold out at least 2 images")
-        names = ["PSNR", *([] if self._perceptual is None else [self._perceptual.label])]
-        return [self._result(name, end, t) for t in self.fractions for name in names for end in ENDS]
-
-    def _result(self, name: str, end: str, t: float) -> Result:
-        values = [row[_at(name, end, t)] for row in self._values.values()]
-        own_end = t == ENDS.index(end)
-        better = ("higher" if name == "PSNR" else "lower") if own_end else ""
-        judged = self._trained_on_it and name != "PSNR"
-        note = "the autoencoder was trained on this metric" if judged else ""
-        result = mean_result(_at(name, end, t), values, better=better, note=note)
-        return dataclasses.replace(result, counts={"pairs": len(values)})
+        found = {at: pairs.compute() for at, pairs in self._pairs.items()}
+        metrics = []
+        for t in self.fractions:
+            for both in zip(*(found[t, end] for end in ENDS), strict=True):
+                for end, metric in zip(ENDS, both, strict=True):
+                    better = metric.better if t == ENDS[end] else ""
+                    name = f"{metric.name}-{end}(t={t:g})"
+                    metrics.append(dataclasses.replace(metric, name=name, better=better))
+        return metrics
 
 
-def interpolation_strip(
-    first: Tensor, second: Tensor, decoded: Iterable[tuple[float, Tensor]], gap: int = 2
-) -> np.ndarray:
-    """Lays out pairs as rows: the first original, what was decoded from t = 0 to 1, the second original.
-
-    Args:
-        first: (P, 3, H, W) originals in [-1, 1].
-        second: (P, 3, H, W) originals in [-1, 1].
-        decoded: for every fraction, in any order, the images (P, 3, H, W).
-        gap: white pixels between pictures.
-
-    Returns:
-        (P · (H + gap) − gap, (F + 2) · (W + gap) − gap, 3) uint8.
-    """
-    between = [images for _, images in sorted(decoded, key=lambda item: item[0])]
-    columns = [as_saved(images.cpu(), "an image") for images in (first, *between, second)]
-    tiles = torch.stack(columns, dim=1).permute(0, 1, 3, 4, 2).numpy()  # (P, F + 2, H, W, 3)
-    rows, cols, height, width, _ = tiles.shape
-    shape = (rows * (height + gap) - gap, cols * (width + gap) - gap, 3)
-    picture = np.full(shape, 255, dtype=np.uint8)
-    for i, j in np.ndindex(rows, cols):
-        y, x = i * (height + gap), j * (width + gap)
-        picture[y : y + height, x : x + width] = tiles[i, j]
-    return picture
+@torch.no_grad()
+def _measure(subject: Subject) -> Measured:
+    config, shown = subject.config, []
+    metrics = InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
+    pairs = choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
+    for i in range(0, len(pairs), config.batch_size):
+        places = np.array(pairs[i : i + config.batch_size])  # (P, 2)
+        ends = [subject.images(subject.chosen[places[:, end]]) for end in (0, 1)]
+        latents = [encode_moments(subject.autoencoder, images)[0] for images in ends]
+        decoded = list(interpolated_decodings(subject.autoencoder, *latents, metrics.fractions))
+        metrics.update(*ends, decoded)
+        if not shown:
+            shown = [images[:SHOWN] for images in (ends[0], *(images for _, images in decoded), ends[1])]
+    pictures = {"rows": hwc(torch.stack(shown, dim=1)), "fractions": np.array(metrics.fractions)}
+    return Measured(metrics.compute(), pictures)
 
 
-def _at(name: str, end: str, t: float) -> str:
-    return f"{name}-{end}(t={t:g})"
+INTERPOLATION = Measurement(
+    name="interpolation",
+    title="Between two images",
+    measure=_measure,
+    reads=frozenset({"perceptual", "fractions", "pairs", "images", "seed"}),
+    needs=("perceptual",),
+)

@@ -1,8 +1,11 @@
-"""Linear probe: how well a class can be read off an image's mean latent by a linear classifier."""
+"""Linear probe: how well a class can be predicted from an image's mean latent by a linear classifier."""
 
 # N M images, C latent channels, h w latent grid, K classes
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ldmae.contracts import Result
+from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
+from ldmae.core.random import key_seed
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.subject import Subject
 
 FEWEST_IMAGES = 10
 """Images with a class, for training and held out each, below which an accuracy says nothing."""
@@ -30,7 +36,7 @@ def mean_pooled(latents: Tensor) -> Tensor:
 
 def linear_probe(
     train_features: Tensor, train_labels: Labels, held_out_features: Tensor, held_out_labels: Labels
-) -> list[Result]:
+) -> list[Metric]:
     """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
 
     Features are standardised by the training ones; scikit-learn's `LogisticRegression` with its penalty
@@ -70,24 +76,24 @@ def linear_probe(
     counts = {"training": len(y), "held-out": len(truth), "classes": len(classes)}
     values, frequency = np.unique(y, return_counts=True)
     commonest = float(np.mean(truth == values[frequency.argmax()]))
-    strange = int((~np.isin(truth, classes)).sum())
-    extra = (
-        f"; {strange} held-out images are of classes that are not in the training images" if strange else ""
-    )
+    unknown = int((~np.isin(truth, classes)).sum())
+    extra = f"; {unknown} held-out images are of classes that training lacks" if unknown else ""
     return [
-        Result(
+        Metric(
             name="linear-probe-accuracy",
             value=float(np.mean(named == truth)),
             better="higher",
             counts=counts,
-            note=f"share in [0, 1]; always naming the most frequent class gives {commonest:.3f}{extra}",
+            reference={"always the most frequent class": commonest},
+            note=f"share in [0, 1]{extra}",
         ),
-        Result(
+        Metric(
             name="linear-probe-balanced-accuracy",
             value=float(recall_score(truth, named, labels=held, average="macro")),
             better="higher",
             counts=counts,
-            note=f"mean over {len(held)} classes; chance gives {1 / len(classes):.3f}{extra}",
+            reference={"chance": 1 / len(classes)},
+            note=f"mean over {len(held)} classes{extra}",
         ),
     ]
 
@@ -101,3 +107,40 @@ def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]
     if not np.isfinite(x).all():
         raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
     return x[y >= 0], y[y >= 0]
+
+
+def halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
+    """Returns 0 or 1 for each image, drawn by its key: halves of every class, near-duplicates in one."""
+    order = sorted(range(len(keys)), key=lambda k: (labels[k], key_seed(seed, "probe", keys[k])))
+    members: dict[Any, list[int]] = {}
+    for k in order:
+        members.setdefault(alike[k], []).append(k)
+    half_of, held = np.empty(len(keys), np.int64), [0, 0]
+    for group in members.values():
+        half = int(held[1] < held[0])
+        half_of[group] = half
+        held[half] += len(group)
+    return half_of
+
+
+def _measure(subject: Subject) -> Measured:
+    unseen = mean_pooled(subject.held_out_latents)
+    truth = np.asarray(subject.held_out.labels)[subject.chosen]
+    if subject.train is subject.held_out:  # trained on one half, tested on the other
+        keys = [subject.keys[row] for row in subject.chosen]
+        group = getattr(subject.held_out, "group", None)
+        alike = keys if group is None else group[subject.chosen].tolist()
+        half = halves(truth, keys, alike, subject.config.seed)
+        return Measured(
+            linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
+        )
+    latents, labels = subject.train_latents
+    return Measured(linear_probe(mean_pooled(latents), labels, unseen, truth))
+
+
+PROBE = Measurement(
+    name="probe",
+    title="Linear probe",
+    measure=_measure,
+    reads=frozenset({"images", "latent_images", "seed"}),
+)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from sklearn.svm import SVC
 from torch import Tensor
 
-from ldmae.contracts import Result
+from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
 
 DIRECTIONS = 9
@@ -101,13 +101,13 @@ def train_recogniser(images: Images, labels: Labels) -> Recogniser:
     return Recogniser(machine, (images.shape[-2], images.shape[-1]), len(images))
 
 
-def recognition_result(
+def recognition_metric(
     recogniser: Recogniser,
     generated: Images,
     generated_labels: Labels,
     held_out: Images,
     held_out_labels: Labels,
-) -> list[Result]:
+) -> Metric:
     """Measures how many generated images are recognised as the class that was asked for.
 
     Args:
@@ -127,16 +127,14 @@ def recognition_result(
             "recognition needs generated and held-out images, got "
             f"{counts['generated']} and {counts['held-out']}; raise evaluation.samples or data.val"
         )
-    accuracy = recogniser.accuracy(held_out, held_out_labels)
-    return [
-        Result(
-            name="recognised-as-asked",
-            value=recogniser.accuracy(generated, generated_labels),
-            better="higher",
-            counts=counts,
-            note=f"share in [0, 1]; the recogniser is right on {accuracy:.1%} of the held-out real images",
-        )
-    ]
+    return Metric(
+        name="recognised-as-asked",
+        value=recogniser.accuracy(generated, generated_labels),
+        better="higher",
+        counts=counts,
+        reference={"held-out images": recogniser.accuracy(held_out, held_out_labels)},
+        note="share in [0, 1]",
+    )
 
 
 def _gradient_histograms(images: Tensor) -> np.ndarray:

@@ -1,24 +1,30 @@
-"""How well images are restored: L1, PSNR, SSIM and a perceptual distance, on images as saved."""
+"""Pairs of images compared as saved: L1, PSNR, SSIM, a perceptual distance, distances between features."""
 
-# B batch, N images, H W image
+# B batch, N images, D features, H W image
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ldmae.contracts import Result
+from ldmae.contracts import Metric
+from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
-from ldmae.evaluation.generation import SUBSET_SIZE, SUBSETS, frechet_distance, kernel_distance
+from ldmae.core.progress import console
+from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.distances import SUBSET_SIZE, SUBSETS, frechet_distance, kernel_distance
+from ldmae.evaluation.subject import Subject
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
 
 SSIM_WINDOW = 11
-"""Side of SSIM's Gaussian window (deviation 1.5), as in Wang et al., 2004; images need as many pixels."""
+"""Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
 
 NAMES = ("L1", "PSNR", "SSIM")
 
@@ -26,6 +32,25 @@ NAMES = ("L1", "PSNR", "SSIM")
 def to_uint8(images: Tensor) -> Tensor:
     """Rounds images in [-1, 1] to uint8, as saving does; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def as_saved(images: Tensor, what: str) -> Tensor:
+    """Rounds images (B, 3, H, W) in [-1, 1] to uint8, as saving does.
+
+    Raises:
+        UserError: they are not finite; `what` names them.
+    """
+    if not torch.isfinite(images).all():  # rounding would turn it into some colour
+        raise UserError(
+            f"{what} holds NaN or infinity; did the autoencoder's training diverge, or is the range of fp16 "
+            "too small?"
+        )
+    return to_uint8(images)
+
+
+def hwc(images: Tensor) -> np.ndarray:
+    """Returns images (…, 3, H, W) in [-1, 1] as (…, H, W, 3) uint8."""
+    return to_uint8(images.cpu()).movedim(-3, -1).numpy()
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
@@ -44,10 +69,18 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Returns each image's structural similarity (B,), in float64; uint8 images, 1 if equal.
 
-    Gaussian window of deviation 1.5, 11 x 11; colour channels are averaged. Only windows that lie in the
+    Gaussian window of standard deviation 1.5, 11 x 11; colour channels are averaged. Only windows inside the
     image count, as in Wang et al. and scikit-image: torchmetrics' own mean also takes those over a mirrored
-    edge, which in small images is noticeable.
+    edge, which matters in small images.
+
+    Raises:
+        UserError: the images are smaller than the window.
     """
+    if min(x.shape[-2:]) < SSIM_WINDOW:
+        raise UserError(
+            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got "
+            f"{x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
+        )
     measured = structural_similarity_index_measure(
         x.double(), y.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
     )
@@ -55,14 +88,137 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 
+_OF_PAIRS = {"L1": l1, "PSNR": psnr, "SSIM": ssim}
+
+
+def pair_values(
+    x: Tensor, y: Tensor, names: Sequence[str], perceptual: PerceptualDistance | None
+) -> dict[str, list[float]]:
+    """Returns each pair's value of the metrics of `names`, and of the perceptual distance under its label.
+
+    Args:
+        x: uint8 (B, 3, H, W).
+        y: uint8 (B, 3, H, W).
+        names: of `NAMES`.
+        perceptual: the distance, or None.
+    """
+    exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
+    values = {name: _OF_PAIRS[name](*exact).tolist() for name in names}
+    if perceptual is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            values[perceptual.label] = perceptual(x.float() / 127.5 - 1, y.float() / 127.5 - 1).tolist()
+    return values
+
+
+class PairMetrics:
+    """Collects metrics of image pairs, image by image: they depend neither on batches nor on their order.
+
+    Each is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out of it and
+    counted in the note. Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
+
+    Args:
+        names: which of `NAMES`.
+        perceptual: the perceptual distance to measure besides, or None.
+        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
+        extractor: what makes the features for `feature_distances`, or None for none.
+        seed: see there.
+        shrink: see there.
+        counted: what the pairs are called in `Metric.counts`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] = NAMES,
+        perceptual: PerceptualDistance | None = None,
+        trained_on: Collection[str] = (),
+        extractor: FeatureExtractor | None = None,
+        seed: int = 0,
+        shrink: bool = False,
+        counted: str = "images",
+    ) -> None:
+        self._names, self._perceptual, self._extractor = names, perceptual, extractor
+        self._seed, self._shrink, self._counted = seed, shrink, counted
+        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
+        labels = [*names, *([] if perceptual is None else [perceptual.label])]
+        self._values: dict[str, list[float]] = {label: [] for label in labels}
+        self._features: list[tuple[Tensor, Tensor]] = []
+        self._lowest = [math.inf, math.inf]
+
+    @torch.no_grad()
+    def update(
+        self, x: Tensor, y: Tensor, what: str = "a reconstruction", features: Tensor | None = None
+    ) -> Tensor | None:
+        """Adds pairs of images, rounded to uint8 first: a value is that of the picture a user gets.
+
+        Args:
+            x: (B, 3, H, W) originals in [-1, 1].
+            y: (B, 3, H, W) what they are compared with; values outside [-1, 1] are clipped.
+            what: what an error message calls an image of `y`.
+            features: the originals', where they are known.
+
+        Returns:
+            The originals' features, or None without an extractor.
+
+        Raises:
+            UserError: the images are too small for a metric, or not finite.
+        """
+        assert x.shape == y.shape, f"originals and reconstructions differ in shape: {x.shape} and {y.shape}"
+        saved, made = as_saved(x, "an original"), as_saved(y, what)
+        for side, images in enumerate((x, y)):
+            self._lowest[side] = min(self._lowest[side], images.min().item())
+        for name, values in pair_values(saved, made, self._names, self._perceptual).items():
+            self._values[name].extend(values)
+        if self._extractor is None:
+            return None
+        features = self._extractor(saved).cpu() if features is None else features
+        self._features.append((self._extractor(made).cpu(), features))
+        return features
+
+    @property
+    def range_note(self) -> str:
+        """What to say of a decoder that seems to decode to [0, 1]; empty where it does not."""
+        if self._lowest[0] > -0.5 or self._lowest[1] < 0:
+            return ""
+        return "all decoded values are in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
+
+    def compute(self) -> list[Metric]:
+        """Returns the mean over pairs of every metric, and the distances between features if any are made.
+
+        Raises:
+            UserError: no pair was added, or too few for a distance between features.
+        """
+        if not any(self._values.values()):
+            raise UserError(f"there are no {self._counted} to measure on; hold some out with data.val")
+        metrics = [self._mean(name, values) for name, values in self._values.items()]
+        if self._extractor is None:
+            return metrics
+        made, originals = (torch.cat(side) for side in zip(*self._features, strict=True))
+        return metrics + feature_distances(made, originals, self._extractor, self._seed, self._shrink)
+
+    def _mean(self, name: str, values: list[float]) -> Metric:
+        finite = [value for value in values if math.isfinite(value)]
+        notes = [self.range_note] if self.range_note else []
+        if len(finite) < len(values):
+            notes.append(f"{len(values) - len(finite)} pairs are identical and are left out")
+        return Metric(
+            name=name,
+            value=math.fsum(finite) / len(finite) if finite else math.inf,  # fsum: exact, so in any order
+            unit="dB" if name == "PSNR" else "",
+            better="higher" if name in ("PSNR", "SSIM") else "lower",
+            counts={self._counted: len(values)},
+            trained_on_metric=self._trained_on_it and name not in NAMES,
+            note="; ".join(notes),
+        )
+
+
 def feature_distances(
-    restored: Tensor,
+    made: Tensor,
     originals: Tensor,
     extractor: FeatureExtractor,
     seed: int = 0,
     shrink: bool = False,
     prefix: str = "r",
-) -> list[Result]:
+) -> list[Metric]:
     """Measures restored images against their originals as two sets: `rKID`, and `rFID` where it can be.
 
     On EfficientNet-Lite0's features they are called `rKID-efficientnet_lite0` and `rFD-efficientnet_lite0`.
@@ -73,9 +229,9 @@ def feature_distances(
     between autoencoders at equal N only.
 
     Args:
-        restored: (N, D) features.
+        made: (N, D) features.
         originals: (N, D) features.
-        extractor: what made them.
+        extractor: the network of the features.
         seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
         shrink: take shrunk covariances for the Fréchet distance where there are no more images than features.
         prefix: of the names: `r` for reconstructions, `i` for what lies between latents.
@@ -84,146 +240,52 @@ def feature_distances(
         UserError: there are too few images for a kernel distance.
     """
     count, needed = len(originals), extractor.dimensions + 1
+    frechet = f"{prefix}{extractor.fd_label}"
     # fewer images than a subset holds: every subset would be all of them
     subsets = SUBSETS if count > SUBSET_SIZE else 1
-    kernel, _ = kernel_distance(restored, originals, None, subsets, seed)
-    kernel_note = "compare at equal numbers of images; it is below 0 where reconstructions are good"
-    frechet = []
+    kernel, _ = kernel_distance(made, originals, None, subsets, seed)
+    note = "compare at equal numbers of images; it is below 0 where reconstructions are good"
+    if count < needed and not shrink:
+        note += f"; {frechet} needs {needed} images, or evaluation.shrink_covariance=true"
+    of: dict[str, Any] = {"better": "lower", "counts": {"images": count}}
+    metrics = [Metric(name=f"{prefix}{extractor.kid_label}", value=kernel, note=note, **of)]
     if count >= needed or shrink:
-        note = (
-            ""
-            if count >= needed
-            else "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"
-        )
-        value = frechet_distance(restored, originals, shrink)
-        frechet = [_distance(f"{prefix}{extractor.fd_label}", value, count, note)]
-    else:
-        kernel_note += (
-            f"; {prefix}{extractor.fd_label} needs {needed} images, or evaluation.shrink_covariance=true"
-        )
-    return [_distance(f"{prefix}{extractor.kid_label}", kernel, count, kernel_note), *frechet]
+        few = "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"
+        value = frechet_distance(made, originals, shrink)
+        metrics.append(Metric(name=frechet, value=value, note=few if count < needed else "", **of))
+    return metrics
 
 
-def _distance(name: str, value: float, count: int, note: str) -> Result:
-    return Result(name=name, value=value, better="lower", counts={"images": count}, note=note)
+def judges(subject: Subject) -> dict[str, Any]:
+    """Returns the arguments of `PairMetrics` that name a subject's networks."""
+    return {
+        "perceptual": subject.perceptual,
+        "trained_on": subject.trained_on,
+        "extractor": subject.features,
+        "seed": subject.config.seed,
+        "shrink": subject.config.shrink_covariance,
+    }
 
 
-class ReconstructionMetrics:
-    """Collects the figures image by image, so that the result depends neither on batches nor on their order.
+def _measure(subject: Subject) -> Measured:
+    metrics = PairMetrics(NAMES, **judges(subject))
+    shown = subject.chosen[subject.shown].tolist()
+    kept: dict[int, np.ndarray] = {}
+    for rows, images in subject.batches("reconstructing"):
+        decoded = reconstruct(subject.autoencoder, images)
+        metrics.update(images, decoded)
+        both = hwc(torch.stack([images, decoded], dim=1))
+        kept |= {row: pair for row, pair in zip(rows, both, strict=True) if row in shown}
+    if metrics.range_note:
+        console.print(f"{type(subject.autoencoder).__name__}: {metrics.range_note}", soft_wrap=True)
+    pairs = np.stack([kept[row] for row in shown])
+    return Measured(metrics.compute(), {"originals": pairs[:, 0], "reconstructions": pairs[:, 1]})
 
-    Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
 
-    Args:
-        perceptual: the perceptual distance to measure beside the others, or None.
-        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with: a
-            table must say when a model was trained on the metric that judges it.
-        extractor: what makes the features for `feature_distances`, or None for none.
-        seed: see there.
-        shrink: see there.
-    """
-
-    def __init__(
-        self,
-        perceptual: PerceptualDistance | None = None,
-        trained_on: Collection[str] = (),
-        extractor: FeatureExtractor | None = None,
-        seed: int = 0,
-        shrink: bool = False,
-    ) -> None:
-        self._perceptual, self._extractor = perceptual, extractor
-        self._seed, self._shrink = seed, shrink
-        self._features: dict[str, list[Tensor]] = {"originals": [], "restored": []}
-        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
-        self._values: dict[str, list[float]] = {name: [] for name in NAMES}
-        self._lowest = {"originals": math.inf, "restored": math.inf}
-        if perceptual is not None:
-            self._values[perceptual.label] = []
-
-    @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Adds pairs of images.
-
-        Both are rounded to uint8 first, so that a figure is that of the picture a user gets.
-
-        Args:
-            x: (B, 3, H, W) originals in [-1, 1].
-            y: (B, 3, H, W) reconstructions; values outside [-1, 1] are clipped.
-
-        Raises:
-            UserError: the images are too small for a metric, or a reconstruction is not finite.
-        """
-        assert x.shape == y.shape, f"originals and reconstructions differ in shape: {x.shape} and {y.shape}"
-        if min(x.shape[-2:]) < SSIM_WINDOW:
-            raise UserError(
-                f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
-                f"got {x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
-            )
-        if not torch.isfinite(y).all():  # rounding would turn it into some colour
-            raise UserError("a reconstruction holds NaN or infinity; did the training diverge?")
-        for kind, images in (("originals", x), ("restored", y)):
-            self._lowest[kind] = min(self._lowest[kind], images.min().item())
-        x, y = to_uint8(x), to_uint8(y)
-        exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
-        measured = {"L1": l1(*exact), "PSNR": psnr(*exact), "SSIM": ssim(*exact)}
-        if self._perceptual is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                measured[self._perceptual.label] = self._perceptual(
-                    x.float() / 127.5 - 1, y.float() / 127.5 - 1
-                )
-        if self._extractor is not None:
-            self._features["originals"].append(self._extractor(x).cpu())
-            self._features["restored"].append(self._extractor(y).cpu())
-        for name, values in measured.items():
-            self._values[name].extend(values.tolist())
-
-    def per_image(self) -> dict[str, list[float]]:
-        """Returns every image's figures, in the updates' order: to gather over processes, for spreads."""
-        return {name: list(values) for name, values in self._values.items()}
-
-    def merge(self, values: dict[str, list[float]]) -> None:
-        """Adds the figures that another process collected (its `per_image()`)."""
-        assert values.keys() == self._values.keys(), f"{list(values)} is not {list(self._values)}"
-        assert self._extractor is None, "features are not gathered over processes"
-        for name, collected in values.items():
-            self._values[name].extend(collected)
-
-    @property
-    def range_note(self) -> str:
-        """What to say of a decoder that seems to decode to [0, 1]; empty where it does not."""
-        if self._lowest["originals"] > -0.5 or self._lowest["restored"] < 0:
-            return ""
-        return "all decoded values are in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
-
-    def compute(self) -> list[Result]:
-        """Returns the mean over images of every figure, and the distances between features if any are made.
-
-        PSNR is the mean of the images' own values; equal pairs, whose PSNR is infinite, are left out and
-        counted.
-
-        Raises:
-            UserError: no image was added.
-        """
-        count = len(self._values["L1"])
-        if count == 0:
-            raise UserError("there are no images to measure reconstruction on; hold some out with data.val")
-        results = [self._result(name, values) for name, values in self._values.items()]
-        if self._extractor is None:
-            return results
-        restored, originals = (torch.cat(self._features[kind]) for kind in ("restored", "originals"))
-        return results + feature_distances(restored, originals, self._extractor, self._seed, self._shrink)
-
-    def _result(self, name: str, values: list[float]) -> Result:
-        finite = [value for value in values if math.isfinite(value) or name != "PSNR"]
-        notes = [self.range_note] if self.range_note else []
-        if len(finite) < len(values):
-            notes.append(f"{len(values) - len(finite)} pairs are identical and are left out")
-        if self._trained_on_it and name not in NAMES:
-            notes.append("the autoencoder was trained on this metric")
-        return Result(
-            name=name,
-            value=math.fsum(finite) / len(finite) if finite else math.inf,  # fsum: exact, so in any order
-            unit={"PSNR": "dB"}.get(name, ""),
-            better="higher" if name in ("PSNR", "SSIM") else "lower",
-            counts={"images": len(values)},
-            note="; ".join(notes),
-        )
+RECONSTRUCTION = Measurement(
+    name="reconstruction",
+    title="Reconstruction",
+    measure=_measure,
+    reads=frozenset({"perceptual", "features", "shrink_covariance", "images", "seed"}),
+    needs=("perceptual", "features"),
+)

@@ -21,7 +21,8 @@ from torch import Tensor
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console
-from ldmae.evaluation.samples import BROKEN, broken_npz, npz_names, read_samples
+from ldmae.evaluation.distances import Statistics
+from ldmae.evaluation.image_sets import BROKEN, broken_npz, npz_names, read_samples
 from ldmae.perception.features import FeatureExtractor, Features
 
 KEEP = 10_000
@@ -32,22 +33,8 @@ SCHEMA = "1"
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """A Gaussian fitted to features, which a Fréchet distance is computed between."""
-
-    mean: np.ndarray
-    """(D,) float64."""
-    covariance: np.ndarray
-    """(D, D) float64."""
-    count: int | None = None
-    """How many images it was fitted to; None where a foreign file does not say."""
-    shrinkage: float = 0.0
-    """Ledoit and Wolf's intensity in [0, 1]; 0 for the plain estimate."""
-
-
-@dataclass(frozen=True)
 class Reference:
-    """Real images, as far as the figures of generation need to know them."""
+    """Real images, as far as the metrics of generation need to know them."""
 
     extractor: str
     """Name (in settings) of the network."""
@@ -141,12 +128,12 @@ def cached_reference(
 ) -> Reference:
     """Returns the reference that lies in a cache folder, or computes and keeps it.
 
-    The file is found by a fingerprint of what it is made of and of the extractor's weights. One whose inside
-    bears another fingerprint, or that is broken, is computed anew, and said so.
+    The file is found by a fingerprint of what it is made of and of the extractor's weights. One that holds
+    another fingerprint, or is broken, is computed again, with a message.
 
     Args:
         folder: the cache; it may not exist yet.
-        made_of: what the figures depend on, such as `{"data": source.fingerprint(), "preprocessing": "ADM's
+        made_of: what the metrics depend on, such as `{"data": source.fingerprint(), "preprocessing": "ADM's
             centre crop to 256", "keep": "10000"}`.
         extractor: the network.
         compute: makes the reference.
@@ -174,7 +161,7 @@ def write_reference(
 ) -> None:
     """Writes a reference atomically, as an .npz that `read_reference` takes.
 
-    The statistics bear ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`).
+    The statistics have ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`).
 
     Args:
         path: where to, ending in `.npz`.

@@ -15,16 +15,21 @@ from ldmae.loading import is_run_folder, refuse_code
 from ldmae.recipes.compare import compare, describe_comparison, plan_comparison
 from ldmae.recipes.convert import convert_official, convert_to_official
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.evaluation import check_measurable, evaluate, measure_autoencoder, report
+from ldmae.recipes.evaluate import (
+    check_measurable,
+    evaluate,
+    measure_autoencoder,
+    named_measurements,
+    report,
+)
 from ldmae.recipes.foreign import encode_with, evaluate_with
 from ldmae.recipes.generation import sample, sample_from, save_pipeline
 from ldmae.recipes.latents import encode
-from ldmae.recipes.measurements import check_names
 from ldmae.recipes.plan import describe_plan, describe_stages
 from ldmae.recipes.run import Run, open_run
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.training import train_autoencoder, train_diffusion
-from ldmae.report.html import render_report
+from ldmae.report.run import render_report
 from ldmae.stages import STAGES, locked, stages_from
 
 __all__ = [
@@ -111,13 +116,12 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     Args:
         config: the run's settings.
         folder: the run folder.
-        only: names of measurements, of `MEASUREMENTS` and `generation`; None: all.
+        only: names of measurements, of the package's, of one's own, and `generation`; None: all.
 
     Raises:
         UserError: there is no such measurement.
     """
-    check_names(only, ("generation",))
-    autoencoder = None if only is None else [name for name in only if name != "generation"]
+    autoencoder = named_measurements(only, ("generation",))
     arrows: list[Callable[[Run], object]] = []
     if only is None and not (folder / "diffusion").exists():
         console.print(

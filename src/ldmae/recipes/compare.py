@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -12,20 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ldmae.autoencoders.baselines import build_baseline, fit_width
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, as_dict, load_config
 from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
 from ldmae.config.schema import ABLATION
+from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.progress import console
 from ldmae.images.base import shortened
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.evaluation import check_measurable, measure_autoencoder, report
+from ldmae.recipes.evaluate import check_measurable, measure_autoencoder, report
 from ldmae.recipes.flatness import check_checkpoints, describe_flatness, train_diffusion_with_curve
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import encode
@@ -36,8 +35,7 @@ from ldmae.recipes.settings import plain, training_settings, training_steps
 from ldmae.recipes.training import train_autoencoder
 from ldmae.recipes.variants import VARIANTS, Variant
 from ldmae.report.comparison import render_comparison
-from ldmae.report.figures import save_png
-from ldmae.report.reading import mapping
+from ldmae.report.data import mapping, read_arrays, read_samples
 from ldmae.stages import changed_settings, locked
 
 
@@ -307,8 +305,7 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
         seconds = time.monotonic() - began
         made_by = {"preset": preset, "command": command}
         with atomic_folder(made) as temporary:
-            shutil.copy(folder / "samples" / "grid.png", temporary / "samples.png")
-            _keep_pictures(folder / "results", temporary)
+            np.savez_compressed(temporary / "images.npz", **_images(folder))
             write_json(temporary / "unit.json", made_by | _document(unit, run, seconds, matching))
     run.accelerator.wait_for_everyone()
 
@@ -326,7 +323,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
     parameters = read_json(run.folder / "parameters.json", dict)
     steps, small = training_steps(unit.config), unit.name == "sd-vae" and (matching.width or 1) < 1
     return {
-        "schema": 1,
+        "schema": RESULTS_SCHEMA,
         "variant": unit.name,
         "title": unit.variant.title + ("-style (small)" if small else ""),
         "group": unit.variant.group,
@@ -351,17 +348,19 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
     }
 
 
-def _keep_pictures(results: Path, folder: Path) -> None:
-    """Writes the pictures that measurements left: tile beside tile, and the interpolation as it is."""
-    for source, names in (
-        ("reconstruction_pairs.npz", ("originals", "reconstructions")),
-        ("components.npz", ("components",)),
-        ("interpolation.npz", ("strip",)),
-    ):
-        if not (results / source).exists():
-            continue
-        with np.load(results / source) as arrays:
-            for name in names:
-                strip = name == "strip"
-                picture = arrays[name] if strip else np.concatenate(list(arrays[name]), axis=1)
-                save_png(Image.fromarray(picture), folder / f"{'interpolation' if strip else name}.png")
+def _images(folder: Path) -> dict[str, Any]:
+    """Returns the images of a run that a comparison shows, by name (docs/reference/results-format.md)."""
+    of = {
+        name: read_arrays(folder / "results" / f"{name}.npz", [])
+        for name in ("reconstruction", "components", "interpolation")
+    }
+    interpolation, samples = of["interpolation"], read_samples(folder / "samples", [])
+    found = {
+        **{name: of["reconstruction"].get(name) for name in ("originals", "reconstructions")},
+        "components": of["components"].get("components"),
+        "interpolation": interpolation.get("rows"),
+        "fractions": interpolation.get("fractions"),
+        "samples": samples.get("images"),
+        "labels": samples.get("labels"),
+    }
+    return {name: array for name, array in found.items() if array is not None}

@@ -11,7 +11,7 @@ from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
-from ldmae.recipes.evaluation import measure_generation
+from ldmae.recipes.evaluate import measure_generation
 from ldmae.recipes.generated import KEPT, forget_generated
 from ldmae.recipes.generation import save_pipeline
 from ldmae.recipes.run import Run

@@ -13,17 +13,16 @@ from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
+from ldmae.evaluation.subject import Subject
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_code, settings_of
-from ldmae.recipes.evaluation import perceptual_teachers
+from ldmae.recipes.evaluate import measure, named_measurements, perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents
-from ldmae.recipes.measurements import check_names, measure
 from ldmae.recipes.run import images_fingerprint, latents_fingerprint, open_accelerator
 from ldmae.recipes.samples import evaluate_samples
-from ldmae.recipes.subject import Subject
 from ldmae.recipes.threads import encoding, settle_alone
-from ldmae.report.html import render_report
+from ldmae.report.run import render_report
 from ldmae.stages import locked
 
 
@@ -89,9 +88,8 @@ def evaluate_with(
             measurements of another autoencoder or other images.
     """
     whole = is_shipped(source) and not _names_data(overrides)
-    check_names(only, ("generation",) if whole else ())
+    own = named_measurements(only, ("generation",) if whole else ())
     autoencoder, config, trained_on = _open(source, overrides, allow_code)
-    own = None if only is None else [name for name in only if name != "generation"]
     with locked(folder):
         accelerator = open_accelerator(config, folder)
         measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
@@ -110,14 +108,13 @@ def evaluate_with(
                 train=train,
                 size=config.image_size,
                 config=config.evaluation,
-                folder=folder,
                 trained_on=trained_on,
             )
             work, amount = encoding(subject.autoencoder, subject.size, config.evaluation.batch_size)
             settle_alone(work, amount, accelerator.device, config.threads, source)
             path = folder / "measured.json"
             write_json(path, (read_json(path, dict) if path.is_file() else {}) | measured)
-            measure(subject, own)
+            measure(subject, folder, own)
             render_report(folder)
         accelerator.wait_for_everyone()
     if whole and (only is None or "generation" in only):

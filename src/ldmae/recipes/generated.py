@@ -30,7 +30,7 @@ from ldmae.core.files import (
 )
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.evaluation.samples import read_samples
+from ldmae.evaluation.image_sets import read_samples
 from ldmae.loading import load_pipeline
 from ldmae.recipes.generation import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.recipes.threads import settle_alone, velocity
@@ -68,6 +68,15 @@ class Generated:
         whole = -(-self.count // self.batch)
         start, stop = (min(self.count, whole * place // world * self.batch) for place in (rank, rank + 1))
         return self.batches(start, stop)
+
+    def select(self, numbers: np.ndarray) -> Tensor:
+        """Returns some images, (n, 3, H, W) in uint8, by their ascending numbers; whole batches are made."""
+        chosen = []
+        for first in np.unique(numbers // self.batch) * self.batch:
+            stop = min(int(first) + self.batch, self.count)
+            here = numbers[(numbers >= first) & (numbers < stop)] - first
+            chosen.append(torch.cat(list(self.batches(int(first), stop)))[here])
+        return torch.cat(chosen)
 
 
 def given_images(source: str, real_are_cropped: bool = False) -> Generated:

@@ -29,7 +29,7 @@ from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
 from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
 from ldmae.recipes.settings import autoencoder_output, plain
 from ldmae.recipes.threads import settle_alone, velocity
-from ldmae.report.figures import class_grid, save_png
+from ldmae.report.grids import class_grid, save_png
 from ldmae.stages import changed_settings
 
 MADE = {"images", "grid.png", "samples.json", ".DS_Store"}

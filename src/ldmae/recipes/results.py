@@ -1,39 +1,109 @@
-"""The files of figures in a folder: one for each measurement, and `results.json` of all."""
+"""The files of metrics in a folder: one for each measurement, and `results.json` of all.
+
+Their format is described in docs/reference/results-format.md.
+"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ldmae.contracts import Result
-from ldmae.core.files import read_json, write_json
+import numpy as np
+
+from ldmae.contracts import RESULTS_SCHEMA, Metric
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_path, read_json, write_json
+from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured
+from ldmae.report.data import metrics_of
+from ldmae.report.tables import metrics_table
 
 RESULTS = {
-    "results": [{"name": str, "value": (int, float), "unit": str, "better": str, "counts": dict, "note": str}]
+    "results": [
+        {
+            **{"name": str, "value": (int, float), "unit": str, "better": str, "note": str},
+            **{"counts": dict, "spread": dict, "reference": dict, "trained_on_metric": bool},
+        }
+    ]
 }
-"""The shape of a file of figures."""
+"""The shape of a file of metrics."""
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Returns the figures in `results.json`, or in one measurement's file.
+    """Returns the metrics in `results.json`, or in one measurement's file.
 
     Raises:
-        UserError: the file is missing, damaged or holds something else.
+        UserError: the file is missing, damaged, of an older version, or holds something else.
     """
-    return read_json(path, RESULTS)["results"]
+    return _read(path)["results"]
 
 
-def write_results(folder: Path, measurement: str, results: list[Result], **made: str) -> None:
-    """Writes one measurement's file, with what it was made of, and merges all into `results.json`."""
-    entries = [{**result.to_dict(), "measurement": measurement} for result in results]
-    document: dict[str, Any] = {"schema": 1, "results": entries, **made}
-    write_json(folder / "results" / f"{measurement}.json", document)
+def describe_results(path: Path) -> str:
+    """Returns the metrics in `results.json` as lines: name, value, direction, counts, remarks."""
+    metrics = metrics_of({"results": read_results(path)})
+    return metrics_table(metrics, "{:.4g}".format).terminal()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path, {"results": list})
+    if found.get("schema") != RESULTS_SCHEMA:
+        raise UserError(
+            f"{path} is of schema {found.get('schema')}, this version reads {RESULTS_SCHEMA}; measure again "
+            "with `ldmae evaluate`, or delete it"
+        )
+    return read_json(path, RESULTS)
+
+
+def write_results(folder: Path, name: str, title: str, measured: Measured, **made: str) -> None:
+    """Writes a measurement's metrics and pictures, and merges all metrics into `results.json`.
+
+    Args:
+        folder: where `results/` is.
+        name: of the measurement.
+        title: of the measurement, in reports.
+        measured: what was found.
+        made: what it was made of, for `kept_results`.
+    """
+    path = folder / "results" / f"{name}.json"
+    if measured.pictures:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path.with_suffix(".npz")) as temporary:
+            pictures: dict[str, Any] = measured.pictures
+            np.savez_compressed(temporary, **pictures)
+    entries = [_entry(metric, name) for metric in measured.metrics]
+    write_json(path, {"schema": RESULTS_SCHEMA, "title": title, "results": entries, **made})
     merge_results(folder)
 
 
+def _entry(metric: Metric, measurement: str) -> dict[str, Any]:
+    return {"measurement": measurement, **metric.to_dict()}
+
+
 def merge_results(folder: Path) -> None:
-    """Writes `results.json` of what lies in `results/`."""
-    merged = []
-    for path in sorted((folder / "results").glob("*.json")):
-        merged += read_results(path)
-    write_json(folder / "results.json", {"schema": 1, "results": merged})
+    """Writes `results.json` of what is in `results/`, in the order of `MEASUREMENTS`; others follow."""
+    order = [*MEASUREMENTS, *OF_GENERATED]
+    titles, merged = {}, []
+    for path in sorted(
+        (folder / "results").glob("*.json"),
+        key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
+    ):
+        found = _read(path)
+        titles[path.stem] = found.get("title", path.stem)
+        merged += found["results"]
+    write_json(folder / "results.json", {"schema": RESULTS_SCHEMA, "titles": titles, "results": merged})
+
+
+def kept_results(path: Path) -> dict[str, Any] | None:
+    """Returns a measurement's file as it was written; None where it is missing or can't be used."""
+    try:
+        return _read(path) if path.exists() else None
+    except UserError:
+        return None
+
+
+def remove_results(folder: Path, name: str) -> None:
+    """Removes a measurement's metrics and pictures."""
+    for path in (folder / "results" / f"{name}.json", folder / "results" / f"{name}.npz"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)

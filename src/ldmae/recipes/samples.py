@@ -16,28 +16,29 @@ from torch import Tensor
 
 from ldmae.config import Config, as_dict, load_config
 from ldmae.config.evaluation import EvaluationConfig
-from ldmae.contracts import ImageSource, Result
+from ldmae.contracts import ImageSource, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console, progress_bar
-from ldmae.evaluation.floor import floor_results, mind_result
-from ldmae.evaluation.generation import FEWEST_IMAGES, fidelity_results, generation_results
+from ldmae.evaluation.api import OF_GENERATED, Measured
+from ldmae.evaluation.copies import compared_images, measure_copies
+from ldmae.evaluation.distances import FEWEST_IMAGES
+from ldmae.evaluation.generation import fidelity_metrics, floor_metrics, generation_metrics, mind_metric
+from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
-from ldmae.evaluation.samples import write_samples_npz
+from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.base import Subset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
-from ldmae.recipes.copies import compared_images, forget_copies, measure_copies
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
-from ldmae.recipes.results import write_results
+from ldmae.recipes.results import merge_results, remove_results, write_results
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.streams import open_streamed
-from ldmae.recipes.subject import draw, image_keys, read_batches
-from ldmae.report.html import render_report
+from ldmae.report.run import render_report
 from ldmae.stages import locked
 
 Trained = tuple[ImageSource, ImageSource] | None
@@ -52,7 +53,7 @@ def evaluate_samples(
     npz: Path | None = None,
     references: Path | None = None,
     allow_code: bool = False,
-) -> list[Result]:
+) -> list[Metric]:
     """Measures generated images as ADM's evaluator does; writes `results.json` and `report.html`.
 
     Args:
@@ -69,7 +70,7 @@ def evaluate_samples(
         allow_code: whether the source, a folder, may name code to run.
 
     Returns:
-        The figures, on the main process; an empty list on others.
+        The metrics, on the main process; an empty list on others.
 
     Raises:
         UserError: there are no such images, or too few.
@@ -114,12 +115,16 @@ def evaluate_samples(
         if not known:
             return []
         features = [of for of in features if of is not None]
-        results, floor = _judged(features, known, extractors, config.evaluation, _exact(accelerator))
-        note = "; ".join(filter(None, [results[0].note, made.how, _other_size(made, known[0])]))
-        results[0] = dataclasses.replace(results[0], note=note)
-        write_results(folder, "samples", results, autoencoder=made.autoencoder)
-        write_results(folder, "floor", floor)
-        _measure_copies(made, own, config, folder)
+        metrics, floor = _judged(features, known, extractors, config.evaluation, _exact(accelerator))
+        note = "; ".join(filter(None, [metrics[0].note, made.how, _other_size(made, known[0])]))
+        metrics[0] = dataclasses.replace(metrics[0], note=note)
+        _write(folder, "samples", Measured(metrics), made)
+        _write(folder, "floor", Measured(floor))
+        if own is not None:
+            _write(folder, "copies", _copies(made, own, config), made)
+        else:  # what may be there is of other images
+            remove_results(folder, "copies")
+            merge_results(folder)
         sampling = {} if made.sampling is None else as_dict(made.sampling)
         path = folder / "measured.json"
         measured = read_json(path, dict) if path.is_file() else {}  # an autoencoder's may lie there too
@@ -127,7 +132,12 @@ def evaluate_samples(
         write_json(path, measured | of)
         render_report(folder)
         forget_generated(kept)
-        return results
+        return metrics
+
+
+def _write(folder: Path, name: str, measured: Measured, made: Generated | None = None) -> None:
+    known = {} if made is None else {"autoencoder": made.autoencoder}
+    write_results(folder, name, OF_GENERATED[name], measured, **known)
 
 
 def _judged(
@@ -136,23 +146,23 @@ def _judged(
     extractors: list[FeatureExtractor],
     config: EvaluationConfig,
     device: torch.device,
-) -> tuple[list[Result], list[Result]]:
-    """Returns all figures on the first network's features, KID (and FD) on the second's, and the floors."""
+) -> tuple[list[Metric], list[Metric]]:
+    """Returns all metrics on the first network's features, KID (and FD) on the second's, and the floors."""
     seed, shrink = config.seed, config.shrink_covariance
-    results = generation_results(features[0], known[0], shrink=shrink, seed=seed, device=device)
-    floor: list[Result] = []
+    metrics = generation_metrics(features[0], known[0], shrink=shrink, seed=seed, device=device)
+    floor: list[Metric] = []
     for number, (made, reference, extractor) in enumerate(zip(features, known, extractors, strict=True)):
         real = reference.images
         if real is None or min(len(made), len(real)) < FEWEST_IMAGES:
             continue
         if number > 0:
-            results += fidelity_results(made.pooled, real.pooled, extractor, seed=seed, shrink=shrink)
+            metrics += fidelity_metrics(made.pooled, real.pooled, extractor, seed=seed, shrink=shrink)
         if min(len(made), len(real) // 2) < FEWEST_IMAGES:
             continue
-        floor += floor_results(real.pooled, len(made), extractor.labels, seed, device)
+        floor += floor_metrics(real.pooled, len(made), extractor.labels, seed, device)
         if number == 0:
-            results.append(mind_result(made.pooled, real.pooled, extractor.labels.mind, seed))
-    return results, floor
+            metrics.append(mind_metric(made.pooled, real.pooled, extractor.labels.mind, seed))
+    return metrics, floor
 
 
 def _told_sampling(overrides: list[str]) -> list[str]:
@@ -228,20 +238,16 @@ def _other_size(made: Generated, known: Reference) -> str:
     return told
 
 
-def _measure_copies(made: Generated, own: Trained, config: Config, folder: Path) -> None:
-    """Compares some generated images with those the model was trained on; else forgets what was there."""
-    if own is None:
-        forget_copies(folder)
-        return
-    measure_copies(
-        compared_images(made, config.evaluation.seed),
+def _copies(made: Generated, own: tuple[ImageSource, ImageSource], config: Config) -> Measured:
+    """Compares some generated images with those the model was trained on."""
+    seed = config.evaluation.seed
+    return measure_copies(
+        made.select(compared_images(made.count, made.labels, seed)),
         *own,
-        folder,
         size=made.size,
         mirrored=config.latents.flip,
         batch_size=config.evaluation.batch_size,
-        seed=config.evaluation.seed,
-        autoencoder=made.autoencoder,
+        seed=seed,
     )
 
 

@@ -22,8 +22,8 @@ from ldmae.diffusion.backbones import patch_size
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations
-from ldmae.evaluation.generation import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
-from ldmae.evaluation.reconstruction import ReconstructionMetrics
+from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
+from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
@@ -103,9 +103,8 @@ class Timing:
         perceptual = load_perceptual(config.perceptual, self.device)
         pixels = torch.zeros(config.batch_size, 3, self.config.image_size, self.config.image_size)
         pixels = pixels.to(self.device, torch.uint8)
-        metrics = ReconstructionMetrics(
-            perceptual, extractor=extractor if held_out >= FEWEST_IMAGES else None
-        )
+        judge = extractor if held_out >= FEWEST_IMAGES else None
+        metrics = PairMetrics(perceptual=perceptual, extractor=judge)
 
         @torch.no_grad()
         def measure(count: int) -> None:

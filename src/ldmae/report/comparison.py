@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ldmae.core.files import atomic_path, write_json, write_text
-from ldmae.report import charts, mosaics, paper, ranking, tables
-from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line
+from ldmae.report import mosaics, paper, plots, ranking, tables
+from ldmae.report.data import (
+    ABLATION,
+    AUTOENCODERS,
+    Comparison,
+    cut,
+    mapping,
+    read_comparison,
+    read_json,
+    records,
+)
+from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line, summarise
 from ldmae.report.formatting import join_words
-from ldmae.report.markdown import comparison_markdown
+from ldmae.report.grids import encode_picture
 from ldmae.report.pages import chart, write_page
-from ldmae.report.pictures import encode_picture
-from ldmae.report.reading import cut, mapping, read_json, records
-from ldmae.report.summary import summarise
-from ldmae.report.tables import Metric, Table, find_columns, make_table
-from ldmae.report.units import ABLATION, AUTOENCODERS, DAGGER, Variant, read_variants
+from ldmae.report.tables import DAGGER, ComparisonTable, Wanted, find_columns, make_table, pivot
 
 PROPERTIES = {
-    "smoothness": (),  # hangs on the noise that was measured
-    "compression": (Metric("compression", r"sigma2\(.*\)"), Metric("compression", r"rho\(.*\)")),
+    "smoothness": (),  # depends on the noise that was measured
+    "compression": (Wanted("compression", r"sigma2\(.*\)"), Wanted("compression", r"rho\(.*\)")),
     "reconstruction": (tables.RECONSTRUCTION[1], *tables.RECONSTRUCTION[3:]),
     "generation": tables.GENERATION[:2],
 }
 """The radar's axes; σ² and ρ are means over the levels."""
 UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
-"""Figures by which smoothness is measured: of images decoded from latents with noise."""
+"""Metrics by which smoothness is judged: of images decoded from latents with noise."""
 MAX_PROBLEMS = 200
 """Sentences on what is left out that are shown at most."""
 CAPTIONS = {
@@ -41,8 +48,10 @@ CAPTIONS = {
     "interpolation": "From one held-out image to another along the straight line between their latents: the "
     "originals at both ends, decoded images at each t.",
     "samples": "Generated images of the same classes, by the same diffusion model trained on each "
-    "autoencoder's latents, and a row of real images. Unselected: the first ones of each grid.",
+    "autoencoder's latents. Unselected: the first ones of each class. Below them held-out images of any "
+    "class.",
 }
+MEANS = "Means ± sample standard deviations over seeds; bold is the best mean."
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,19 @@ class _Plot:
     figure: Figure | None
     said: str
     """What it shows, or why it is not there."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the page and the Markdown say, in words and tables."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    against: str
+    tables: dict[str, ComparisonTable]
+    orders: list[ranking.Agreement]
+    ablation_order: str
+    missing: list[str]
 
 
 def render_comparison(folder: Path, title: str | None = None) -> Path:
@@ -70,54 +92,48 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     """
     folder = Path(folder)
     problems: list[str] = []
-    variants = read_variants(folder, problems)
+    whole = read_comparison(folder, problems)
     plan = mapping(read_json(folder / "comparison.json", problems))
-    compared = [variant for variant in variants if variant.group == AUTOENCODERS]
-    ablated = [variant for variant in variants if variant.group == ABLATION]
-    groups = (AUTOENCODERS, ABLATION)
+    compared, groups = whole.select(AUTOENCODERS), (AUTOENCODERS, ABLATION)
     problems += [
         f"{variant.title} is left out: its group is {cut(variant.group, 40)}, not {' or '.join(groups)}"
-        for variant in variants
+        for variant in whole.variants
         if variant.group not in groups
     ]
-    made = _tables(compared, ablated, plan)
-    orders = _orders(made)
-    ablation_order, beyond = _ablation(made)
-    plots = _plots(compared)
-    shown = mosaics.make_mosaics(compared, problems)
-    heading = title or _title(variants, plan)
-    facts = gather_facts(variants, plan)
-    against = against_the_paper(variants, [made["reconstruction"], made["generation"]])
-    missing = [*missing_units(variants, plan), *_missing_figures(plots, shown)]
-    context = {
-        "title": heading,
-        "lead": _lead(compared, made, orders),
-        "facts": facts,
-        "against": against,
-        "missing_parts": missing,
+    drawn = _plots(compared)
+    shown = mosaics.make_mosaics(compared.variants, problems)
+    made = _tables(compared, whole.select(ABLATION), plan)
+    ablation = ranking.agreements(made["ablation"], paper.ABLATION) if "ablation" in made else []
+    page = _Page(
+        title=title or _title(whole, plan),
+        facts=gather_facts(whole, plan),
+        against=against_the_paper(whole, [made["reconstruction"], made["generation"]]),
+        tables=made,
+        orders=[
+            *ranking.agreements(made["reconstruction"], paper.RECONSTRUCTION),
+            *ranking.agreements(made["generation"], paper.GENERATION),
+        ],
+        ablation_order=ranking.summary(ablation),
+        missing=[*missing_units(whole.variants, plan), *_missing_figures(drawn, shown)],
+    )
+    context = vars(page) | {
+        "missing_units": page.missing,
+        "lead": _lead(compared, page),
         "problems": problems[:MAX_PROBLEMS],
         "more_problems": max(0, len(problems) - MAX_PROBLEMS),
-        "tables": made,
-        "beyond": beyond,
-        "cost": paper.COST,
+        "beyond": any(name not in paper.ABLATION_TITLES for name in _titles(made.get("ablation"))),
+        "cost": tables.Table(paper.COST),
         "cost_note": paper.COST_NOTE,
-        "orders": orders,
-        "ablation_order": ablation_order,
+        "order_table": ranking.order_table(page.orders) if page.orders else None,
         "chance": ranking.chance_of_full_agreement(len(paper.TITLES)),
-        "plots": {
-            plot.file: chart(plot.figure, plot.title, plot.said) | {"said": plot.said}
-            if plot.figure
-            else {"said": plot.said, "light": "", "title": plot.title}
-            for plot in plots
-        },
+        "plots": {plot.file: _shown(plot) for plot in drawn},
         "captions": CAPTIONS,
         "seed": shown.seed,
-        "commands": commands(variants, plan),
+        "commands": commands(whole, plan),
     }
-    text = comparison_markdown(heading, facts, against, made, orders, ablation_order, missing)
-    write_text(folder / "tables.md", text)
-    write_json(folder / "summary.json", summarise(variants))
-    for plot in plots:
+    write_text(folder / "tables.md", _markdown(page))
+    write_json(folder / "summary.json", summarise(whole))
+    for plot in drawn:
         _save_plot(plot, folder / f"{plot.file}.png")
     mosaics.save_mosaics(shown, folder)
     path = folder / "comparison.html"
@@ -125,117 +141,82 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     return path
 
 
-def _tables(
-    compared: Sequence[Variant], ablated: Sequence[Variant], plan: dict[str, Any]
-) -> dict[str, Table]:
-    whole = [variant for variant in compared if variant.name in paper.ABLATION_TITLES]  # + L_P: VMAE itself
-    steps = [variant for variant in ablated if variant.name in paper.ABLATION_TITLES]
-    beyond = [variant for variant in ablated if variant.name not in paper.ABLATION_TITLES]
-    seeds = {seed for variant in ablated for seed in variant.seeds}
-    if seeds:  # rows are compared at the seeds that they share
-        whole = [replace(v, units=[u for u in v.units if u.seed in seeds]) for v in whole]
+def _tables(compared: Comparison, ablated: Comparison, plan: dict[str, Any]) -> dict[str, ComparisonTable]:
     made = {
         "reconstruction": make_table("Reconstruction", compared, tables.RECONSTRUCTION, paper.RECONSTRUCTION),
         "generation": make_table("Generation", compared, tables.GENERATION, paper.GENERATION),
         "cost": make_table("Cost", compared, tables.COST),
         "ablation": make_table(
-            "Ablation", [*steps, *whole, *beyond], tables.ABLATION, paper.ABLATION, paper.ABLATION_TITLES
+            "Ablation", _ablation(compared, ablated), tables.ABLATION, paper.ABLATION, paper.ABLATION_TITLES
         ),
         "smoothness": make_table("Smoothness", compared, _smoothness_metrics(compared)),
         "compression": make_table("Perceptual compression", compared, tables.COMPRESSION),
     }
     planned = {str(entry.get("variant")) for entry in records(plan.get("units"))}
-    if planned and not ablated and planned <= set(paper.TITLES):
+    if planned and not ablated.variants and planned <= set(paper.TITLES):
         del made["ablation"]  # nobody asked for one
     return made
 
 
-def _ablation(made: Mapping[str, Table]) -> tuple[str, bool]:
-    """Says how far the ablation's order is the paper's, and whether it has rows that the paper has not."""
-    table = made.get("ablation")
-    if table is None:
-        return "", False
-    beyond = any(row.variant not in paper.ABLATION_TITLES for row in table.rows)
-    return ranking.summary(ranking.agreements(table, paper.ABLATION)), beyond
+def _ablation(compared: Comparison, ablated: Comparison) -> Comparison:
+    """Returns the ablation's rows: the paper's steps, VMAE itself (+ L_P) at their seeds, and others."""
+    whole = compared.only(list(paper.ABLATION_TITLES), {s for v in ablated.variants for s in v.seeds})
+    return ablated.joined(whole, [*paper.ABLATION_TITLES, *(v.name for v in ablated.variants)])
 
 
-def _smoothness_metrics(variants: Sequence[Variant]) -> list[Metric]:
-    """Returns the area, and every figure at the largest noise that was measured."""
-    sizes = {
-        size for curve in charts.noise_curves(variants) for line in curve.lines.values() for size, _ in line
-    }
-    largest = f"{max(sizes):g}" if sizes else ""
-    noisy = [Metric("smoothness", rf".*\(eps={largest}\)")] if sizes else []
+def _smoothness_metrics(comparison: Comparison) -> list[Wanted]:
+    """Returns the area, and every metric at the largest noise that was measured."""
+    sizes = plots.noise_curves(comparison).eps
+    noisy = [Wanted("smoothness", rf".*\(eps={max(sizes):g}\)")] if len(sizes) else []
     return [tables.AREA, *noisy, *tables.BETWEEN]
 
 
-def _orders(made: dict[str, Table]) -> list[ranking.Agreement]:
-    return [
-        *ranking.agreements(made["reconstruction"], paper.RECONSTRUCTION),
-        *ranking.agreements(made["generation"], paper.GENERATION),
-    ]
-
-
-def _plots(compared: Sequence[Variant]) -> list[_Plot]:
-    names = join_words([variant.title for variant in compared])
+def _plots(compared: Comparison) -> list[_Plot]:
+    variants = compared.variants
+    names = join_words([variant.title for variant in variants])
     axes, left_out = radar_axes(compared)
-    said = _radar_caption(names, axes, left_out)
-    figure = None
-    if len(compared) < 2:
+    said, figure = _radar_caption(names, axes, left_out), None
+    if len(variants) < 2:
         said = "a radar needs two autoencoders, because its axes run from the worst to the best"
     elif len(axes) < 3:
         said = "a radar needs three metrics that differ between autoencoders"
     else:
-        figure = charts.radar(axes, compared)
-    panels = dot_panels(compared)
-    curves = charts.noise_curves(compared)
-    levels = charts.compression_levels(compared)
-    over = join_words([curve.title for curve in curves])
+        figure = plots.radar(axes, variants)
+    order = ("reconstruction", "smoothness", "compression", "generation")
+    wanted = [metric for name in order for metric in PROPERTIES[name] or smoothness_axes(compared)]
+    columns = find_columns(compared, wanted)
+    values = pivot(compared, columns)
+    curves, levels = plots.noise_curves(compared), plots.compression_levels(compared)
+    means = (
+        f"Means of {names}, with standard deviations over several seeds. Each panel has its own axis; better "
+        "is to the right"
+    )
+    over = f"{join_words(list(curves.metric.unique()))} of images decoded from latents with noise, of {names}"
+    at = f"σ² against ρ of {names}, at level {join_words(list(levels.level.unique()))}"
     return [
         _Plot(
             "metrics",
             "Metrics of each autoencoder",
-            charts.dots(panels, compared) if panels else None,
-            f"Means of {names}, with standard deviations over several seeds. Each panel has its own axis; "
-            "better is to the right"
-            if panels
-            else "no autoencoder is measured yet",
+            plots.dots(columns, values["mean"], values["std"], variants) if columns else None,
+            means if columns else "no autoencoder is measured yet",
         ),
         _Plot("radar", "The properties together", figure, said),
         _Plot(
             "smoothness",
             "Metrics over latent noise",
-            charts.smoothness(curves, compared) if curves else None,
-            f"{over} of images decoded from latents with noise, over the noise, of {names}"
-            if curves
-            else "no autoencoder's smoothness is measured yet",
+            plots.smoothness(curves, variants) if len(curves) else None,
+            over if len(curves) else "no autoencoder's smoothness is measured yet",
         ),
         _Plot(
             "compression",
             "σ² against ρ",
-            charts.compression(levels, compared) if levels else None,
-            f"σ² against ρ of {names}, at level {join_words([level.name for level in levels])}"
-            if levels
-            else "no autoencoder's σ² and ρ are measured yet",
+            plots.compression(levels, variants) if len(levels) else None,
+            at if len(levels) else "no autoencoder's σ² and ρ are measured yet",
         ),
     ]
 
 
-def dot_panels(variants: Sequence[Variant]) -> list[charts.Dots]:
-    """Returns the metrics of the dot plot, by property; those that are about 0 for all are left out."""
-    panels = []
-    for metrics in (
-        PROPERTIES[name] for name in ("reconstruction", "smoothness", "compression", "generation")
-    ):
-        for column in find_columns(variants, metrics or smoothness_axes(variants)):
-            known = {v.name: v.spread(column.metric.measurement, column.name) for v in variants}
-            spreads = {name: spread for name, spread in known.items() if spread}
-            if spreads:
-                panels.append(charts.Dots(column.title, column.better, spreads))
-    return panels
-
-
-def _radar_caption(names: str, axes: Sequence[charts.Axis], left_out: Sequence[str]) -> str:
+def _radar_caption(names: str, axes: Sequence[plots.Axis], left_out: Sequence[str]) -> str:
     sentences = [f"Each axis from the worst (inner ring) to the best (rim) of {names}"]
     smooth = [axis.title for axis in axes if axis.subject == "smoothness"]
     if smooth:
@@ -252,35 +233,37 @@ def _radar_caption(names: str, axes: Sequence[charts.Axis], left_out: Sequence[s
     return ". ".join(sentences)
 
 
-def smoothness_axes(variants: Sequence[Variant]) -> list[Metric]:
+def smoothness_axes(comparison: Comparison) -> list[Wanted]:
     """Returns the distances of features at the largest noise that all have; without any, the area.
 
     The area is of a perceptual distance, on which some autoencoders were trained.
     """
     found = []
-    for curve in charts.noise_curves(variants):
-        sizes = set.intersection(*({size for size, _ in line} for line in curve.lines.values()))
-        if UNDER_NOISE.fullmatch(curve.title) and max(sizes, default=0) > 0:
-            found.append(Metric("smoothness", re.escape(f"{curve.title}(eps={max(sizes):g})")))
+    for metric, curve in plots.noise_curves(comparison).groupby("metric", sort=False):
+        shared = set.intersection(*(set(line) for _, line in curve.groupby("variant").eps))
+        if UNDER_NOISE.fullmatch(str(metric)) and max(shared, default=0) > 0:
+            found.append(Wanted("smoothness", re.escape(f"{metric}(eps={max(shared):g})")))
     return found or [tables.AREA]
 
 
-def radar_axes(variants: Sequence[Variant]) -> tuple[list[charts.Axis], list[str]]:
+def radar_axes(comparison: Comparison) -> tuple[list[plots.Axis], list[str]]:
     """Returns the radar's axes, and in words those that are left out.
 
     σ² and ρ become one axis each, the mean over the levels that all autoencoders have.
     """
-    axes: list[charts.Axis] = []
-    for subject, metrics in PROPERTIES.items():
-        levels: dict[str, list[charts.Axis]] = {}
-        for column in find_columns(variants, metrics or smoothness_axes(variants)):
-            known = [(v.name, v.spread(column.metric.measurement, column.name)) for v in variants]
-            values = {name: spread.mean for name, spread in known if spread}
-            taught = [v.title for v in variants if v.trained_on(column.metric.measurement, column.name)]
-            axis = charts.Axis(subject, column.title, column.better, values, taught)
+    axes: list[plots.Axis] = []
+    for subject, wanted in PROPERTIES.items():
+        levels: dict[str, list[plots.Axis]] = {}
+        columns = find_columns(comparison, wanted or smoothness_axes(comparison))
+        values = pivot(comparison, columns)
+        for k, column in enumerate(columns):
+            marks = values["trained_on_metric"][k]
+            taught = [variant.title for variant in comparison.variants if marks[variant.name]]
+            means = {str(name): float(mean) for name, mean in values["mean"][k].dropna().items()}
+            axis = plots.Axis(subject, column.title, column.better, means, taught)
             if subject != "compression":
                 axes.append(axis)
-            elif len(values) == len(variants):
+            elif len(means) == len(comparison.variants):
                 levels.setdefault(column.title.split("(")[0], []).append(axis)
         axes += [_mean_axis(symbol, same) for symbol, same in levels.items()]
     good, left_out = [], []
@@ -294,47 +277,82 @@ def radar_axes(variants: Sequence[Variant]) -> tuple[list[charts.Axis], list[str
     return good, left_out
 
 
-def _mean_axis(symbol: str, levels: Sequence[charts.Axis]) -> charts.Axis:
+def _mean_axis(symbol: str, levels: Sequence[plots.Axis]) -> plots.Axis:
     if len(levels) == 1:
         return levels[0]
-    means = {name: sum(axis.values[name] for axis in levels) / len(levels) for name in levels[0].values}
-    return charts.Axis(levels[0].subject, f"{symbol}, mean of {len(levels)} levels", levels[0].better, means)
+    means = {name: math.fsum(axis.values[name] for axis in levels) / len(levels) for name in levels[0].values}
+    return plots.Axis(levels[0].subject, f"{symbol}, mean of {len(levels)} levels", levels[0].better, means)
 
 
-def _missing_figures(plots: Sequence[_Plot], shown: mosaics.Mosaics) -> list[str]:
-    missing = [f"{plot.file}.png: {plot.said}" for plot in plots if plot.figure is None]
-    names = ("reconstructions", "components", "interpolation", "samples")
-    return missing + [f"{name}.png: no unit has such images" for name in names if not getattr(shown, name)]
+def _missing_figures(drawn: Sequence[_Plot], shown: mosaics.Mosaics) -> list[str]:
+    missing = [f"{plot.file}.png: {plot.said}" for plot in drawn if plot.figure is None]
+    return missing + [
+        f"{name}.png: no unit has such images"
+        for name, picture in shown.pictures().items()
+        if picture is None
+    ]
 
 
-def _title(variants: Sequence[Variant], plan: dict[str, Any]) -> str:
-    presets = [unit.record.get("preset") for variant in variants for unit in variant.units]
+def _title(comparison: Comparison, plan: dict[str, Any]) -> str:
+    presets = [unit.record.get("preset") for variant in comparison.variants for unit in variant.units]
     preset = plan.get("preset") or (presets[0] if presets else None)
     return f"Autoencoders compared: {preset}" if isinstance(preset, str) else "Autoencoders compared"
 
 
-def _lead(compared: Sequence[Variant], made: dict[str, Table], orders: Sequence[ranking.Agreement]) -> str:
-    if not compared:
+def _titles(table: ComparisonTable | None) -> Mapping[str, str]:
+    return {} if table is None else table.titles
+
+
+def _lead(compared: Comparison, page: _Page) -> str:
+    variants = compared.variants
+    if not variants:
         return "No autoencoder of this comparison is done yet."
     sentences = [
-        f"{join_words([variant.title for variant in compared])}, each with a diffusion model of its own on "
-        f"its latents ({seeds_line(compared)})."
+        f"{join_words([variant.title for variant in variants])}, each with a diffusion model of its own on "
+        f"its latents ({seeds_line(variants)})."
     ]
     columns = [
-        (table, k)
-        for table in (made["reconstruction"], made["generation"])
+        table.best[k]
+        for table in (page.tables["reconstruction"], page.tables["generation"])
         for k, column in enumerate(table.columns)
-        if len(table.rows) > 1 and column.better and not table.says_nothing(k)
+        if len(table.titles) > 1 and column.better and not table.says_nothing(k)
     ]
-    leads = sum(row.cells[k].best for table, k in columns for row in table.rows if row.variant == "vmae")
-    if columns and any(variant.name == "vmae" for variant in compared):
+    if columns and any(variant.name == "vmae" for variant in variants):
         led, total = paper.columns_led_by("vmae")
+        leads = sum(bool(best.get("vmae")) for best in columns)
         sentences.append(
             f"VMAE has the best mean in {leads} of the {len(columns)} metrics of reconstruction and "
             f"generation; in the paper in {led} of {total}."
         )
-    agreed = ranking.summary(orders)
+    agreed = ranking.summary(page.orders)
     return " ".join([*sentences, *([f"{agreed}."] if agreed else [])])
+
+
+def _markdown(page: _Page) -> str:
+    """Returns all that a comparison says in words and tables as Markdown."""
+    text = tables.escaped
+    parts = [f"# {text(page.title)}", "\n".join(f"- {name}: {text(said)}" for name, said in page.facts)]
+    parts.append(text(f"{MEANS} {page.against}"))
+    for name, table in page.tables.items():
+        parts.append(table.markdown())
+        if name == "ablation" and page.ablation_order:
+            parts.append(f"{page.ablation_order}, within the ablation.")
+        if name == "cost":
+            parts += ["### At the paper's size", tables.Table(paper.COST).markdown(), paper.COST_NOTE]
+    parts.append("## Does the paper's ranking hold?")
+    if page.orders:
+        parts += [f"{text(ranking.summary(page.orders))}.", ranking.order_table(page.orders).markdown()]
+    else:
+        parts.append("A ranking needs three autoencoders.")
+    if page.missing:
+        parts += ["## Not done yet", "\n".join(f"- {text(each)}" for each in page.missing)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _shown(plot: _Plot) -> dict[str, Any]:
+    if plot.figure is None:
+        return {"said": plot.said, "light": "", "title": plot.title}
+    return chart(plot.figure, plot.title, plot.said) | {"said": plot.said}
 
 
 def _save_plot(plot: _Plot, path: Path) -> None:
@@ -348,6 +366,5 @@ def _save_plot(plot: _Plot, path: Path) -> None:
 def _encoded(shown: mosaics.Mosaics, budget: int) -> dict[str, Any]:
     return {
         name: encode_picture(picture, budget) if picture else None
-        for name, picture in vars(shown).items()
-        if name != "seed"
+        for name, picture in shown.pictures().items()
     }

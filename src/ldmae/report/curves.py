@@ -1,4 +1,4 @@
-"""Loss curves: a panel a stage, every term, from a metrics file of any length."""
+"""Loss curves of a stage: every term, from a metrics file of any length. And the look of all plots."""
 
 # n logged points of a curve
 
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class StageCurves:
 
 
 def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a metrics file that are whole; the last may be half-written while a run goes on."""
+    """Yields the lines of a metrics file that are whole; the last may be half-written during a run."""
     with Path(path).open("rb") as file:
         for line in file:
             try:
@@ -137,56 +137,39 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure:
-    """Plots the loss and its unweighted terms over the steps, a panel a stage.
+def loss_curves(curves: StageCurves) -> Figure:
+    """Plots a stage's loss and its unweighted terms over the steps.
 
-    A panel has two axes where terms are of very different size. Raw values are faint below their moving mean
+    There are two axes where terms are of very different size. Raw values are faint below their moving mean
     (over 5 % of the points), circles are validation. Lines are thinned to 400 points; peaks survive it.
-
-    Args:
-        metrics: logged records, see `collect_curves`.
-
-    Returns:
-        A figure; `figure_svg` or its own `savefig` makes a file of it.
     """
-    return draw_curves(collect_curves(metrics))
-
-
-def draw_curves(stages: dict[str, StageCurves], titles: bool = True) -> Figure:
-    """Plots collected curves as `loss_curves` does.
-
-    Args:
-        stages: curves by stage.
-        titles: whether panels bear their stage's name.
-    """
-    groups = {name: _groups(curves) for name, curves in stages.items()}
-    height = 4.2 if any(len(group) > 1 for group in groups.values()) else 3.0
-    figure = Figure(figsize=(4.6 * max(1, len(stages)), height), layout="constrained")
-    figure.set_facecolor("white")
-    if not stages:
-        figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color=INK, fontsize=10)
-        return figure
-    panels = figure.subfigures(1, len(stages), squeeze=False)[0]
-    for panel, (name, curves) in zip(panels, stages.items(), strict=True):
-        if titles:
-            title = STAGE_TITLES.get(name, name)
-            panel.suptitle(plain_label(title, 60), fontsize=10, color=INK, x=0.02, ha="left")
-        _draw_stage(panel, curves, groups[name])
+    groups = _groups(curves)
+    names = [name for group in groups for name in group]
+    terms = [name for name in names if name != "loss"]
+    figure = new_figure(4.6, 4.2 if any(len(group) > 1 for group in groups) else 3.0)
+    ratios = [2 if len(group) > 1 else 1 for group in groups]
+    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    for ax, group in zip(axes, groups, strict=True):
+        style_axes(ax)
+        handles, values = [], [np.empty(0)]
+        for name in group:
+            place = terms.index(name) if name in terms else 0
+            colour = INK if name == "loss" else COLOURS[place % len(COLOURS)]
+            dashes = "-" if place < len(COLOURS) else "--"
+            values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
+            values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain_label(name)))
+        if ax is axes[0] and curves.validation:
+            dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
+            handles.append(Line2D([], [], linestyle="", label="validation", **dot))
+        logarithmic = _set_scale(ax, np.concatenate(values))
+        subject = "loss and terms" if len(group) > 1 else plain_label(group[0])
+        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
+        _add_legend(ax, handles)
+    left_out = len(set(curves.training) | set(curves.validation)) - len(names)
+    note = f" ({left_out} more terms are not shown)" if left_out and len(names) == MAX_LINES else ""
+    axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)
     return figure
-
-
-def figure_svg(figure: Figure) -> bytes:
-    """Returns a figure as SVG on nothing, its text as outlines (no font needed); the same bytes each time."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ldmae", "svg.fonttype": "path", "text.usetex": False}):
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def darkened(svg: bytes) -> bytes:
-    """Returns the SVG of a figure with the colours for a dark page."""
-    pattern = "|".join(DARK).encode()
-    return re.sub(pattern, lambda match: DARK[match.group().decode()].encode(), svg)
 
 
 def _groups(curves: StageCurves) -> list[list[str]]:
@@ -214,35 +197,6 @@ def _groups(curves: StageCurves) -> list[list[str]]:
     return sorted(halves, key=lambda half: "loss" not in half)
 
 
-def _draw_stage(panel: Any, curves: StageCurves, groups: list[list[str]]) -> None:
-    names = [name for group in groups for name in group]
-    ratios = [2 if len(group) > 1 else 1 for group in groups]
-    axes = panel.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    terms = [name for name in names if name != "loss"]
-    for ax, group in zip(axes, groups, strict=True):
-        style_axes(ax)
-        handles, values = [], [np.empty(0)]
-        for name in group:
-            place = terms.index(name) if name in terms else 0
-            colour = INK if name == "loss" else COLOURS[place % len(COLOURS)]
-            dashes = "-" if place < len(COLOURS) else "--"
-            values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
-            values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
-            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain_label(name)))
-        if ax is axes[0] and curves.validation:
-            dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
-            handles.append(Line2D([], [], linestyle="", label="validation", **dot))
-        logarithmic = _set_scale(ax, np.concatenate(values))
-        subject = "loss and terms" if len(group) > 1 else plain_label(group[0])
-        ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
-        _add_legend(ax, handles)
-    left_out = (
-        len(set(curves.training) | set(curves.validation)) - len(names) if len(names) == MAX_LINES else 0
-    )
-    note = f" ({left_out} more terms are not shown)" if left_out else ""
-    axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)
-
-
 def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
     """Draws a training curve, faint as logged and strong as smoothed, and returns its values."""
     steps, values = curve.points()
@@ -251,7 +205,7 @@ def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
         return values
     raw = _thin_keeping_peaks(values)
     ax.plot(steps[raw], values[raw], color=colour, alpha=0.3, linewidth=0.7)
-    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_POINTS)).round().astype(int))
+    kept = _spread_over(len(values), MAX_POINTS)
     ax.plot(steps[kept], _moving_mean(values, kept), color=colour, linewidth=1.5, linestyle=dashes)
     return values
 
@@ -259,10 +213,15 @@ def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
 def _draw_dots(ax: Axes, curve: Curve, colour: str) -> np.ndarray:
     """Draws a validation curve and returns its values."""
     steps, values = curve.points()
-    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), 100)).round().astype(int))
+    kept = _spread_over(len(values), 100)
     style = {"marker": "o", "markersize": 4, "markeredgewidth": 1.2, "markeredgecolor": colour}
     ax.plot(steps[kept], values[kept], linestyle="", markerfacecolor="none", zorder=3, **style)
     return values
+
+
+def _spread_over(count: int, most: int) -> np.ndarray:
+    """Returns at most `most` of `count` indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _moving_mean(values: np.ndarray, at: np.ndarray, share: float = 0.05) -> np.ndarray:
@@ -298,6 +257,29 @@ def _set_scale(ax: Axes, values: np.ndarray) -> bool:
     return logarithmic
 
 
+def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
+    if not handles:
+        return
+    widths = [
+        len(str(handle.get_label())) + 6 for handle in handles
+    ]  # in characters, with the line beside it
+    columns = len(handles) if sum(widths) <= LEGEND_WIDTH else max(1, LEGEND_WIDTH // max(widths))
+    ax.legend(
+        handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
+        handlelength=1.2, columnspacing=1.0, borderaxespad=0.2, labelcolor=INK,
+    )  # fmt: skip
+
+
+# ---- the look of all plots
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """Returns an empty figure of a size in inches."""
+    figure = Figure(figsize=(width, height), **({"layout": "constrained"} | options))
+    figure.set_facecolor("white")
+    return figure
+
+
 def style_axes(ax: Axes) -> None:
     """Gives a plot the look of all others."""
     ax.set_facecolor("none")
@@ -308,23 +290,22 @@ def style_axes(ax: Axes) -> None:
         spine.set_color(INK)
 
 
-def _add_legend(ax: Axes, handles: list[Line2D]) -> None:
-    if not handles:
-        return
-    widths = [
-        len(str(handle.get_label())) + 6 for handle in handles
-    ]  # in characters, the line beside it included
-    columns = len(handles) if sum(widths) <= LEGEND_WIDTH else max(1, LEGEND_WIDTH // max(widths))
-    legend = ax.legend(
-        handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
-        handlelength=1.2, columnspacing=1.0, borderaxespad=0.2,
-    )  # fmt: skip
-    for text in legend.get_texts():
-        text.set_color(INK)
-
-
 def plain_label(name: str, longest: int = 28) -> str:
     """Returns a name as a label: on one line, short, without what matplotlib takes as mathematics."""
     name = " ".join(name.split()).lstrip("_") or "unnamed"
     name = name if len(name) <= longest else name[: longest - 1] + "…"
     return name.replace("\\", "/").replace("$", r"\$")
+
+
+def figure_svg(figure: Figure) -> bytes:
+    """Returns a figure as SVG on nothing, its text as outlines (no font needed); the same bytes each time."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ldmae", "svg.fonttype": "path", "text.usetex": False}):
+        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def darkened(svg: bytes) -> bytes:
+    """Returns the SVG of a figure with the colours for a dark page."""
+    pattern = "|".join(DARK).encode()
+    return re.sub(pattern, lambda match: DARK[match.group().decode()].encode(), svg)

@@ -1,28 +1,39 @@
-"""What a comparison compared: its images, sizes, seeds and costs in words, and what of it is missing."""
+"""What a comparison compared, in words: images, sizes, seeds, costs, what is missing; and its summary."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ldmae.report import paper
+from ldmae.report.data import (
+    ABLATION,
+    AUTOENCODERS,
+    Comparison,
+    Unit,
+    Variant,
+    cut,
+    mapping,
+    number,
+    records,
+)
 from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
-from ldmae.report.reading import cut, mapping, number, records
-from ldmae.report.tables import PERCEPTUAL, Table
-from ldmae.report.units import ABLATION, AUTOENCODERS, Unit, Variant
+from ldmae.report.tables import PERCEPTUAL, ComparisonTable
 
 ON_FEATURES = re.compile(r"r?(?:FI?D|KID|sFI?D|IS|precision|recall)(?:-(.+))?")
-"""The names of figures on features, and the network's, which Inception's don't bear."""
+"""The names of metrics on features, and the network's, which Inception's don't have."""
 
 
-def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tuple[str, str]]:
+def gather_facts(comparison: Comparison, plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns what was compared, as names and texts; where units differ in it, who has what.
 
     Args:
-        variants: the autoencoders.
+        comparison: the autoencoders.
         plan: what `comparison.json` says, empty where there is none.
     """
+    variants = comparison.variants
     data = [mapping(unit.record.get("data")) for variant in variants for unit in variant.units]
     several = len({str(entry["fingerprint"]) for entry in data if entry.get("fingerprint")}) > 1
     facts = [
@@ -35,7 +46,7 @@ def gather_facts(variants: Sequence[Variant], plan: dict[str, Any]) -> list[tupl
         ("Seeds", seeds_line(variants)),
         ("Autoencoder steps", _by_value(variants, lambda unit: _steps(unit, "autoencoder"))),
         ("Diffusion model", _by_value(variants, _diffusion)),
-        ("Same cost", _matching(variants, mapping(plan.get("matching")))),
+        ("Same cost", _matching(comparison, mapping(plan.get("matching")))),
         ("Device", _by_value(variants, lambda unit: str(unit.record.get("device") or "not known"))),
         ("Time", _time(variants)),
     ]
@@ -80,14 +91,14 @@ def _diffusion(unit: Unit) -> str:
     return f"the same{size}, {_steps(unit, 'diffusion')} steps on the latents of each{drawn}"
 
 
-def against_the_paper(variants: Sequence[Variant], made: Sequence[Table]) -> str:
-    """Says what the paper's figures were measured on, and ours; nothing where there are none of ours.
+def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -> str:
+    """Says what the paper's metrics were measured on, and ours; nothing where there are none of ours.
 
     Args:
-        variants: the autoencoders.
-        made: the tables of the figures that stand beside the paper's.
+        comparison: the autoencoders.
+        made: the tables of the metrics that are compared with the paper's.
     """
-    units = [unit.record for variant in variants for unit in variant.units]
+    units = [unit.record for variant in comparison.variants for unit in variant.units]
     names = [column.name for table in made for column in table.columns]
     features = [match[1] for name in names if (match := ON_FEATURES.fullmatch(name))]
     ours = (
@@ -108,12 +119,13 @@ def against_the_paper(variants: Sequence[Variant], made: Sequence[Table]) -> str
     return f"The paper's metrics are {theirs}; ours {mine}. Where these differ, compare rankings, not values."
 
 
-def _matching(variants: Sequence[Variant], matching: dict[str, Any]) -> str:
+def _matching(comparison: Comparison, matching: dict[str, Any]) -> str:
     """Says how the baselines' operations were brought to VMAE's, with the counts."""
+    variants, means = comparison.variants, comparison.stats()["mean"]
     flops = {
-        variant.title: spread.mean
+        variant.title: float(means["efficiency", "FLOPs", variant.name])
         for variant in variants
-        if variant.group == AUTOENCODERS and (spread := variant.spread("efficiency", "FLOPs"))
+        if variant.group == AUTOENCODERS and ("efficiency", "FLOPs", variant.name) in means.index
     }
     widths = {number(unit.record.get("width")) for variant in variants for unit in variant.units} - {None}
     texts = []
@@ -200,8 +212,86 @@ def missing_units(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str
     return missing
 
 
-def commands(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str]:
+def commands(comparison: Comparison, plan: dict[str, Any]) -> list[str]:
     """Returns the commands that made the units, each once."""
-    typed = [unit.record.get("command") for variant in variants for unit in variant.units]
+    typed = [unit.record.get("command") for variant in comparison.variants for unit in variant.units]
     known = [text for text in [plan.get("command"), *typed] if isinstance(text, str) and text]
     return [cut(text, 2000) for text in dict.fromkeys(known)]
+
+
+# ---- summary.json: a row an autoencoder, so that a command can check every claim
+
+
+def summarise(comparison: Comparison) -> dict[str, Any]:
+    """Returns what `summary.json` holds (docs/reference/results-format.md)."""
+    judges, stats = _judges(comparison.variants), comparison.stats()
+    names = _names(judges)
+    floor = comparison.metrics[comparison.metrics.measurement == "floor"].astype({"value": float})
+    floors = floor.groupby("name")["value"].agg(["mean", "std"])
+    rows = []
+    for variant in comparison.variants:
+        own = {key[:2]: row for key, row in stats.iterrows() if key[2] == variant.name}
+        wanted = {kind: (OF_AUTOENCODER.get(kind, "samples"), name) for kind, name in names.items()}
+        wanted["PSNR"] = ("reconstruction", "PSNR")
+        learned = [key for key in own if key[0] == "reconstruction" and "LPIPS" in key[1]]
+        wanted |= dict.fromkeys(["perceptual"], learned[0]) if learned else {}
+        wanted |= {kind: ("copies", kind) for kind in ("copies", "authenticity")}
+        noisy = sorted(name for measurement, name in own if measurement == "smoothness")
+        wanted |= {
+            f"rKID{name.removeprefix(names['rKID'])}": ("smoothness", name)
+            for name in noisy
+            if name.startswith(f"{names['rKID']}(")
+        }
+        row: dict[str, Any] = {"name": variant.name, "title": variant.title, "seeds": len(variant.units)}
+        row |= {kind: _spread(own[key]) for kind, key in wanted.items() if key in own}
+        row |= {kind: float(own[key]["mean"]) for kind, key in COUNTED.items() if key in own}
+        rows.append(row)
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "judges": judges,
+        "floor": {
+            kind: _spread(floors.loc[f"floor {name}"])
+            for kind, name in names.items()
+            if f"floor {name}" in floors.index
+        },
+        "rows": rows,
+    }
+
+
+SUMMARY_SCHEMA = 1
+OF_AUTOENCODER = {"rKID": "reconstruction", "iKID": "ifid", "iFD": "ifid"}
+"""The measurements of metrics on features that are not of samples."""
+COUNTED = {
+    "parameters": ("efficiency", "parameters"),
+    "flops": ("efficiency", "FLOPs"),
+    "seconds": ("time", "autoencoder training"),
+    "diffusion_seconds": ("time", "diffusion training"),
+}
+"""Metrics of which the summary has the mean alone."""
+
+
+def _judges(variants: Sequence[Variant]) -> list[str]:
+    """Returns the networks whose features were compared, the one that decides first."""
+    for variant in variants:
+        for unit in variant.units:
+            evaluation = mapping(mapping(unit.record.get("settings")).get("evaluation"))
+            names = evaluation.get("features"), evaluation.get("second_features")
+            if any(names):
+                return [str(name) for name in names if name]
+    return []
+
+
+def _names(judges: Sequence[str]) -> dict[str, str]:
+    """Returns the names of the metrics on features, by their keys in the summary."""
+
+    def on(network: str, kind: str) -> str:
+        return kind.replace("FD", "FID") if network == "inception" else f"{kind}-{network}"
+
+    first = judges[0] if judges else "inception"
+    kinds = ("KID", "MIND", "precision", "recall", "rKID", "iKID", "iFD")
+    found = {kind: on(first, kind) for kind in kinds}
+    return found | {f"KID ({network})": on(network, "KID") for network in judges[1:]}
+
+
+def _spread(row: Any) -> dict[str, float | None]:
+    return {"mean": float(row["mean"]), "std": None if math.isnan(row["std"]) else float(row["std"])}

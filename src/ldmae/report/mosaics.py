@@ -1,75 +1,125 @@
-"""The same images through each autoencoder, side by side: reconstructions, components, samples."""
+"""The same images through each autoencoder, a row each: reconstructions, components, samples."""
 
-# n tiles of a strip, S pixels along a side of a tile
+# n images, S pixels along a side, P pairs, F columns of an interpolation
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldmae.report import figures
-from ldmae.report.pictures import UNREADABLE
-from ldmae.report.reading import cut, mapping, number, records
-from ldmae.report.units import Unit, Variant
+from ldmae.report import grids
+from ldmae.report.data import Unit, Variant, cut, mapping, number, read_arrays, records
 
-COLUMNS = 4
-"""Images shown with their details."""
-COMPONENTS = 6
-CLASSES, PER_CLASS = 6, 3
-"""Classes, and samples of each, that are shown of every autoencoder."""
-PAIRS = 2
-"""Interpolations that are shown of every autoencoder."""
-GAP = 2
-"""White pixels between the pictures of an interpolation strip."""
+COLUMNS, COMPONENTS, CLASSES, PER_CLASS, PAIRS = 4, 6, 6, 2, 2
+"""Of every autoencoder: images with their details, components, classes of samples and samples of each,
+interpolations."""
 OUTLINE = ("black", "white")
 """Of a box: outside and inside, so that it shows on any image."""
+SHAPES = {"originals": 4, "reconstructions": 4, "components": 4, "interpolation": 5, "samples": 4}
+"""Arrays of images in a unit's `images.npz`, and their dimensions."""
+
+Rows = dict[str, np.ndarray]
+"""Images by the title of the row that they are shown in."""
 
 
 @dataclass(frozen=True)
 class Mosaics:
     """What there is to look at; None where there is nothing."""
 
-    reconstructions: Image.Image | None
-    components: Image.Image | None
-    interpolation: Image.Image | None
-    samples: Image.Image | None
-    seed: int | None
-    """The seed whose pictures these are."""
+    reconstructions: Image.Image | None = None
+    components: Image.Image | None = None
+    interpolation: Image.Image | None = None
+    samples: Image.Image | None = None
+    seed: int | None = None
+    """The seed whose images these are."""
+
+    def pictures(self) -> dict[str, Image.Image | None]:
+        """Returns the pictures by name."""
+        return {name: picture for name, picture in vars(self).items() if name != "seed"}
 
 
 def make_mosaics(variants: Sequence[Variant], problems: list[str]) -> Mosaics:
-    """Lays out the pictures of the autoencoders at one seed, that which most of them have.
+    """Lays out the images of the autoencoders at one seed, that which most of them have.
 
     Args:
         variants: the rows.
-        problems: takes a sentence for each picture that is left out.
+        problems: takes a sentence for each image that is left out.
     """
-    counts: dict[int, int] = {}
-    for variant in variants:
-        for unit in variant.units:
-            counts[unit.seed] = counts.get(unit.seed, 0) + 1
-    if not counts:
-        return Mosaics(None, None, None, None, None)
-    seed = min(counts, key=lambda seed: (-counts[seed], seed))
+    seeds = [unit.seed for variant in variants for unit in variant.units]
+    if not seeds:
+        return Mosaics()
+    seed = max(sorted(set(seeds)), key=seeds.count)
     units = {v.title: unit for v in variants for unit in v.units if unit.seed == seed}
     sizes = [int(number(unit.record.get("image_size")) or 0) for unit in units.values()]
     size = max(sorted(set(sizes)), key=sizes.count)
-    for (title, unit), own in zip(list(units.items()), sizes, strict=True):
-        if own != size or size < 1:
-            problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
-            del units[title]
-    originals, units = _same_originals(units, size, problems)
+    arrays = {title: _read(unit, size, problems) for title, unit in units.items()}
+    arrays = _of_same_originals(arrays, units, problems)
+    originals = next((of["originals"] for of in arrays.values() if "originals" in of), None)
+
+    def rows(name: str) -> Rows:
+        return {title: of[name] for title, of in arrays.items() if name in of}
+
+    above = {} if originals is None else {"original": originals}
+    names = [str(entry.get("name", "")) for unit in units.values() for entry in _classes(unit)]
+    labels = next((of["labels"] for of in arrays.values() if "labels" in of), np.zeros(0))
+    fractions = next((of["fractions"] for of in arrays.values() if "fractions" in of), np.zeros(0))
     return Mosaics(
-        _reconstructions(originals, _strips(units, "reconstructions.png", size, problems)),
-        _components(originals, _strips(units, "components.png", size, problems)),
-        _interpolation(units, size, problems),
-        _with_real(_samples(units, size, problems), originals),
+        _reconstructions(above, rows("reconstructions")),
+        _components(above, rows("components")),
+        _interpolation(rows("interpolation"), fractions),
+        _samples(rows("samples"), labels, list(dict.fromkeys(names)), originals),
         seed,
     )
+
+
+def _classes(unit: Unit) -> list[dict[str, Any]]:
+    return records(mapping(unit.record.get("data")).get("classes"))
+
+
+def _name(unit: Unit) -> str:
+    return f"{unit.variant}/seed-{unit.seed}"
+
+
+def _read(unit: Unit, size: int, problems: list[str]) -> Rows:
+    """Returns the arrays of a unit's `images.npz` that are images of the size, and the others."""
+    arrays = read_arrays(unit.folder / "images.npz", problems, f"{_name(unit)}: images.npz")
+    own = int(number(unit.record.get("image_size")) or 0)
+    if own != size or size < 1:
+        problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
+        return {}
+    for name, dimensions in SHAPES.items():
+        found = arrays.get(name)
+        if found is not None and (found.dtype, found.ndim, *found.shape[-3:]) != (
+            *(np.uint8, dimensions),
+            *(size, size, 3),
+        ):
+            problems.append(f"{_name(unit)}: {name} are no images of {size} px but {found.shape}")
+            del arrays[name]
+    return arrays
+
+
+def _of_same_originals(
+    arrays: dict[str, Rows], units: dict[str, Unit], problems: list[str]
+) -> dict[str, Rows]:
+    """Returns the arrays of the autoencoders that were shown the images that most of them were."""
+    known = [of["originals"] for of in arrays.values() if "originals" in of]
+    if not known:
+        return arrays
+    votes = [sum(np.array_equal(own, other) for other in known) for own in known]
+    chosen = known[votes.index(max(votes))]
+    same = {}
+    for title, of in arrays.items():
+        if "originals" in of and not np.array_equal(of["originals"], chosen):
+            name = _name(units[title])
+            problems.append(f"{name}: its images are left out because they are of other images")
+        else:
+            same[title] = of
+    return same
 
 
 def most_detailed_box(image: np.ndarray, side: int) -> tuple[int, int]:
@@ -85,15 +135,10 @@ def most_detailed_box(image: np.ndarray, side: int) -> tuple[int, int]:
     change = np.zeros_like(grey)
     change[:, 1:] += np.abs(np.diff(grey, axis=1))
     change[1:] += np.abs(np.diff(grey, axis=0))
-    sums = _box_sums(change, side)
+    total = np.pad(change, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
     y, x = np.unravel_index(int(sums.argmax()), sums.shape)
     return int(x), int(y)
-
-
-def _box_sums(values: np.ndarray, side: int) -> np.ndarray:
-    """Sums over every box of `side` × `side` values."""
-    total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
 
 
 def _most_structured(images: np.ndarray, count: int) -> list[int]:
@@ -107,212 +152,87 @@ def _most_structured(images: np.ndarray, count: int) -> list[int]:
     return sorted(int(i) for i in best)
 
 
-def _name(unit: Unit) -> str:
-    return f"{unit.variant}/seed-{unit.seed}"
-
-
-def _open(unit: Unit, file: str, problems: list[str]) -> np.ndarray | None:
-    """Returns a picture as (H, W, 3) uint8."""
-    path = unit.folder / file
-    if not path.exists():
-        return None
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UNREADABLE:
-        problems.append(f"{_name(unit)}: {file} could not be read")
-    return None
-
-
-def _strip(unit: Unit, file: str, size: int, problems: list[str]) -> np.ndarray | None:
-    """Returns the tiles (n, S, S, 3) of a horizontal strip."""
-    picture = _open(unit, file, problems)
-    if picture is None:
-        return None
-    height, width, _ = picture.shape
-    if height != size or width % size or not width:
-        problems.append(
-            f"{_name(unit)}: {file} is not a strip of {size} px tiles, it is {width} × {height} px"
-        )
-        return None
-    return np.stack(np.split(picture, width // size, axis=1))
-
-
-def _strips(units: dict[str, Unit], file: str, size: int, problems: list[str]) -> dict[str, np.ndarray]:
-    strips = {title: _strip(unit, file, size, problems) for title, unit in units.items()}
-    return {title: strip for title, strip in strips.items() if strip is not None}
-
-
-def _same_originals(
-    units: dict[str, Unit], size: int, problems: list[str]
-) -> tuple[np.ndarray | None, dict[str, Unit]]:
-    """Returns the images that most autoencoders were shown, and the autoencoders that were shown these."""
-    strips = _strips(units, "originals.png", size, problems)
-    if not strips:
-        return None, units
-    known = list(strips.values())
-    votes = [sum(np.array_equal(strip, other) for other in known) for strip in known]
-    chosen = known[votes.index(max(votes))]
-    for title, unit in list(units.items()):
-        if title in strips and not np.array_equal(strips[title], chosen):
-            problems.append(f"{_name(unit)}: its images are left out because they are of other images")
-            del units[title]
-    return chosen, units
-
-
-def _reconstructions(originals: np.ndarray | None, strips: dict[str, np.ndarray]) -> Image.Image | None:
+def _reconstructions(originals: Rows, rows: Rows) -> Image.Image | None:
     """Lays out images and their most detailed box magnified beside them, a row an autoencoder."""
-    if not strips or originals is None:
+    if not rows or not originals:
         return None
-    rows = {"original": originals, **strips}
-    count = min(len(row) for row in rows.values())
-    chosen = _most_structured(originals[:count], COLUMNS)
-    size = originals.shape[1]
-    side = max(1, size // 4)
-    boxes = {int(i): most_detailed_box(originals[i], side) for i in chosen}
-    scale = figures.auto_scale(size)
-    tiles: list[Image.Image | None] = []
-    for row in rows.values():
+    rows = originals | rows
+    first = next(iter(originals.values()))
+    chosen = _most_structured(first[: min(map(len, rows.values()))], COLUMNS)
+    size = first.shape[1]
+    side, scale = max(1, size // 4), grids.auto_scale(size)
+    boxes = {i: most_detailed_box(first[i], side) for i in chosen}
+    tiles: dict[str, list[Image.Image]] = {}
+    for title, row in rows.items():
+        tiles[title] = []
         for i, (x, y) in boxes.items():
-            tile = figures.resized(Image.fromarray(row[i]), scale)
-            corners = [round(place * scale) for place in (x, y, x + side, y + side)]
-            left, top, right, bottom = corners
+            tile = grids.resized(Image.fromarray(row[i]), scale)
+            left, top, right, bottom = (round(place * scale) for place in (x, y, x + side, y + side))
             line = max(1, round(scale))
             for outline, out in zip(OUTLINE, (2 * line, line), strict=True):  # around what is magnified
                 box = (left - out, top - out, right + out - 1, bottom + out - 1)
                 ImageDraw.Draw(tile).rectangle(box, outline=outline, width=line)
             detail = Image.fromarray(row[i][y : y + side, x : x + side])
-            tiles += [tile, detail.resize(tile.size, Image.Resampling.NEAREST)]
-    return figures.image_grid(tiles, 2 * len(boxes), row_labels=list(rows), scale=1)
+            tiles[title] += [tile, detail.resize(tile.size, Image.Resampling.NEAREST)]
+    return grids.image_rows(tiles, 2 * len(boxes), scale=1)
 
 
-def _components(originals: np.ndarray | None, strips: dict[str, np.ndarray]) -> Image.Image | None:
-    if not strips:
+def _components(originals: Rows, rows: Rows) -> Image.Image | None:
+    if not rows:
         return None
-    rows = strips if originals is None else {"original": originals, **strips}
-    count = min(len(row) for row in rows.values())
-    chosen = _most_structured(
-        (strips[next(iter(strips))] if originals is None else originals)[:count], COMPONENTS
+    rows = originals | rows
+    first = next(iter(rows.values()))
+    chosen = _most_structured(first[: min(map(len, rows.values()))], COMPONENTS)
+    return grids.image_rows({title: row[chosen] for title, row in rows.items()}, len(chosen))
+
+
+def _interpolation(rows: Rows, fractions: np.ndarray) -> Image.Image | None:
+    """Lays out the first pairs: of each pair a row an autoencoder."""
+    lengths = {of.shape[1] for of in rows.values()}
+    if len(lengths) != 1:
+        return None
+    pairs = min([PAIRS, *map(len, rows.values())])
+    tiles = [Image.fromarray(tile) for k in range(pairs) for of in rows.values() for tile in of[k]]
+    labels = ["image", *(f"t = {t:g}" for t in fractions), "image"]
+    columns = lengths.pop()
+    return grids.image_grid(
+        tiles,
+        columns,
+        row_labels=[*rows] * pairs,
+        column_labels=labels if len(labels) == columns else None,
     )
-    tiles = [Image.fromarray(row[i]) for row in rows.values() for i in chosen]
-    return figures.image_grid(tiles, len(chosen), row_labels=list(rows))
 
 
-def _interpolation(units: dict[str, Unit], size: int, problems: list[str]) -> Image.Image | None:
-    """Lays out the first pairs' strips: of each pair a row an autoencoder."""
-    step = size + GAP
-    cut_up: dict[str, list[list[Image.Image]]] = {}
-    for title, unit in units.items():
-        strip = _open(unit, "interpolation.png", problems)
-        if strip is None:
-            continue
-        height, width, _ = strip.shape
-        if (height + GAP) % step or (width + GAP) % step:
-            problems.append(f"{_name(unit)}: interpolation.png is not a grid of {size} px tiles")
-            continue
-        cut_up[title] = [
-            [Image.fromarray(strip[y : y + size, x : x + size]) for x in range(0, width, step)]
-            for y in range(0, height, step)
-        ]
-    shown = min([PAIRS, *(len(pairs) for pairs in cut_up.values())])
-    rows = [pairs[k] for k in range(shown) for pairs in cut_up.values()]
-    titles = list(cut_up) * shown
-    if not rows or len({len(row) for row in rows}) > 1:
+def _samples(rows: Rows, labels: np.ndarray, names: list[str], real: np.ndarray | None) -> Image.Image | None:
+    """Lays out the first samples of the same classes, a row an autoencoder, below them held-out images."""
+    whole = {title: of for title, of in rows.items() if len(of) == len(labels) > 0}
+    if not whole:
         return None
-    tiles = [tile for row in rows for tile in row]
-    times = [
-        name[len("PSNR-first(") : -1]
-        for kind, name in next(iter(units.values())).figures
-        if kind == "interpolation" and name.startswith("PSNR-first(")
+    present = np.unique(labels)
+    classes = present[
+        np.unique(np.linspace(0, len(present) - 1, min(CLASSES, len(present))).round().astype(int))
     ]
-    labels = ["image", *(time.replace("=", " = ") for time in times), "image"]
-    known = labels if len(labels) == len(rows[0]) else None
-    return figures.image_grid(tiles, len(rows[0]), row_labels=titles, column_labels=known)
+    per_class = PER_CLASS if len(classes) > 1 else CLASSES * PER_CLASS
+    places = [np.flatnonzero(labels == label)[:per_class] for label in classes]
+    chosen = np.concatenate(places)
+    titles = [
+        cut(names[label], 100) if k == 0 and 0 <= label < len(names) else ""
+        for label, of in zip(classes, places, strict=True)
+        for k in range(len(of))
+    ]
+    shown: dict[str, list[Image.Image | None]] = {
+        title: [Image.fromarray(tile) for tile in of[chosen]] for title, of in whole.items()
+    }
+    if real is not None:
+        below: list[Any] = [Image.fromarray(tile) for tile in real[: len(chosen)]]
+        shown["held out"] = below + [None] * (len(chosen) - len(below))
+    return grids.image_rows(shown, len(chosen), column_labels=titles)
 
 
-def _samples(units: dict[str, Unit], size: int, problems: list[str]) -> Image.Image | None:
-    """Cuts the same classes and places out of every grid of samples and lays them side by side."""
-    blocks = {}
-    for title, unit in units.items():
-        grid = _open(unit, "samples.png", problems)
-        if grid is None:
-            continue
-        names = [
-            str(entry.get("name", "")) for entry in records(mapping(unit.record.get("data")).get("classes"))
-        ]
-        blocks[title] = _cut_grid(grid, size, names)
-    cut_out = {title: block for title, block in blocks.items() if isinstance(block, _Block)}
-    if not blocks:
-        return None
-    if len(cut_out) < len(blocks) or len({tuple(block.names) for block in cut_out.values()}) > 1:
-        grids = [Image.fromarray(grid.grid) for grid in blocks.values()]  # laid out otherwise: as they are
-        return figures.beside(grids, list(blocks))
-    columns = min(PER_CLASS, *(len(block.rows[0]) for block in cut_out.values()), 99)
-    pictures = []
-    for i, block in enumerate(cut_out.values()):
-        tiles = [tile for row in block.rows for tile in row[:columns]]
-        labels = [cut(name, 100) for name in block.names] if i == 0 else None
-        pictures.append(figures.image_grid(tiles, columns, row_labels=labels, scale=1))
-    return figures.beside(pictures, list(cut_out))
-
-
-def _with_real(samples: Image.Image | None, originals: np.ndarray | None) -> Image.Image | None:
-    """Puts a row of real images below the samples."""
-    if samples is None or originals is None:
-        return samples
-    scale = figures.auto_scale(originals.shape[1])
-    tile = round(originals.shape[1] * scale) + 4
-    columns = max(1, min(len(originals), (samples.width - 80) // tile))
-    real = figures.image_grid(originals[:columns], columns, row_labels=["real"], scale=scale)
-    whole = Image.new("RGB", (max(samples.width, real.width), samples.height + 12 + real.height), "white")
-    whole.paste(samples, (0, 0))
-    whole.paste(real, (0, samples.height + 12))
-    return whole
-
-
-@dataclass(frozen=True)
-class _Uncut:
-    grid: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Block(_Uncut):
-    names: list[str]
-    rows: list[list[Image.Image]]
-
-
-def _cut_grid(grid: np.ndarray, size: int, names: list[str]) -> _Uncut:
-    """Cuts some classes out of what `figures.class_grid` laid out, or returns it uncut if it was not that."""
-    height, width, _ = grid.shape
-    tile, padding = round(size * figures.auto_scale(size)), 4
-    rows = min((height - padding) // (tile + padding), len(names))
-    if rows < 1:
-        return _Uncut(grid)
-    shown = [names[i] for i in np.linspace(0, len(names) - 1, rows).round().astype(int)]
-    layout = figures.grid_layout(
-        [Image.new("RGB", (size, size))] * rows, 1, row_labels=shown, padding=padding
-    )
-    columns, rest = divmod(width - layout.left - padding, tile + padding)
-    bottom = height - padding - rows * (tile + padding)
-    if rest or columns < 1 or bottom < 0 or (bottom and rows == len(names)):
-        return _Uncut(grid)
-    chosen = np.unique(np.linspace(0, rows - 1, min(CLASSES, rows)).round().astype(int))
-    cells = []
-    for row in chosen:
-        y = padding + int(row) * (tile + padding)
-        places = [layout.left + padding + column * (tile + padding) for column in range(columns)]
-        cells.append([Image.fromarray(grid[y : y + tile, x : x + tile]) for x in places])
-    return _Block(grid, [shown[i] for i in chosen], cells)
-
-
-def save_mosaics(mosaics: Mosaics, folder: Path) -> list[str]:
-    """Writes the mosaics that there are as PNG and returns their names; others' old files are removed."""
-    written = []
-    for name in ("reconstructions", "components", "interpolation", "samples"):
-        picture, path = getattr(mosaics, name), folder / f"{name}.png"
+def save_mosaics(mosaics: Mosaics, folder: Path) -> None:
+    """Writes the mosaics that there are as PNG; others' old files are removed."""
+    for name, picture in mosaics.pictures().items():
         if picture is None:
-            path.unlink(missing_ok=True)
+            (folder / f"{name}.png").unlink(missing_ok=True)
         else:
-            figures.save_png(picture, path)
-            written.append(path.name)
-    return written
+            grids.save_png(picture, folder / f"{name}.png")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ldmae.core.files import write_text
 from ldmae.report import curves
-from ldmae.report.pictures import data_uri
-from ldmae.report.reading import cut
+from ldmae.report.data import cut
+from ldmae.report.grids import data_uri
 
 MAX_BYTES = 5_000_000
 PICTURE_BYTES = (1_200_000, 400_000, 100_000)
@@ -39,13 +40,27 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["wordbreaks"] = lambda text: re.split(r"(?<=[-_])", str(text))
+    environment.filters |= {"wordbreaks": _wordbreaks, "marked": _marked}
     page = ""
     for budget in PICTURE_BYTES:
         page = environment.get_template(template).render(context | pictures(budget))
         if len(page.encode(errors="backslashreplace")) < MAX_BYTES:
             break
     write_text(path, page)
+
+
+def _wordbreaks(text: Any) -> Markup:
+    """Returns a text that a browser may break behind hyphens and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[-_])", str(text)))
+
+
+def _marked(text: Any) -> Markup:
+    """Returns a table's cell: `**text**` is bold, `*text*` is set apart (see `tables`)."""
+    found = re.fullmatch(r"(\*{1,2})(.+)\1(†?)", str(text), re.DOTALL)
+    if found is None:
+        return escape(text)
+    template = Markup('<strong class="best">{}</strong>{}' if len(found[1]) == 2 else "<em>{}</em>{}")
+    return template.format(found[2], found[3])
 
 
 def chart(figure: Figure, title: str, alt: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ All at 256 px: ImageNet-1K, LPIPS, FID on Inception's features, LightningDiT-B/1
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import pandas as pd
 
 TITLES = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE", "vmae": "VMAE"}
 """The five autoencoders, in the paper's order."""
@@ -85,24 +85,17 @@ ABLATION = _table(
 """ImageNet-1K; figures as printed."""
 
 
-class Cost(NamedTuple):
-    """What a model costs at 256 px: as the paper prints it, and counted again from the models."""
-
-    model: str
-    printed_megabytes: str
-    printed_gflops: str
-    printed_hours: str
-    parameters: str
-    """Millions, with fixed position tables."""
-    multiply_adds: str
-    """Thousand millions, to encode and decode one image."""
-
-
-COST = (
-    Cost("Convolutional: AE, DAE, VAE, SD-VAE", "319.7", "17,331", "24", "83.82", "447.6"),
-    Cost("VMAE", "42.7", "704", "9", "11.19", "20.6"),
-    Cost("VMAE's share", "13.4 %", "4.1 %", "—", "13.35 %", "4.6 %"),
+COST = pd.DataFrame(
+    {
+        "printed MB": ["319.7", "42.7", "13.4 %"],
+        "printed GFLOPs": ["17,331", "704", "4.1 %"],
+        "printed training hours": ["24", "9", "—"],
+        "counted here: M parameters": ["83.82", "11.19", "13.35 %"],
+        "counted here: G multiply-adds": ["447.6", "20.6", "4.6 %"],
+    },
+    index=["Convolutional: AE, DAE, VAE, SD-VAE", "VMAE", "VMAE's share"],
 )
+"""What a model costs at 256 px, to encode and decode one image: as the paper prints it, and counted here."""
 COST_NOTE = (
     "The paper's megabytes are MiB of float32 weights. Counted here with diffusers' AutoencoderKL in Stable "
     "Diffusion 3's layout and with VMAE's f8d16; of trainable parameters alone VMAE has 12.9 %. We could not "

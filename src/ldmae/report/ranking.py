@@ -1,28 +1,31 @@
-"""Whether the paper's order of the autoencoders holds in our figures: computed, metric by metric."""
+"""Whether the paper's order of the autoencoders holds in our metrics: computed, metric by metric."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from ldmae.report import paper
-from ldmae.report.formatting import join_words
-from ldmae.report.tables import NOTHING, Table
-from ldmae.report.units import Spread
+from ldmae.report.formatting import format_value, join_words
+from ldmae.report.tables import NOTHING, ComparisonTable, Table
 
 FEWEST = 3
 """Autoencoders below which an order says nothing."""
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The order by one of our figures against the order by the paper's."""
+    """The order by one of our metrics against the order by the paper's."""
 
     ours: str
-    """Our figure."""
+    """Our metric."""
     paper: str
     """The paper's."""
     order: list[str]
@@ -35,74 +38,68 @@ class Agreement:
     """How probable it is that a random order has at least this Spearman coefficient, in (0, 1]: a one-sided
     p-value from all orders, or of more than seven autoencoders from 10,000 of them. Columns aren't
     independent of each other, and it is not corrected for their number."""
-    agreeing: list[tuple[str, str]]
-    """Pairs of which the same is better in both; the better one stands first."""
-    opposed: list[tuple[str, str]]
-    """Pairs of which the other is better in ours; the one that is better in the paper stands first."""
-    tied: list[tuple[str, str]]
+    agreeing: list[Pair]
+    """Pairs of which the same is better in both; the better one comes first."""
+    opposed: list[Pair]
+    """Pairs of which the other is better in ours; the one that is better in the paper comes first."""
+    tied: list[Pair]
     """Pairs that are equal in one of the two."""
-    close: list[tuple[str, str]]
+    close: list[Pair]
     """Pairs, of whichever kind, that differ by less than the spread of their difference over seeds."""
     says_nothing: bool = False
     """Whether ours are shares of images, each next to 0."""
 
 
 def compare_orders(
-    name: str, ours: Mapping[str, Spread], better: str, paper_name: str, theirs: Mapping[str, float]
+    name: str, ours: pd.DataFrame, better: str, paper_name: str, says_nothing: bool = False
 ) -> Agreement:
     """Compares two orders of the same things.
 
     Args:
-        name: our figure's.
-        ours: our figures.
+        name: our metric's.
+        ours: by title, `mean` and `std` of ours, and `paper`, the paper's value.
         better: `higher` or `lower`, of ours.
         paper_name: the paper's column.
-        theirs: the paper's figures, of the same keys.
+        says_nothing: see `Agreement`.
 
     Returns:
-        The comparison; its correlations and their chance are nan where all figures are equal.
+        The comparison; its correlations and their chance are nan where all values are equal.
     """
     from scipy.stats import kendalltau, spearmanr
 
-    assert ours.keys() == theirs.keys(), f"{list(ours)} is not {list(theirs)}"
-    names = list(ours)
-    mine = {name: _rising(ours[name].mean, better) for name in names}
-    printed = {name: _rising(theirs[name], paper.BETTER[paper_name]) for name in names}
-    pairs: dict[str, list[tuple[str, str]]] = {"agreeing": [], "opposed": [], "tied": [], "close": []}
+    names = list(ours.index)
+    mine = ours["mean"] if better == "higher" else -ours["mean"]
+    printed = ours["paper"] if paper.BETTER[paper_name] == "higher" else -ours["paper"]
+    pairs: dict[str, list[Pair]] = {"agreeing": [], "opposed": [], "tied": [], "close": []}
     for pair in itertools.combinations(names, 2):
-        a, b = sorted(pair, key=lambda name: -printed[name])  # the paper's better one first
+        a, b = sorted(pair, key=lambda title: -printed[title])  # the paper's better one first
         gap, printed_gap = mine[a] - mine[b], printed[a] - printed[b]
         kind = "tied" if gap == 0 or printed_gap == 0 else "agreeing" if gap > 0 else "opposed"
         pairs[kind].append((a, b))
-        spread = math.hypot(ours[a].deviation, ours[b].deviation)
-        if abs(gap) < spread:  # never with one seed, whose deviation is nan
+        if abs(gap) < math.hypot(ours["std"][a], ours["std"][b]):  # never with one seed, whose std is nan
             pairs["close"].append((a, b))
-    x, y = [mine[name] for name in names], [printed[name] for name in names]
-    varied = len(set(x)) > 1 and len(set(y)) > 1
-    spearman: Any = spearmanr(x, y) if varied else None
-    kendall: Any = kendalltau(x, y) if varied else None
+    varied = mine.nunique() > 1 and printed.nunique() > 1
+    spearman: Any = spearmanr(mine, printed) if varied else None
+    kendall: Any = kendalltau(mine, printed) if varied else None
     return Agreement(
         ours=name,
         paper=paper_name,
-        order=sorted(names, key=lambda name: -mine[name]),
-        paper_order=sorted(names, key=lambda name: -printed[name]),
+        order=sorted(names, key=lambda title: -mine[title]),
+        paper_order=sorted(names, key=lambda title: -printed[title]),
         spearman=float(spearman.statistic) if varied else math.nan,
         kendall=float(kendall.statistic) if varied else math.nan,
-        chance=_chance(x, y) if varied else math.nan,
-        agreeing=pairs["agreeing"],
-        opposed=pairs["opposed"],
-        tied=pairs["tied"],
-        close=pairs["close"],
+        chance=_chance(mine, printed) if varied else math.nan,
+        says_nothing=says_nothing,
+        **pairs,
     )
 
 
-def _chance(x: Sequence[float], y: Sequence[float]) -> float:
-    import numpy as np
-    from scipy.stats import permutation_test, rankdata
+def _chance(x: pd.Series, y: pd.Series) -> float:
+    from scipy.stats import permutation_test
 
-    ranks = rankdata(y)
+    ranks = y.rank().to_numpy()
     tested = permutation_test(
-        (rankdata(x),),
+        (x.rank().to_numpy(),),
         lambda permuted, axis: np.sum(permuted * ranks, axis=axis),  # rises with Spearman's coefficient
         permutation_type="pairings",
         alternative="greater",
@@ -113,35 +110,59 @@ def _chance(x: Sequence[float], y: Sequence[float]) -> float:
     return float(tested.pvalue)
 
 
-def _rising(value: float, better: str) -> float:
-    return value if better == "higher" else -value
-
-
-def agreements(table: Table, figures: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
+def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
     """Compares the order by each column with that of the paper's column it answers to.
 
     Args:
         table: ours.
-        figures: the paper's, by autoencoder and column.
+        printed: the paper's metrics, by autoencoder and column.
 
     Returns:
         One comparison a column that has at least three autoencoders in both.
     """
     found = []
     for k, column in enumerate(table.columns):
-        theirs_name = column.metric.paper or column.metric.order_of
-        if not theirs_name or not column.better:
+        theirs = column.wanted.paper or column.wanted.order_of
+        if not theirs or not column.better:
             continue
-        ours: dict[str, Spread] = {}
-        theirs: dict[str, float] = {}
-        for row in table.rows:
-            spread, printed = row.cells[k].spread, figures.get(row.variant, {}).get(theirs_name)
-            if spread is not None and printed is not None:
-                ours[row.title], theirs[row.title] = spread, float(printed)
+        values = {name: printed.get(name, {}).get(theirs) for name in table.titles}
+        ours = pd.DataFrame(
+            {"mean": table.mean[k], "std": table.std[k], "paper": pd.Series(values, dtype=float)}
+        )
+        ours = ours.dropna(subset=["mean", "paper"]).rename(index=table.titles)
         if len(ours) >= FEWEST:
-            order = compare_orders(column.title, ours, column.better, theirs_name, theirs)
-            found.append(replace(order, says_nothing=table.says_nothing(k)))
+            silent = table.says_nothing(k)
+            found.append(compare_orders(column.title, ours, column.better, theirs, silent))
     return found
+
+
+def order_table(found: Sequence[Agreement]) -> Table:
+    """Returns a row a comparison of orders."""
+
+    def pairs(of: Sequence[Pair]) -> str:
+        return ", ".join("–".join(pair) for pair in of) or "none"
+
+    rows = {
+        "the paper's": [entry.paper for entry in found],
+        "Spearman": [_coefficient(entry.spearman) for entry in found],
+        "Kendall": [_coefficient(entry.kendall) for entry in found],
+        "p": [_coefficient(entry.chance) for entry in found],
+        "pairs that agree": [
+            f"{len(entry.agreeing)} of {len(entry.agreeing) + len(entry.opposed) + len(entry.tied)}"
+            for entry in found
+        ],
+        "our order, best first": [", ".join(entry.order) for entry in found],
+        "pairs in the opposite order": [pairs(entry.opposed) for entry in found],
+        "pairs within the spread": [pairs(entry.close) for entry in found],
+    }
+    words = [name for name in rows if name not in ("Spearman", "Kendall", "p", "pairs that agree")]
+    return Table(
+        pd.DataFrame(rows, index=pd.Index([entry.ours for entry in found], name="ours")), frozenset(words)
+    )
+
+
+def _coefficient(value: float) -> str:
+    return "—" if math.isnan(value) else format_value(value)
 
 
 def chance_of_full_agreement(count: int) -> str:
@@ -150,7 +171,7 @@ def chance_of_full_agreement(count: int) -> str:
 
 
 def summary(found: Sequence[Agreement]) -> str:
-    """Returns how many pairs agree over all figures that say anything, or nothing where there is no order."""
+    """Returns how many pairs agree over all metrics that say anything, or nothing where there is no order."""
     counted = [entry for entry in found if not entry.says_nothing]
     silent = [entry.ours for entry in found if entry.says_nothing]
     agreeing = sum(len(entry.agreeing) for entry in counted)

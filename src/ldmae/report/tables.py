@@ -1,17 +1,25 @@
-"""The comparison's tables: a row an autoencoder, a column a figure, beside them the paper's."""
+"""Tables: one frame of texts each, shown alike as HTML, Markdown and in the terminal; a comparison's metrics.
+
+In a cell `**text**` is bold and `*text*` is set apart, in all three.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
 
 from ldmae.report import paper
+from ldmae.report.data import TRAINED_ON, Comparison
 from ldmae.report.formatting import format_spread, format_value
-from ldmae.report.units import DAGGER, Spread, Variant, measured_names, spread_of
 
 ARROWS = {"higher": "↑", "lower": "↓"}
-FLOOR = "real half against real half"
+DAGGER = "†"
+"""Marks a metric on which the autoencoder was trained."""
+IN_THE_PAPER, FLOOR = "*in the paper*", "*real half against real half*"
 NOTHING = 0.02
 """A column of shares of images whose means are all below it says nothing: they are of a few images each."""
 FOOTNOTES = {
@@ -24,17 +32,88 @@ FOOTNOTES = {
 LEVELS = ("object", "part", "pattern")
 
 
+# ---- any table
+
+
 @dataclass(frozen=True)
-class Metric:
-    """A figure to look for: names differ with the network that was used, so they are found by a pattern."""
+class Table:
+    """A table of texts, a row an entry of the frame's index."""
+
+    frame: pd.DataFrame
+    words: frozenset[str] = frozenset()
+    """Columns of words, aligned left; the others are numbers, aligned right."""
+
+    @property
+    def named(self) -> bool:
+        """Whether the rows have names."""
+        return any(self.frame.index)
+
+    def markdown(self) -> str:
+        """Returns the table as Markdown."""
+        frame = self.frame
+        lines = [[frame.index.name or "", *map(str, frame.columns)]]
+        lines += [["---", *("---" if column in self.words else "---:" for column in frame.columns)]]
+        lines += [[str(name), *map(str, row)] for name, row in zip(frame.index, frame.values, strict=True)]
+        if not self.named:
+            lines = [line[1:] for line in lines]
+        return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+    def terminal(self) -> str:
+        """Returns the table's rows as aligned lines; the last column, of remarks, is as long as it likes."""
+        rows = [[str(cell) for cell in row] for row in self.frame.values]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+        padded = [[*map(str.ljust, row, widths), row[-1]] for row in rows]
+        return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def escaped(text: str) -> str:
+    """Returns a text that Markdown takes as it is."""
+    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """Returns a cell as Markdown, its mark kept."""
+    found = re.fullmatch(r"(\*{1,2})(.+)\1(†?)", text)
+    return escaped(text) if found is None else f"{found[1]}{escaped(found[2])}{found[1]}{found[3]}"
+
+
+def metrics_table(metrics: pd.DataFrame, format_number: Callable[[Any], str] = format_value) -> Table:
+    """Returns metrics (see `data.METRICS`) for readers: name, value, better, counts and remarks."""
+    values = metrics["value"].map(format_number) + metrics["unit"].map(lambda unit: f" {unit}".rstrip())
+    frame = pd.DataFrame(
+        {
+            "Metric": metrics["name"],
+            "Value": values,
+            "Better": metrics["better"].map(lambda better: ARROWS.get(better, "")),
+            "Measured on": metrics["counts"],
+            "Note": metrics["remarks"],
+        }
+    )
+    return Table(
+        frame.set_index(pd.Index([""] * len(frame))), frozenset({"Metric", "Better", "Measured on", "Note"})
+    )
+
+
+def footnotes(names: Sequence[str]) -> list[str]:
+    """Returns what a reader must be told of metrics of these names."""
+    shown = " ".join(names).lower()
+    return [text for part, text in FOOTNOTES.items() if part.lower() in shown]
+
+
+# ---- a comparison: a row an autoencoder, a column a metric, below each row the paper's
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A metric to look for: names differ with the network that was used, so they are found by a pattern."""
 
     measurement: str
     pattern: str
     """Matches the whole name."""
     paper: str = ""
-    """The paper's column that is the same figure."""
+    """The paper's column that is the same metric."""
     order_of: str = ""
-    """The paper's column whose order ours is compared with, where it is not the same figure."""
+    """The paper's column whose order ours is compared with, where it is not the same metric."""
     divisor: float = 1.0
     unit: str = ""
     counted: bool = False
@@ -45,221 +124,228 @@ class Metric:
 
 PERCEPTUAL = r".*LPIPS-\w+"
 RECONSTRUCTION = (
-    Metric("reconstruction", "L1", "L1"),
-    Metric("reconstruction", "PSNR", "PSNR", unit="dB"),
-    Metric("reconstruction", "SSIM", "SSIM"),
-    Metric("reconstruction", PERCEPTUAL, "LPIPS"),
-    Metric("reconstruction", r"rFI?D(-.*)?", "rFID"),
-    Metric("reconstruction", r"rKID(-.*)?", order_of="rFID"),
+    Wanted("reconstruction", "L1", "L1"),
+    Wanted("reconstruction", "PSNR", "PSNR", unit="dB"),
+    Wanted("reconstruction", "SSIM", "SSIM"),
+    Wanted("reconstruction", PERCEPTUAL, "LPIPS"),
+    Wanted("reconstruction", r"rFI?D(-.*)?", "rFID"),
+    Wanted("reconstruction", r"rKID(-.*)?", order_of="rFID"),
 )
 GENERATION = (
-    Metric("samples", r"FI?D(-.*)?", "gFID"),
-    Metric("samples", r"KID(-.*)?", order_of="gFID"),
-    Metric("samples", r"MIND(-.*)?"),
-    Metric("samples", r"sFI?D(-.*)?", "sFID"),
-    Metric("samples", r"IS(-.*)?", "IS"),
-    Metric("samples", r"precision(-.*)?", "precision", share=True),
-    Metric("samples", r"recall(-.*)?", "recall", share=True),
+    Wanted("samples", r"FI?D(-.*)?", "gFID"),
+    Wanted("samples", r"KID(-.*)?", order_of="gFID"),
+    Wanted("samples", r"MIND(-.*)?"),
+    Wanted("samples", r"sFI?D(-.*)?", "sFID"),
+    Wanted("samples", r"IS(-.*)?", "IS"),
+    Wanted("samples", r"precision(-.*)?", "precision", share=True),
+    Wanted("samples", r"recall(-.*)?", "recall", share=True),
 )
-BETWEEN = (Metric("ifid", r"iFI?D(-.*)?"), Metric("ifid", r"iKID(-.*)?"))
-AREA = Metric("smoothness", r".*-AUC")
+BETWEEN = (Wanted("ifid", r"iFI?D(-.*)?"), Wanted("ifid", r"iKID(-.*)?"))
+AREA = Wanted("smoothness", r".*-AUC")
 ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:3], AREA, *BETWEEN)
 COST = (
-    Metric("efficiency", "parameters", unit="M", divisor=1e6, counted=True),
-    Metric("efficiency", "weights", unit="MiB", divisor=2**20, counted=True),
-    Metric("efficiency", "FLOPs", unit="G", divisor=1e9, counted=True),
-    Metric("efficiency", "encode rate", unit="images/s"),
-    Metric("efficiency", "decode rate", unit="images/s"),
-    Metric("efficiency", "encode memory", unit="MiB", divisor=2**20),
-    Metric("efficiency", "decode memory", unit="MiB", divisor=2**20),
-    Metric("time", "autoencoder training", unit="s"),
-    Metric("time", "diffusion training", unit="s"),
+    Wanted("efficiency", "parameters", unit="M", divisor=1e6, counted=True),
+    Wanted("efficiency", "weights", unit="MiB", divisor=2**20, counted=True),
+    Wanted("efficiency", "FLOPs", unit="G", divisor=1e9, counted=True),
+    Wanted("efficiency", "encode rate", unit="images/s"),
+    Wanted("efficiency", "decode rate", unit="images/s"),
+    Wanted("efficiency", "encode memory", unit="MiB", divisor=2**20),
+    Wanted("efficiency", "decode memory", unit="MiB", divisor=2**20),
+    Wanted("time", "autoencoder training", unit="s"),
+    Wanted("time", "diffusion training", unit="s"),
 )
 COMPRESSION = (
-    *(Metric("compression", rf"sigma2\({level}\)") for level in LEVELS),
-    *(Metric("compression", rf"rho\({level}\)") for level in LEVELS),
-    Metric("probe", "linear-probe-accuracy"),
-    Metric("probe", "linear-probe-balanced-accuracy"),
+    *(Wanted("compression", rf"sigma2\({level}\)") for level in LEVELS),
+    *(Wanted("compression", rf"rho\({level}\)") for level in LEVELS),
+    Wanted("probe", "linear-probe-accuracy"),
+    Wanted("probe", "linear-probe-balanced-accuracy"),
 )
 SYMBOLS = {"sigma2": "σ²", "rho": "ρ", "linear-probe-": "probe "}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure that at least one autoencoder has."""
+    """A metric that at least one autoencoder has."""
 
-    metric: Metric
+    wanted: Wanted
     name: str
     """As measured."""
-    title: str
-    """As shown."""
     better: str
     on: str
-    """On how much it was measured, and its notes."""
+    """On how much it was measured, and its remarks."""
+
+    @property
+    def title(self) -> str:
+        """The name as shown."""
+        title = re.sub(r"\(eps=(.+)\)", r" at ε = \1", self.name)
+        for plain, symbol in SYMBOLS.items():
+            title = symbol + title.removeprefix(plain) if title.startswith(plain) else title
+        return title
 
     @property
     def heading(self) -> str:
         """The title with its unit and the arrow that points to the better."""
-        unit = f"({self.metric.unit})" if self.metric.unit else ""
-        return "\u00a0".join(
-            filter(None, [" ".join(filter(None, [self.title, unit])), ARROWS.get(self.better)])
-        )
+        unit = f"({self.wanted.unit})" if self.wanted.unit else ""
+        titled = " ".join(filter(None, [self.title, unit]))
+        return "\u00a0".join(filter(None, [titled, ARROWS.get(self.better)]))
 
 
-@dataclass
-class Cell:
-    """One autoencoder's figure."""
-
-    text: str = "—"
-    spread: Spread | None = None
-    best: bool = False
-    mark: str = ""
-    paper: str = ""
-
-
-@dataclass
-class Row:
-    """One autoencoder."""
-
-    variant: str
-    title: str
-    seeds: str
-    cells: list[Cell] = field(default_factory=list)
-
-
-@dataclass
-class Table:
-    """What a table of the comparison says."""
+@dataclass(frozen=True)
+class ComparisonTable:
+    """What a table of a comparison says."""
 
     title: str
     columns: list[Column]
-    rows: list[Row]
+    mean: pd.DataFrame
+    """By autoencoder's name and column's number; nan where it was not measured."""
+    std: pd.DataFrame
+    """Sample standard deviations over seeds, likewise."""
+    best: pd.DataFrame
+    """Whether a mean is the best of its column, likewise."""
+    titles: dict[str, str]
+    """Of the rows, by autoencoder's name."""
+    table: Table
     missing: list[str]
     """Titles of the rows for which nothing is there."""
-    floor: Row | None = None
-    """One half of the real images against the other, where that was measured."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must be told of its metrics."""
 
-    @property
-    def has_paper(self) -> bool:
-        """Whether the paper has figures for it."""
-        return any(cell.paper for row in self.rows for cell in row.cells)
-
-    @property
-    def footnotes(self) -> list[str]:
-        """What a reader must be told of its figures."""
-        names = " ".join(column.name.lower() for column in self.columns)
-        return [text for part, text in FOOTNOTES.items() if part.lower() in names]
-
-    @property
-    def marked(self) -> bool:
-        """Whether a figure bears the dagger."""
-        return any(cell.mark for row in self.rows for cell in row.cells)
-
-    def says_nothing(self, column: int) -> bool:
+    def says_nothing(self, k: int) -> bool:
         """Returns whether a column holds shares of images of which every mean is next to 0."""
-        spreads = [row.cells[column].spread for row in self.rows]
-        means = [spread.mean for spread in spreads if spread]
-        return self.columns[column].metric.share and max(means, default=0) < NOTHING
+        return self.columns[k].wanted.share and bool(self.mean[k].max() < NOTHING)
+
+    def markdown(self) -> str:
+        """Returns heading, table and notes as Markdown."""
+        if not self.columns:
+            return f"## {self.title}\n\nNot measured yet."
+        missing = [f"Not done yet: {', '.join(self.missing)}."] if self.missing else []
+        return "\n\n".join([f"## {self.title}", self.table.markdown(), *missing, *self.notes])
 
 
-def find_columns(variants: Sequence[Variant], metrics: Sequence[Metric]) -> list[Column]:
-    """Returns a column for every name that a metric's pattern matches; figures of two networks never mix."""
+def find_columns(comparison: Comparison, wanted: Sequence[Wanted]) -> list[Column]:
+    """Returns a column for every name that a pattern matches; metrics of two networks never mix."""
     columns = []
-    for metric in metrics:
-        for name in measured_names(variants, metric.measurement):
+    for metric in wanted:
+        for name in comparison.names(metric.measurement):
             if re.fullmatch(metric.pattern, name):
-                columns.append(_column(variants, metric, name))
+                columns.append(_column(comparison.metrics, metric, name))
     return columns
 
 
-def _column(variants: Sequence[Variant], metric: Metric, name: str) -> Column:
-    known = [figure for variant in variants for figure in variant.figures(metric.measurement, name)]
-    better = next((figure.better for figure in known if figure.better), "")
-    notes = list(dict.fromkeys(figure.note for figure in known if figure.note))
-    counts = list(dict.fromkeys(", ".join(figure.counts) for figure in known if figure.counts))
-    if len(notes) > 3:  # such as a deviation that each has of its own
-        notes = [f"{notes[0]} (each one's own note differs)"]
-    title = re.sub(r"\(eps=(.+)\)", r" at ε = \1", name)
-    for plain, symbol in SYMBOLS.items():
-        title = symbol + title.removeprefix(plain) if title.startswith(plain) else title
-    return Column(metric, name, title, better, "; ".join([" or ".join(counts), *notes]).strip("; "))
+def _column(metrics: pd.DataFrame, wanted: Wanted, name: str) -> Column:
+    known = metrics[(metrics.measurement == wanted.measurement) & (metrics["name"] == name)]
+    better = next((better for better in known.better if better), "")
+    remarks = list(dict.fromkeys(filter(None, known.remarks)))
+    counts = list(dict.fromkeys(filter(None, known.counts)))
+    if len(remarks) > 3:  # such as a standard deviation that each has of its own
+        remarks = [f"{remarks[0]} (each one's own remarks differ)"]
+    return Column(wanted, name, better, "; ".join(filter(None, [" or ".join(counts), *remarks])))
 
 
 def make_table(
     title: str,
-    variants: Sequence[Variant],
-    metrics: Sequence[Metric],
-    figures: Mapping[str, Mapping[str, str]] | None = None,
+    comparison: Comparison,
+    wanted: Sequence[Wanted],
+    printed: Mapping[str, Mapping[str, str]] | None = None,
     expected: Mapping[str, str] = paper.TITLES,
-) -> Table:
+) -> ComparisonTable:
     """Makes a table of what the autoencoders have.
 
     Args:
         title: the table's.
-        variants: the rows.
-        metrics: the columns, left out where nobody has them.
-        figures: the paper's, by autoencoder and column.
+        comparison: the rows and their metrics.
+        wanted: the columns, left out where nobody has them.
+        printed: the paper's metrics, by autoencoder and column.
         expected: titles of the rows that the paper has; those that are not there are named.
     """
-    columns = find_columns(variants, metrics)
-    rows = []
-    for variant in variants:
-        own = (figures or {}).get(variant.name, {})
-        cells = [_cell(variant, column, _printed(own, column.metric, columns)) for column in columns]
-        if any(cell.spread for cell in cells):
-            shown = variant.title if expected is paper.TITLES else expected.get(variant.name, variant.title)
-            rows.append(Row(variant.name, shown, seeds_text(len(variant.units)), cells))
-    for k, column in enumerate(columns):
-        _mark_best([row.cells[k] for row in rows], column.better)
-    there = {row.variant for row in rows}
-    missing = [name for key, name in expected.items() if key not in there]
-    return Table(title, columns, rows, missing, _floor(variants, columns))
+    columns = find_columns(comparison, wanted)
+    values = pivot(comparison, columns)
+    seeds = {variant.name: len(variant.units) for variant in comparison.variants}
+    texts = pd.DataFrame(
+        {k: _texts(column, values, k, seeds) for k, column in enumerate(columns)}, index=list(seeds)
+    )
+    texts = texts[values["mean"].notna().any(axis=1)]
+    mean, std, marks = (values[kind].loc[texts.index] for kind in ("mean", "std", "trained_on_metric"))
+    best = pd.DataFrame({k: _best(texts[k], mean[k], c.better) for k, c in enumerate(columns)}, texts.index)
+    shown = texts.where(~best, "**" + texts + "**") + marks.map(lambda mark: DAGGER if mark else "")
+    own = {} if expected is paper.TITLES else expected
+    titles = {v.name: own.get(v.name, v.title) for v in comparison.variants if v.name in texts.index}
+    rows: list[tuple[str, list[str]]] = []
+    for name, shown_title in titles.items():
+        rows.append((shown_title, [str(seeds[name]), *shown.loc[name]]))
+        theirs = [_printed((printed or {}).get(name, {}), column.wanted, columns) for column in columns]
+        rows.append((IN_THE_PAPER, ["", *(f"*{text}*" if text else "" for text in theirs)]))
+    rows.append((FLOOR, ["", *_floor(comparison, columns)]))
+    rows = [(name, cells) for name, cells in rows if any(cells)]
+    notes = [f"{DAGGER} {TRAINED_ON}."] if marks.to_numpy().any() else []
+    notes += footnotes([column.name for column in columns])
+    if 1 in [seeds[name] for name in titles]:
+        notes.insert(0, "Rows of 1 seed: one seed, no spread.")
+    frame = pd.DataFrame(
+        [cells for _, cells in rows],
+        index=[name for name, _ in rows],
+        columns=["seeds", *(column.heading for column in columns)],
+    )
+    missing = [text for name, text in expected.items() if name not in titles]
+    shown_table = Table(frame, frozenset({"seeds"}))
+    return ComparisonTable(title, columns, mean, std, best, titles, shown_table, missing, notes)
 
 
-def _floor(variants: Sequence[Variant], columns: Sequence[Column]) -> Row | None:
-    """Returns the row of real images against real ones; None where no column has such a figure."""
-    cells = []
-    for column in columns:
-        names = [column.name] if column.metric.measurement == "samples" else []
-        known = [f.value for v in variants for name in names for f in v.figures("floor", f"floor {name}")]
-        spread = spread_of(known)
-        cells.append(Cell(format_value(spread.mean), spread) if spread else Cell(""))
-    return Row("floor", FLOOR, "", cells) if any(cell.spread for cell in cells) else None
+def pivot(comparison: Comparison, columns: Sequence[Column]) -> dict[str, pd.DataFrame]:
+    """Returns `mean`, `std`, `count` and `trained_on_metric` by autoencoder's name and column's number."""
+    stats, names = comparison.stats().sort_index(), [variant.name for variant in comparison.variants]
+
+    def of(kind: str) -> pd.DataFrame:
+        found = {
+            k: stats.loc[(column.wanted.measurement, column.name), kind] for k, column in enumerate(columns)
+        }
+        return pd.DataFrame(found, index=names)
+
+    divisors = [column.wanted.divisor for column in columns]
+    return {
+        "mean": of("mean").astype(float) / divisors,
+        "std": of("std").astype(float) / divisors,
+        "count": of("count"),
+        "trained_on_metric": of("trained_on_metric").eq(True),
+    }
 
 
-def _printed(own: Mapping[str, str], metric: Metric, columns: Sequence[Column]) -> str:
-    """Returns the paper's figure: the same one, or by its name the one whose order ours is compared with."""
-    if metric.paper:
-        return own.get(metric.paper, "")
-    if metric.order_of in own and metric.order_of not in {column.metric.paper for column in columns}:
-        return f"{metric.order_of} {own[metric.order_of]}"
+def _texts(column: Column, values: Mapping[str, pd.DataFrame], k: int, seeds: Mapping[str, int]) -> list[str]:
+    """Returns the cells of a column."""
+    texts = []
+    for name, mean, std, count in zip(
+        seeds, *(values[kind][k] for kind in ("mean", "std", "count")), strict=True
+    ):
+        if pd.isna(mean):
+            texts.append("—")
+            continue
+        exact = column.wanted.counted and not std > 0
+        text = format_value(mean) if exact else format_spread(mean, std)
+        texts.append(text + (f" (n = {count:.0f})" if count < seeds[name] else ""))
+    return texts
+
+
+def _best(texts: pd.Series, means: pd.Series, better: str) -> pd.Series:
+    """Marks the best mean; those that are shown alike are equal, and where all are, none is best."""
+    shown = {text: mean for text, mean in zip(texts, means, strict=True) if pd.notna(mean)}
+    if better not in ARROWS or len(shown) < 2:
+        return pd.Series(False, texts.index)
+    best = (max if better == "higher" else min)(shown, key=lambda text: shown[text])
+    return texts == best
+
+
+def _printed(own: Mapping[str, str], wanted: Wanted, columns: Sequence[Column]) -> str:
+    """Returns the paper's metric: the same one, or by its name the one whose order ours is compared with."""
+    if wanted.paper:
+        return own.get(wanted.paper, "")
+    if wanted.order_of in own and wanted.order_of not in {column.wanted.paper for column in columns}:
+        return f"{wanted.order_of} {own[wanted.order_of]}"
     return ""
 
 
-def _cell(variant: Variant, column: Column, printed: str) -> Cell:
-    metric = column.metric
-    spread = variant.spread(metric.measurement, column.name)
-    if spread is None:
-        return Cell(paper=printed)
-    spread = Spread(spread.mean / metric.divisor, spread.deviation / metric.divisor, spread.count)
-    counted = metric.counted and not spread.deviation
-    text = format_value(spread.mean) if counted else format_spread(spread.mean, spread.deviation)
-    if spread.count < len(variant.units):
-        text += f" (n = {spread.count})"
-    mark = DAGGER if variant.trained_on(metric.measurement, column.name) else ""
-    return Cell(text, spread, False, mark, printed)
-
-
-def _mark_best(cells: list[Cell], better: str) -> None:
-    """Marks the best mean; those that are shown alike are equal, and where all are, none is best."""
-    means = {cell.text: cell.spread.mean for cell in cells if cell.spread}
-    if better not in ARROWS or len(means) < 2:
-        return
-    best = (max if better == "higher" else min)(means, key=means.__getitem__)
-    for cell in cells:
-        cell.best = cell.text == best
-
-
-def seeds_text(count: int) -> str:
-    """Returns on how many seeds a row stands."""
-    return "one seed, no spread" if count == 1 else f"{count} seeds"
+def _floor(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Returns one half of the real images against the other, where that was measured."""
+    floor = comparison.metrics[comparison.metrics.measurement == "floor"]
+    means = floor.astype({"value": float}).groupby("name")["value"].mean()
+    names = [f"floor {c.name}" if c.wanted.measurement == "samples" else "" for c in columns]
+    return [format_value(float(means[name])) if name in means.index else "" for name in names]

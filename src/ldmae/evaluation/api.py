@@ -1,0 +1,92 @@
+"""Measurements of an autoencoder: what one is, and the list of all.
+
+A measurement is one file: a function from a `Subject` (an autoencoder with images) to `Measured`, wrapped in
+a `Measurement`. Those of the package are listed in `MEASUREMENTS`; one's own is named `package.module:Name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ldmae.contracts import Metric
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.imports import import_object, is_import_path
+from ldmae.evaluation.subject import Subject
+
+MEASUREMENTS = {
+    "reconstruction": "ldmae.evaluation.reconstruction:RECONSTRUCTION",
+    "smoothness": "ldmae.evaluation.smoothness:SMOOTHNESS",
+    "interpolation": "ldmae.evaluation.interpolation:INTERPOLATION",
+    "ifid": "ldmae.evaluation.ifid:IFID",
+    "compression": "ldmae.evaluation.compression:COMPRESSION",
+    "probe": "ldmae.evaluation.probe:PROBE",
+    "components": "ldmae.evaluation.components:COMPONENTS",
+    "efficiency": "ldmae.evaluation.efficiency:EFFICIENCY",
+}
+"""The package's measurements, by name, in the order in which reports show them: where each is defined."""
+
+OF_GENERATED = {
+    "generation": "Generation",
+    "samples": "Generated images, measured as by ADM's evaluator",
+    "floor": "Floor: one half of the real images against the other",
+    "copies": "Copies of training images",
+}
+"""Titles of the measurements of generated images, which whole runs and `evaluate-samples` make."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement found."""
+
+    metrics: list[Metric]
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays for the report, kept in `results/NAME.npz`; images are uint8 (..., H, W, 3)."""
+    left_out: list[str] = field(default_factory=list)
+    """A sentence for each metric that could not be measured, printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One way to measure an autoencoder."""
+
+    name: str
+    """Of its results file, and for `--only`."""
+    title: str
+    """In reports."""
+    measure: Callable[[Subject], Measured]
+    reads: frozenset[str] = frozenset()
+    """The settings under `evaluation` that its metrics depend on: others do not make it stale."""
+    needs: tuple[str, ...] = ()
+    """Attributes of the subject that may fail (weights, masks): opened before anything is measured."""
+    inputs: Callable[[Subject], str] = lambda subject: ""
+    """What else its metrics depend on beside model, images and settings, as text."""
+
+
+def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
+    """Returns a measurement of the package by its name, or one's own by `package.module:Name`.
+
+    Args:
+        name: as typed.
+        others: further names that would have been accepted, for the message.
+
+    Raises:
+        UserError: there is none, or the name leads to something else.
+    """
+    path = MEASUREMENTS.get(name, name)
+    if not is_import_path(path):
+        known = [*MEASUREMENTS, *others]
+        raise UserError(
+            f"no measurement {name!r}{nearest(name, known)}; there are: {', '.join(known)}, or "
+            "package.module:Name of your own"
+        )
+    found = import_object(path)
+    if not isinstance(found, Measurement):
+        raise UserError(
+            f"{path} is of type {type(found).__name__}; expected a Measurement (ldmae.evaluation.api)"
+        )
+    if path == name and found.name in {*MEASUREMENTS, *OF_GENERATED}:
+        raise UserError(f"{path} is called {found.name!r}, as one of the package is; give it another name")
+    return found

@@ -1,0 +1,215 @@
+"""Whether a diffusion model repeats its training images: the nearest ones of each image, pixel by pixel."""
+
+# N images looked at, M training images, H W image
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.contracts import ImageSource, Metric
+from ldmae.core.errors import UserError
+from ldmae.evaluation.api import Measured
+from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.subject import draw, image_keys, read_batches
+
+COPY_RATIO = 1 / 3
+"""An image is called a copy where its nearest training image is closer than this share of the second
+nearest's distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
+memorize")."""
+
+COMPARED, TRAINING, SHOWN = 200, 10_000, 12
+"""Generated images that are looked at, training images they are compared with, pairs kept as pictures."""
+
+AT_ONCE = 256
+"""Training images that are compared at once: as float32, 200 MB at 256 px."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The two nearest training images of each image, the nearest first."""
+
+    indices: Tensor
+    """(N, 2) int64, into the training images."""
+    distances: Tensor
+    """(N, 2) float32, root mean squared differences in [0, 1]."""
+    spacing: Tensor
+    """(N,) float32: how far the nearest training image itself is from the training image nearest to it."""
+
+    def copies(self) -> Tensor:
+        """Returns which images are copies, (N,) bool."""
+        nearest, second = self.distances.unbind(1)
+        return (nearest < COPY_RATIO * second) | (nearest == 0)  # of a picture that training saw twice too
+
+    def authentic(self) -> Tensor:
+        """Returns which images are no nearer to their nearest training image than another such is, (N,) bool.
+
+        The measure of Alaa et al. 2022, "How faithful is your synthetic data?", here on pixels.
+        """
+        nearest = self.distances[:, 0]
+        return (nearest >= self.spacing) & (nearest > 0)
+
+
+def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> Neighbours:
+    """Finds the two training images that are nearest to each image, and how near these lie to others.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        training: uint8 (M, 3, H, W), two at least.
+        mirrored: each training image also counts as near as its mirror image is: training saw both.
+
+    Raises:
+        UserError: the shapes differ, or there are not two training images.
+    """
+    if len(training) < 2 or images.shape[1:] != training.shape[1:]:
+        raise UserError(
+            "nearest neighbours need at least two training images of the shape of the others, got "
+            f"{tuple(training.shape)} for {tuple(images.shape)}"
+        )
+    indices, distances = _two_nearest(images, training, mirrored)
+    unique, places = indices[:, 0].unique(return_inverse=True)
+    spacing = _two_nearest(training[unique], training, mirrored)[1][:, 1]  # the first is the image itself
+    return Neighbours(indices, distances, spacing[places])
+
+
+def _two_nearest(images: Tensor, training: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:
+    """Returns indices and distances (N, 2) of the two nearest training images."""
+    nearest = torch.full((len(images), 2), torch.inf)
+    indices = torch.zeros(len(images), 2, dtype=torch.int64)
+    for first in range(0, len(training), AT_ONCE):
+        piece = training[first : first + AT_ONCE]
+        distances = _distances(images, piece)
+        if mirrored:
+            distances = torch.minimum(distances, _distances(images, piece.flip(-1)))
+        numbers = torch.arange(first, first + len(piece)).expand_as(distances)
+        nearest, places = torch.cat([nearest, distances], dim=1).topk(2, dim=1, largest=False)
+        indices = torch.cat([indices, numbers], dim=1).gather(1, places)
+    return indices, nearest
+
+
+def _distances(images: Tensor, training: Tensor) -> Tensor:
+    """Returns root mean squared differences (N, M) in [0, 1], without the rounding of a matrix product."""
+    ours, theirs = (batch.flatten(1).float() / 255 for batch in (images, training))
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(ours, theirs, compute_mode=exact) / ours.shape[1] ** 0.5
+
+
+def compared_images(count: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """Returns the numbers of the generated images that are searched for copies, ascending.
+
+    They are the first ones, which are of all classes alike where labels take turns; of more classes than are
+    looked at, images are drawn from all.
+
+    Args:
+        count: how many were generated.
+        labels: (count,) their classes, or None.
+        seed: which are drawn.
+    """
+    if labels is None or len(np.unique(labels)) <= COMPARED:
+        return np.arange(min(count, COMPARED))
+    return draw([f"{number:016x}" for number in range(count)], COMPARED, seed)
+
+
+def measure_copies(
+    generated: Tensor,
+    training: ImageSource,
+    held_out: ImageSource,
+    *,
+    size: int,
+    mirrored: bool,
+    batch_size: int,
+    seed: int,
+) -> Measured:
+    """Searches generated images for copies; the pictures are the samples nearest to training images.
+
+    Args:
+        generated: (N, 3, H, W) in uint8.
+        training: the images that the model was trained on, of which 10,000 at most are drawn and searched.
+        held_out: real images kept from training, to compare with.
+        size: side of the images, H = W.
+        mirrored: whether training saw mirror images too.
+        batch_size: images read at once.
+        seed: which images are drawn.
+    """
+
+    def read(source: ImageSource, limit: int) -> Tensor:
+        chosen, device = draw(image_keys(source), limit, seed), torch.device("cpu")
+        batches = read_batches(source, chosen, size, batch_size, device)
+        return torch.cat([to_uint8(batch) for _, batch in batches])
+
+    real = read(training, TRAINING)
+    found = nearest_images(generated, real, mirrored=mirrored)
+    reference = nearest_images(read(held_out, COMPARED), real, mirrored=mirrored)
+    first = _nearest_first(found)[:SHOWN]
+    pictures = {"generated": generated[first], "nearest": real[found.indices[first, 0]]}
+    return Measured(
+        copy_metrics(found, reference, searched=len(real), training=len(training)),
+        {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
+    )
+
+
+def _nearest_first(found: Neighbours) -> Tensor:
+    """Returns numbers of generated images, one a training image, the most similar first, (K,) int64.
+
+    An image's distance is compared with the training image's distance to the next one: a heart is near to
+    every heart.
+    """
+    ratios = found.distances[:, 0] / found.spacing
+    order = ratios.nan_to_num(0).argsort()  # 0 / 0: of a picture that training saw twice
+    nearest: dict[int, int] = {}
+    for i in order.tolist():
+        nearest.setdefault(int(found.indices[i, 0]), i)
+    return torch.tensor(list(nearest.values()))
+
+
+def copy_metrics(
+    generated: Neighbours, held_out: Neighbours, *, searched: int, training: int
+) -> list[Metric]:
+    """Returns how many generated images are copies, and for reference how many held-out real ones would be.
+
+    Args:
+        generated: neighbours of generated images among the training images.
+        held_out: neighbours of real images that were kept from training, among the same.
+        searched: how many training images were compared.
+        training: how many there are.
+    """
+    counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
+    part = f"; searched {searched:,} of {training:,} training images" if searched < training else ""
+
+    def metric(name: str, of: Callable[[Neighbours], Tensor], better: str, note: str) -> Metric:
+        value, real = (float(of(neighbours)) for neighbours in (generated, held_out))
+        return Metric(
+            name=name,
+            value=value,
+            better=better,
+            counts=counts | {"training": searched},
+            reference={"held-out images": real},
+            note=note + part,
+        )
+
+    return [
+        metric(
+            "copies",
+            lambda found: found.copies().float().mean(),
+            "lower",
+            "share whose nearest training image is closer than a third of the second nearest's "
+            "distance, pixel by pixel",
+        ),
+        metric(
+            "authenticity",
+            lambda found: found.authentic().float().mean(),
+            "higher",
+            "share that is no nearer to its nearest training image than another training image is, pixel by "
+            "pixel",
+        ),
+        metric(
+            "RMSE-nearest",
+            lambda found: found.distances[:, 0].median(),
+            "",
+            "median distance to the nearest training image, images in [0, 1]",
+        ),
+    ]

@@ -1,0 +1,192 @@
+"""Label images on disk, and the images that they belong to."""
+
+# H W image
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldmae.config.evaluation import EvaluationConfig
+from ldmae.contracts import ImageSource
+from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint, stamp
+from ldmae.core.paths import at_home
+from ldmae.images.base import Subset
+from ldmae.images.sources import FolderSource
+
+NO_GROUP = -1
+"""The label of pixels and cells that belong to no group."""
+
+MASK_EXTENSIONS = (".png", ".gif", ".tif", ".tiff", ".bmp")
+"""What label images may be stored as: formats that keep every value as it was."""
+
+
+def masks_fingerprint(config: EvaluationConfig) -> str:
+    """Returns a hash of the masks' names, sizes and times of change; empty where there are none."""
+    if config.masks is None:
+        return ""
+    files = sorted(path for path in Path(at_home(config.masks)).rglob("*") if path.is_file())
+    return fingerprint(f"{stamp(path):016x}" for path in files)
+
+
+def origin(source: ImageSource, index: int) -> tuple[Any, int]:
+    """Returns the source that an image of a subset comes from, and its index there."""
+    return source.origin(index) if isinstance(source, Subset) else (source, index)
+
+
+def _shape(source: ImageSource, index: int) -> tuple[int, int]:
+    width, height = source.read(index).size
+    return height, width
+
+
+def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:
+    """Opens the masks of some images of a folder, in the order of `indices`.
+
+    Raises:
+        UserError: the images lie in no folder, or the masks do not match them.
+    """
+    names = []
+    for index in indices:
+        folder, place = origin(source, index)
+        if not isinstance(folder, FolderSource):
+            raise UserError(
+                f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
+                f"got {source.name}. Unpack the images into a folder, or leave the masks out"
+            )
+        if Path(at_home(str(config.masks))).resolve() == folder.folder.resolve():
+            raise UserError(
+                f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
+            )
+        names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
+    masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
+    masks.check_sizes([_shape(source, index) for index in indices])
+    return masks
+
+
+class MaskFolder:
+    """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
+
+    A label is a grey value, a palette's index, or a colour; every value is a group.
+
+    Args:
+        folder: holds the label images (`MASK_EXTENSIONS`), in the same subfolders as the images.
+        names: the images' paths relative to their own folder, with any extension.
+        ignore: values that mean "no group", such as 255 in PASCAL VOC's. A colour's value is 65536 · red +
+            256 · green + blue.
+
+    Raises:
+        UserError: the folder is not there, or an image has no mask or several.
+    """
+
+    def __init__(self, folder: Path | str, names: Sequence[str], ignore: Collection[int] = ()) -> None:
+        self.folder = Path(folder)
+        self.names = list(names)
+        self._ignore = sorted(ignore)
+        if not self.folder.is_dir():
+            raise UserError(
+                f"there is no folder of masks {self.folder}; expected one with a label image for each image"
+            )
+        found: dict[str, list[Path]] = {}
+        for parent in {self.folder / Path(name).parent for name in self.names}:
+            for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+                if path.suffix.lower() in MASK_EXTENSIONS:
+                    found.setdefault(_stem(path.relative_to(self.folder)), []).append(path)
+        stems = [_stem(name) for name in self.names]
+        missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: {_some(missing)}; "
+                f"expected files of the same name, such as {_stem(missing[0])}.png (one of "
+                f"{', '.join(MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
+                "that have masks"
+            )
+        several = [stem for stem in stems if len(found[stem]) > 1]
+        if several:
+            both = " and ".join(path.name for path in found[several[0]])
+            raise UserError(
+                f"{len(several)} images have more than one mask in {self.folder}, such as {several[0]}: "
+                f"{both}; remove all but one"
+            )
+        self.paths = [found[stem][0] for stem in stems]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Checks that masks are as large as their images; reads only the files' headers.
+
+        Args:
+            sizes: each image's height and width as a viewer shows it, before any preprocessing.
+
+        Raises:
+            UserError: some are not, or a mask can't be read.
+        """
+        assert len(sizes) == len(self), f"{len(sizes)} sizes, {len(self)} masks"
+        wrong = []
+        for path, name, (height, width) in zip(self.paths, self.names, sizes, strict=True):
+            with _opened(path) as mask:
+                if mask.size != (width, height):
+                    wrong.append(f"{path.name} is {mask.height}x{mask.width}, {name} {height}x{width}")
+        if wrong:
+            raise UserError(
+                f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
+                f"{_some(wrong)}; expected masks of the images as they are before any cropping. Make "
+                "them again"
+            )
+
+    def read(self, index: int) -> np.ndarray:
+        """Returns a mask as a label map (H, W) int64; `crop_labels` makes of it what the autoencoder sees.
+
+        Args:
+            index: into the names.
+
+        Raises:
+            UserError: it can't be read, or holds no labels.
+        """
+        path = self.paths[index]
+        with _opened(path) as mask:
+            try:
+                values = np.asarray(mask)
+            except Exception as error:  # decoders raise whatever they like
+                raise _unreadable(path, error) from error
+        labels = _as_labels(values, path)
+        return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels
+
+
+def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
+    """Returns (H, W) int64 of grey values or palette indices (H, W), or of colours (H, W, C)."""
+    if values.ndim == 2:
+        with np.errstate(invalid="ignore"):
+            labels = values.astype(np.int64)
+        if not np.array_equal(labels, values):
+            raise UserError(
+                f"the mask {path} holds fractions, not labels; save whole numbers, as an 8 or 16-bit PNG"
+            )
+        return labels
+    if values.shape[2] < 3:  # grey and opacity
+        return values[..., 0].astype(np.int64)
+    return values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read the mask {path} ({error}); save it again, as a PNG")
+
+
+def _stem(name: Path | str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -1,0 +1,332 @@
+"""The report of a run: one HTML file that needs no other, from whatever the run folder holds so far."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ldmae.core.errors import UserError
+from ldmae.report import curves, grids, plots
+from ldmae.report.data import (
+    Comparison,
+    Variant,
+    cut,
+    finite,
+    mapping,
+    metrics_of,
+    number,
+    other_schema,
+    read_arrays,
+    read_json,
+    read_samples,
+    read_text,
+    records,
+)
+from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
+from ldmae.report.pages import chart, write_page
+from ldmae.report.tables import Table, footnotes, metrics_table
+
+MAX_RESULTS, MAX_CLASSES, MAX_PANELS = 300, 1000, 4
+"""Metrics, classes and stages' loss curves that are shown at most."""
+MAX_SETTINGS = 150_000
+"""Characters of the settings that are shown."""
+PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
+FOLDED = 12
+"""Metrics of a measurement from which on they are folded away."""
+ROWS = {
+    "components": {"original": "originals", "components": "components"},
+    "copies": {"generated": "generated", "nearest": "nearest"},
+}
+"""Pictures of rows: the arrays of `results/NAME.npz` by the rows' labels."""
+COLUMNS = 8
+"""Images a row at most."""
+
+
+def render_report(run_folder: Path, title: str | None = None) -> Path:
+    """Writes `report.html` into a run folder, atomically: one file that needs no other, under 5 MB.
+
+    It shows what there is, says what is missing and names what can't be read. The same folder gives the same
+    bytes. Of a folder in which something foreign was measured (it has `measured.json` and no `config.yaml`),
+    it shows the measurements and misses nothing else.
+
+    Args:
+        run_folder: a run's folder, or one that `ldmae evaluate` or `evaluate-samples` filled.
+        title: heading; the folder's name, or what was measured, where it is None.
+
+    Returns:
+        The path of the page.
+    """
+    run_folder = Path(run_folder)
+    problems: list[str] = []
+    context = _gather(run_folder, problems)
+    drawn = _pictures(run_folder, problems)
+    context |= {"title": title or context["title"], "problems": problems}
+
+    def encoded(budget: int) -> dict[str, Any]:
+        return {name: picture and grids.encode_picture(picture, budget) for name, picture in drawn.items()}
+
+    path = run_folder / "report.html"
+    write_page(path, "report.html.j2", context, encoded)
+    return path
+
+
+def overview(run_folder: Path) -> Image.Image:
+    """Returns one picture of a run: its samples, and below them held-out images, reconstructed.
+
+    Raises:
+        UserError: one of the two is damaged or missing.
+    """
+    problems: list[str] = []
+    samples = samples_grid(run_folder, problems)
+    pairs = read_arrays(run_folder / "results" / "reconstruction.npz", problems)
+    if samples is None or not {"originals", "reconstructions"} <= pairs.keys():
+        what, stage = ("samples", "samples") if samples is None else ("reconstructions", "evaluation")
+        why = f": {problems[0]}" if problems else ""
+        raise UserError(
+            f"{run_folder} has no {what} that can be shown{why}; make them again with --restart {stage}"
+        )
+    below = grids.image_rows(
+        {"original": pairs["originals"], "reconstruction": pairs["reconstructions"]}, COLUMNS
+    )
+    picture = Image.new("RGB", (max(samples.width, below.width), samples.height + below.height + 24), "white")
+    picture.paste(samples, (picture.width - samples.width, 0))
+    picture.paste(below, (picture.width - below.width, samples.height + 24))
+    return picture
+
+
+def samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
+    """Returns a run's samples, a row a class; None where there are none that can be read."""
+    folder = run_folder / "samples"
+    samples = read_samples(folder, problems)
+    if not samples:
+        return None
+    record = mapping(read_json(folder / "samples.json", []))
+    names = record.get("class_names")
+    per_class = int(number(record.get("per_class")) or COLUMNS)
+    labels = samples["labels"]
+    return grids.class_grid(samples["images"], labels, names if isinstance(names, list) else [], per_class)
+
+
+def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
+    """Returns what the template shows, but for the pictures."""
+    config_text = read_text(folder / "config.yaml", problems)
+    data = mapping(read_json(folder / "data.json", problems))
+    parameters = mapping(read_json(folder / "parameters.json", problems))
+    stages = _stages(mapping(read_json(folder / "stages.json", problems)))
+    record = mapping(read_json(folder / "results.json", problems))
+    if record and (other := other_schema(record, "results.json")):
+        problems.append(f"{other}; `ldmae evaluate` measures again")
+        record = {}
+    metrics = metrics_of(record)
+    measured = mapping(read_json(folder / "measured.json", problems)) if config_text is None else {}
+    title, summary = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
+    if measured:
+        title, summary = _measured(measured)
+    return {
+        "title": title,
+        "summary": summary,
+        "measured": measured,
+        "smoothness": _smoothness(metrics),
+        "sampling": _sampling(mapping(read_json(folder / "samples" / "samples.json", []))),
+        "results": _results(metrics, mapping(record.get("titles")), problems),
+        "footnotes": footnotes(list(metrics["name"][:MAX_RESULTS])),
+        "panels": _panels(folder / "metrics.jsonl", problems),
+        "stages": stages,
+        "data": _data(data),
+        "settings": cut(config_text, MAX_SETTINGS),
+        "command": _command(mapping(read_json(folder / "run.json", problems))),
+        "versions": _versions(),
+    }
+
+
+def _pictures(folder: Path, problems: list[str]) -> dict[str, Image.Image | None]:
+    """Returns the pictures of a run, by name; None for one that is not there."""
+    drawn: dict[str, Image.Image | None] = {"samples": samples_grid(folder, problems)}
+    for name in ("reconstruction", "components", "copies", "interpolation"):
+        path = folder / "results" / f"{name}.npz"
+        arrays = read_arrays(path, problems)
+        try:
+            drawn[name] = _picture(name, arrays) if arrays else None
+        except Exception:  # arrays of any kind
+            problems.append(f"{path.name} holds other arrays than expected")
+            drawn[name] = None
+    return drawn
+
+
+def _picture(name: str, arrays: dict[str, np.ndarray]) -> Image.Image:
+    if name == "reconstruction":
+        rows = grids.reconstruction_rows(arrays["originals"], arrays["reconstructions"])
+        return grids.image_rows(rows, COLUMNS)
+    if name == "interpolation":
+        tiles = arrays["rows"]  # (P, F + 2, H, W, 3)
+        labels = ["image", *(f"t = {t:g}" for t in arrays["fractions"]), "image"]
+        return grids.image_grid(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1], column_labels=labels)
+    return grids.image_rows({label: arrays[key] for label, key in ROWS[name].items()}, COLUMNS)
+
+
+# What the template shows, section by section.
+
+
+def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str, Any]) -> str:
+    models = []
+    for key, name in (("autoencoder", "an autoencoder"), ("diffusion", "a diffusion model")):
+        total = number(mapping(parameters.get(key)).get("total"))
+        if total is not None:
+            models.append(f"{name} ({format_count(total)} parameters)")
+    train, held_out = number(data.get("train")), number(data.get("held_out"))
+    classes = len(records(data.get("classes")))
+    parts = [join_words(models) or "models"]
+    if train is not None:
+        name = f" of {cut(str(data['name']), 100)}" if data.get("name") else ""
+        parts.append(
+            f"trained on {train:,.0f} images{name}" + (f" in {classes:,} classes" if classes > 1 else "")
+        )
+    if stages["total"]:
+        devices = f" on {join_words(stages['devices'])}" if stages["devices"] else ""
+        parts.append(f"made in {stages['total']}{devices}")
+    if len(parts) == 1 and not models:
+        return "This run has no results yet."
+    sentence = ", ".join(parts) + (f"; {held_out:,.0f} more images were held out" if held_out else "")
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _stages(record: dict[str, Any]) -> dict[str, Any]:
+    rows, devices = [], []
+    entries = [
+        e for e in records(record.get("stages")) if (e.get("name"), e.get("status")) != ("report", "running")
+    ]
+    seconds = [number(entry.get("seconds")) for entry in entries]
+    longest = max((s for s in seconds if s), default=0)
+    for entry, spent in list(zip(entries, seconds, strict=True))[:MAX_RESULTS]:
+        name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
+        if device and device not in devices:
+            devices.append(cut(device, 40))
+        rows.append(
+            {
+                "name": cut(curves.STAGE_TITLES.get(name, name)),
+                "status": cut(str(entry.get("status", ""))),
+                "seconds": format_seconds(spent),
+                "share": round(100 * spent / longest, 1) if spent and longest else 0,
+                "device": cut(device),
+                "finished": cut(str(entry.get("finished") or "")[:19].replace("T", " ")),
+            }
+        )
+    known = [s for s in seconds if s]
+    return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": devices[:3]}
+
+
+def _results(metrics: pd.DataFrame, titles: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """Returns the metrics' tables, one a measurement."""
+    if len(metrics) > MAX_RESULTS:
+        problems.append(f"results.json holds {len(metrics):,} metrics; {MAX_RESULTS} are shown")
+    return [
+        {
+            "title": cut(str(titles.get(name) or f"{name[:1].upper()}{name[1:]}")),
+            "table": metrics_table(group),
+            "count": len(group),
+            "folded": len(group) > FOLDED,
+        }
+        for name, group in metrics[:MAX_RESULTS].groupby("measurement", sort=False)
+    ]
+
+
+def _measured(record: dict[str, Any]) -> tuple[str, str]:
+    """Returns heading and summary of a folder in which something foreign was measured."""
+    if "autoencoder" in record:
+        size = number(record.get("image_size"))
+        on = f" on the images of {record['data']}" if record.get("data") else ""
+        at = f", at {size:.0f} px" if size else ""
+        return f"Measured: {cut(str(record['autoencoder']), 100)}", f"An autoencoder, measured{cut(on)}{at}."
+    source, reference = (cut(str(record.get(key) or "not known"), 100) for key in ("source", "reference"))
+    return f"Measured: {source}", f"Generated images, compared with the real ones of {reference}."
+
+
+def _smoothness(metrics: pd.DataFrame) -> dict[str, Any] | None:
+    """Returns the plot of all metrics over latent noise, where they were measured."""
+    alone = Comparison([Variant("", "", "", 0)], metrics[finite(metrics)].assign(variant="", seed=0))
+    found = plots.noise_curves(alone)
+    if found.empty:
+        return None
+    title = f"{join_words(list(found.metric.unique()))} over latent noise"
+    return chart(plots.smoothness(found, alone.variants), title, title)
+
+
+def _data(data: dict[str, Any]) -> dict[str, Any]:
+    classes = records(data.get("classes"))
+    shown = classes[:MAX_CLASSES]
+    table = pd.DataFrame(
+        {
+            "For training": [format_value(entry.get("train")) for entry in shown],
+            "Held out": [format_value(entry.get("held_out")) for entry in shown],
+        },
+        index=[cut(str(entry.get("name", "")), 100) for entry in shown],
+    )
+    facts = list(data["facts"]) if isinstance(data.get("facts"), list) else []
+    return {
+        "name": cut(str(data.get("name") or "")),
+        "licence": cut(str(data.get("licence") or "")),
+        "unreadable": int(number(data.get("unreadable")) or 0),
+        "facts": [cut(fact, 400) for fact in facts[:20] if isinstance(fact, str)],
+        "train": format_value(data.get("train")),
+        "held_out": format_value(data.get("held_out")),
+        "classes": Table(table),
+        "count": len(classes),
+        "more": len(classes) - len(shown),
+        "known": bool(data),
+    }
+
+
+def _command(record: dict[str, Any]) -> str:
+    command = record.get("command")
+    if isinstance(command, list):
+        command = shlex.join(str(word) for word in command)
+    return cut(command.strip(), 5000) if isinstance(command, str) else ""
+
+
+def _sampling(record: dict[str, Any]) -> str:
+    terms = (
+        ("guidance scale {}", "guidance_scale"),
+        ("{} steps", "num_inference_steps"),
+        ("seed {}", "seed"),
+    )
+    known = [(words, number(record.get(key))) for words, key in terms]
+    return ", ".join(words.format(f"{value:.10g}") for words, value in known if value is not None)
+
+
+def _versions() -> list[tuple[str, str]]:
+    versions = [("Python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            versions.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        stages = curves.collect_curves(curves.read_metrics(path))
+    except OSError as error:
+        problems.append(f"{path.name} could not be read: {error.strerror}")
+        return []
+    if len(stages) > MAX_PANELS:
+        problems.append(f"{path.name} holds {len(stages):,} stages; {MAX_PANELS} are plotted")
+    panels = []
+    for name, stage in list(stages.items())[:MAX_PANELS]:
+        steps, values = stage.training.get("loss", curves.Curve()).points()
+        title, ends = curves.STAGE_TITLES.get(name, name), ""
+        if len(values):
+            first, last = (format_value(float(values[i])) for i in (0, -1))
+            ends = f": from {first} to {last} at step {int(steps[-1]):,}"
+        drawn = chart(curves.loss_curves(stage), title, f"Loss curves of {title}{ends}")
+        panels.append(drawn | {"unusable": stage.unusable()})
+    return panels
