@@ -120,11 +120,7 @@ def evaluate_samples(
         metrics[0] = dataclasses.replace(metrics[0], note=note)
         _write(folder, "samples", Measured(metrics), made)
         _write(folder, "floor", Measured(floor))
-        if own is not None:
-            _write(folder, "copies", _copies(made, own, config), made)
-        else:  # what may be there is of other images
-            remove_results(folder, "copies")
-            merge_results(folder)
+        _write_copies(folder, made, own, config)
         sampling = {} if made.sampling is None else as_dict(made.sampling)
         path = folder / "measured.json"
         measured = read_json(path, dict) if path.is_file() else {}  # an autoencoder's may lie there too
@@ -238,10 +234,14 @@ def _other_size(made: Generated, known: Reference) -> str:
     return told
 
 
-def _copies(made: Generated, own: tuple[ImageSource, ImageSource], config: Config) -> Measured:
-    """Compares some generated images with those the model was trained on."""
+def _write_copies(folder: Path, made: Generated, own: Trained, config: Config) -> None:
+    """Compares some generated images with those the model was trained on, where these are known."""
+    if own is None:  # what may be there is of other images
+        remove_results(folder, "copies")
+        merge_results(folder)
+        return
     seed = config.evaluation.seed
-    return measure_copies(
+    copies = measure_copies(
         made.select(compared_images(made.count, made.labels, seed)),
         *own,
         size=made.size,
@@ -249,6 +249,7 @@ def _copies(made: Generated, own: tuple[ImageSource, ImageSource], config: Confi
         batch_size=config.evaluation.batch_size,
         seed=seed,
     )
+    _write(folder, "copies", copies, made)
 
 
 def _trained_on(source: str, config: Config, folder: Path) -> Trained:
