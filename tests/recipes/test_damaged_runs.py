@@ -58,7 +58,9 @@ def test_figures_of_another_shape_are_named_or_measured_again(run, value):
     path = run / "results" / "reconstruction.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
     assert kept_results(path) is None
-    with pytest.raises(UserError, match=r"reconstruction\.json (is not JSON|holds JSON of another shape)"):
+    with pytest.raises(
+        UserError, match=r"reconstruction\.json (is not JSON|holds JSON of an unexpected form)"
+    ):
         merge_results(run)
 
 

@@ -170,7 +170,7 @@ def test_compression_segments_no_more_images_than_it_measures(pictures, limit, m
 
     monkeypatch.setattr(groupings, "parts_by_felzenszwalb", counted)
     found = evaluated(autoencoder(), pictures, *few, only=["compression"])
-    assert len(segmented) == min(limit, 20) == found["compression rho(part)"]["counts"]["images"]
+    assert len(segmented) == min(limit, 20) == found["compression sigma2(part)"]["counts"]["images"]
     assert ("drawn from 20" in found["compression sigma2(part)"]["note"]) == (limit == 7)
 
 
@@ -461,7 +461,7 @@ def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("smothness", "no measurement 'smothness'; did you mean smoothness"),
+        ("smothness", "no measurement 'smothness'; did you mean 'smoothness'"),
         ("my_metric:Blur", "has no Blur"),
         ("my_metric:measure", "expected a Measurement"),
         ("my_metric:Taken", "is called 'probe', as one of the package is"),
