@@ -20,6 +20,7 @@ from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.recipes.convert import convert_to_official
 from ldmae.recipes.generated import _is_kept, _keep_only
 from ldmae.recipes.results import kept_results, merge_results, write_results
+from ldmae.recipes.samples import evaluate_samples
 from ldmae.report.run import overview
 from ldmae.stages import Record, StageBook
 
@@ -72,6 +73,10 @@ def test_metrics_of_an_older_version_are_refused_with_the_next_move(run):
         UserError, match=r"is of schema 1, this version reads 2; measure again with `ldmae eval"
     ):
         merge_results(run)
+    images = run / "samples.npz"
+    np.savez(images, np.zeros((2, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="is of schema 1"):  # before any network is opened
+        evaluate_samples(str(images), ["evaluation.features=inception"], run, reference=images)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
-from ldmae.recipes.results import merge_results, remove_results, write_results
+from ldmae.recipes.results import merge_results, read_results, remove_results, write_results
 from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.streams import open_streamed
 from ldmae.report.run import render_report
@@ -84,7 +84,7 @@ def evaluate_samples(
     config = load_config({} if made_with is None else made_with, overrides)
     if made_with is not None:
         refuse_code(made_with, load_config(made_with).code, allow_code)
-    _check(source, images, config, reference, npz)
+    _check(source, images, config, reference, npz, folder)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
         extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
@@ -167,7 +167,9 @@ def _told_sampling(overrides: list[str]) -> list[str]:
     return [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
 
 
-def _check(source: str, images: bool, config: Config, reference: Path | None, npz: Path | None) -> None:
+def _check(
+    source: str, images: bool, config: Config, reference: Path | None, npz: Path | None, folder: Path
+) -> None:
     """Raises a UserError for what would otherwise fail when all is generated."""
     if npz is not None and npz.suffix != ".npz":
         raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator require")
@@ -185,6 +187,8 @@ def _check(source: str, images: bool, config: Config, reference: Path | None, np
         )
     if reference is None and not config.data.source:
         raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
+    for path in (folder / "results").glob("*.json"):
+        read_results(path)  # metrics that can't be merged are refused before hours of work
 
 
 def _reference(
