@@ -176,7 +176,8 @@ def sample(
         float | None, typer.Option(help="Guidance scale; 1 is off, higher follows the class more closely.")
     ] = None,
     solver: Annotated[
-        str | None, typer.Option(help="euler, or heun (second order, about twice as slow).")
+        str | None,
+        typer.Option(help="euler, heun (second order, about twice as slow), or package.module:Name."),
     ] = None,
     shift: Annotated[
         float | None, typer.Option(help="Time shift s; below 1, more steps are near the noise.")

@@ -19,12 +19,12 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.registry import DIFFUSION
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.core.paths import at_home
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
@@ -39,7 +39,7 @@ _SHIPPED_PREFIX = "pretrained:"
 _LIBRARIES = (
     "diffusers",
     AutoencoderVMAE.__module__,
-    LightningDiTTransformer2DModel.__module__,
+    *(path.partition(":")[0] for path in DIFFUSION.values()),
     OwnAutoencoder.__module__,
 )
 """Where the classes of a pipeline's parts come from."""

@@ -29,7 +29,10 @@ from typer.testing import CliRunner
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.cli import app
+from ldmae.config.diffusion import DiffusionConfig
+from ldmae.config.registry import DIFFUSION
 from ldmae.conversion import load_official_vmae
+from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
@@ -374,6 +377,16 @@ def test_a_sampler_of_second_order_halves_the_step_and_quarters_the_error() -> N
         return abs(x.item() - math.exp(-1.5))
 
     assert error(32) == pytest.approx(error(16) / 4, rel=0.1)
+
+
+def test_a_diffusion_model_inside_the_package_is_a_line_in_the_registry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "extend")
+    monkeypatch.setitem(DIFFUSION, "tiny-sit", "my_dit:TinySiT")
+    config = DiffusionConfig(kind="tiny-sit", options={"width": 16})
+    model = build_backbone(config, sample_size=4, in_channels=2, num_classes=3)
+    assert (type(model).__name__, model.config.width, model.null_class) == ("TinySiT", 16, 3)
 
 
 def test_a_run_takes_a_sampler_images_and_a_diffusion_model_of_ones_own(

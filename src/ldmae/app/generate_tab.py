@@ -43,13 +43,14 @@ from ldmae.app.lines import Waiting, answered, followed
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.config.diffusion import SamplingConfig
+from ldmae.config.registry import SOLVERS
 from ldmae.core.errors import UserError
+from ldmae.diffusion.solvers import evaluations
 from ldmae.report.formatting import format_seconds
 
 EVERY_CLASS = -1
 ALL_CHANNELS = 0
 OWN_SHIFT = 0.0
-SOLVERS = [("Euler", "euler"), ("Heun (about 2× slower)", "heun")]
 EMPTY = "Choose a class and press Generate."
 NEW_SEEDS = 10**6
 """New seeds are below it: short enough to be typed."""
@@ -202,7 +203,7 @@ def _controls(bench: Workbench) -> dict[str, Any]:
             info="Time t runs from 0 (noise) to 1 (image).",
         )
         end = gr.Slider(0, 1, value=own.guidance_interval[1], step=0.05, label="Guidance end")
-        solver = gr.Radio(SOLVERS, value=own.solver, label="Solver")
+        solver = gr.Radio(_solvers(), value=own.solver, label="Solver")
         unset = own.timestep_shift is None
         shift = gr.Slider(
             OWN_SHIFT if unset else SHIFTS[0],
@@ -263,6 +264,15 @@ def request_of(values: tuple[Any, ...]) -> GenerationRequest:
     return GenerationRequest(
         label=None if label == EVERY_CLASS else int(label), count=int(count), sampling=sampling
     )
+
+
+def _solvers() -> list[tuple[str, str]]:
+    """Returns the solvers to choose among, each with its label."""
+    times = {name: round(evaluations(name, 50) / 50) for name in SOLVERS}
+    return [
+        (name.capitalize() + (f" (about {slower}× slower)" if slower > 1 else ""), name)
+        for name, slower in times.items()
+    ]
 
 
 def values_of(request: GenerationRequest) -> list[Any]:

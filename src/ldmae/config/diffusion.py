@@ -86,7 +86,7 @@ class DiffusionConfig(Settings):
     kind: Annotated[str, OneOf(DIFFUSION)] = "lightningdit"
     """`lightningdit`, or `package.module:Name`, a class of yours."""
     options: dict[str, Any] = {}
-    """Settings of a class of yours: arguments of its constructor, or fields of its `Config`."""
+    """Settings of another kind than `lightningdit`: its constructor's arguments or its `Config`'s fields."""
     model: LightningDiTConfig = LightningDiTConfig()
     """The shape of a LightningDiT."""
     flow: FlowConfig = FlowConfig()
@@ -95,9 +95,9 @@ class DiffusionConfig(Settings):
     """Steps, batch, optimizer."""
 
     @property
-    def own_kind(self) -> str | None:
-        """The user's own class that is trained; None where it is the package's."""
-        return None if self.kind in DIFFUSION else self.kind
+    def other_kind(self) -> str | None:
+        """What is trained in place of a LightningDiT, with `options` as its settings; None for that."""
+        return None if self.kind == "lightningdit" else self.kind
 
 
 class SamplingConfig(Settings):

@@ -123,7 +123,7 @@ class Config(Settings):
         self._check_frozen()
         scales = (self.sampling.guidance_scale, self.evaluation.guidance_scale)
         guided = any(scale not in (None, 1) for scale in scales)
-        if self.diffusion.own_kind is None and self.diffusion.model.class_dropout_prob == 0 and guided:
+        if self.diffusion.other_kind is None and self.diffusion.model.class_dropout_prob == 0 and guided:
             raise ValueError(
                 "guidance needs diffusion.model.class_dropout_prob above 0 in training; set that, or "
                 "sampling.guidance_scale=1 and evaluation.guidance_scale=1"
@@ -144,7 +144,7 @@ class Config(Settings):
                     f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
                     f"take {max(1, round(pixels / patch)) * patch}"
                 )
-        if self.diffusion.own_kind is None and (self.image_size // patch) % self.diffusion.model.patch_size:
+        if self.diffusion.other_kind is None and (self.image_size // patch) % self.diffusion.model.patch_size:
             raise ValueError(
                 f"the latent grid has {self.image_size // patch} cells a side, which "
                 f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"

@@ -23,7 +23,7 @@ def backbone_settings(config: DiffusionConfig) -> dict[str, Any]:
     Raises:
         UserError: an option that a user's own class does not take.
     """
-    if config.own_kind is None:
+    if config.other_kind is None:
         return as_dict(config.model)
     return as_dict(own_settings(backbone_class(config), config.options, "diffusion.options", GIVEN))
 

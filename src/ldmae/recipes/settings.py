@@ -32,7 +32,7 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
         "training": _weighty(config.diffusion.training),
         "model": backbone_settings(config.diffusion),
         "flow": plain(config.diffusion.flow),
-        **({} if config.diffusion.own_kind is None else {"kind": config.diffusion.own_kind}),
+        **({} if config.diffusion.other_kind is None else {"kind": config.diffusion.other_kind}),
     }
     return parts
 
