@@ -35,7 +35,7 @@ from ldmae.core.flops import count_flops
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.evaluation.efficiency import peak_memory, seconds_of
 from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes import encode, open_run, train_autoencoder, train_diffusion
+from ldmae.recipes import execute_stages, open_run
 
 STOP_AT = 5
 """The step after which each training is interrupted; the last training state is of step 3."""
@@ -185,8 +185,7 @@ def train(config: Config, folder: Path, stopped: set[str] | None = None) -> Any:
             raise KeyboardInterrupt
 
     run.on_step.append(interrupt)
-    for stage in (train_autoencoder, encode, train_diffusion):
-        stage(run)
+    execute_stages(run, "autoencoder", "latents", "diffusion")
     return run
 
 

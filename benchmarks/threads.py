@@ -25,8 +25,8 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.device import reuse_freed_memory
 from ldmae.core.threads import most_threads
 from ldmae.recipes.plan import example_rows, untrained_objective
-from ldmae.recipes.run import Run, open_run
-from ldmae.recipes.training import train_autoencoder
+from ldmae.recipes.run import Run
+from ldmae.recipes.schedule import execute_stages, open_run
 from ldmae.training.engine import Trainer
 from ldmae.training.rehearsal import rehearsal
 
@@ -54,8 +54,8 @@ def measure(precision: str) -> None:
 
         run.on_start.append(take_turns)
         with contextlib.suppress(_EnoughError):
-            train_autoencoder(run)
-    print(json.dumps({"chosen": run.book.threads(), "seconds": found}))
+            execute_stages(run, "autoencoder")
+    print(json.dumps({"chosen": run.records.threads(), "seconds": found}))
 
 
 def _diffusion_step(run: Run) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from ldmae import LDMAEPipeline
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
-from ldmae.recipes import encode, run_arrows, sample, save_pipeline, train_diffusion
+from ldmae.recipes import run_stages
 
 # --8<-- [end:imports]
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
     chosen = [f"autoencoder.source={source}", f"data={options.data}", *held_out]
     settings = load_config(options.preset, chosen)
     # no autoencoder is trained; `run_all` would also measure and write the report
-    run_arrows(settings, options.out, encode, train_diffusion, save_pipeline, sample)
+    run_stages(settings, options.out, "latents", "diffusion", "pipeline", "samples")
     pipeline = LDMAEPipeline.from_pretrained(options.out / "pipeline")
     # --8<-- [end:run]
     statistics = [round(number, 2) for number in pipeline.config.latents_std]

@@ -28,7 +28,6 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"images"},  # what is measured on
     "conversion": LEAVES | MODELS,
     "loading": LEAVES | MODELS | {"conversion"},
-    "stages": {"core"},
     "recipes": ANY - {"app", "arguments", "cli", "measuring", "preparing", "terminal"},
     "terminal": {"core"},
     "arguments": {"config", "core", "recipes"},

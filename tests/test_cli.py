@@ -196,7 +196,7 @@ def test_estimate_of_a_longer_run_counts_only_what_is_left(made, ldmae, tmp_path
     shutil.copytree(made.folder, tmp_path / "longer")
     (tmp_path / "longer" / "stages.json").write_text(
         json.dumps(
-            {"schema": 1, "stages": json.loads((made.folder / "stages.json").read_text())["stages"][:3]}
+            {"schema": 2, "stages": json.loads((made.folder / "stages.json").read_text())["stages"][:3]}
         )
     )
     again = ldmae("run", made.yaml, "--out", tmp_path / "longer", "diffusion.training.steps=30")

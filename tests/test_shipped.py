@@ -24,8 +24,8 @@ from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
 from ldmae.perception.features import Features, load_features
 from ldmae.recipes.generated import generated_images
+from ldmae.recipes.opening import open_accelerator
 from ldmae.recipes.results import write_results
-from ldmae.recipes.run import open_accelerator
 
 LARGEST_BYTES, MOST_PARAMETERS = 25_000_000, 12_000_000
 

@@ -25,6 +25,7 @@ from ldmae import recipes
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
+from ldmae.core.provenance import changed
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.copies import COMPARED
 from ldmae.evaluation.reconstruction import to_uint8
@@ -33,11 +34,10 @@ from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
 from ldmae.recipes.generated import generated_images
-from ldmae.recipes.run import open_accelerator
+from ldmae.recipes.opening import open_accelerator
 from ldmae.recipes.settings import plain
 from ldmae.report import grids
 from ldmae.report.data import read_arrays, remarks
-from ldmae.stages import changed_settings
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000
@@ -104,9 +104,9 @@ def _refuse_other_settings(run: Path, name: str) -> None:
         "evaluation",
     )
     expected, got = ({part: config[part] for part in parts} for config in (preset, made))
-    changed = changed_settings(expected, got)
-    if changed:
-        raise UserError(f"{run} was made with other settings than {SHIPPED[name]}: {'; '.join(changed)}")
+    changes = changed(expected, got)
+    if changes:
+        raise UserError(f"{run} was made with other settings than {SHIPPED[name]}: {'; '.join(changes)}")
 
 
 def _save(pipeline: LDMAEPipeline, folder: Path) -> None:

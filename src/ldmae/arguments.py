@@ -30,9 +30,9 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         metavar="STAGE",
-        help="Run this stage and all that depend on it again: autoencoder.pretraining, autoencoder.tuning, "
-        "autoencoder.baseline, latents, diffusion, pipeline, samples, evaluation or report. After "
-        "autoencoder.tuning with a frozen encoder, latents and diffusion model are kept.",
+        help="Run this stage again, and those that depend on it where its result changes theirs: "
+        "autoencoder.pretraining, autoencoder.tuning, autoencoder.baseline, latents, diffusion, pipeline, "
+        "samples, evaluation or report. A frozen encoder, for one, leaves latents and diffusion model.",
     ),
 ]
 DryRun = Annotated[

@@ -98,7 +98,7 @@ def train_autoencoder(
     """Train the autoencoder: masked pre-training, then decoder tuning."""
     config, folder = resolve(preset, overrides, out)
     recipes = open_recipes()
-    recipes.run_arrows(config, folder, recipes.train_autoencoder, restart=restart)
+    recipes.run_stages(config, folder, "autoencoder", restart=restart)
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
@@ -112,7 +112,7 @@ def train_diffusion(
     """Train the diffusion model on the latents of the run folder."""
     config, folder = resolve(preset, overrides, out)
     recipes = open_recipes()
-    recipes.run_arrows(config, folder, recipes.train_diffusion, restart=restart)
+    recipes.run_stages(config, folder, "diffusion", restart=restart)
     say(f"diffusion model: {folder / 'diffusion'}")
 
 
@@ -141,7 +141,7 @@ def encode(
     if recipes.is_run_folder(source) and not overrides:
         refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
         folder = Path(source)
-        recipes.run_arrows(run_config(folder, None, allow_code), folder, recipes.encode)
+        recipes.run_stages(run_config(folder, None, allow_code), folder, "latents")
         say(f"latents: {folder / 'latents'}")
         return
     if out is None:
@@ -207,11 +207,11 @@ def sample(
         folder = Path(source)
         if not (changes or classes or out):
             config = run_config(folder, None, allow_code)
-            recipes.run_arrows(config, folder, recipes.save_pipeline, recipes.sample)
+            recipes.run_stages(config, folder, "pipeline", "samples")
             say(f"samples: {folder / 'samples' / 'grid.png'}")
             return
         if not (folder / "pipeline").exists():
-            recipes.run_arrows(run_config(folder, None, allow_code), folder, recipes.save_pipeline)
+            recipes.run_stages(run_config(folder, None, allow_code), folder, "pipeline")
     if main_process():  # generating is not shared among processes
         numbered = out is None and recipes.is_run_folder(source)
         place = next_folder(Path(source)) if numbered else contextlib.nullcontext(out or Path("samples"))

@@ -260,12 +260,12 @@ def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_pa
         decoder_num_attention_heads=2,
     ).save_pretrained(tmp_path / "vmae")
     config = toy(name, images, tmp_path / "vmae")
-    arrows = (recipes.train_autoencoder, recipes.encode, recipes.train_diffusion, recipes.save_pipeline)
-    run = recipes.run_arrows(config, tmp_path / "run", *arrows)
-    trained = [stage for stage, record in run.book.records.items() if record.steps == 1]
+    names = ("autoencoder", "latents", "diffusion", "pipeline")
+    run = recipes.run_stages(config, tmp_path / "run", *names)
+    trained = [stage for stage, record in run.records.stages.items() if record.steps == 1]
     own = config.autoencoder.source is None
     assert trained == [*(["autoencoder.pretraining", "autoencoder.tuning"] if own else []), "diffusion"]
-    assert all(record.status == "done" for record in run.book.records.values())
+    assert all(record.status == "done" for record in run.records.stages.values())
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
 
 

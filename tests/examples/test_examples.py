@@ -354,12 +354,12 @@ def test_a_new_autoencoder_restores_and_is_saved_as_diffusers_saves(tmp_path: Pa
 
 def test_a_new_autoencoder_carries_the_whole_diffusion(tmp_path: Path) -> None:
     from ldmae.config import load_config
-    from ldmae.recipes import encode, run_arrows, save_pipeline, train_diffusion
+    from ldmae.recipes import run_stages
 
     sys.path.insert(0, str(EXAMPLES / "extend"))
     overrides = ["data=digits", "autoencoder.source=new_autoencoder:photo_components"]
     settings = load_config("smoke", [*overrides, "diffusion.model.patch_size=1"])
-    run_arrows(settings, tmp_path / "run", encode, train_diffusion, save_pipeline)
+    run_stages(settings, tmp_path / "run", "latents", "diffusion", "pipeline")
     pipeline = LDMAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert type(pipeline.vae).__name__ == "PatchComponents"
     assert len(pipeline.config.latents_mean) == 16

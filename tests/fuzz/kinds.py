@@ -28,6 +28,7 @@ from ldmae.contracts import Metric
 from ldmae.conversion import load_official_vmae
 from ldmae.conversion.vmae import to_official_checkpoint
 from ldmae.core.files import read_json, write_json
+from ldmae.core.provenance import Record, Records
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.image_sets import read_samples
 from ldmae.images.index import open_all_images
@@ -36,7 +37,6 @@ from ldmae.latents.statistics import latent_statistics, load_statistics, save_st
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.recipes.results import merge_results, write_results
 from ldmae.report.run import render_report
-from ldmae.stages import Record, StageBook
 
 from .mutations import damage_file, damaged_bytes, damaged_value, odd
 
@@ -279,9 +279,9 @@ def _run() -> Path:
     pipeline.save_pretrained(folder / "pipeline")
     _vmae().save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
-    book = StageBook(folder)
-    book.records = {name: Record(name, "done", 1.0) for name in ("latents", "samples")}
-    book.tick("latents", 2.0)
+    records = Records(folder)
+    records.stages = {name: Record(status="done", seconds=1.0) for name in ("latents", "samples")}
+    records.tick("latents", 2.0)
     pixels = np.zeros((2, 16, 16, 3), np.uint8)
     measured = Measured(
         [Metric(name="PSNR", value=30.0, counts={"images": 4})],
@@ -318,7 +318,7 @@ def run_folders(folder: Path, random: Random) -> None:
     elif inside[0] == "config.yaml":
         load_config(str(path))
     elif inside[0] == "stages.json":
-        StageBook(run)
+        Records(run)
     elif inside[0] == "results":
         merge_results(run)
     elif path.suffix == ".json" and path.exists():

@@ -131,6 +131,7 @@ def test_resuming_with_other_settings_names_them_and_changes_nothing(
     changes = ("diffusion.training.batch_size=6", "diffusion.model.num_layers=2", "latents.flip=false")
     message = refusal(ldmae.start("run", preset, *changes, "--out", copied))
     assert "training.batch_size: 12 -> 6" in message
+    assert "latents: flip: True -> False" in message
     assert "model.num_layers: 1 -> 2" in message
     assert "--restart diffusion" in message
     assert contents(copied) == before
@@ -168,7 +169,7 @@ def test_resuming_on_images_of_equal_names_and_sizes_is_refused(
 
 def test_fewer_steps_than_done_are_refused(ldmae: Any, preset: Path, copied: Path) -> None:
     message = refusal(ldmae.start("run", preset, "diffusion.training.steps=10", "--out", copied))
-    assert "has done 16 steps, 10 are asked for" in message
+    assert "diffusion was started with other settings or inputs: steps: 16 -> 10" in message
 
 
 def test_decoder_tuned_anew_leaves_latents_and_diffusion_model(
@@ -210,10 +211,13 @@ def test_restart_of_tuning_goes_on_to_the_diffusion_model_where_that_changed_too
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("autoencoder.kind=vae autoencoder.baseline.model.factor=4", "than autoencoder.baseline would train"),
+        (
+            "autoencoder.kind=vae autoencoder.baseline.model.factor=4",
+            "inputs: encoder: still to be made by autoencoder.baseline",
+        ),
         ("autoencoder.pretraining.training.steps=14", "add --restart autoencoder.tuning"),
-        ("latents.flip=false", "diffusion was started on other latents: flip: True -> False"),
-        ("autoencoder.source={other}", "diffusion was started on other latents: encoder: "),
+        ("latents.flip=false", "with other settings or inputs: latents: flip: "),
+        ("autoencoder.source={other}", "with other settings or inputs: latents: encoder: "),
     ],
 )
 def test_what_a_training_was_begun_on_is_not_replaced_under_it(
@@ -249,7 +253,7 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
         shutil.copytree(copied / name, tmp_path / "own" / name)
     words = ("train", "diffusion", preset, "latents.fingerprint=skip", "--out", tmp_path / "own")
     (tmp_path / "own" / "latents" / "latents_stats.pt").unlink()
-    assert "make it with `ldmae encode`" in refusal(ldmae.start(*words))
+    assert "make that with `ldmae encode`" in refusal(ldmae.start(*words))
     assert ldmae.start("encode", tmp_path / "own").wait() == 0
     for steps in (6, 8):
         again = ldmae.start(*words, f"diffusion.training.steps={steps}")
@@ -260,20 +264,14 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(
     more = (*words, "diffusion.training.steps=10")
     assert "started with other settings or inputs: latents: " in refusal(ldmae.start(*more))
     torch.save(statistics, tmp_path / "own" / "latents" / "latents_stats.pt")
-    # a training that 0.1.0 began drew its latents otherwise, and recorded nothing of it
-    stages = json.loads((tmp_path / "own" / "stages.json").read_text())
-    for record in stages["stages"]:
-        record["inputs"].pop("latent_draws", None)
-    (tmp_path / "own" / "stages.json").write_text(json.dumps(stages))
-    message = refusal(ldmae.start(*more))
-    assert "latent_draws: None -> 'on the device, keyed by latent'" in message
-    assert "--restart diffusion" in message
+    again = ldmae.start(*more)
+    assert again.wait() == 0, again.output
 
 
 @pytest.mark.parametrize(
     ("verb", "stage", "words"),
     [
-        ("run", "autoencoder.baseline", "it trains: autoencoder.pretraining, autoencoder.tuning"),
+        ("run", "autoencoder.baseline", "no stage 'autoencoder.baseline' in this run"),
         ("train diffusion", "latents", "this command makes diffusion and not latents"),
         ("train autoencoder", "diffusion", "not diffusion; start that again with `ldmae run PRESET"),
     ],
@@ -399,7 +397,7 @@ def test_training_state_of_another_run_is_refused(
     shutil.copytree(other / "checkpoints" / "diffusion", states)
     shutil.rmtree(copied / "diffusion")
     message = refusal(ldmae.start("run", preset, "--out", copied))
-    assert "step-00000016.pt is of" in message
+    assert "step-00000016.pt belongs to a training" in message
     assert "--restart diffusion" in message
 
 

@@ -16,11 +16,11 @@ from ldmae.config import load_config, preset_names
 from ldmae.config.autoencoder import KINDS
 from ldmae.config.schema import ABLATION, AUTOENCODER_KINDS
 from ldmae.core.errors import UserError
-from ldmae.recipes.compare import compare, plan_comparison
+from ldmae.core.provenance import changed
+from ldmae.recipes.compare import compare, plan_comparison, unit_changes
 from ldmae.recipes.settings import plain as plain_settings
 from ldmae.recipes.settings import training_steps
 from ldmae.recipes.variants import VARIANTS
-from ldmae.stages import changed_settings
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
@@ -90,7 +90,7 @@ def test_units_that_were_made_are_those_that_the_preset_makes(preset):
     assert len(found) >= 5
     for place in found:
         kept = json.loads((made / place / "unit.json").read_text())
-        assert changed_settings(kept["settings"], planned[place].settings) == [], place
+        assert unit_changes(planned[place], kept["settings"]) == [], place
 
 
 def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():
@@ -137,11 +137,9 @@ def test_variants_beyond_the_paper_differ_from_vmae_in_what_they_are_called_afte
     plain = load_config("compare-photos", ["autoencoder.kind=vmae"])
     for name in names:
         settings = [s for s in VARIANTS[name].settings if "${" not in s]
-        changed = changed_settings(
-            plain_settings(plain), plain_settings(load_config("compare-photos", settings))
-        )
-        assert changed, name
-        assert all(line.startswith("autoencoder.") for line in changed), changed
+        changes = changed(plain_settings(plain), plain_settings(load_config("compare-photos", settings)))
+        assert changes, name
+        assert all(line.startswith("autoencoder.") for line in changes), changes
         assert VARIANTS[name].is_baseline is VARIANTS[name].is_conv is False
     assert set(VARIANTS) == {*AUTOENCODER_KINDS, *ABLATION}
 

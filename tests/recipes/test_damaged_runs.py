@@ -15,6 +15,7 @@ from ldmae.config import load_config, save_config
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
+from ldmae.core.provenance import Record, Records, read_record
 from ldmae.evaluation.api import Measured
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.recipes.convert import convert_to_official
@@ -22,7 +23,6 @@ from ldmae.recipes.generated import _is_kept, _keep_only
 from ldmae.recipes.results import kept_results, merge_results, write_results
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.report.run import overview
-from ldmae.stages import Record, StageBook
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,6 @@ def made(tmp_path_factory):
     pipeline.save_pretrained(folder / "pipeline")
     vae.save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
-    StageBook(folder).records["latents"] = Record("latents")
     write_results(folder, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=30.0)]))
     return folder
 
@@ -83,15 +82,16 @@ def test_metrics_of_an_older_version_are_refused_with_the_next_move(run):
     "stages",
     [
         [],
-        {"stages": 3},
-        {"stages": [{"name": "latents", "seconds": "long"}]},
-        {"stages": [{"name": ["latents"]}]},
+        {"schema": 2, "stages": 3},
+        {"schema": 2, "stages": [{"name": "latents", "seconds": "long"}]},
+        {"schema": 2, "stages": [{"name": "latents", "mood": 1}]},
+        {"schema": 1, "stages": []},
     ],
 )
 def test_a_record_of_stages_of_another_shape_is_named(run, stages):
     write_json(run / "stages.json", stages)
     with pytest.raises(UserError, match=r"stages\.json was written by another version"):
-        StageBook(run)
+        Records(run)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_generated_images_whose_record_is_damaged_are_made_again(tmp_path):
         folder.mkdir()
         damage(folder / "made_of.json")
         (folder / "000000000.npy").write_bytes(b"")
-        _keep_only(folder, "maker")
+        _keep_only(folder, Record({"seed": 1}))
         assert [path.name for path in folder.iterdir()] == ["made_of.json"]
-        assert json.loads((folder / "made_of.json").read_text()) == "maker"
+        assert read_record(folder / "made_of.json") == Record({"seed": 1})
 
 
 def test_a_batch_of_generated_images_that_was_cut_short_is_made_again(tmp_path):

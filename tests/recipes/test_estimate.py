@@ -14,9 +14,8 @@ from ldmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.recipes import timing
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.latents import encode
-from ldmae.recipes.run import Run, open_run
-from ldmae.recipes.training import train_autoencoder, train_diffusion
+from ldmae.recipes.run import Run
+from ldmae.recipes.schedule import execute_stages, open_run
 
 BASELINE = (
     "autoencoder.kind=sd-vae",
@@ -45,15 +44,15 @@ def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(
     preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched = begin(preset, tmp_path / "watched", *BASELINE)
-    train_autoencoder(watched)
+    execute_stages(watched, "autoencoder")
     told = " ".join(capsys.readouterr().err.split())
     assert re.search(
         r"about .+ for the whole run \(autoencoder .+, encoding .+, diffusion .+, sampling ", told
     )
     alone = begin(preset, tmp_path / "alone", *BASELINE, watched=False)
-    train_autoencoder(alone)
-    assert watched.book.output("autoencoder.baseline") == alone.book.output("autoencoder.baseline")
-    assert watched.book.output("autoencoder.baseline")
+    execute_stages(alone, "autoencoder")
+    assert watched.records.output("autoencoder") == alone.records.output("autoencoder")
+    assert watched.records.output("autoencoder")
 
 
 def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
@@ -66,8 +65,7 @@ def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
     other.save_pretrained(tmp_path / "other")
     settings = (f"autoencoder.source={tmp_path / 'other'}", "diffusion.training.steps=20")
     run = begin(preset, tmp_path / "run", *settings)
-    encode(run)
-    train_diffusion(run)
+    execute_stages(run, "latents", "diffusion")
     told = " ".join(capsys.readouterr().err.split())
     assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
 

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
+from ldmae.core.provenance import Records
 from ldmae.loading import load_pipeline
 from ldmae.recipes import generated
-from ldmae.recipes.run import open_accelerator, run_autoencoder
-from ldmae.stages import StageBook
+from ldmae.recipes.opening import open_accelerator
+from ldmae.recipes.run import run_autoencoder
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_second_accelerator_of_a_process_shards_as_the_first(tmp_path, monkeypat
 def test_run_without_its_autoencoder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("flowers")  # flowers/autoencoder reads like OWNER/NAME
-    run: Any = SimpleNamespace(config=load_config("smoke"), folder=folder, book=StageBook(folder))
+    run: Any = SimpleNamespace(config=load_config("smoke"), folder=folder, records=Records(folder))
     with pytest.raises(UserError, match=r"the run flowers has no autoencoder yet; .*ldmae train autoencoder"):
         run_autoencoder(run)
 
@@ -119,7 +120,7 @@ def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypa
 def autoencoder_alone(preset, tmp_path_factory):
     """A run folder after `train autoencoder` and `encode`, and its settings."""
     folder, config = tmp_path_factory.mktemp("alone") / "run", load_config(str(preset))
-    recipes.run_arrows(config, folder, recipes.train_autoencoder, recipes.encode)
+    recipes.run_stages(config, folder, "autoencoder", "latents")
     return config, folder
 
 
@@ -129,7 +130,7 @@ def test_a_run_without_a_diffusion_model_has_its_autoencoder_measured(autoencode
     assert "has no diffusion model yet: only its autoencoder is measured" in capsys.readouterr().err
     results = json.loads((folder / "results.json").read_text())["results"]
     assert {"reconstruction", "smoothness"} <= {entry["measurement"] for entry in results}
-    with pytest.raises(UserError, match="has no diffusion model yet; train it with"):
+    with pytest.raises(UserError, match=r"has no diffusion model yet .*`ldmae train diffusion`"):
         recipes.evaluate_run(config, folder, ["generation"])
 
 
@@ -141,7 +142,7 @@ def test_shards_that_were_deleted_are_encoded_again(autoencoder_alone):
     for lost in (paths[:1], paths):
         for path in lost:
             path.unlink()
-        recipes.run_arrows(config, folder, recipes.encode)
+        recipes.run_stages(config, folder, "latents")
         torch.testing.assert_close([load_file(path) for path in paths], before)
 
 
@@ -153,7 +154,7 @@ def test_a_damaged_shard_is_named_by_encode(autoencoder_alone, tmp_path):
     with pytest.raises(
         UserError, match=rf"{shard.name} is not a complete safetensors file .*delete it and encode again"
     ):
-        recipes.run_arrows(config, run, recipes.encode)
+        recipes.run_stages(config, run, "latents")
 
 
 # ---- classes that nothing teaches

@@ -12,7 +12,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.latents.shards import LatentShards
 from ldmae.recipes import evaluate_samples, run_all
-from ldmae.recipes.run import open_accelerator
+from ldmae.recipes.opening import open_accelerator
 
 TINY = """
 image_size: 24

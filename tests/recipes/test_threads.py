@@ -14,7 +14,8 @@ import torch
 
 from ldmae.config import load_config
 from ldmae.core.threads import TimedThreads
-from ldmae.recipes.run import Run, open_run
+from ldmae.recipes.run import Run
+from ldmae.recipes.schedule import open_run
 from ldmae.recipes.settings import training_settings
 from ldmae.recipes.threads import STEPS, SlowSteps, settle_alone, settle_threads
 
@@ -45,7 +46,9 @@ def settle(run: Run, stage: str, found: int | None = None) -> None:
         assert found is not None, "timed"
         return TimedThreads(found, {1: 0.2, 2: 0.1})
 
-    with run.book.running(stage, training_settings(run.config, "no").get(stage, {}), run.images):
+    with run.records.running(
+        stage, training_settings(run.config, "no").get(stage, {}), {"images": run.images}
+    ):
         settle_threads(run, stage, time_them, 8)
 
 
@@ -61,7 +64,7 @@ def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(
     resumed = begin(preset, tmp_path)
     assert torch.get_num_threads() == 2
     settle(resumed, "latents")
-    assert resumed.book.device == run.book.device
+    assert resumed.records.device == run.records.device
 
 
 def test_a_number_of_threads_is_taken_at_its_word_and_a_change_is_told(
@@ -85,8 +88,8 @@ def test_a_run_told_to_use_more_threads_than_it_may_says_so(preset: Path, tmp_pa
 
 def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset: Path, tmp_path: Path) -> None:
     run = begin(preset, tmp_path, found=2)
-    run.book.restart([FIRST], {})
-    assert run.book.threads() == 0
+    restarted = open_run(run.config, tmp_path, restart=FIRST)
+    assert restarted.records.threads() == 0
     begin(preset, tmp_path, found=1)
     assert torch.get_num_threads() == 1
 
@@ -95,7 +98,7 @@ def test_encoding_before_any_training_leaves_the_choice_to_the_training(preset: 
     run = open_run(load_config(str(preset)), tmp_path)
     settle(run, "latents", found=2)
     settle(run, "diffusion", found=1)
-    assert (torch.get_num_threads(), run.book.threads()) == (1, 1)
+    assert (torch.get_num_threads(), run.records.threads()) == (1, 1)
     settle(run, "latents")
     assert torch.get_num_threads() == 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,28 @@ import torch
 from ldmae.autoencoders.baselines import build_baseline, fit_width
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, as_dict, load_config
-from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
+from ldmae.config.autoencoder import AutoencoderConfig, BaselineConfig, VMAEConfig
 from ldmae.config.schema import ABLATION
 from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.flops import count_autoencoder_flops
+from ldmae.core.locks import locked
 from ldmae.core.progress import console
+from ldmae.core.provenance import changed
 from ldmae.images.base import shortened
 from ldmae.recipes.estimate import RunEstimate
-from ldmae.recipes.evaluate import check_measurable, measure_autoencoder, report
+from ldmae.recipes.evaluate import check_measurable, measure_autoencoder
 from ldmae.recipes.flatness import check_checkpoints, describe_flatness, train_diffusion_with_curve
-from ldmae.recipes.generation import sample, save_pipeline
-from ldmae.recipes.latents import encode
+from ldmae.recipes.opening import open_accelerator, open_run_images
 from ldmae.recipes.results import read_results
-from ldmae.recipes.run import Run, images_fingerprint, open_accelerator, open_run, open_run_images
+from ldmae.recipes.run import Run, images_fingerprint
 from ldmae.recipes.samples import evaluate_samples
+from ldmae.recipes.schedule import execute_stages, open_run
 from ldmae.recipes.settings import plain, training_settings, training_steps
-from ldmae.recipes.training import train_autoencoder
 from ldmae.recipes.variants import VARIANTS, Variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.data import mapping, read_arrays, read_samples
-from ldmae.stages import changed_settings, locked
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,17 @@ def _refuse_changes(unit: Unit, results: Path) -> None:
     path = results / "units" / unit.place / "unit.json"
     if not path.exists():
         return
-    changed = changed_settings(read_json(path, {"settings": dict})["settings"], unit.settings)
-    if changed:
+    if changes := unit_changes(unit, read_json(path, {"settings": dict})["settings"]):
         raise UserError(
-            f"{path.parent} was made with other settings: {'; '.join(changed)}. Run the command with the "
+            f"{path.parent} was made with other settings: {'; '.join(changes)}. Run the command with the "
             "old ones, name another folder with --results (and --out), or delete that one to make it again"
         )
+
+
+def unit_changes(unit: Unit, settings: dict[str, Any]) -> list[str]:
+    """Returns a line for each setting that differs from those that a finished unit was made with."""
+    default = Config(autoencoder=AutoencoderConfig(kind=unit.config.autoencoder.kind))
+    return changed(settings, unit.settings, replace(unit, config=default).settings)
 
 
 def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> None:
@@ -291,13 +296,15 @@ def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> 
 def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, matching: Matching) -> None:
     """Trains, samples and measures in a run folder, and keeps what the report needs."""
     with locked(folder):
-        run = open_run(unit.config, folder, check=check_measurable)
+        run = open_run(unit.config, folder)
+        check_measurable(run)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
-        for arrow in (train_autoencoder, encode, train_diffusion_with_curve, save_pipeline, sample):
-            arrow(run)
+        execute_stages(run, "autoencoder", "latents")
+        train_diffusion_with_curve(run)
+        execute_stages(run, "pipeline", "samples")
         began = time.monotonic()
-        measure_autoencoder()(run)
-        report(run)
+        measure_autoencoder(run)
+        execute_stages(run, "report")
         for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
             tracker.finish()
     evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references")
@@ -319,7 +326,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
         measuring: seconds that it took to measure.
         matching: how the baselines' cost was fitted.
     """
-    spent = {name: record.seconds for name, record in run.book.records.items() if record.seconds}
+    spent = {name: record.seconds for name, record in run.records.stages.items() if record.seconds}
     parameters = read_json(run.folder / "parameters.json", dict)
     steps, small = training_steps(unit.config), unit.name == "sd-vae" and (matching.width or 1) < 1
     return {
@@ -340,9 +347,9 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
             name: round(seconds, 3) for name, seconds in {**spent, "measurements": measuring}.items()
         },
         "curves": describe_flatness(run.folder, steps),
-        "device": run.book.device,
+        "device": run.records.device,
         "data": read_json(run.folder / "data.json"),
-        "finished": run.book.records["samples"].finished,
+        "finished": run.records.stages["samples"].finished,
         "settings": unit.settings,
         "results": read_results(run.folder / "results.json"),
     }

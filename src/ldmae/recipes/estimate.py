@@ -18,16 +18,6 @@ from ldmae.training.engine import Trainer
 STEPS = 20
 """Steps after which the estimate is made, from their median: starting up and saving do not count."""
 
-TITLES = {
-    "autoencoder.pretraining": "pre-training",
-    "autoencoder.tuning": "tuning",
-    "autoencoder.baseline": "autoencoder",
-    "latents": "encoding",
-    "diffusion": "diffusion",
-    "samples": "sampling",
-    "evaluation": "evaluation",
-}
-
 
 class RunEstimate:
     """Prints how long a run will take, once, after 20 steps of the first training long enough.
@@ -64,7 +54,7 @@ class RunEstimate:
         for stage, steps in todo.items():
             if stage != trainer.stage and steps:
                 self._ahead[stage] = steps * timing.step_seconds(stage)
-        record = self.run.book.records.get("latents")
+        record = self.run.records.get("latents")
         if self.run.stream is not None:
             self.uncounted = self.uncounted or "encoding the stream"
         elif trainer.stage != "diffusion" and (record is None or record.status != "done"):
@@ -89,7 +79,7 @@ class RunEstimate:
         steps = trainer.config.steps - (0 if whole else trainer.step)
         times = {trainer.stage: steps * seconds_a_step} | self._ahead
         total = sum(times.values()) + max(0.0, spent - STEPS * seconds_a_step)
-        parts = [f"{TITLES[stage]} {duration(times[stage])}" for stage in TITLES if stage in times]
+        parts = [f"{s.title} {duration(times[s.name])}" for s in self.run.stages if s.name in times]
         return (
             f"about {duration(total)} for {'the whole run' if whole else 'the rest of the run'} "
             f"({', '.join(parts)}{'; not counted: ' if self.uncounted else ''}{self.uncounted})"
@@ -99,7 +89,7 @@ class RunEstimate:
         """Returns the steps that this start takes of each training."""
         left = {}
         for stage, training in trainings(self.run.config).items():
-            record = self.run.book.records.get(stage)
+            record = self.run.records.get(stage)
             if record is not None and record.status == "done":
                 left[stage] = max(0, training.steps - record.steps)
             else:

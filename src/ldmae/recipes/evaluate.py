@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,23 +160,18 @@ def check_measurable(run: Run) -> None:
         check_recognisable(labels[labels >= 0], size, int((np.asarray(run.held_out.labels) >= 0).sum()))
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Run) -> dict[str, str]:
     """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
-    config = run.config.evaluation
-    settings = {"evaluation": plain(config), "sampling": plain(run.config.sampling)}
-    inputs = {**run.images, "pipeline": run.book.output("pipeline")}
-    if not run.needed("evaluation", settings, inputs, run.folder / "results.json"):
-        return
-    with run.book.running("evaluation", settings, inputs):
-        if run.main:
-            measure(subject_of(run), run.folder, [load_measurement("reconstruction")])
-        run.accelerator.wait_for_everyone()
-        metrics, autoencoder = measure_generation(run, config)
-        if run.main:
-            title = OF_GENERATED["generation"]
-            write_results(run.folder, "generation", title, Measured(metrics), autoencoder=autoencoder)
-            forget_generated(run.folder / KEPT)
-        run.accelerator.wait_for_everyone()
+    if run.main:
+        measure(subject_of(run), run.folder, [load_measurement("reconstruction")])
+    run.accelerator.wait_for_everyone()
+    metrics, autoencoder = measure_generation(run, run.config.evaluation)
+    if run.main:
+        title = OF_GENERATED["generation"]
+        write_results(run.folder, "generation", title, Measured(metrics), autoencoder=autoencoder)
+        forget_generated(run.folder / KEPT)
+    run.accelerator.wait_for_everyone()
+    return {}
 
 
 def subject_of(run: Run) -> Subject:
@@ -191,19 +186,15 @@ def subject_of(run: Run) -> Subject:
     )
 
 
-def measure_autoencoder(only: Sequence[Measurement] | None = None) -> Callable[[Run], None]:
-    """Returns the arrow that measures a run's autoencoder: all there is, or the measurements named."""
-
-    def arrow(run: Run) -> None:
-        if run.main:
-            measure(subject_of(run), run.folder, only)
-        run.accelerator.wait_for_everyone()
-
-    return arrow
+def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> None:
+    """Measures a run's autoencoder in all ways of the package, or the measurements named."""
+    if run.main:
+        measure(subject_of(run), run.folder, only)
+    run.accelerator.wait_for_everyone()
 
 
-def report(run: Run) -> Path:
-    """Writes `report.html` and `overview.png` of what the run folder holds."""
+def report(run: Run) -> dict[str, str]:
+    """Writes `report.html`, `overview.png` and `parameters.json` of what the run folder holds."""
     if run.main:
         shape = latent_shape(
             read_json(run.folder / "diffusion" / "config.json", {"in_channels": int, "sample_size": int})
@@ -214,13 +205,10 @@ def report(run: Run) -> Path:
         if not run.config.autoencoder.stages:
             del own["autoencoder"]
         write_json(run.folder / "parameters.json", own)
-    with run.book.running("report", {}, {}):
-        if run.main:
-            save_png(overview(run.folder), run.folder / "overview.png")
-    if run.main:
-        render_report(run.folder)  # which tells that its own stage is done
+        save_png(overview(run.folder), run.folder / "overview.png")
+        render_report(run.folder)
     run.accelerator.wait_for_everyone()
-    return run.folder / "report.html"
+    return {}
 
 
 def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
 from ldmae.recipes.evaluate import measure_generation
 from ldmae.recipes.generated import KEPT, forget_generated
-from ldmae.recipes.generation import save_pipeline
 from ldmae.recipes.run import Run
-from ldmae.recipes.training import train_diffusion
+from ldmae.recipes.schedule import execute_stages, with_settings
 
 FLAT = 0.02
 """Gain over the last quarter of a training below which it counts as done."""
@@ -35,14 +33,13 @@ def train_diffusion_with_curve(run: Run) -> None:
     points = read_json(path, list) if path.exists() else []
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))
-        record = run.book.records.get("diffusion")
+        record = run.records.get("diffusion")
         passed = record is not None and record.status == "done" and record.steps > steps
         if passed or any(point["step"] == steps for point in points):
             continue
         part = training.replace(steps=steps)
-        here = replace(run, config=run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
-        train_diffusion(here)
-        save_pipeline(here)
+        here = with_settings(run, run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
+        execute_stages(here, "diffusion", "pipeline")
         few = run.config.evaluation.replace(
             samples=wanted.checkpoint_samples,
             real_images=wanted.checkpoint_samples,
@@ -57,7 +54,7 @@ def train_diffusion_with_curve(run: Run) -> None:
                 f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}", soft_wrap=True
             )
         run.accelerator.wait_for_everyone()
-    train_diffusion(run)
+    execute_stages(run, "diffusion")
 
 
 def check_checkpoints(config: Config) -> None:

@@ -13,17 +13,18 @@ from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
+from ldmae.core.locks import locked
 from ldmae.evaluation.subject import Subject
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_code, settings_of
 from ldmae.recipes.evaluate import measure, named_measurements, perceptual_teachers
 from ldmae.recipes.latents import encode_into, refuse_other_latents
-from ldmae.recipes.run import images_fingerprint, latents_fingerprint, open_accelerator
+from ldmae.recipes.opening import open_accelerator
+from ldmae.recipes.run import images_fingerprint, latents_fingerprint
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.threads import encoding, settle_alone
 from ldmae.report.run import render_report
-from ldmae.stages import locked
 
 
 def encode_with(source: str, overrides: list[str], folder: Path, allow_code: bool = False) -> int:

@@ -26,13 +26,14 @@ from ldmae.core.files import (
     fingerprint_model,
     fingerprint_tensors,
     read_json,
-    write_json,
 )
+from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.image_sets import read_samples
 from ldmae.loading import load_pipeline
 from ldmae.recipes.generation import generated_batches, known_classes, own_sampling, picture_size
+from ldmae.recipes.settings import plain
 from ldmae.recipes.threads import settle_alone, velocity
 
 KEPT = ".generated"
@@ -172,7 +173,7 @@ def keep_generated(
     """
     main, batch, count = accelerator.is_main_process, sampling.batch_size, len(labels)
     if main:
-        _keep_only(folder, _maker(pipeline, sampling, labels))
+        _keep_only(folder, _made_of(pipeline, sampling, labels))
     accelerator.wait_for_everyone()
 
     def make(start: int, stop: int) -> Iterator[np.ndarray]:
@@ -222,20 +223,22 @@ def _is_kept(path: Path, count: int) -> bool:
         return False
 
 
-def _maker(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> str:
+def _made_of(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> Record:
     """Returns what tells apart images of other weights, settings or labels."""
-    models = [fingerprint_model(part) for part in (pipeline.vae, pipeline.transformer)]
     statistics = {name: pipeline.config[name] for name in ("latents_mean", "latents_std")}
     scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
     told = json.dumps([statistics, scheduler], sort_keys=True, default=str)
-    return fingerprint([*models, told, str(sampling), labels.tobytes()])
+    inputs = {name: fingerprint_model(getattr(pipeline, name)) for name in ("vae", "transformer")}
+    inputs |= {"pipeline": fingerprint([told]), "labels": fingerprint([labels.tobytes()])}
+    return Record(plain(sampling), inputs)
 
 
-def _keep_only(folder: Path, maker: str) -> None:
-    made_of = folder / "made_of.json"
-    with contextlib.suppress(UserError):  # missing or damaged: all is made again
-        if read_json(made_of, str) == maker:
+def _keep_only(folder: Path, made_of: Record) -> None:
+    """Deletes what a folder keeps, unless it is of the same weights, settings and labels."""
+    path = folder / "made_of.json"
+    with contextlib.suppress(UserError):  # damaged: all is made again
+        before = read_record(path)
+        if before is not None and not before.changes(made_of.settings, made_of.inputs):
             return
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    write_json(made_of, maker)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_record(path, made_of)

@@ -1,4 +1,4 @@
-"""The arrow diffusion model → samples: the pipeline, the class grid, single pictures."""
+"""The stages diffusion model → samples: the pipeline, the class grid, single pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldmae.config import load_config
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, write_json
+from ldmae.core.files import atomic_folder, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
 from ldmae.diffusion.backbones import backbone_class
@@ -26,85 +26,50 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import solver_class, solver_name
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
-from ldmae.recipes.run import Run, latents_fingerprint, other_latents, run_autoencoder
-from ldmae.recipes.settings import autoencoder_output, plain
+from ldmae.recipes.run import Run, run_autoencoder
+from ldmae.recipes.settings import plain
 from ldmae.recipes.threads import settle_alone, velocity
 from ldmae.report.grids import class_grid, save_png
-from ldmae.stages import changed_settings
 
 MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""
 
 
-def save_pipeline(run: Run) -> None:
+def save_pipeline(run: Run) -> dict[str, str]:
     """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
-    folder, book = run.folder / "pipeline", run.book
-    settings = {"timestep_shift": run.config.sampling.timestep_shift}
-    inputs = {
-        "autoencoder": book.output(autoencoder_output(run.config)) or _weights_of_others(run),
-        "latents": book.output("latents"),
-        "diffusion": book.output("diffusion"),
-    }
-    if not run.needed("pipeline", settings, inputs, folder):
-        return
-    with book.running("pipeline", settings, inputs) as record:
-        if not (run.folder / "diffusion").exists():
-            raise UserError(
-                f"{run.folder} has no diffusion model yet; train it with `ldmae train diffusion`, or do all "
-                "with `ldmae run`"
-            )
-        mean, std = load_statistics(run.folder / "latents")
-        statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
-        vae: Any = run_autoencoder(run)
-        _check_encoder(run, vae)
-        own = isinstance(vae, AutoencoderVMAE)
-        if own:
-            vae.register_to_config(**statistics)
-        pipeline = LDMAEPipeline(
-            vae=vae,
-            transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
-            ),
-            id2label={label: run.train.classes[label] for label in trained_classes(run)},
-            **({} if own else statistics),
-        )
-        if run.main:
-            with atomic_folder(folder) as temporary:
-                pipeline.save_pretrained(temporary)
-        record.output = fingerprint([*inputs.values(), str(settings)])
-        run.accelerator.wait_for_everyone()
+    mean, std = load_statistics(run.folder / "latents")
+    statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    vae: Any = run_autoencoder(run)
+    own = isinstance(vae, AutoencoderVMAE)
+    if own:
+        vae.register_to_config(**statistics)
+    pipeline = LDMAEPipeline(
+        vae=vae,
+        transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
+        ),
+        id2label={label: run.train.classes[label] for label in trained_classes(run)},
+        **({} if own else statistics),
+    )
+    if run.main:
+        with atomic_folder(run.folder / "pipeline") as temporary:
+            pipeline.save_pretrained(temporary)
+    run.accelerator.wait_for_everyone()
+    return {"pipeline": run.records.stages["pipeline"].made_of}
 
 
-def _weights_of_others(run: Run) -> str:
-    """Returns a fingerprint of an autoencoder that this run did not train: its folder may get another."""
-    return fingerprint_tensors(run_autoencoder(run).state_dict())
-
-
-def _check_encoder(run: Run, vae: Any) -> None:
-    """Raises for an autoencoder whose latents are not those that the diffusion model learned."""
-    record = run.book.records.get("latents")
-    if record is not None:
-        encoder = latents_fingerprint(vae, run.config.image_size)
-        changed = changed_settings(record.inputs, record.inputs | {"encoder": encoder})
-        if changed:
-            raise other_latents(changed)
-
-
-def sample(run: Run) -> None:
+def sample(run: Run) -> dict[str, str]:
     """Generates `samples/`: a class grid, single PNGs, and how they were made."""
-    config, folder = run.config.sampling, run.folder / "samples"
-    settings, inputs = plain(config), {"pipeline": run.book.output("pipeline")}
-    if not run.needed("samples", settings, inputs, folder / "grid.png"):
-        return
-    with run.book.running("samples", settings, inputs):
-        if run.main:
-            # whose settings are this run's: what they name was typed, or allowed
-            pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
-            classes = class_choice(known_classes(pipeline), config.max_classes)
-            labels = [label for label in classes for _ in range(config.per_class)]
-            save_samples(pipeline, labels, config, folder)
-        run.accelerator.wait_for_everyone()
+    config = run.config.sampling
+    if run.main:
+        # whose settings are this run's: what they name was typed, or allowed
+        pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
+        classes = class_choice(known_classes(pipeline), config.max_classes)
+        labels = [label for label in classes for _ in range(config.per_class)]
+        save_samples(pipeline, labels, config, run.folder / "samples")
+    run.accelerator.wait_for_everyone()
+    return {}
 
 
 def trained_classes(run: Run) -> list[int]:

@@ -1,8 +1,7 @@
-"""The arrow images → latents."""
+"""The stage images → latents."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +10,71 @@ from accelerate.utils import broadcast_object_list
 
 from ldmae.config import Config
 from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint, read_json, write_json
+from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
 from ldmae.core.progress import console, progress_bar
+from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
-from ldmae.latents.statistics import FILE_NAME, latent_statistics, save_statistics
-from ldmae.recipes.run import (
-    Run,
-    image_dataset,
-    latent_channels,
-    latents_fingerprint,
-    other_latents,
-    run_autoencoder,
-)
+from ldmae.latents.statistics import FILE_NAME, latent_statistics, load_statistics, save_statistics
+from ldmae.recipes.run import Run, image_dataset, latent_channels, run_autoencoder
 from ldmae.recipes.settings import latents_settings
 from ldmae.recipes.threads import settle_for_encoding
-from ldmae.stages import changed_settings
 
-_MADE_OF = {"settings": dict, "inputs": dict}
-"""The shape of `made_of.json` beside shards."""
+_RECORD = "made_of.json"
 
 
-def encode(run: Run) -> None:
+def encode(run: Run) -> dict[str, str]:
     """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
-    config, folder = run.config, run.folder / "latents"
-    foreign = config.latents.fingerprint == "skip" and "latents" not in run.book.records
-    if foreign and any(folder.glob("*.safetensors")):  # shards that others made are used as they are
-        if run.main and not (folder / FILE_NAME).exists():
-            _save_statistics(folder, latent_channels(run_autoencoder(run), config.image_size)[0], config)
-        run.accelerator.wait_for_everyone()
-        return
+    config, folder, record = run.config, run.folder / "latents", run.records.stages["latents"]
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
-    maker = latents_fingerprint(autoencoder, config.image_size)
-    settings, inputs = latents_settings(config), {**run.images, "encoder": maker}
-    count = None if run.stream is not None else len(run.train)
-    (there,) = broadcast_object_list([_all_there(folder, count)])
-    if not run.needed("latents", settings, inputs, folder / FILE_NAME) and there:
-        return
-    output = fingerprint([maker, json.dumps(settings), *run.images.values()])
-    begun = run.book.records.get("diffusion")
-    if begun is not None and begun.inputs != {"latents": output}:
-        before = run.book.records["latents"].inputs if "latents" in run.book.records else {}
-        raise other_latents(changed_settings(before, inputs))
-    with run.book.running("latents", settings, inputs) as record:
-        settle_for_encoding(run, autoencoder)
-        images = image_dataset(run, config.image_size, None)
-        encode_into(folder, autoencoder, images, config, run.accelerator, inputs)
-        record.output = output
+    settle_for_encoding(run, autoencoder)
+    images = image_dataset(run, config.image_size, None)
+    encode_into(folder, autoencoder, images, config, run.accelerator, record.inputs)
+    return {"latents": record.made_of}
 
 
-def _all_there(folder: Path, count: int | None) -> bool:
-    """Says whether a folder holds as many latents as there are images; of a stream, None, whether any.
+def all_encoded(run: Run) -> bool:
+    """Says whether there are as many latents as images; of a stream, whether there are any.
 
     Raises:
         UserError: a shard is damaged.
     """
+    folder = run.folder / "latents"
     if not any(folder.glob("*.safetensors")):
         return False
-    return count in (None, len(LatentShards(folder)))
+    return run.stream is not None or len(LatentShards(folder)) == len(run.train)
+
+
+def _is_adopted(run: Run, what: str = "*.safetensors") -> bool:
+    """Says whether `latents/` holds shards that others made, and the settings allow them."""
+    if run.config.latents.fingerprint != "skip" or "latents" in run.records.stages:
+        return False
+    return broadcast_object_list([any((run.folder / "latents").glob(what))])[0]  # as the main process sees it
+
+
+def adopt_latents(run: Run) -> bool:
+    """Takes shards that others made as they are, with their statistics; returns whether there are any."""
+    folder = run.folder / "latents"
+    if not _is_adopted(run):
+        return False
+    if run.main and not (folder / FILE_NAME).exists():
+        channels, _ = latent_channels(run_autoencoder(run), run.config.image_size)
+        _save_statistics(folder, channels, run.config)
+    run.accelerator.wait_for_everyone()
+    return True
+
+
+def adopted_latents(run: Run) -> str | None:
+    """Returns a fingerprint of shards that others made, with their statistics; None where there are none."""
+    folder = run.folder / "latents"
+    if not _is_adopted(run) or not _is_adopted(run, FILE_NAME):
+        return None
+    mean, std = load_statistics(folder)
+    paths = LatentShards(folder).paths
+    digests: list[str] = content_digests(paths, run.folder / "data" / "latents.json") if run.main else []
+    (digests,) = broadcast_object_list([digests])
+    return fingerprint([*digests, fingerprint_tensors({"mean": mean, "std": std})])
 
 
 def encode_into(
@@ -96,7 +101,7 @@ def encode_into(
     count = None if isinstance(images, StreamDataset) else len(images)
     whole = False
     if accelerator.is_main_process:
-        whole = _make_room(folder, _mark(config, inputs), accelerator.num_processes, count)
+        whole = _make_room(folder, _made_of(config, inputs, accelerator.num_processes), count)
     (whole,) = broadcast_object_list([whole])
     if isinstance(images, StreamDataset):
         _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
@@ -165,11 +170,11 @@ def _encode_streamed(
     )
 
 
-def _mark(config: Config, inputs: dict[str, str]) -> dict[str, Any]:
+def _made_of(config: Config, inputs: dict[str, str], processes: int) -> Record:
     """Returns what shards are made of, as `made_of.json` beside them has it."""
     settings = latents_settings(config)
     del settings["statistics_samples"]  # of shards that are there
-    return {"settings": settings, "inputs": inputs}
+    return Record(settings, inputs, processes=processes)
 
 
 def refuse_other_latents(folder: Path, config: Config, inputs: dict[str, str]) -> None:
@@ -178,41 +183,39 @@ def refuse_other_latents(folder: Path, config: Config, inputs: dict[str, str]) -
     Raises:
         UserError: it does; they may have taken days.
     """
-    path = folder / "made_of.json"
-    if not path.exists() or not any(folder.glob("*.safetensors")):
+    before = read_record(folder / _RECORD)
+    if before is None or not any(folder.glob("*.safetensors")):
         return
-    before = {name: read_json(path, _MADE_OF)[name] for name in _MADE_OF}
-    before["settings"].pop("statistics_samples", None)  # as an older version wrote it
-    changed = changed_settings(before, _mark(config, inputs))
-    if changed:
+    now = _made_of(config, inputs, before.processes)
+    if changes := before.changes(now.settings, now.inputs):
         raise UserError(
-            f"{folder} holds latents of something else: {'; '.join(changed)}. Name another folder with "
+            f"{folder} holds latents of something else: {'; '.join(changes)}. Name another folder with "
             "--out, or remove that one"
         )
 
 
-def _make_room(folder: Path, mark: dict[str, Any], processes: int, count: int | None) -> bool:
+def _make_room(folder: Path, now: Record, count: int | None) -> bool:
     """Deletes shards that do not belong to what is to be made, and says so; returns whether all is there.
 
     Raises:
         UserError: the folder holds shards that were not made here.
     """
-    path, shards = folder / "made_of.json", sorted(folder.glob("*.safetensors"))
-    if shards and not path.exists():
+    shards, before = sorted(folder.glob("*.safetensors")), read_record(folder / _RECORD)
+    if shards and before is None:
         raise UserError(
             f"{folder} holds {len(shards)} .safetensors files that were not made here; use shards of others "
             "with latents.fingerprint=skip, or move them away to encode into this folder"
         )
-    before = read_json(path, _MADE_OF) if path.exists() else {}
-    if shards and {**before, "processes": 0} == {**mark, "processes": 0}:
-        if len(LatentShards(folder)) == count:
+    if shards and before is not None:
+        changes = before.changes(now.settings, now.inputs)
+        if not changes and len(LatentShards(folder)) == count:
             return True
-        if before.get("processes") == processes:
+        if not changes and before.processes == now.processes:
             return False
-    if shards:
-        changed = changed_settings(before, {**mark, "processes": processes})
-        console.print(f"encoding all again: {'; '.join(changed)}", markup=False, soft_wrap=True)
+        if before.processes != now.processes:
+            changes.append(f"processes: {before.processes} -> {now.processes}")
+        console.print(f"encoding all again: {'; '.join(changes)}", markup=False, soft_wrap=True)
     for stale in [*shards, folder / FILE_NAME]:
         stale.unlink(missing_ok=True)
-    write_json(path, {**mark, "processes": processes})
+    write_record(folder / _RECORD, now)
     return False

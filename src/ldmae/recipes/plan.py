@@ -22,10 +22,8 @@ from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.spatial import SpatialFeatures
 from ldmae.recipes.loading import Reading, describe_loading
-from ldmae.recipes.settings import training_steps, trainings
+from ldmae.recipes.settings import trainings
 from ldmae.recipes.training import baseline_training, masked_training
-from ldmae.stages import STAGES
-from ldmae.training.checkpoint import list_checkpoints
 
 
 @dataclass(frozen=True)
@@ -169,20 +167,6 @@ def _count(
         * training.steps,  # backward is twice forward
         memory=states + micro * sum(kept.values()),
     )
-
-
-def describe_stages(config: Config, folder: Path) -> str:
-    """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
-    steps = training_steps(config)
-    parts = []
-    for stage in STAGES:
-        if steps.get(stage):
-            checkpoints = list_checkpoints(folder / "checkpoints" / stage)
-            done = f"{checkpoints[-1][0]:,} of " if checkpoints else ""
-            parts.append(f"{stage} ({done}{steps[stage]:,} steps)")
-        elif stage in steps or not stage.startswith("autoencoder."):
-            parts.append(stage)
-    return " → ".join(parts)
 
 
 def _peta(flops: float) -> str:

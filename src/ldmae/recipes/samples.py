@@ -19,6 +19,7 @@ from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
+from ldmae.core.locks import locked
 from ldmae.core.progress import console, progress_bar
 from ldmae.evaluation.api import OF_GENERATED, Measured
 from ldmae.evaluation.copies import compared_images, measure_copies
@@ -35,11 +36,10 @@ from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
 from ldmae.recipes.generated import KEPT, Generated, forget_generated, generated_images, given_images
+from ldmae.recipes.opening import open_accelerator
 from ldmae.recipes.results import merge_results, read_results, remove_results, write_results
-from ldmae.recipes.run import open_accelerator
 from ldmae.recipes.streams import open_streamed
 from ldmae.report.run import render_report
-from ldmae.stages import locked
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""

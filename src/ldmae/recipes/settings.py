@@ -8,7 +8,6 @@ from typing import Any
 from ldmae.config import Config, as_dict
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
 from ldmae.diffusion.backbones import backbone_settings
-from ldmae.stages import ADDED
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -42,19 +41,18 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
     if part == "tuning" and not auto.tuning.enabled:
         return {"enabled": False, "image_size": config.image_size}
     adversary = stage.objective.adversarial_weight > 0
-    objective = plain(stage.objective)
     shared = {
         **common,
         "training": _weighty(stage.training, adversary),
-        "objective": _without_defaults(objective),
-        "augment": _without_defaults(plain(stage.augment)),
+        "objective": plain(stage.objective),
+        "augment": plain(stage.augment),
     }
     discriminator = {"discriminator": [stage.discriminator_layers, stage.discriminator_channels]}
     if adversary and part != "baseline":
         shared |= discriminator
     if part == "pretraining":
         return shared | {
-            "model": _without_defaults(plain(auto.model)),
+            "model": plain(auto.model),
             "image_size": config.pretraining_size,
             "initial_logvar": stage.initial_logvar,
             "init": auto.init,
@@ -65,25 +63,13 @@ def _autoencoder_settings(config: Config, part: str, common: dict[str, Any]) -> 
             "image_size": config.image_size,
             "freeze_encoder": stage.freeze_encoder,
         }
-    adversarial = {key: value for key, value in objective.items() if key.startswith("adversarial_")}
-    model = auto.model if auto.is_vit else stage.model
     return shared | {
         "kind": auto.kind,
-        "objective": shared["objective"] | adversarial,
-        "model": _without_defaults(plain(model)),
+        "network": stage.network,
+        "model": plain(auto.model if auto.is_vit else stage.model),
         "image_size": config.image_size,
         "initial_logvar": stage.initial_logvar,
-        **_without_defaults({"network": stage.network}),
         **discriminator,
-    }
-
-
-def _without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out settings that were added later and have their defaults: older runs lack them."""
-    return {
-        key: _without_defaults(value) if isinstance(value, dict) else value
-        for key, value in settings.items()
-        if key not in ADDED or value != ADDED[key]
     }
 
 
@@ -111,17 +97,11 @@ def training_steps(config: Config) -> dict[str, int]:
     return {**steps, "diffusion": config.diffusion.training.steps}
 
 
-def autoencoder_output(config: Config) -> str:
-    """Returns the stage whose product is the run's autoencoder; empty where it trains none."""
-    stages = config.autoencoder.stages
-    return f"autoencoder.{stages[-1]}" if stages else ""
-
-
 def _weighty(training: TrainingConfig, adversary: bool = False) -> dict[str, Any]:
     settings = {key: value for key, value in plain(training).items() if key not in CHANGES_NO_WEIGHT}
     optimizer = settings["optimizer"]
     if not adversary:  # whose rates then change nothing
         optimizer = {k: v for k, v in optimizer.items() if not k.startswith("discriminator_")}
-    if optimizer["name"] == "adamw":  # the only one of older runs, which recorded no name
-        optimizer = {k: v for k, v in optimizer.items() if k != "name" and not k.startswith("muon_")}
+    if optimizer["name"] == "adamw":
+        optimizer = {k: v for k, v in optimizer.items() if not k.startswith("muon_")}
     return {**settings, "optimizer": optimizer}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, read_json, stamp, write_json
+from ldmae.core.files import atomic_folder, fingerprint, stamp
+from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.images.base import Subset
 from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, local_files, open_stream
 from ldmae.recipes.settings import plain
-from ldmae.stages import changed_settings
 
 KEPT = {"train": 2000, "held_out": 500}
 """Images of each part that are kept on disk, for measurements and reports."""
+
+
+_RECORD = "kept_of.json"
 
 
 def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, ImageSource, ImageSource]:
@@ -37,37 +39,33 @@ def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, Im
     """
     _check_kept(config, cache_dir)
     stream = open_stream(config)
-    _note_kept(config, cache_dir)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    write_record(cache_dir / _RECORD, _made_of(config))
     return stream, _kept(stream, "train", cache_dir), _kept(stream, "held_out", cache_dir)
 
 
 def _check_kept(config: DataConfig, cache_dir: Path) -> None:
     """Raises where what is kept was taken from another stream."""
-    path = cache_dir / "kept_of.json"
-    if not path.exists() or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
+    before = read_record(cache_dir / _RECORD)
+    if before is None or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
         return  # a stream that gave nothing keeps no other away
-    now = _identity(config)
-    changed = changed_settings({"files": now["files"], **read_json(path, dict)}, now)  # 0.1.0 noted no files
-    if changed:
+    now = _made_of(config)
+    if changes := before.changes(now.settings, now.inputs, plain(DataConfig())):
         kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
         raise UserError(
-            f"the images that this run keeps are of another stream: {'; '.join(changed)}. Run the command "
+            f"the images that this run keeps are of another stream: {'; '.join(changes)}. Run the command "
             "with the old settings, or name another folder with --out; to use this one, delete "
-            f"{path}, {kept}"
+            f"{cache_dir / _RECORD}, {kept}"
         )
 
 
-def _note_kept(config: DataConfig, cache_dir: Path) -> None:
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    write_json(cache_dir / "kept_of.json", _identity(config))
-
-
-def _identity(config: DataConfig) -> dict[str, Any]:
+def _made_of(config: DataConfig) -> Record:
     """Returns what tells one stream from another: settings, and the files of one that is here."""
     settings = {
         name: value for name, value in plain(config).items() if name not in ("max_unreadable", "stream")
     }
-    return {**settings, "files": [f"{stamp(path):016x}" for path in local_files(config)]}
+    files = fingerprint(f"{stamp(path):016x}" for path in local_files(config))
+    return Record(settings, {"files": files}, status="done")
 
 
 def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:

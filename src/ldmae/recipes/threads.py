@@ -15,12 +15,13 @@ from accelerate.utils import broadcast_object_list
 
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import device_name
+from ldmae.core.errors import UserError
 from ldmae.core.progress import console
+from ldmae.core.provenance import Records
 from ldmae.core.threads import TimedThreads, fastest_threads, most_threads
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.loading import is_run_folder
 from ldmae.recipes.run import Run
-from ldmae.stages import StageBook
 from ldmae.training.engine import Trainer
 from ldmae.training.rehearsal import rehearsal
 from ldmae.training.sharding import is_sharded
@@ -49,8 +50,8 @@ def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], a
     """
     if run.accelerator.device.type != "cpu":
         return
-    book, record = run.book, run.book.records[name]
-    began, most = record.threads or book.threads(), most_threads(_processes_here(run))
+    records, record = run.records, run.records.stages[name]
+    began, most = record.threads or records.threads(), most_threads(_processes_here(run))
     if run.config.threads != "auto":
         count, said = int(run.config.threads), ""
         if began and count != began:
@@ -69,7 +70,7 @@ def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], a
     if said and run.main:
         console.print(said, soft_wrap=True)
     torch.set_num_threads(count)
-    book.note_threads(name, count, device_name(run.accelerator.device))
+    records.note_threads(name, count, device_name(run.accelerator.device))
 
 
 def settle_for_training(run: Run, trainer: Trainer) -> None:
@@ -115,12 +116,19 @@ def settle_alone(
     """
     if device.type != "cpu":
         return
-    recorded = StageBook(Path(source), writes=False).threads() if is_run_folder(source) else 0
-    known = int(threads) if threads != "auto" else recorded
+    known = int(threads) if threads != "auto" else _recorded_threads(source)
     timed = TimedThreads(known, {}) if known else fastest_threads(work, most_threads(), 0.1)
     torch.set_num_threads(timed.count)
     if timed.seconds:
         console.print(f"computing with {_threads(timed.count)} ({timed.rates(amount, 'images')})")
+
+
+def _recorded_threads(source: str) -> int:
+    """Returns the threads that a run folder's models were trained with; 0 where that is not known."""
+    try:
+        return Records(Path(source)).threads() if is_run_folder(source) else 0
+    except UserError:  # of another version: it is used, and not resumed
+        return 0
 
 
 def encoding(autoencoder: Any, size: int, at_most: int) -> tuple[Callable[[], object], int]:

@@ -138,8 +138,9 @@ class Timing:
             objective: Any = untrained_objective(
                 self.config, stage, perceptual, self.latent_shape, classes, tuned, features
             ).to(self.device)
+        model: Any = objective.model
         optimizer = build_optimizer(objective.train(), config.optimizer)
-        average = None if config.ema_decay is None else AveragedWeights(objective.model, config.ema_decay)
+        average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
         share = split_rows(
             config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
         )
@@ -154,7 +155,7 @@ class Timing:
                 piece = {name: value[:count] for name, value in rows.items()}
                 loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
             loss.backward()
-            clip_grad_norm_(objective.model.parameters(), math.inf)
+            clip_grad_norm_(model.parameters(), math.inf)
             optimizer.step()
             if average is not None:
                 average.update(1)

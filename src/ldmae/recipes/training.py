@@ -1,15 +1,14 @@
-"""The arrows that train: images → autoencoder, latents → diffusion model."""
+"""The stages that train: images → autoencoder, latents → diffusion model."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
@@ -29,7 +28,6 @@ from ldmae.config.autoencoder import (
 from ldmae.config.training import TrainingConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.images.base import Subset
@@ -41,6 +39,7 @@ from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.perception.spatial import SpatialFeatures, load_spatial_features
 from ldmae.recipes.run import (
     Run,
+    autoencoder_fingerprints,
     image_dataset,
     latent_channels,
     latents_fingerprint,
@@ -48,85 +47,69 @@ from ldmae.recipes.run import (
     run_autoencoder,
     save_model,
 )
-from ldmae.recipes.settings import training_settings, training_steps
 from ldmae.recipes.threads import SlowSteps, settle_for_training
 from ldmae.training.engine import Trainer
 
-LATENT_DRAWS = "on the device, keyed by latent"
-"""How latents are drawn and mirrored, recorded of foreign shards; 0.1.0 drew otherwise, recording none."""
+
+def check_networks(part: str) -> Callable[[Run], None]:
+    """Returns what loads the networks of a training's objective, so that one that can't be had is told first.
+
+    Args:
+        part: of the settings of the autoencoder: `pretraining`, `tuning` or `baseline`.
+    """
+
+    def check(run: Run) -> None:
+        objective = getattr(run.config.autoencoder, part).objective
+        _perceptual(run, objective)
+        if part != "baseline":
+            _features(run, objective)
+
+    return check
 
 
-def train_autoencoder(run: Run) -> None:
-    """Masked pre-training, then decoder tuning, or a baseline's one training; makes `autoencoder/`."""
-    arrows = {"pretraining": _pretrain, "tuning": _tune, "baseline": _train_baseline}
-    _check_perceptual(run)
-    for part in run.config.autoencoder.stages:
-        arrows[part](run)
+def pretrain(run: Run) -> dict[str, str]:
+    """Trains VMAE on masked images; makes the autoencoder that tuning starts from."""
+    config, size = run.config.autoencoder, run.config.pretraining_size
+    stage = config.pretraining
+    torch.manual_seed(run.config.seed)
+    if config.init is not None:
+        model = _resized(load_autoencoder(config.init), size)
+    else:
+        model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
+        if stage.initial_logvar is not None:
+            set_initial_logvar(model, stage.initial_logvar)
+    objective, images = _masked_objective(run, model, stage), image_dataset(run, size, stage.augment)
+    model = _train(run, "autoencoder.pretraining", objective, stage.training, images, size)
+    return {"pretrained": save_model(run, model, pretrained_folder(run.folder))}
 
 
-def _check_perceptual(run: Run) -> None:
-    """Loads the networks that the trainings to come need, so that one that can't be had is told at once."""
-    auto, records = run.config.autoencoder, run.book.records
-    for part in auto.stages:
-        record = records.get(f"autoencoder.{part}")
-        skipped = part == "tuning" and not auto.tuning.enabled
-        if not skipped and (record is None or record.status != "done"):
-            objective = getattr(auto, part).objective
-            _perceptual(run, objective)
-            if part != "baseline":
-                _features(run, objective)
-
-
-def _pretrain(run: Run) -> None:
-    config, name = run.config.autoencoder, "autoencoder.pretraining"
-    stage, size, made = config.pretraining, run.config.pretraining_size, pretrained_folder(run.folder)
-    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
-    if not run.needed(name, settings, run.images, made, stage.training.steps):
-        return
-    with run.book.running(name, settings, run.images, stage.training.steps) as record:
+def tune(run: Run) -> dict[str, str]:
+    """Trains the decoder at the run's image size, or takes VMAE as it is; makes `autoencoder/`."""
+    stage, size = run.config.autoencoder.tuning, run.config.image_size
+    model = _resized(load_model(AutoencoderVMAE, pretrained_folder(run.folder)), size)
+    if stage.enabled:
+        if stage.freeze_encoder:
+            model.freeze_encoder()
         torch.manual_seed(run.config.seed)
-        if config.init is not None:
-            model = _resized(load_autoencoder(config.init), size)
-        else:
-            model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
-            if stage.initial_logvar is not None:
-                set_initial_logvar(model, stage.initial_logvar)
-        objective = _masked_objective(run, model, stage)
-        model = _train(run, name, objective, stage.training, image_dataset(run, size, stage.augment), size)
-        record.output = save_model(run, model, made)
+        objective, images = _masked_objective(run, model, stage), image_dataset(run, size, stage.augment)
+        model = _train(run, "autoencoder.tuning", objective, stage.training, images, size)
+    return _save_autoencoder(run, model)
 
 
-def _tune(run: Run) -> None:
-    config, name, size = run.config.autoencoder, "autoencoder.tuning", run.config.image_size
-    stage, made = config.tuning, run.folder / "autoencoder"
-    inputs = {"pretrained": run.book.output("autoencoder.pretraining")}
-    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
-    steps = training_steps(run.config)[name]
-    if not run.needed(name, settings, inputs, made, steps):
-        return
-    with run.book.running(name, settings, inputs, steps) as record:
-        model = _resized(load_model(AutoencoderVMAE, pretrained_folder(run.folder)), size)
-        if stage.enabled:
-            if stage.freeze_encoder:
-                model.freeze_encoder()
-            torch.manual_seed(run.config.seed)
-            objective = _masked_objective(run, model, stage)
-            images = image_dataset(run, size, stage.augment)
-            model = _train(run, name, objective, stage.training, images, size)
-        record.output = save_model(run, model, run.folder / "autoencoder")
+def train_baseline(run: Run) -> dict[str, str]:
+    """Trains one of the paper's baselines; makes `autoencoder/`."""
+    config, size = run.config.autoencoder, run.config.image_size
+    stage = config.baseline
+    torch.manual_seed(run.config.seed)
+    objective = baseline_training(config, size, _perceptual(run, stage.objective))
+    images = image_dataset(run, size, stage.augment)
+    model = _train(run, "autoencoder.baseline", objective, stage.training, images, size)
+    return _save_autoencoder(run, model)
 
 
-def _train_baseline(run: Run) -> None:
-    config, name, size = run.config.autoencoder, "autoencoder.baseline", run.config.image_size
-    stage, made = config.baseline, run.folder / "autoencoder"
-    settings = training_settings(run.config, run.accelerator.mixed_precision)[name]
-    if not run.needed(name, settings, run.images, made, stage.training.steps):
-        return
-    with run.book.running(name, settings, run.images, stage.training.steps) as record:
-        torch.manual_seed(run.config.seed)
-        objective = baseline_training(config, size, _perceptual(run, stage.objective))
-        images = image_dataset(run, size, stage.augment)
-        record.output = save_model(run, _train(run, name, objective, stage.training, images, size), made)
+def _save_autoencoder(run: Run, model: Any) -> dict[str, str]:
+    save_model(run, model, run.folder / "autoencoder")
+    return autoencoder_fingerprints(model, run.config.image_size)
 
 
 def baseline_training(
@@ -173,15 +156,9 @@ def _discriminator(
     return PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
 
 
-def train_diffusion(run: Run) -> None:
+def train_diffusion(run: Run) -> dict[str, str]:
     """Trains the LightningDiT by flow matching on `latents/`; makes `diffusion/`, a diffusers folder."""
-    config, made = run.config.diffusion, run.folder / "diffusion"
-    settings = training_settings(run.config, run.accelerator.mixed_precision)["diffusion"]
-    own = run.book.output("latents")
-    inputs = {"latents": own} if own else {"latents": _foreign_latents(run), "latent_draws": LATENT_DRAWS}
-    if not run.needed("diffusion", settings, inputs, made, config.training.steps):
-        return
-    shards = LatentShards(run.folder / "latents")
+    config, shards = run.config.diffusion, LatentShards(run.folder / "latents")
     autoencoder = run_autoencoder(run)
     _check_shards(run, shards, autoencoder)
     channels, grid = latent_channels(autoencoder, run.config.image_size)
@@ -190,12 +167,11 @@ def train_diffusion(run: Run) -> None:
     keep = np.flatnonzero(shards.labels() >= 0)
     if not len(keep):
         raise UserError(f"no latent in {shards.folder} has a class; give data with classes")
-    with run.book.running("diffusion", settings, inputs, config.training.steps) as record:
-        torch.manual_seed(run.config.seed)
-        model = build_backbone(config, grid, channels, len(run.train.classes))
-        latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
-        model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
-        record.output = save_model(run, model, made)
+    torch.manual_seed(run.config.seed)
+    model = build_backbone(config, grid, channels, len(run.train.classes))
+    latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
+    model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
+    return {"diffusion": save_model(run, model, run.folder / "diffusion")}
 
 
 def _train(
@@ -207,12 +183,12 @@ def _train(
     held_out_size: int | None = None,
 ) -> Any:
     """Trains a stage up to its steps, going on from its last checkpoint."""
-    record = run.book.records[name]
+    record = run.records.stages[name]
     spent, began = record.seconds, time.monotonic()
 
     def keep_time(trainer: Trainer) -> None:
         if trainer.step % training.checkpoint.every_steps == 0:
-            run.book.tick(name, spent + time.monotonic() - began)
+            run.records.tick(name, spent + time.monotonic() - began)
 
     validation = None
     if held_out_size is not None:
@@ -227,7 +203,7 @@ def _train(
         metrics_path=run.folder / "metrics.jsonl",
         seed=run.config.seed,
         accelerator=run.accelerator,
-        maker=fingerprint([json.dumps([record.settings, record.inputs], sort_keys=True)]),
+        made_of=record.made_of,
         validation=validation,
         on_start=[partial(settle_for_training, run), *run.on_start],
         on_step=[keep_time, SlowSteps(), *run.on_step],
@@ -285,20 +261,6 @@ def _resized(model: Any, size: int) -> AutoencoderVMAE:
             tables[name] = model._positions(stored, side, side)
     copy.load_state_dict({**weights, **tables})
     return copy
-
-
-def _foreign_latents(run: Run) -> str:
-    """Returns an input name for shards that no stage of this run made, where the settings allow them."""
-    if run.config.latents.fingerprint != "skip":
-        raise UserError(
-            f"{run.folder / 'latents'} was not made by this run; make it with `ldmae encode`, or take "
-            "foreign shards with latents.fingerprint=skip"
-        )
-    paths = LatentShards(run.folder / "latents").paths
-    mean, std = load_statistics(run.folder / "latents")
-    digests: list[str] = content_digests(paths, run.folder / "data" / "latents.json") if run.main else []
-    (digests,) = broadcast_object_list([digests])
-    return fingerprint([*digests, fingerprint_tensors({"mean": mean, "std": std})])
 
 
 def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:

@@ -73,7 +73,7 @@ class Trainer:
     metrics_path: Path
     seed: int
     accelerator: Accelerator
-    maker: str = ""
+    made_of: str = ""
     """Fingerprint of settings and inputs: a training state that bears another is refused."""
     validation: Dataset[Any] | None = None
     on_start: list[Callable[["Trainer"], None]] = field(default_factory=list)
@@ -225,7 +225,7 @@ class Trainer:
                 f"{self.stage} has done {state['step']} steps, steps={self.config.steps} asks for fewer; "
                 f"ask for at least {state['step']}, or train it again with --restart {self.stage}"
             )
-        if state.get("maker", self.maker) != self.maker:
+        if state["made_of"] != self.made_of:
             raise UserError(
                 f"{path} belongs to a training with other settings or inputs; restore the earlier file, "
                 f"or train it again with --restart {self.stage}"
@@ -278,7 +278,7 @@ class Trainer:
         objective, optimizer = get_state_dict(self._wrapped, self._optimizer.optimizer, options=_WHOLE)
         average = None if self._average is None else self._average.state_dict()
         if self.accelerator.is_main_process:
-            state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "maker": self.maker}
+            state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "made_of": self.made_of}
             state["planned"] = self.config.steps
             # what the next line of metrics.jsonl is the mean of
             totals = {name: total.cpu() for name, total in self._totals.items()}
