@@ -3,14 +3,14 @@
 import json
 from types import SimpleNamespace
 
-from ldmae.contracts import Autoencoder, Result
+from ldmae.contracts import Autoencoder, Metric
 
 
-def test_a_result_is_plain_json():
-    result = Result(
+def test_a_metric_is_plain_json():
+    metric = Metric(
         name="PSNR", value=21.9, unit="dB", better="higher", counts={"images": 12}, note="held out"
     )
-    assert Result(**json.loads(json.dumps(result.to_dict()))) == result
+    assert Metric(**json.loads(json.dumps(metric.to_dict()))) == metric
 
 
 def test_an_autoencoder_is_whatever_encodes_decodes_and_has_a_config():

@@ -92,7 +92,7 @@ def test_equal_pairs_are_left_out_of_psnr_and_said(pairs):
     others.update(x[1:], y[1:])
     result = metrics.compute()[1]
     assert result.value == pytest.approx(others.compute()[1].value)
-    assert result.note.startswith("1 pairs are equal")
+    assert result.note.startswith("1 pair is identical")
     assert result.counts == {"images": 7}
 
 

@@ -205,7 +205,7 @@ def test_equal_images_are_left_out_of_psnr_and_said_and_training_on_the_metric_i
     metrics = measure(x, epsilons=(0.0, 0.1), perceptual=perceptual, trained_on=("st-lpips-alex",))
     found = {result.name: result for result in metrics.compute()}
     assert found["PSNR(eps=0)"].value == math.inf
-    assert found["PSNR(eps=0)"].note == f"{COUNT} pairs are identical and are left out"
+    assert found["PSNR(eps=0)"].note == f"{COUNT} pairs are identical and left out"
     assert (found["PSNR(eps=0.1)"].unit, found["PSNR(eps=0.1)"].better) == ("dB", "higher")
     for name in ("ST-LPIPS-alex(eps=0)", "ST-LPIPS-alex-AUC"):
         assert found[name].trained_on_metric

@@ -252,7 +252,9 @@ def test_table_beside_pictures_of_a_class_is_another_file_and_in_a_folder_of_its
     write_parquet(folder / "a" / first, image=content)
     source = open_source(DataConfig(source=str(folder)))
     assert len(source) == 3
-    assert source.facts == [f"1 file ignored (1 .parquet): {folder / 'a' / first}"]
+    assert len(source.facts) == 1
+    assert source.facts[0].startswith("1 file ignored (1 .parquet): ")
+    assert source.facts[0].endswith(f"set/a/{first}")
     write_parquet(folder / "data" / first, image=content)
     with pytest.raises(UserError, match=rf"a table with images \({first}\) beside pictures"):
         open_source(DataConfig(source=str(folder)))

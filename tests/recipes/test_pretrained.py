@@ -135,7 +135,7 @@ def test_batches_of_other_settings_are_not_taken_up(shipped):
     steps = "sampling.num_inference_steps=3"
     recipes.evaluate_samples("pretrained:tiny", [steps], Path("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ldmae.recipes.samples.generation_results", interrupted)
+        patch.setattr("ldmae.recipes.samples._judged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             recipes.evaluate_samples("pretrained:tiny", [], Path("other"))
     assert len(list(Path("other/.generated").glob("*.npy"))) == 2

@@ -83,7 +83,7 @@ def test_a_run_told_to_use_more_threads_than_it_may_says_so(preset: Path, tmp_pa
     torch.set_num_threads(1)
     begin(preset, tmp_path)
     assert torch.get_num_threads() == 64
-    assert f"{FIRST} computes with 64 threads, as it began" in capsys.readouterr().err
+    assert f"{FIRST} computes with 64 threads, as when it started" in capsys.readouterr().err
 
 
 def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset: Path, tmp_path: Path) -> None:

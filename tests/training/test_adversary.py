@@ -288,7 +288,7 @@ def test_a_state_without_the_adversary_is_refused(tmp_path):
     alone = adversarial(adversarial_weight=0.5)
     alone.adversary = None
     adversarial_trainer(tmp_path, alone, steps=2).run()
-    with pytest.raises(UserError, match=r"of another model or of other settings \(see adversary\.layers"):
+    with pytest.raises(UserError, match=r"another model or other settings \(see adversary\.layers"):
         adversarial_trainer(tmp_path).run()
 
 

@@ -260,7 +260,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     wide = Regression()
     wide.model[2] = nn.Linear(8, 3)
     with pytest.raises(
-        UserError, match=r"step-00000010\.pt is of another model .*model\.2\.weight.*--restart"
+        UserError, match=r"step-00000010\.pt belongs to another model .*model\.2\.weight.*--restart"
     ):
         trainer(tmp_path, wide).run()
     with pytest.raises(UserError, match="averaged weights"):

@@ -145,9 +145,9 @@ def _measure(subject: Subject) -> Measured:
     for i in range(0, len(pairs), config.batch_size):
         places = np.array(pairs[i : i + config.batch_size])  # (P, 2)
         ends = [subject.images(subject.chosen[places[:, end]]) for end in (0, 1)]
-        latents = [encode_moments(subject.autoencoder, images)[0] for images in ends]
-        decoded = list(interpolated_decodings(subject.autoencoder, *latents, metrics.fractions))
-        metrics.update(*ends, decoded)
+        first, second = (encode_moments(subject.autoencoder, images)[0] for images in ends)
+        decoded = list(interpolated_decodings(subject.autoencoder, first, second, metrics.fractions))
+        metrics.update(ends[0], ends[1], decoded)
         if not shown:
             shown = [images[:SHOWN] for images in (ends[0], *(images for _, images in decoded), ends[1])]
     pictures = {"rows": hwc(torch.stack(shown, dim=1)), "fractions": np.array(metrics.fractions)}

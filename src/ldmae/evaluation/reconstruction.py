@@ -199,7 +199,8 @@ class PairMetrics:
         finite = [value for value in values if math.isfinite(value)]
         notes = [self.range_note] if self.range_note else []
         if len(finite) < len(values):
-            notes.append(f"{len(values) - len(finite)} pairs are identical and are left out")
+            same = len(values) - len(finite)
+            notes.append(f"{same:,} pair{' is' if same == 1 else 's are'} identical and left out")
         return Metric(
             name=name,
             value=math.fsum(finite) / len(finite) if finite else math.inf,  # fsum: exact, so in any order

@@ -42,7 +42,7 @@ class Ignored:
         kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6])
         more = ", …" if total > len(self.names) else ""
-        names = ", ".join(name[-80:] for name in self.names)
+        names = ", ".join(name if len(name) <= 80 else f"…{name[-79:]}" for name in self.names)
         return [f"{counted(total, 'file')} ignored ({listed}): {names}{more}"]
 
 

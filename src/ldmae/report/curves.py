@@ -275,7 +275,8 @@ def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
     """Returns an empty figure of a size in inches."""
-    figure = Figure(figsize=(width, height), **({"layout": "constrained"} | options))
+    settings: dict[str, Any] = {"layout": "constrained"} | options
+    figure = Figure(figsize=(width, height), **settings)
     figure.set_facecolor("white")
     return figure
 

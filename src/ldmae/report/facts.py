@@ -230,7 +230,8 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
     floors = floor.groupby("name")["value"].agg(["mean", "std"])
     rows = []
     for variant in comparison.variants:
-        own = {key[:2]: row for key, row in stats.iterrows() if key[2] == variant.name}
+        keys: list[Any] = [*stats.index]
+        own = {key[:2]: stats.loc[key] for key in keys if key[2] == variant.name}
         wanted = {kind: (OF_AUTOENCODER.get(kind, "samples"), name) for kind, name in names.items()}
         wanted["PSNR"] = ("reconstruction", "PSNR")
         learned = [key for key in own if key[0] == "reconstruction" and "LPIPS" in key[1]]

@@ -188,7 +188,7 @@ def class_grid(
     return image_grid(tiles, per_class, row_labels=row_labels, scale=scale, caption=caption)
 
 
-def image_rows(rows: Mapping[str, Sequence[Any]], columns: int, **options: Any) -> Image.Image:
+def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **options: Any) -> Image.Image:
     """Lays rows of images out below each other, each with its label.
 
     Args:

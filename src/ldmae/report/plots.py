@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,13 @@ def looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
     return LOOKS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
-def _marker(look: tuple[str, str], size: float) -> dict[str, object]:
+def _number(values: pd.DataFrame, row: str, column: int) -> float:
+    """Returns a value of a table, NaN where it has none."""
+    value: Any = values.at[row, column] if row in values.index else math.nan
+    return float(value)
+
+
+def _marker(look: tuple[str, str], size: float) -> dict[str, Any]:
     colour, marker = look
     return {"color": colour, "marker": marker, "markersize": 1.7 * size if marker == "*" else size}
 
@@ -103,11 +110,12 @@ def dots(
         style_axes(ax)
         ax.margins(x=0.12)
         for row, variant in enumerate(variants):
-            if variant.name in mean.index and pd.notna(mean.at[variant.name, k]):
-                spread = std.at[variant.name, k]
-                error = None if pd.isna(spread) else spread
+            value = _number(mean, variant.name, k)
+            if math.isfinite(value):
+                spread = _number(std, variant.name, k)
                 style = _marker(drawn[variant.name], 6)
-                ax.errorbar(mean.at[variant.name, k], row, xerr=error, elinewidth=1.4, **style)
+                error = spread if math.isfinite(spread) else None
+                ax.errorbar(value, row, xerr=error, elinewidth=1.4, **style)
         ax.set_ylim(len(variants) - 0.5, -0.5)
         ax.set_yticks(range(len(variants)), [plain_label(variant.title) for variant in variants], color=INK)
         if column.better == "lower":

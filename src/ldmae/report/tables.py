@@ -84,7 +84,7 @@ def metrics_table(metrics: pd.DataFrame, format_number: Callable[[Any], str] = f
         {
             "Metric": metrics["name"],
             "Value": values,
-            "Better": metrics["better"].map(lambda better: ARROWS.get(better, "")),
+            "Better": [ARROWS.get(str(better), "") for better in metrics["better"]],
             "Measured on": metrics["counts"],
             "Note": metrics["remarks"],
         }
