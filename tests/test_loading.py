@@ -361,7 +361,9 @@ def test_no_verb_runs_code_that_a_folder_names(trap, command):
     assert not Path("was_run").exists()
 
 
-@pytest.mark.parametrize("group", ["diffusion: {kind", "sampling: {solver", "data: {source"])
+@pytest.mark.parametrize(
+    "group", ["autoencoder: {kind", "diffusion: {kind", "sampling: {solver", "data: {source"]
+)
 @pytest.mark.parametrize("command", [["encode"], ["sample"], ["sample", "--count=1"], ["evaluate"]])
 def test_no_component_that_a_run_folder_names_is_imported(trap, group, command):
     Path("run/config.yaml").write_text(f'{group}: "{trap}:Thing"}}\n')

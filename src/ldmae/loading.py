@@ -117,6 +117,9 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
         own = _own_class(folder, "autoencoder", "source", allow_code)
         if own is not None:
             return _import(own)
+        trained = _own_class(folder, "autoencoder", "kind", allow_code)
+        if trained is not None and (folder / "autoencoder").exists():
+            return load_model(import_object(trained), folder / "autoencoder")
         inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
         folder = (
             folder / "autoencoder" if (folder / "autoencoder").exists() or not inside.exists() else inside
@@ -158,12 +161,13 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
     if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
-    own = backbone = None
+    own = None
     if is_run_folder(source):
         own = _own_class(Path(source), "autoencoder", "source", allow_code)
-        backbone = _own_class(Path(source), "diffusion", "kind", allow_code)
-    if backbone is not None:
-        import_object(backbone)  # the current directory is searched, too; diffusers then finds its module
+        for group in ("autoencoder", "diffusion"):
+            trained = _own_class(Path(source), group, "kind", allow_code)
+            if trained is not None:
+                import_object(trained)  # the current directory is searched, too; diffusers finds its module
     where, expected = folder if folder.exists() else source, f"Expected {_PIPELINE_FORMS}, whole"
     if not allow_code:
         with _explained(f"the pipeline {source}", expected):

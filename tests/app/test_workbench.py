@@ -215,7 +215,9 @@ def test_a_run_folder_whose_settings_name_code_is_refused_wherever_the_page_meet
         open_workbench(str(folders.run), offered=(str(run),))
 
 
-@pytest.mark.parametrize("group", ["diffusion: {kind", "sampling: {solver", "data: {source: digits, val"])
+@pytest.mark.parametrize(
+    "group", ["autoencoder: {kind", "diffusion: {kind", "sampling: {solver", "data: {source: digits, val"]
+)
 def test_a_run_folder_whose_settings_name_a_component_is_refused_by_the_page(payload, folders, group):
     run = payload / "run"
     shutil.copytree(folders.run, run)

@@ -56,3 +56,15 @@ def test_settings_of_ones_own_component_follow_from_its_constructor():
     ):
         with pytest.raises(UserError, match=message):
             own_settings(Own, options, "x.options", ("in_channels",))
+
+
+class OfUnknownTypes:
+    """Takes what no setting can be."""
+
+    def __init__(self, model: "Missing", width: int = 3) -> None:  # noqa: F821  # pyright: ignore
+        ...
+
+
+def test_a_component_whose_arguments_cannot_be_settings_is_told_to_declare_them():
+    with pytest.raises(UserError, match=r"OfUnknownTypes can't be settings .*Missing.*`Config`"):
+        own_settings(OfUnknownTypes, {}, "diffusion.options", ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -28,10 +28,9 @@ from ldmae.config.base import (
 )
 from ldmae.config.data import AugmentConfig
 from ldmae.config.evaluation import Distance
+from ldmae.config.registry import AUTOENCODERS, OneOf
 from ldmae.config.training import TrainingConfig
 from ldmae.core.errors import UserError
-
-Kind = Literal["vmae", "ae", "dae", "vae", "sd-vae"]
 
 KINDS = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE"}
 """The baselines' names in settings, and in tables."""
@@ -293,8 +292,10 @@ class BaselineTrainingConfig(DiscriminatorConfig):
 class AutoencoderConfig(Settings):
     """The autoencoder: its shape and its trainings, or where to take it from."""
 
-    kind: Kind = "vmae"
-    """What is trained: `vmae`, or a baseline."""
+    kind: Annotated[str, OneOf(AUTOENCODERS)] = "vmae"
+    """What is trained: `vmae`, a baseline, or `package.module:Name`, a class of yours."""
+    options: dict[str, Any] = {}
+    """Settings of a class of yours: fields of its `Config`."""
     source: str | None = None
     """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`,
     `pretrained:NAME`, or `package.module:Name`, a class or function of yours."""
@@ -311,9 +312,14 @@ class AutoencoderConfig(Settings):
     """The one stage of a baseline, in place of both."""
 
     @property
+    def own_kind(self) -> str | None:
+        """The user's own class that is trained; None where it is the package's, or taken as it is."""
+        return None if self.kind in AUTOENCODERS or self.source is not None else self.kind
+
+    @property
     def stages(self) -> tuple[str, ...]:
-        """The trainings that make it, by the names of their settings; none where it is taken as it is."""
-        if self.source is not None:
+        """The package's trainings that make it, by the names of their settings."""
+        if self.source is not None or self.own_kind is not None:
             return ()
         return ("pretraining", "tuning") if self.kind == "vmae" else ("baseline",)
 

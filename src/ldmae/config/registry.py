@@ -12,13 +12,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError, create_model
+from pydantic import PydanticUserError, ValidationError, create_model
 from pydantic_core import PydanticCustomError, core_schema
 
 from ldmae.config.base import Settings, explain
 from ldmae.core.errors import UserError
 from ldmae.core.imports import import_object, is_import_path
 
+AUTOENCODERS = {
+    "vmae": "ldmae.autoencoders.vmae:AutoencoderVMAE",
+    **dict.fromkeys(("ae", "dae", "vae", "sd-vae"), "diffusers:AutoencoderKL"),
+}
+"""Autoencoders that are trained: the classes of their models. One's own says by `trainings` how."""
 SOLVERS = {
     "euler": "diffusers:FlowMatchEulerDiscreteScheduler",
     "heun": "diffusers:FlowMatchHeunDiscreteScheduler",
@@ -57,17 +62,28 @@ def own_settings(component: Any, options: dict[str, Any], prefix: str, given: Co
     """
     kind = getattr(component, "Config", None)
     if kind is None:
-        types = typing.get_type_hints(component.__init__)
-        fields: dict[str, Any] = {
-            name: (types.get(name, Any), ... if argument.default is argument.empty else argument.default)
-            for name, argument in inspect.signature(component).parameters.items()
-            if name not in given and argument.kind is not argument.VAR_KEYWORD
-        }
-        kind = create_model(component.__name__, __base__=Settings, **fields)
+        try:
+            kind = _settings_of_constructor(component, given)
+        except (PydanticUserError, NameError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the arguments of {component.__name__} can't be settings ({reason}); give it a class "
+                "`Config` that extends ldmae.config.base.Settings"
+            ) from error
     try:
         return kind.model_validate(options)
     except ValidationError as error:
         raise UserError(explain(error.errors(), kind, prefix)) from error
+
+
+def _settings_of_constructor(component: Any, given: Collection[str]) -> type[Settings]:
+    types = typing.get_type_hints(component.__init__)
+    fields: dict[str, Any] = {
+        name: (types.get(name, Any), ... if argument.default is argument.empty else argument.default)
+        for name, argument in inspect.signature(component).parameters.items()
+        if name not in given and argument.kind is not argument.VAR_KEYWORD
+    }
+    return create_model(component.__name__, __base__=Settings, **fields)
 
 
 @dataclass(frozen=True)

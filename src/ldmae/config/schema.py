@@ -7,11 +7,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from ldmae.config.autoencoder import AutoencoderConfig, Kind, smallest_image
+from ldmae.config.autoencoder import AutoencoderConfig, smallest_image
 from ldmae.config.base import NUMBER, Count, Pixels, Seed, Settings
 from ldmae.config.data import DataConfig, LatentsConfig
 from ldmae.config.diffusion import DiffusionConfig, SamplingConfig
 from ldmae.config.evaluation import EvaluationConfig
+from ldmae.config.registry import AUTOENCODERS, OneOf
 from ldmae.core.imports import is_import_path
 from ldmae.perception.names import SMALLEST
 
@@ -38,16 +39,15 @@ Ablation = Literal[
 ]
 """VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
 the paper does not have, each told in `recipes/variants.py`."""
-Variant = Literal[Kind, Ablation]
-AUTOENCODER_KINDS: tuple[str, ...] = get_args(Kind)
 ABLATION: tuple[str, ...] = get_args(Ablation)
+COMPARED = {**AUTOENCODERS, **dict.fromkeys(ABLATION, "")}
 
 
 class ComparisonConfig(Settings):
     """What `ldmae compare` compares; a single run ignores it."""
 
-    autoencoders: list[Kind] = ["ae", "dae", "vae", "sd-vae", "vmae"]
-    """Autoencoders, each with a diffusion model of its own."""
+    autoencoders: list[Annotated[str, OneOf(AUTOENCODERS)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
+    """Autoencoders, each with a diffusion model of its own: those of `autoencoder.kind`."""
     seeds: list[Seed] = [0]
     """Each autoencoder is trained and measured once with each."""
     ablation: list[Ablation] = []
@@ -65,7 +65,7 @@ class ComparisonConfig(Settings):
     """Shares of the diffusion model's steps after which KID of a few samples is measured, for its curve."""
     checkpoint_samples: Annotated[Count, Field(ge=10)] = 500
     """Generated images, and real ones, for each point of that curve."""
-    settings: dict[Variant, list[str]] = {}
+    settings: dict[Annotated[str, OneOf(COMPARED)], list[str]] = {}
     """Settings of single ones, as key=value, by name, such as
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
 
@@ -133,7 +133,7 @@ class Config(Settings):
     def _check_sizes(self) -> None:
         """Raises for an autoencoder whose sizes do not fit the images or the diffusion model."""
         autoencoder = self.autoencoder
-        if autoencoder.source is not None:
+        if autoencoder.source is not None or autoencoder.own_kind is not None:
             return
         name = "model.patch_size" if autoencoder.is_vit else "baseline.model.factor"
         patch = autoencoder.patch_size
@@ -194,12 +194,14 @@ class Config(Settings):
         named = (
             self.autoencoder.source,
             self.autoencoder.init,
+            self.autoencoder.kind,
             self.data.source,
             self.data.val,
             self.diffusion.kind,
             self.sampling.solver,
         )
-        return [name for name in named if name is not None and is_import_path(name)]
+        every = (*named, *self.comparison.autoencoders)
+        return [name for name in every if name is not None and is_import_path(name)]
 
     @property
     def pretraining_size(self) -> int:

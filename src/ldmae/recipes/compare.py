@@ -34,7 +34,7 @@ from ldmae.recipes.run import Run, images_fingerprint
 from ldmae.recipes.samples import evaluate_samples
 from ldmae.recipes.schedule import execute_stages, open_run
 from ldmae.recipes.settings import plain, training_settings, training_steps
-from ldmae.recipes.variants import VARIANTS, Variant
+from ldmae.recipes.variants import VARIANTS, Variant, variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.data import mapping, read_arrays, read_samples
 
@@ -64,12 +64,12 @@ class Unit:
     @property
     def variant(self) -> Variant:
         """What sets it apart."""
-        return VARIANTS[self.name]
+        return variant(self.name)
 
     @property
     def place(self) -> Path:
         """Where it lies in a folder of units."""
-        return Path(self.name) / f"seed-{self.seed}"
+        return Path(self.name.replace(":", ".")) / f"seed-{self.seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
             steps for name, steps in training_steps(base).items() if name.startswith("autoencoder.")
         ),
     }
-    any_conv = any(VARIANTS[name].is_conv for name in (*wanted.autoencoders, *wanted.ablation))
+    any_conv = any(variant(name).is_conv for name in (*wanted.autoencoders, *wanted.ablation))
     shape = auto.baseline.model.replace(
         factor=auto.model.patch_size, latent_channels=auto.model.latent_channels
     )
@@ -124,10 +124,10 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
     shared = [f"autoencoder.baseline.{key}={value}" for key, value in alike.items()]
     asked = [(seed, name) for seed in wanted.seeds for name in wanted.autoencoders]
     asked += [(seed, name) for seed in wanted.ablation_seeds for name in wanted.ablation]
-    units, given = [], dict[str, list[str]](wanted.settings)  # pyright: ignore
+    units = []
     for seed, name in asked:
-        variant = VARIANTS[name]
-        own = [*(shared if variant.is_baseline else ()), *variant.settings, *given.get(name, ())]
+        of = variant(name)
+        own = [*(shared if of.is_baseline else ()), *of.settings, *wanted.settings.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
         check_checkpoints(units[-1].config)
         if units[-1].config.data != base.data:
@@ -334,7 +334,7 @@ def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dic
         "variant": unit.name,
         "title": unit.variant.title + ("-style (small)" if small else ""),
         "group": unit.variant.group,
-        "order": list(VARIANTS).index(unit.name),
+        "order": [*VARIANTS, unit.name].index(unit.name),
         "seed": unit.seed,
         "image_size": unit.config.image_size,
         "steps": {

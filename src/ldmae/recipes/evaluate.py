@@ -202,7 +202,7 @@ def report(run: Run) -> dict[str, str]:
         plans = plan_trainings(run.config, num_classes=len(run.train.classes), latent_shape=shape)
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts[plans[0].stage], "diffusion": counts["diffusion"]}
-        if not run.config.autoencoder.stages:
+        if run.config.autoencoder.source is not None:
             del own["autoencoder"]
         write_json(run.folder / "parameters.json", own)
         save_png(overview(run.folder), run.folder / "overview.png")

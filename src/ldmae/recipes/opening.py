@@ -24,6 +24,7 @@ from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
+from ldmae.recipes.own import own_objective, own_trainings
 from ldmae.recipes.run import Run
 from ldmae.recipes.streams import open_streamed
 
@@ -63,6 +64,8 @@ def check_models(config: Config) -> None:
     """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
     auto = config.autoencoder
     with torch.device("meta"):
+        for stage in own_trainings(config):
+            own_objective(config, stage)
         if auto.stages and auto.is_vit:
             AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
         elif auto.stages:

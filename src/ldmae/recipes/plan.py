@@ -22,6 +22,8 @@ from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.spatial import SpatialFeatures
 from ldmae.recipes.loading import Reading, describe_loading
+from ldmae.recipes.own import own_objective, own_trainings
+from ldmae.recipes.run import latent_channels
 from ldmae.recipes.settings import trainings
 from ldmae.recipes.training import baseline_training, masked_training
 
@@ -59,6 +61,8 @@ def plan_trainings(
     auto = config.autoencoder
     if auto.stages:
         latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
+    elif own := own_trainings(config):
+        latent_shape = latent_channels(own_objective(config, [*own][-1]).model, config.image_size)
     patch = patch_size(config.diffusion)
     shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
     plans = []
@@ -95,6 +99,8 @@ def untrained_objective(
         channels, grid = latent_shape
         transformer = build_backbone(config.diffusion, grid, channels, num_classes)
         return FlowMatchingObjective(transformer, config.diffusion.flow)
+    if stage in own_trainings(config):
+        return own_objective(config, stage)
     part = stage.partition(".")[2]
     settings: Any = getattr(auto, part)
     without = {} if perceptual else {"perceptual_weight": 0.0}
@@ -119,7 +125,9 @@ def example_rows(
         channels, grid = latent_shape
         latents = torch.zeros(count, channels, grid, grid)
         return {"latents": latents, "labels": torch.zeros(count, dtype=torch.long)}
+    own = own_trainings(config).get(stage)
     size = config.pretraining_size if stage == "autoencoder.pretraining" else config.image_size
+    size = size if own is None else own.image_size
     return {"images": torch.zeros(count, 3, size, size)}
 
 
@@ -185,7 +193,7 @@ def describe_plan(config: Config, folder: Path) -> str:
             f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
             f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
         )
-    if not config.autoencoder.stages:
+    if config.autoencoder.source is not None:
         lines.append(
             f"# {config.autoencoder.source} is not opened; its latents are assumed to have 16 channels "
             "and an eighth of the image's side."

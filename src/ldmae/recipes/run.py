@@ -19,11 +19,12 @@ from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments, placement
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors
+from ldmae.core.imports import import_object
 from ldmae.core.provenance import Records
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import preprocessing_fingerprint
-from ldmae.loading import load_autoencoder
+from ldmae.loading import load_autoencoder, load_model
 from ldmae.training.engine import Trainer
 
 
@@ -122,7 +123,10 @@ def run_autoencoder(run: Run) -> nn.Module:
         raise UserError(
             f"the run {run.folder} has no autoencoder yet; train it with `ldmae train autoencoder`"
         )
-    autoencoder = load_autoencoder(str(folder)).eval()
+    own = run.config.autoencoder.own_kind
+    autoencoder = (
+        load_autoencoder(str(folder)).eval() if own is None else load_model(import_object(own), folder)
+    )
     if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
         raise UserError(
             f"{folder} is not the autoencoder that this run trained; put that one back, give another run "

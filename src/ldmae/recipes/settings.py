@@ -8,6 +8,7 @@ from typing import Any
 from ldmae.config import Config, as_dict
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
 from ldmae.diffusion.backbones import backbone_settings
+from ldmae.recipes.own import own_record, own_trainings
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -26,6 +27,8 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
     parts = {}
     for part in config.autoencoder.stages:
         parts[f"autoencoder.{part}"] = _autoencoder_settings(config, part, common)
+    for name, training in own_trainings(config).items():
+        parts[name] = {**common, "training": _weighty(training.config, True), **own_record(config, training)}
     parts["diffusion"] = {
         **common,
         "training": _weighty(config.diffusion.training),
@@ -83,9 +86,9 @@ def trainings(config: Config) -> dict[str, TrainingConfig]:
     """Returns the settings of the trainings that a run makes, by stage."""
     auto = config.autoencoder
     stages = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
-    return {f"autoencoder.{part}": getattr(auto, part).training for part in stages} | {
-        "diffusion": config.diffusion.training
-    }
+    own = {name: training.config for name, training in own_trainings(config).items()}
+    ours = {f"autoencoder.{part}": getattr(auto, part).training for part in stages}
+    return {**ours, **own, "diffusion": config.diffusion.training}
 
 
 def training_steps(config: Config) -> dict[str, int]:
@@ -94,7 +97,8 @@ def training_steps(config: Config) -> dict[str, int]:
     steps = {f"autoencoder.{part}": getattr(auto, part).training.steps for part in auto.stages}
     if not auto.tuning.enabled and "autoencoder.tuning" in steps:
         steps["autoencoder.tuning"] = 0
-    return {**steps, "diffusion": config.diffusion.training.steps}
+    own = {name: training.config.steps for name, training in own_trainings(config).items()}
+    return {**steps, **own, "diffusion": config.diffusion.training.steps}
 
 
 def _weighty(training: TrainingConfig, adversary: bool = False) -> dict[str, Any]:

@@ -7,15 +7,25 @@ disk (`schedule.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ldmae.config import Config
 from ldmae.recipes.evaluate import check_measurable, evaluate, report
 from ldmae.recipes.generation import sample, save_pipeline
 from ldmae.recipes.latents import adopt_latents, all_encoded, encode
+from ldmae.recipes.own import own_trainings
 from ldmae.recipes.run import Stage
 from ldmae.recipes.settings import latents_settings, plain, training_settings
-from ldmae.recipes.training import check_networks, pretrain, train_baseline, train_diffusion, tune
+from ldmae.recipes.training import (
+    check_networks,
+    own_folder,
+    pretrain,
+    train_baseline,
+    train_diffusion,
+    train_own,
+    tune,
+)
 
 
 def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
@@ -26,7 +36,12 @@ def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
         precision: `no`, `bf16` or `fp16`, as resolved for the device.
     """
     trained = training_settings(config, precision)
-    every = (*_autoencoder(config, trained), *_diffusion(config, trained), *_results(config))
+    every = (
+        *_own_stages(config, trained),
+        *_autoencoder(config, trained),
+        *_diffusion(config, trained),
+        *_results(config),
+    )
     return tuple(stage for stage in every if not stage.costly or stage.name in trained)
 
 
@@ -144,3 +159,22 @@ def _results(config: Config) -> tuple[Stage, ...]:
             always=True,
         ),
     )
+
+
+def _own_stages(config: Config, trained: dict[str, Any]) -> Iterator[Stage]:
+    """Yields the trainings of a user's own autoencoder; the last one makes it."""
+    own = own_trainings(config)
+    for before, (name, training) in zip(["images", *own], own.items(), strict=False):
+        last = name == [*own][-1]
+        yield Stage(
+            name=name,
+            title=training.title,
+            reads=(before,),
+            outputs=("autoencoder", "encoder") if last else (name,),
+            makes=("autoencoder",) if last else (own_folder(name),),
+            settings=trained[name],
+            execute=train_own(name),
+            steps=training.config.steps,
+            costly=True,
+            command="ldmae train autoencoder",
+        )

@@ -28,6 +28,7 @@ from ldmae.config.autoencoder import (
 from ldmae.config.training import TrainingConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
+from ldmae.core.imports import import_object
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.images.base import Subset
@@ -37,6 +38,7 @@ from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_autoencoder, load_model
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.perception.spatial import SpatialFeatures, load_spatial_features
+from ldmae.recipes.own import own_trainings
 from ldmae.recipes.run import (
     Run,
     autoencoder_fingerprints,
@@ -105,6 +107,34 @@ def train_baseline(run: Run) -> dict[str, str]:
     images = image_dataset(run, size, stage.augment)
     model = _train(run, "autoencoder.baseline", objective, stage.training, images, size)
     return _save_autoencoder(run, model)
+
+
+def train_own(name: str) -> Callable[[Run], dict[str, str]]:
+    """Returns what does one of the trainings of a user's own autoencoder, by the name of its stage."""
+
+    def execute(run: Run) -> dict[str, str]:
+        stages = own_trainings(run.config)
+        names, training = [*stages], stages[name]
+        place = names.index(name)
+        torch.manual_seed(run.config.seed)
+        before = None
+        if place > 0:
+            kind = import_object(run.config.autoencoder.own_kind or "")
+            before = load_model(kind, run.folder / own_folder(names[place - 1]))
+        with run.accelerator.main_process_first():  # which may fetch networks
+            objective = training.build(before, run.accelerator.device)
+        images = image_dataset(run, training.image_size, training.augment)
+        model = _train(run, name, objective, training.config, images, training.image_size)
+        if name == names[-1]:
+            return _save_autoencoder(run, model)
+        return {name: save_model(run, model, run.folder / own_folder(name))}
+
+    return execute
+
+
+def own_folder(name: str) -> str:
+    """Returns where a user's own autoencoder is after one of its trainings but the last."""
+    return f"checkpoints/{name}/model"
 
 
 def _save_autoencoder(run: Run, model: Any) -> dict[str, str]:

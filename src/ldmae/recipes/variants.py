@@ -110,5 +110,13 @@ VARIANTS = {
     "vmae-alignment": _beyond("alignment", f"{_PRETRAINED}alignment_weight=0.1"),
     "vmae-spectrum": _beyond("spectrum matching", f"{_PRETRAINED}spectrum_weight=0.01"),
 }
-"""What can be compared. The ablation's rows add up: MSE; + L_M; + L_reg; `vmae` itself, which is + L_P. What
-follows them is not in the paper: VMAE with one change each, and objectives on the other network."""
+"""What can be compared, besides one's own. The ablation's rows add up: MSE; + L_M; + L_reg; `vmae` itself,
+which is + L_P. What follows them is not in the paper: VMAE with one change each, and objectives on the other
+network."""
+
+
+def variant(name: str) -> Variant:
+    """Returns what is compared under a name: of `VARIANTS`, or a user's own autoencoder."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    return Variant(name.rpartition(":")[2], "autoencoders", (f"autoencoder.kind={name}",))
