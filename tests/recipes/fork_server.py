@@ -37,14 +37,14 @@ def shard_on_cpu() -> None:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    import ldmae.recipes.run
+    import ldmae.recipes.opening
 
     def opened(**settings: Any) -> Accelerator:
         PartialState(cpu=True)  # the processes' meeting; to accelerate they then are as those on GPUs
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         return Accelerator(**settings)
 
-    ldmae.recipes.run.Accelerator = opened
+    ldmae.recipes.opening.Accelerator = opened
 
 
 def work(request: dict[str, Any]) -> None:
