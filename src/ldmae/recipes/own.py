@@ -38,7 +38,7 @@ def own_trainings(config: Config) -> dict[str, Training]:
     if kind is None:
         return {}
     trainings = getattr(import_object(kind), "trainings", None)
-    found = trainings(own_config(config), config.image_size) if callable(trainings) else []
+    found: Any = trainings(own_config(config), config.image_size) if callable(trainings) else []
     if not found or not all(isinstance(training, Training) for training in found):
         raise UserError(
             f"autoencoder.kind={kind} must have a static method `trainings(config, image_size)`: a list "
