@@ -16,6 +16,7 @@ from ldmae.recipes import timing
 from ldmae.recipes.estimate import RunEstimate
 from ldmae.recipes.run import Run
 from ldmae.recipes.schedule import execute_stages, open_run
+from ldmae.training.averaging import AveragedWeights
 
 BASELINE = (
     "autoencoder.kind=sd-vae",
@@ -74,3 +75,20 @@ def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch
     monkeypatch.setattr(timing, "PATIENCE", 0.02)
     whole = 32 * timing.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
     assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24
+
+
+def test_a_step_is_timed_with_its_averaged_weights_and_the_images_that_no_other_process_loads(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AveragedWeights, "update", lambda *_: time.sleep(0.2))
+    monkeypatch.setattr(timing.Timing, "_reading", 1.0)
+    found = []
+    run = begin(preset, tmp_path / "run", *BASELINE, "diffusion.training.ema_decay=0.9", watched=False)
+    stages = ("autoencoder.baseline", "diffusion")
+    run.on_start.append(
+        lambda trainer: found.extend(timing.Timing(run, trainer).step_seconds(stage) for stage in stages)
+    )
+    execute_stages(run, "autoencoder")
+    autoencoder, diffusion = found
+    assert autoencoder >= 4  # images of a batch, a second each
+    assert 0.2 <= diffusion < 4
