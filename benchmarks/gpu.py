@@ -35,7 +35,7 @@ from ldmae.core.flops import count_flops
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.evaluation.efficiency import peak_memory, seconds_of
 from ldmae.perception.lpips import load_perceptual
-from ldmae.recipes import execute_stages, open_run
+from ldmae.run import execute_stages, open_run
 
 STOP_AT = 5
 """The step after which each training is interrupted; the last training state is of step 3."""

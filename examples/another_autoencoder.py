@@ -17,7 +17,7 @@ from ldmae import LDMAEPipeline
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
-from ldmae.recipes import run_stages
+from ldmae.run import run_stages
 
 # --8<-- [end:imports]
 

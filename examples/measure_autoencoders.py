@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from ldmae.recipes import evaluate_with
+from ldmae.run import evaluate_with
 
 EXAMPLES = Path(__file__).resolve().parent
 TOY = ["new_autoencoder:PatchComponents", "new_autoencoder:photo_components"]

@@ -6,7 +6,7 @@ python examples/plan_costs.py imagenet-256 celebahq-256 --devices 8 --teraflops 
 import argparse
 
 from ldmae.config import load_config
-from ldmae.recipes.plan import plan_trainings
+from ldmae.run.plan import plan_trainings
 
 
 # --8<-- [start:plan]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ldmae import LDMAEPipeline
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
-from ldmae.recipes import run_all
+from ldmae.run import run_all
 
 # --8<-- [start:toy]
 TOY = [  # what makes the preset `smoke` a little smaller still

@@ -23,7 +23,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the folder that takes longest first: last, it would keep one process busy while others idle."""
-    items.sort(key=lambda item: item.path.parent.name != "recipes")
+    items.sort(key=lambda item: item.path.parent.name != "run")
 
 
 def pytest_collection_finish() -> None:

@@ -28,13 +28,13 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"images"},  # what is measured on
     "conversion": LEAVES | MODELS,
     "loading": LEAVES | MODELS | {"conversion"},
-    "recipes": ANY - {"app", "arguments", "cli", "measuring", "preparing", "terminal"},
+    "run": ANY - {"app", "arguments", "cli", "measuring", "preparing", "terminal"},
     "terminal": {"core"},
-    "arguments": {"config", "core", "recipes"},
-    "measuring": {"arguments", "core", "recipes", "terminal"},
+    "arguments": {"config", "core", "run"},
+    "measuring": {"arguments", "core", "run", "terminal"},
     "preparing": {"arguments", "images", "terminal"},
-    "cli": {"app", "arguments", "config", "core", "measuring", "preparing", "recipes", "terminal"},
-    "app": LEAVES | {"autoencoders", "diffusion", "evaluation", "images", "loading", "recipes", "report"},
+    "cli": {"app", "arguments", "config", "core", "measuring", "preparing", "run", "terminal"},
+    "app": LEAVES | {"autoencoders", "diffusion", "evaluation", "images", "loading", "run", "report"},
     "__main__": {"cli", "terminal"},
     "__init__": ANY,
 }
@@ -91,7 +91,7 @@ def test_no_module_is_imported_in_a_circle():
         assert name not in trail, " -> ".join((*trail, name))
         if name not in done:
             for other in graph.get(name, ()):
-                if not other.startswith("ldmae.recipes") or not name.startswith("ldmae.recipes"):
+                if not other.startswith("ldmae.run") or not name.startswith("ldmae.run"):
                     visit(other, (*trail, name))
             done.add(name)
 
@@ -102,7 +102,7 @@ def test_no_module_is_imported_in_a_circle():
 
 def test_stage_folders_are_all_named_here():
     folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == STAGES | {"app", "config", "core", "perception", "conversion", "recipes"}
+    assert folders == STAGES | {"app", "config", "core", "perception", "conversion", "run"}
 
 
 # ---- public names

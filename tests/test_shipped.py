@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ldmae
-from ldmae import recipes
+from ldmae.run import evaluate_with
 from ldmae.config import load_config
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.copies import measure_copies
@@ -23,9 +23,9 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
 from ldmae.perception.features import Features, load_features
-from ldmae.recipes.generated import generated_images
-from ldmae.recipes.opening import open_accelerator
-from ldmae.recipes.results import write_results
+from ldmae.run.kept_images import generated_images
+from ldmae.run.opening import open_accelerator
+from ldmae.run.results import write_results
 
 LARGEST_BYTES, MOST_PARAMETERS = 25_000_000, 12_000_000
 
@@ -100,7 +100,7 @@ def assert_on_card(name: str, folder: Path, *measurements: str) -> None:
 @names
 @pytest.mark.parametrize("measurement", ["reconstruction", "smoothness", "probe"])
 def test_evaluating_its_autoencoder_gives_the_figures_on_its_card(name, measurement, tmp_path):
-    recipes.evaluate_with(f"pretrained:{name}", [], tmp_path, [measurement])
+    evaluate_with(f"pretrained:{name}", [], tmp_path, [measurement])
     assert_on_card(name, tmp_path, measurement)
 
 

@@ -101,7 +101,7 @@ def test_a_model_is_imported_without_evaluation_and_report():
         """
 import ldmae.diffusion.lightningdit
 from ldmae import AutoencoderVMAE, LDMAEPipeline
-rooms = ("ldmae.evaluation", "ldmae.report", "ldmae.recipes")
+rooms = ("ldmae.evaluation", "ldmae.report", "ldmae.run")
 ours = [name for name in sys.modules if name.startswith(rooms)]
 assert not ours, ours
 assert not imported(MEASURING), imported(MEASURING)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ldmae"
-RUN = "ldmae.recipes"
+RUN = "ldmae.run"
 """The room that joins stages."""
 
 BOUNDS = {

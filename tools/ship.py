@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldmae import recipes
+from ldmae.run import evaluate_with, sample_from
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
@@ -33,9 +33,9 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
-from ldmae.recipes.generated import generated_images
-from ldmae.recipes.opening import open_accelerator
-from ldmae.recipes.settings import plain
+from ldmae.run.kept_images import generated_images
+from ldmae.run.opening import open_accelerator
+from ldmae.run.recorded import plain
 from ldmae.report import grids
 from ldmae.report.data import read_arrays, remarks
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
@@ -73,9 +73,9 @@ def ship(run: Path, name: str) -> Path:
     _save(pipeline, folder)
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
-        recipes.evaluate_with(f"pretrained:{name}", [], measured)
+        evaluate_with(f"pretrained:{name}", [], measured)
         keep_samples(name, measured)
-        recipes.sample_from(f"pretrained:{name}", [], {}, measured / "samples")
+        sample_from(f"pretrained:{name}", [], {}, measured / "samples")
         grids.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
         shutil.copy(measured / "samples" / "grid.png", folder / "samples.png")
         results = read_json(measured / "results.json")["results"]
@@ -129,7 +129,7 @@ def _choose(run: Path, stage: str, model: Any, pipeline: LDMAEPipeline, name: st
         model.load_state_dict(_weights(path))
         _save(pipeline, SHIPPED_FOLDER / name)
         with tempfile.TemporaryDirectory() as temporary:
-            recipes.evaluate_with(f"pretrained:{name}", [], Path(temporary), [measurement])
+            evaluate_with(f"pretrained:{name}", [], Path(temporary), [measurement])
             results = read_json(Path(temporary) / "results.json")["results"]
         found[step] = next(entry["value"] for entry in results if entry["name"] == figure)
         print(f"{stage}, step {step:,}: {figure} {found[step]:.4f}")

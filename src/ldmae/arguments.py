@@ -91,19 +91,19 @@ def name_of(source: str) -> str:
     return re.sub(r"\.(pth|pt)$", "", last)
 
 
-def open_recipes(overrides: list[str] | None = None) -> Any:
-    """Checks the overrides of a verb that resolves them later, imports the recipes, prepares the process."""
+def open_runs(overrides: list[str] | None = None) -> Any:
+    """Checks the overrides of a verb that resolves them later, imports what runs, prepares the process."""
     from ldmae.config import check_overrides
 
     check_overrides(overrides or [])  # before the imports, which take seconds
     from diffusers.utils.logging import disable_progress_bar
 
-    from ldmae import recipes
+    from ldmae import run as runs
     from ldmae.core.device import reuse_freed_memory
 
     reuse_freed_memory()
     disable_progress_bar()  # one for each loaded part of a pipeline says nothing
-    return recipes
+    return runs
 
 
 def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
@@ -120,7 +120,7 @@ def run_config(folder: Path, overrides: list[str] | None = None, allow_code: boo
         UserError: they name code to run, which is not allowed, or are damaged.
     """
     from ldmae.config import load_config
-    from ldmae.recipes import refuse_code
+    from ldmae.run import refuse_code
 
     path = folder / "config.yaml"
     refuse_code(path, load_config(str(path)).code, allow_code)

@@ -1,4 +1,4 @@
-"""The command line: a thin skin over recipes.
+"""The command line: thin layers over `ldmae.run`.
 
 What takes long to import is imported when a verb runs, so that `--help` answers at once.
 """
@@ -23,7 +23,7 @@ from ldmae.arguments import (
     RunOut,
     examples,
     next_folder,
-    open_recipes,
+    open_runs,
     refuse,
     resolve,
     run_config,
@@ -83,11 +83,11 @@ def run(
     The same command resumes an interrupted run and skips finished stages.
     """
     config, folder = resolve(preset, overrides, out)
-    recipes = open_recipes()
+    runs = open_runs()
     if dry_run:
-        say(recipes.describe_plan(config, folder))
+        say(runs.describe_plan(config, folder))
         return
-    recipes.run_all(config, folder, restart)
+    runs.run_all(config, folder, restart)
     say(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")
 
 
@@ -97,8 +97,8 @@ def train_autoencoder(
 ) -> None:
     """Train the autoencoder: masked pre-training, then decoder tuning."""
     config, folder = resolve(preset, overrides, out)
-    recipes = open_recipes()
-    recipes.run_stages(config, folder, "autoencoder", restart=restart)
+    runs = open_runs()
+    runs.run_stages(config, folder, "autoencoder", restart=restart)
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
@@ -111,8 +111,8 @@ def train_diffusion(
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
     config, folder = resolve(preset, overrides, out)
-    recipes = open_recipes()
-    recipes.run_stages(config, folder, "diffusion", restart=restart)
+    runs = open_runs()
+    runs.run_stages(config, folder, "diffusion", restart=restart)
     say(f"diffusion model: {folder / 'diffusion'}")
 
 
@@ -137,16 +137,16 @@ def encode(
 
     With data=PATH: all images of PATH, with any autoencoder, into --out.
     """
-    recipes = open_recipes(overrides)
-    if recipes.is_run_folder(source) and not overrides:
+    runs = open_runs(overrides)
+    if runs.is_run_folder(source) and not overrides:
         refuse(out, "--out", "a run's own latents go into its latents/; for other images add data=PATH")
         folder = Path(source)
-        recipes.run_stages(run_config(folder, None, allow_code), folder, "latents")
+        runs.run_stages(run_config(folder, None, allow_code), folder, "latents")
         say(f"latents: {folder / 'latents'}")
         return
     if out is None:
         raise UserError("--out is missing; give the folder for the latents, such as --out latents")
-    count = recipes.encode_with(source, overrides or [], out, allow_code)
+    count = runs.encode_with(source, overrides or [], out, allow_code)
     say(f"latents of {count} images: {out}")
 
 
@@ -193,7 +193,7 @@ def sample(
     For a run folder, the defaults are the run's settings. For a pipeline they are 8 images of each class (24
     classes at most), 50 steps of the pipeline's solver, and no guidance.
     """
-    recipes = open_recipes()
+    runs = open_runs()
     named = {
         "per_class": count,
         "seed": seed,
@@ -203,31 +203,31 @@ def sample(
         "timestep_shift": shift,
     }
     changes = {name: value for name, value in named.items() if value is not None}
-    if recipes.is_run_folder(source):
+    if runs.is_run_folder(source):
         folder = Path(source)
         if not (changes or classes or out):
             config = run_config(folder, None, allow_code)
-            recipes.run_stages(config, folder, "pipeline", "samples")
+            runs.run_stages(config, folder, "pipeline", "samples")
             say(f"samples: {folder / 'samples' / 'grid.png'}")
             return
         if not (folder / "pipeline").exists():
-            recipes.run_stages(run_config(folder, None, allow_code), folder, "pipeline")
+            runs.run_stages(run_config(folder, None, allow_code), folder, "pipeline")
     if main_process():  # generating is not shared among processes
-        numbered = out is None and recipes.is_run_folder(source)
+        numbered = out is None and runs.is_run_folder(source)
         place = next_folder(Path(source)) if numbered else contextlib.nullcontext(out or Path("samples"))
         with place as chosen:
-            grid = recipes.sample_from(source, classes or [], changes, chosen, device, allow_code)
+            grid = runs.sample_from(source, classes or [], changes, chosen, device, allow_code)
         say(f"samples: {grid}")
 
 
 @app.command(epilog=examples("ldmae report runs/emoji"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or in progress.")]) -> None:
     """Write report.html again from the files of a run folder."""
-    recipes = open_recipes()
-    if not recipes.is_run_folder(str(run)):
+    runs = open_runs()
+    if not runs.is_run_folder(str(run)):
         raise UserError(f"{run} is not a run folder (it has no config.yaml); name one that `ldmae run` made")
     if main_process():
-        say(f"report: {recipes.render_report(run)}")
+        say(f"report: {runs.render_report(run)}")
 
 
 @app.command(
@@ -267,7 +267,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an official VMAE or LightningDiT checkpoint to a diffusers folder, or back."""
-    recipes = open_recipes()
+    runs = open_runs()
     if to_official:
         given = {
             "--kind": kind,
@@ -279,9 +279,9 @@ def convert(
         }
         for option, value in given.items():
             refuse(value, option, "with --to-official it comes from the folder")
-        model = recipes.convert_to_official(source, out)
+        model = runs.convert_to_official(source, out)
     else:
-        model = recipes.convert_official(
+        model = runs.convert_official(
             source,
             out,
             kind,

@@ -16,7 +16,7 @@ from ldmae.arguments import (
     Preset,
     examples,
     name_of,
-    open_recipes,
+    open_runs,
     refuse,
     resolve,
     run_config,
@@ -62,15 +62,15 @@ def evaluate(
 
     With data=PATH: any autoencoder on all images of PATH.
     """
-    recipes = open_recipes(overrides)
+    runs = open_runs(overrides)
     own = all(item.startswith("evaluation.") for item in overrides or [])
-    if recipes.is_run_folder(source) and own:
+    if runs.is_run_folder(source) and own:
         refuse(out, "--out", "a run's own results go into its results/; for other images add data=PATH")
         folder = Path(source)
-        recipes.evaluate_run(run_config(folder, overrides, allow_code), folder, only)
+        runs.evaluate_run(run_config(folder, overrides, allow_code), folder, only)
     else:
         folder = out or Path("results") / name_of(source)
-        recipes.evaluate_with(source, overrides or [], folder, only, allow_code)
+        runs.evaluate_with(source, overrides or [], folder, only, allow_code)
     _say_results(folder)
 
 
@@ -111,8 +111,8 @@ def evaluate_samples(
     with the other.
     """
     folder = out or Path("results") / f"{name_of(source)}-samples"
-    recipes = open_recipes(overrides)
-    recipes.evaluate_samples(source, overrides or [], folder, reference, npz, allow_code=allow_code)
+    runs = open_runs(overrides)
+    runs.evaluate_samples(source, overrides or [], folder, reference, npz, allow_code=allow_code)
     _say_results(folder)
 
 
@@ -160,17 +160,17 @@ def compare(
     The same command resumes, also on another machine that has the results so far.
     """
     _, folder = resolve(preset, overrides, out)
-    recipes = open_recipes()
+    runs = open_runs()
     if dry_run:
-        say(recipes.describe_comparison(*recipes.plan_comparison(preset, overrides or [])))
+        say(runs.describe_comparison(*runs.plan_comparison(preset, overrides or [])))
         return
     results = results or folder / "results"
-    recipes.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]])
+    runs.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]])
     say(f"report: {results / 'comparison.html'}\ntables: {results / 'tables.md'}")
 
 
 def _say_results(folder: Path) -> None:
-    from ldmae.recipes.results import describe_results
+    from ldmae.run.results import describe_results
 
     if main_process():
         path = folder / "results.json"

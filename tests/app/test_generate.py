@@ -31,7 +31,7 @@ from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.recipes.generation import picture_size
+from ldmae.run.sampling import picture_size
 
 from .conftest import CLASSES, SIZE
 

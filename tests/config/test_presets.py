@@ -7,12 +7,13 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, recipes
+from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
+from ldmae.run import run_all, run_stages
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
-from ldmae.recipes.plan import plan_trainings
+from ldmae.run.plan import plan_trainings
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
 LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
@@ -261,7 +262,7 @@ def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_pa
     ).save_pretrained(tmp_path / "vmae")
     config = toy(name, images, tmp_path / "vmae")
     names = ("autoencoder", "latents", "diffusion", "pipeline")
-    run = recipes.run_stages(config, tmp_path / "run", *names)
+    run = run_stages(config, tmp_path / "run", *names)
     trained = [stage for stage, record in run.records.stages.items() if record.steps == 1]
     own = config.autoencoder.source is None
     assert trained == [*(["autoencoder.pretraining", "autoencoder.tuning"] if own else []), "diffusion"]
@@ -271,4 +272,4 @@ def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_pa
 
 def test_quick_without_data_says_what_to_give(tmp_path):
     with pytest.raises(UserError, match="give data=PATH"):
-        recipes.run_all(load_config("quick"), tmp_path / "run")
+        run_all(load_config("quick"), tmp_path / "run")

@@ -22,7 +22,7 @@ import ldmae
 from ldmae.cli import app
 from ldmae.config import Config, load_config, preset_names
 from ldmae.config.base import setting_names
-from ldmae.recipes import describe_plan
+from ldmae.run import describe_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

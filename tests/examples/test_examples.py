@@ -354,7 +354,7 @@ def test_a_new_autoencoder_restores_and_is_saved_as_diffusers_saves(tmp_path: Pa
 
 def test_a_new_autoencoder_carries_the_whole_diffusion(tmp_path: Path) -> None:
     from ldmae.config import load_config
-    from ldmae.recipes import run_stages
+    from ldmae.run import run_stages
 
     sys.path.insert(0, str(EXAMPLES / "extend"))
     overrides = ["data=digits", "autoencoder.source=new_autoencoder:photo_components"]

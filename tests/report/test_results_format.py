@@ -17,9 +17,9 @@ from ldmae.evaluation.copies import measure_copies
 from ldmae.evaluation.subject import Subject
 from ldmae.images.sources import FolderSource
 from ldmae.perception.names import FEATURES
-from ldmae.recipes.evaluate import measure
-from ldmae.recipes.results import write_results
-from ldmae.recipes.samples import evaluate_samples
+from ldmae.run.evaluate import measure
+from ldmae.run.results import write_results
+from ldmae.run.evaluate_images import evaluate_samples
 
 from .drawn_units import crops, write_unit
 

@@ -32,8 +32,8 @@ from ldmae.loading import (
     settings_of,
 )
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.recipes.generation import own_sampling, picture_size, pipeline_classes
-from ldmae.recipes.threads import settle_alone, velocity
+from ldmae.run.sampling import own_sampling, picture_size, pipeline_classes
+from ldmae.run.threads import settle_alone, velocity
 
 GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
 """What a pipeline without settings of a run starts from: guidance that most class-conditional models like."""

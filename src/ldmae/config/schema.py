@@ -38,7 +38,7 @@ Ablation = Literal[
     "vmae-spectrum",
 ]
 """VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
-the paper does not have, each told in `recipes/variants.py`."""
+the paper does not have, each told in `run/variants.py`."""
 ABLATION: tuple[str, ...] = get_args(Ablation)
 COMPARED = {**AUTOENCODERS, **dict.fromkeys(ABLATION, "")}
 

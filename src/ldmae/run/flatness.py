@@ -1,0 +1,111 @@
+"""Whether a unit's trainings were long enough: held-out curves, and KID while the diffusion model trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldmae.config import Config
+from ldmae.core.errors import UserError
+from ldmae.core.files import read_json, write_json
+from ldmae.core.progress import console
+from ldmae.run.evaluate import measure_generation
+from ldmae.run.kept_images import KEPT, forget_generated
+from ldmae.run.run import Run
+from ldmae.run.schedule import execute_stages, with_settings
+
+FLAT = 0.02
+"""Gain over the last quarter of a training below which it counts as done."""
+
+PIXELS = ("pixel", "visible")
+"""Terms of held-out losses that compare pixels, by objective; the others change their weight on the way."""
+
+
+def train_diffusion_with_curve(run: Run) -> None:
+    """Trains the diffusion model, and stops at `comparison.checkpoints` to measure KID of a few samples.
+
+    Each point is of the averaged weights, as the final model's are. The points go to `kid_curve.json`; they
+    change no weight, for a training that is extended goes on as if it had not stopped.
+    """
+    training, wanted = run.config.diffusion.training, run.config.comparison
+    path = run.folder / "kid_curve.json"
+    points = read_json(path, list) if path.exists() else []
+    for share in sorted(wanted.checkpoints):
+        steps = max(1, round(share * training.steps))
+        record = run.records.get("diffusion")
+        passed = record is not None and record.status == "done" and record.steps > steps
+        if passed or any(point["step"] == steps for point in points):
+            continue
+        part = training.replace(steps=steps)
+        here = with_settings(run, run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
+        execute_stages(here, "diffusion", "pipeline")
+        few = run.config.evaluation.replace(
+            samples=wanted.checkpoint_samples,
+            real_images=wanted.checkpoint_samples,
+            recogniser=False,
+        )
+        results = measure_generation(here, few)[0]
+        if run.main:
+            forget_generated(run.folder / KEPT)
+            points.append({"step": steps, "name": results[0].name, "value": results[0].value})
+            write_json(path, points)
+            console.print(
+                f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}", soft_wrap=True
+            )
+        run.accelerator.wait_for_everyone()
+    execute_stages(run, "diffusion")
+
+
+def check_checkpoints(config: Config) -> None:
+    """Raises a UserError where the rate hangs on the steps: an earlier stop would be another training."""
+    training = config.diffusion.training
+    cosine = training.optimizer.schedule == "cosine" and training.optimizer.schedule_steps is None
+    if config.comparison.checkpoints and cosine:
+        raise UserError(
+            "comparison.checkpoints needs a learning rate that does not depend on the number of steps: set "
+            f"diffusion.training.optimizer.schedule_steps={training.steps}, or schedule=constant"
+        )
+
+
+def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Returns by training the points of its curve and the gain over its last quarter, and prints the gains.
+
+    Args:
+        folder: the run's.
+        steps: of each training.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in map(json.loads, lines):
+        terms = line.get("validation", {}).get("terms", {})
+        name = next((name for name in PIXELS if name in terms), None)
+        if name is not None and line["stage"] in steps:
+            curve = found.setdefault(line["stage"], {"name": f"held-out {name}", "points": []})
+            curve["points"].append([line["step"], terms[name]])
+    path = folder / "kid_curve.json"
+    if path.exists() and (points := read_json(path, list)):
+        kid = [[point["step"], point["value"]] for point in points]
+        found["diffusion"] = {"name": points[0]["name"], "points": kid}
+    for stage, curve in found.items():
+        curve["gain"] = last_quarter_gain(curve["points"], steps[stage])
+        if curve["gain"] is not None:
+            flat = "flat" if curve["gain"] <= FLAT else "not flat yet"
+            console.print(
+                f"{stage}: {curve['name']} gained {curve['gain']:.1%} over the last quarter, {flat}",
+                soft_wrap=True,
+            )
+    return found
+
+
+def last_quarter_gain(points: list[list[float]], steps: int) -> float | None:
+    """Returns by what share a curve fell over the last quarter of its steps; None where it has no two points.
+
+    Args:
+        points: step and value, in order.
+        steps: of the whole training.
+    """
+    late = [value for step, value in points if step >= 0.75 * steps]
+    if len(late) < 2 or late[0] <= 0:
+        return None
+    return (late[0] - late[-1]) / late[0]

@@ -1,0 +1,175 @@
+"""What a plan asks of the loading of images, what this machine loads, and the processes to set for it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ldmae.config import Config
+from ldmae.config.data import AugmentConfig, DataConfig
+from ldmae.config.registry import SOURCES
+from ldmae.contracts import ImageSource
+from ldmae.core.device import pick_device, resolve_precision
+from ldmae.core.errors import UserError
+from ldmae.core.files import EXTENSIONS
+from ldmae.images.base import FileSource
+from ldmae.images.dataset import ImageDataset
+from ldmae.images.shards import find_shards
+from ldmae.images.sources import is_stream, kind_of, open_source
+from ldmae.images.tables import load_table, picture_bytes
+from ldmae.run.own import own_trainings
+
+SECONDS = 2.0
+"""How long loading is timed, over all stages."""
+SAMPLE = 1000
+"""Images at most that are timed."""
+DAY = 86400
+
+
+class _Sample(FileSource):
+    """A few image files of a data set, from its beginning: a large one is not listed whole to be timed."""
+
+    def __init__(self, name: str, files: list[Path | bytes]) -> None:
+        self.name, self.files = name, files
+        self.classes, self.labels = [name], np.zeros(len(files), np.int64)
+
+    def read_bytes(self, index: int) -> bytes:
+        """Returns a file's bytes, which are held where the data set keeps many in one file."""
+        file = self.files[index]
+        return file if isinstance(file, bytes) else file.read_bytes()
+
+    def describe(self, index: int) -> str:
+        """Returns what an error message calls the image."""
+        return f"{self.name}: image {index}"
+
+
+def _sample(config: Config) -> ImageSource:
+    """Returns some of the training images.
+
+    Raises:
+        UserError: they are not on this machine, or cannot be opened.
+    """
+    data, path = config.data, Path(config.data.source).expanduser()
+    if data.source in SOURCES:
+        return open_source(data)
+    if is_stream(data) or not (path.exists() or (path.parent.is_dir() and data.source[-1:] in "}*]")):
+        raise UserError(f"the images of {data.source or 'data.source'} are not on this machine")
+    kinds = {"folder": _in_folder, "shards": _in_shards, "table": _in_table}
+    files = itertools.islice(kinds[kind_of(data.source)](data), SAMPLE)
+    return _Sample(data.source, list(files))
+
+
+def _in_folder(data: DataConfig) -> Iterator[Path]:
+    for parent, _, names in os.walk(Path(data.source).expanduser()):
+        yield from (Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS))
+
+
+def _in_shards(data: DataConfig) -> Iterator[bytes]:
+    with tarfile.open(find_shards(data.source)[0]) as tar:
+        for member in tar:
+            if member.name.lower().endswith(EXTENSIONS) and (file := tar.extractfile(member)):
+                yield file.read()
+
+
+def _in_table(data: DataConfig) -> Iterator[bytes]:
+    columns = (data.image_column, data.label_column)
+    rows, column, *_ = load_table(data.source, data.split, *columns, streaming=True)
+    yield from (picture_bytes(row[column]) for row in rows)
+
+
+def _images_per_second(dataset: ImageDataset, seconds: float) -> tuple[float, int]:
+    """Times one process; returns its images a second, and how many images it loaded."""
+    order, count, began = np.random.default_rng(0).permutation(len(dataset)), 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        dataset[(0, int(order[count % len(order)]))]
+        count += 1
+    return count / spent, count
+
+
+def _operations_per_second(config: Config) -> float:
+    """Returns how fast this device multiplies matrices, a multiply-add counting 2: no training is faster."""
+    device = pick_device(config.device)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = kind.get(resolve_precision(config.mixed_precision, config.device), torch.float32)
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+class Reading(NamedTuple):
+    """A training on images: how many it reads, and its operations in all."""
+
+    stage: str
+    images: int
+    flops: float
+
+
+def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
+    """Returns what each training on images needs, what this machine loads, and the workers to set.
+
+    What a device can take at most follows from the stage's operations and the device's fastest product; what
+    a day would take is stated too, for a plan that is made for another machine.
+    """
+    if not trainings:
+        return []
+    lines = [
+        f"{name} reads {images:,} images of {_prepared(config, name)[0]} px: {_rate(images / DAY)} images/s "
+        "to finish in a day."
+        for name, images, _ in trainings
+    ]
+    threads = torch.get_num_threads()
+    try:
+        source = _sample(config)
+        fastest = _operations_per_second(config)
+        torch.set_num_threads(1)  # as a loading process
+        for training in trainings:
+            lines.append(_describe_training(config, training, source, fastest, SECONDS / len(trainings)))
+    except (UserError, OSError) as error:
+        lines.append(f"Loading was not timed: {error}.")
+    finally:
+        torch.set_num_threads(threads)
+    return lines
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def _prepared(config: Config, name: str) -> tuple[int, AugmentConfig]:
+    """Returns the pixels along a side of a training's images, and how they are augmented."""
+    if (own := own_trainings(config).get(name)) is not None:
+        return own.image_size, own.augment
+    stage: Any = getattr(config.autoencoder, name.partition(".")[2])
+    return config.pretraining_size if name == "autoencoder.pretraining" else config.image_size, stage.augment
+
+
+def _describe_training(
+    config: Config, training: Reading, source: ImageSource, fastest: float, seconds: float
+) -> str:
+    name, images, flops = training
+    size, augment = _prepared(config, name)
+    needed, cores = fastest * images / flops, os.cpu_count() or 1
+    dataset = ImageDataset(source, size, config.seed, augment)
+    rate, count = _images_per_second(dataset, seconds)
+    workers = max(1, min(cores, math.ceil(needed / rate)))
+    enough = "" if workers * rate >= needed else f"; the device waits for data: all {cores} cores load less"
+    setting = "its num_workers to " if name in own_trainings(config) else f"{name}.training.num_workers="
+    return (
+        f"{name}: this device takes at most {needed:,.0f} images/s ({fastest / 1e12:.2f} TFLOP/s in a matrix "
+        f"product), one process loads {rate:,.0f} images/s (timed on {count:,} images): set "
+        f"{setting}{workers}{enough}."
+    )

@@ -1,0 +1,98 @@
+"""What a run needs before its first stage: a device, images, models that can be built."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import Config, as_dict
+from ldmae.config.data import DataConfig
+from ldmae.contracts import ImageSource
+from ldmae.core.device import resolve_precision
+from ldmae.core.files import write_json
+from ldmae.core.progress import console
+from ldmae.diffusion.backbones import build_backbone, patch_size
+from ldmae.images.index import open_images
+from ldmae.images.sources import is_stream
+from ldmae.images.streams import StreamSource
+from ldmae.run.own import own_objective, own_trainings
+from ldmae.run.run import Run
+from ldmae.run.kept_stream import open_streamed
+
+
+def open_accelerator(config: Config, folder: Path) -> Accelerator:
+    """Opens the device, or this process's among several, in the precision that the settings ask for."""
+    if config.deterministic:
+        # without it cuBLAS refuses to multiply; it is read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    # accelerate keeps the precision of a process's first run; a second run may ask for another
+    AcceleratorState._reset_state(reset_partial_state=False)
+    if PartialState._shared_state.get("distributed_type") == DistributedType.FSDP:
+        # and where it sharded, it would take the second for one that it need not set up
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=resolve_precision(config.mixed_precision, config.device),
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(folder),
+        # one process looks at the images while the others wait, longer than the usual ten minutes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))],
+    )
+
+
+def open_run_images(
+    data: DataConfig, cache_dir: Path, progress: bool
+) -> tuple[StreamSource | None, ImageSource, ImageSource]:
+    """Opens a run's images: the stream that training reads, if it is one; training and held-out images."""
+    if is_stream(data):
+        return open_streamed(data, cache_dir)
+    return None, *open_images(data, cache_dir, progress)
+
+
+def check_models(config: Config) -> None:
+    """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
+    auto = config.autoencoder
+    with torch.device("meta"):
+        for stage in own_trainings(config):
+            own_objective(config, stage)
+        if auto.stages and auto.is_vit:
+            AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
+        elif auto.stages:
+            build_baseline(auto.baseline.model, config.image_size)
+        # the grid of a foreign autoencoder is not known yet
+        grid = config.image_size // auto.patch_size if auto.stages else patch_size(config.diffusion)
+        build_backbone(config.diffusion, grid, auto.latent_channels, num_classes=2)
+
+
+def describe_images(run: Run) -> None:
+    """Writes `data.json`: what was trained on, and what was held out."""
+    train, held_out = np.asarray(run.train.labels), np.asarray(run.held_out.labels)
+    classes = [
+        {"name": name, "train": int((train == i).sum()), "held_out": int((held_out == i).sum())}
+        for i, name in enumerate(run.train.classes)
+    ]
+    description = {
+        "name": run.train.name,
+        "licence": run.train.licence,
+        "train": len(run.train),
+        "held_out": len(run.held_out),
+        "fingerprint": run.images,
+        "unreadable": getattr(run.train, "unreadable", 0),
+        "facts": getattr(run.train, "facts", []),
+        "classes": classes,
+    }
+    write_json(run.folder / "data.json", description)
+    if run.stream is not None:
+        kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
+        console.print(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}", markup=False)

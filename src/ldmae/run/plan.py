@@ -1,0 +1,208 @@
+"""What a run would do and cost, before it does: settings, parameters, steps, memory."""
+
+# b rows of a micro-batch
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import Config, as_dict, to_yaml
+from ldmae.config.training import TrainingConfig
+from ldmae.contracts import BatchKeys
+from ldmae.diffusion.backbones import build_backbone, patch_size
+from ldmae.diffusion.flow import FlowMatchingObjective
+from ldmae.perception.lpips import PerceptualDistance
+from ldmae.perception.spatial import SpatialFeatures
+from ldmae.run.loading_rate import Reading, describe_loading
+from ldmae.run.own import own_objective, own_trainings
+from ldmae.run.run import latent_channels
+from ldmae.run.recorded import trainings
+from ldmae.run.training import baseline_training, masked_training
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training of a run, counted on a machine without memory (the meta device)."""
+
+    stage: str
+    parameters: int
+    trainable: int
+    steps: int
+    batch_size: int
+    flops: float
+    """Of the whole training, a multiply-add counting 2; the perceptual network's are not in it."""
+    memory: float
+    """Bytes on one device: weights, gradients, AdamW's moments, averaged weights, kept activations."""
+
+
+def plan_trainings(
+    config: Config,
+    processes: int = 1,
+    num_classes: int | None = None,
+    latent_shape: tuple[int, int] | None = None,
+) -> list[TrainingPlan]:
+    """Counts what each training of a run costs.
+
+    Args:
+        config: the settings.
+        processes: how many share a batch.
+        num_classes: of the data; 1000 where it is not known.
+        latent_shape: channels of the latents and their cells along a side; of another's autoencoder, where
+            they are not known, 16 and an eighth of the image's.
+    """
+    auto = config.autoencoder
+    if auto.stages:
+        latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
+    elif own := own_trainings(config):
+        latent_shape = latent_channels(own_objective(config, [*own][-1]).model, config.image_size)
+    patch = patch_size(config.diffusion)
+    shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
+    plans = []
+    for stage, training in trainings(config).items():
+        with torch.device("meta"):
+            objective = untrained_objective(config, stage, None, shape, num_classes or 1000)
+            row = example_rows(config, stage, shape, 1)
+        plans.append(_count(stage, objective, row, training, processes))
+    return plans
+
+
+def untrained_objective(
+    config: Config,
+    stage: str,
+    perceptual: PerceptualDistance | None,
+    latent_shape: tuple[int, int],
+    num_classes: int,
+    model: Any = None,
+    features: SpatialFeatures | None = None,
+) -> nn.Module:
+    """Builds what a training trains, from random weights, to be counted or timed.
+
+    Args:
+        config: the settings.
+        stage: of `trainings`.
+        perceptual: the objective's network; None leaves it out.
+        latent_shape: channels of the latents and their cells along a side.
+        num_classes: of the diffusion model.
+        model: a VMAE in place of the settings', which tell nothing of one that training starts from.
+        features: the network that latents are aligned with; None leaves it out.
+    """
+    auto = config.autoencoder
+    if stage == "diffusion":
+        channels, grid = latent_shape
+        transformer = build_backbone(config.diffusion, grid, channels, num_classes)
+        return FlowMatchingObjective(transformer, config.diffusion.flow)
+    if stage in own_trainings(config):
+        return own_objective(config, stage)
+    part = stage.partition(".")[2]
+    settings: Any = getattr(auto, part)
+    without = {} if perceptual else {"perceptual_weight": 0.0}
+    if part == "baseline":
+        weighed = settings.replace(objective=settings.objective.replace(**without))
+        return baseline_training(auto.replace(baseline=weighed), config.image_size, perceptual)
+    if features is None:
+        without["alignment_weight"] = 0.0
+    size = config.pretraining_size if part == "pretraining" else config.image_size
+    model = model or AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
+    if part == "tuning" and auto.tuning.freeze_encoder:
+        model.freeze_encoder()
+    weighed = settings.replace(objective=settings.objective.replace(**without))
+    return masked_training(model, weighed, perceptual, features)
+
+
+def example_rows(
+    config: Config, stage: str, latent_shape: tuple[int, int], count: int
+) -> dict[str, torch.Tensor]:
+    """Returns a batch of zeros of the shape that a training gets."""
+    if stage == "diffusion":
+        channels, grid = latent_shape
+        latents = torch.zeros(count, channels, grid, grid)
+        return {"latents": latents, "labels": torch.zeros(count, dtype=torch.long)}
+    own = own_trainings(config).get(stage)
+    size = config.pretraining_size if stage == "autoencoder.pretraining" else config.image_size
+    size = size if own is None else own.image_size
+    return {"images": torch.zeros(count, 3, size, size)}
+
+
+def latent_shape(transformer: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the channels and the cells along a side of what a diffusion model of this config generates."""
+    return transformer["in_channels"], transformer["sample_size"]
+
+
+def _count(
+    stage: str, objective: nn.Module, row: dict[str, torch.Tensor], training: TrainingConfig, processes: int
+) -> TrainingPlan:
+    """Runs one row through an objective on the meta device, counting operations and what backward keeps."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    objective.train()
+    counter = FlopCounterMode(display=False)
+    keys = BatchKeys(0, 0, range(1), 1)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output: Any = objective(row, keys)
+    model: Any = objective.model  # beside which an objective may hold an adversary
+    trainable, trained = (
+        sum(p.numel() for p in part.parameters() if p.requires_grad) for part in (model, objective)
+    )
+    everything = sum(p.numel() for p in objective.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    local = -(-training.batch_size // processes)
+    micro = min(local, training.micro_batch_size or local)
+    states = 4 * everything + 12 * trained + (4 * total if training.ema_decay is not None else 0)
+    del output
+    return TrainingPlan(
+        stage=stage,
+        parameters=total,
+        trainable=trainable,
+        steps=training.steps,
+        batch_size=training.batch_size,
+        flops=3.0
+        * counter.get_total_flops()
+        * training.batch_size
+        * training.steps,  # backward is twice forward
+        memory=states + micro * sum(kept.values()),
+    )
+
+
+def _peta(flops: float) -> str:
+    peta = flops / 1e15
+    return f"{peta:,.0f}" if peta >= 100 else f"{peta:.3g}"
+
+
+def describe_plan(config: Config, folder: Path) -> str:
+    """Returns the text of `--dry-run`: resolved settings, then a line a training."""
+    lines = [to_yaml(config), f"# run folder: {folder}"]
+    plans = plan_trainings(config)
+    for plan in plans:
+        lines.append(
+            f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M "
+            "trainable), "
+            f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
+            f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
+        )
+    if config.autoencoder.source is not None:
+        lines.append(
+            f"# {config.autoencoder.source} is not opened; its latents are assumed to have 16 channels "
+            "and an eighth of the image's side."
+        )
+    lines.append("# Counted for one process, the diffusion model with 1,000 classes.")
+    lines.append("# Counted without the perceptual network; bf16 keeps about half of the activations' share.")
+    on_images = [
+        Reading(plan.stage, plan.steps * plan.batch_size, plan.flops)
+        for plan in plans
+        if plan.stage.startswith("autoencoder.")
+    ]
+    return "\n".join([*lines, *(f"# {line}" for line in describe_loading(config, on_images))])

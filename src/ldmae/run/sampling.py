@@ -1,0 +1,230 @@
+"""The stages diffusion model → samples: the pipeline, the class grid, single pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import load_config
+from ldmae.config.diffusion import SamplingConfig
+from ldmae.core.device import pick_device
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, write_json
+from ldmae.core.progress import progress_bar
+from ldmae.core.random import generator
+from ldmae.diffusion.backbones import backbone_class
+from ldmae.diffusion.flow import scheduler_shift
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.solvers import solver_class, solver_name
+from ldmae.latents.statistics import load_statistics
+from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
+from ldmae.run.run import Run, run_autoencoder
+from ldmae.run.recorded import plain
+from ldmae.run.threads import settle_alone, velocity
+from ldmae.report.grids import class_grid, save_png
+
+MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
+"""What may lie in a folder of samples."""
+
+
+def save_pipeline(run: Run) -> dict[str, str]:
+    """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
+    mean, std = load_statistics(run.folder / "latents")
+    statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    vae: Any = run_autoencoder(run)
+    own = isinstance(vae, AutoencoderVMAE)
+    if own:
+        vae.register_to_config(**statistics)
+    pipeline = LDMAEPipeline(
+        vae=vae,
+        transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
+        ),
+        id2label={label: run.train.classes[label] for label in trained_classes(run)},
+        **({} if own else statistics),
+    )
+    if run.main:
+        with atomic_folder(run.folder / "pipeline") as temporary:
+            pipeline.save_pretrained(temporary)
+    run.accelerator.wait_for_everyone()
+    return {"pipeline": run.records.stages["pipeline"].made_of}
+
+
+def sample(run: Run) -> dict[str, str]:
+    """Generates `samples/`: a class grid, single PNGs, and how they were made."""
+    config = run.config.sampling
+    if run.main:
+        # whose settings are this run's: what they name was typed, or allowed
+        pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
+        classes = class_choice(known_classes(pipeline), config.max_classes)
+        labels = [label for label in classes for _ in range(config.per_class)]
+        save_samples(pipeline, labels, config, run.folder / "samples")
+    run.accelerator.wait_for_everyone()
+    return {}
+
+
+def trained_classes(run: Run) -> list[int]:
+    """Returns the classes that have a training image; all of a stream, of which only some are kept."""
+    if run.stream is not None:
+        return list(range(len(run.train.classes)))
+    return [label for label in np.unique(run.train.labels).tolist() if label >= 0]
+
+
+def known_classes(pipeline: LDMAEPipeline) -> list[int]:
+    """Returns the classes that a pipeline was trained on: those it has names for, all where it has none."""
+    count = pipeline.transformer.config.num_classes
+    named = {int(label) for label in cast(Any, pipeline.config).id2label or {}}
+    return [label for label in range(count) if label in named] or list(range(count))
+
+
+def class_choice(classes: list[int], at_most: int) -> list[int]:
+    """Returns the classes of the grid, evenly spread where there are too many."""
+    places = np.linspace(0, len(classes) - 1, min(len(classes), at_most)).round().astype(int)
+    return np.array(classes)[np.unique(places)].tolist()
+
+
+def save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
+    """Writes `images/*.png`, `grid.png` and `samples.json` into a folder, which replaces an older one."""
+    names = pipeline_classes(pipeline)
+    images = generate(pipeline, labels, config, description="sampling")
+    with atomic_folder(folder) as temporary:
+        (temporary / "images").mkdir()
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = re.sub(r"[^\w.-]+", "_", names[label])[:60]
+            Image.fromarray(image).save(temporary / "images" / f"{i:04d}_{name}.png")
+        save_png(class_grid(images, labels, names, config.per_class), temporary / "grid.png")
+        made = {**plain(config), "class_names": names, "labels": labels}
+        write_json(temporary / "samples.json", made)
+
+
+def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
+    """Returns the names of a pipeline's classes, by label; numbers where it has no names."""
+    named = dict(cast(Any, pipeline.config).id2label or {})
+    count = pipeline.transformer.config.num_classes
+    return [str(named.get(i, named.get(str(i), i))) for i in range(count)]
+
+
+def own_sampling(pipeline: LDMAEPipeline) -> dict[str, Any]:
+    """Returns the settings of sampling that a pipeline's scheduler has: its solver and its time shift.
+
+    A shift that depends on the image's size (dynamic shifting) is no number: it is None, the scheduler's own.
+    """
+    scheduler = pipeline.scheduler
+    shift = None if scheduler.config.get("use_dynamic_shifting") else 1 / scheduler.config["shift"]
+    return {"solver": solver_name(scheduler), "timestep_shift": shift}
+
+
+def picture_size(pipeline: LDMAEPipeline) -> int:
+    """Returns the pixels along a side of a pipeline's pictures, by decoding one."""
+    config = pipeline.transformer.config
+    side, channels = config["sample_size"], config["in_channels"]
+    latents = torch.zeros(1, channels, side, side, device=pipeline.device)
+    return pipeline.decode_latents(latents).shape[-1]
+
+
+def generate(
+    pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, description: str
+) -> np.ndarray:
+    """Generates an image for each label, as `generated_batches` does, and returns all: (n, H, W, 3) uint8."""
+    return np.concatenate(list(generated_batches(pipeline, labels, config, description)))
+
+
+def generated_batches(
+    pipeline: LDMAEPipeline,
+    labels: list[int],
+    config: SamplingConfig,
+    description: str,
+    first: int = 0,
+    show: bool = True,
+) -> Iterator[np.ndarray]:
+    """Generates an image for each label, a batch at a time.
+
+    Args:
+        pipeline: on its device.
+        labels: a class for each image.
+        config: solver, steps, guidance, seed.
+        description: for the progress bar.
+        first: number of the first image; an image's noise depends on the seed and its number alone.
+        show: whether this process shows the bar.
+
+    Yields:
+        (b, H, W, 3) uint8.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    solver = solver_class(config.solver)
+    if type(pipeline.scheduler) is not solver:
+        pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
+    start, end = config.guidance_interval
+    classes = cast(Any, pipeline.transformer.config).num_classes
+    scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
+    with progress_bar(description, len(labels), "images", show=show) as advance:
+        for i in range(0, len(labels), config.batch_size):
+            chosen = labels[i : i + config.batch_size]
+            noise = [generator(config.seed, "sample", first + i + j) for j in range(len(chosen))]
+            output: Any = pipeline(
+                chosen,
+                guidance_scale=scale,
+                guidance_interval=(start, end),
+                guidance_channels=config.guidance_channels,
+                num_inference_steps=config.num_inference_steps,
+                timestep_shift=config.timestep_shift,
+                generator=noise,
+            )
+            yield np.stack([np.asarray(image) for image in output.images])
+            advance(len(chosen), "")
+
+
+def sample_from(
+    source: str,
+    classes: list[str],
+    changes: dict[str, Any],
+    folder: Path,
+    device: str = "auto",
+    allow_code: bool = False,
+) -> Path:
+    """Generates images with a trained pipeline.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
+        classes: names or numbers; empty: all, or an even choice where they are many.
+        changes: fields of `SamplingConfig` that differ from the settings it was made with where these are
+            known (of a run folder, of what ships), or from the defaults, with the pipeline's own solver and
+            time shift.
+        folder: where `grid.png`, `images/` and `samples.json` go; older samples there are replaced.
+        device: `auto`, or a device's name.
+        allow_code: whether the source, a folder, may name code to run.
+
+    Returns:
+        The path of the grid.
+
+    Raises:
+        UserError: no such pipeline or class, a setting out of range, or a folder that holds something else.
+    """
+    pipeline = load_pipeline(source, allow_code)
+    made_with = settings_of(source)
+    if made_with is not None:
+        config = load_config(made_with).sampling
+        refuse_code(made_with, [config.solver], allow_code)
+    else:
+        config = SamplingConfig(**own_sampling(pipeline))
+    config = config.replace(**changes)
+    every = class_choice(known_classes(pipeline), config.max_classes)
+    chosen = [pipeline.class_id(name) for name in classes] or every
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there and ("samples.json" not in there or there - MADE):  # all of it would be replaced
+        raise UserError(f"{folder} holds other files; name another folder with --out")
+    labels = [label for label in chosen for _ in range(config.per_class)]
+    pipeline = pipeline.to(pick_device(device))
+    amount = min(config.batch_size, len(labels))
+    settle_alone(velocity(pipeline, amount), amount, pipeline.device, source=source)
+    save_samples(pipeline, labels, config, folder)
+    return folder / "grid.png"

@@ -1,0 +1,327 @@
+"""What a run does next: from the list of stages and the record of what was made of what."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ldmae.config import Config, save_config
+from ldmae.config.autoencoder import AutoencoderConfig
+from ldmae.core.device import device_name
+from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import TEMPORARY_PREFIX
+from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
+from ldmae.run.latents import adopted_latents
+from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
+from ldmae.run.run import Run, Stage
+from ldmae.run.recorded import trainings
+from ldmae.run.stages import stages
+from ldmae.training.checkpoint import list_checkpoints
+from ldmae.training.engine import check_share
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the record says of a stage."""
+
+    state: str
+    """`absent`, `unfinished`, `stale` or `fresh`."""
+    inputs: dict[str, str | None]
+    """Fingerprints of what it reads; None where that is still to be made."""
+    changes: tuple[str, ...] = ()
+    """Of one that is stale: settings and inputs that changed, old -> new."""
+
+
+def open_run(config: Config, folder: Path, names: Collection[str] = (), restart: str | None = None) -> Run:
+    """Opens a run folder: device, images, stages, and the record of what is done.
+
+    Args:
+        config: the settings.
+        folder: the run folder; made where it is not there.
+        names: the stages to come, as in `select`; what each needs is looked for now.
+        restart: a stage to forget. What hangs on it is made again where it comes out otherwise.
+
+    Raises:
+        UserError: a model can't be built, a stage lacks something, or a training was begun with other
+            settings or inputs; nothing is changed then.
+    """
+    if restart is not None:
+        find(stages(config), restart)  # its name is looked at before anything is opened
+    check_models(config)
+    accelerator = open_accelerator(config, folder)
+    for name, training in trainings(config).items():
+        check_share(name, training, accelerator)
+    records = Records(folder, accelerator.is_main_process, accelerator.num_processes)
+    (records.stages,) = broadcast_object_list([records.stages])
+    threads = records.threads() if config.threads == "auto" else int(config.threads)
+    if threads and accelerator.device.type == "cpu":
+        torch.set_num_threads(threads)
+    records.device = device_name(accelerator.device)
+    with accelerator.main_process_first():
+        stream, train, held_out = open_run_images(config.data, folder / "data", accelerator.is_main_process)
+    listed = stages(config, accelerator.mixed_precision)
+    records.order = [stage.name for stage in listed]
+    run = Run(config, folder, accelerator, records, listed, train, held_out, stream)
+    standings = check(run, restart)
+    for stage in select(listed, names):
+        if stage.prepare is not None and standings[stage.name].state != FRESH:
+            stage.prepare(run)
+    accelerator.wait_for_everyone()  # all have read the record before anybody writes it
+    if restart is not None:
+        _restart(run, restart)
+    if run.main:
+        save_config(config, folder / "config.yaml")
+        describe_images(run)
+    if config.tracker != "none":
+        accelerator.init_trackers("ldmae")
+    accelerator.wait_for_everyone()
+    return run
+
+
+def with_settings(run: Run, config: Config) -> Run:
+    """Returns a run with other settings."""
+    return dataclasses.replace(run, config=config, stages=stages(config, run.accelerator.mixed_precision))
+
+
+def select(listed: tuple[Stage, ...], names: Collection[str]) -> list[Stage]:
+    """Returns stages by name, in order; `autoencoder` are all of its trainings.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    for name in names:
+        if name != "autoencoder":
+            find(listed, name)
+    return [stage for stage in listed if {stage.name, stage.name.split(".")[0]} & set(names)]
+
+
+def find(listed: tuple[Stage, ...], name: str) -> Stage:
+    """Returns a stage by its name.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    found = {stage.name: stage for stage in listed}
+    if name not in found:
+        raise UserError(f"no stage {name!r} in this run{nearest(name, found)}; stages: {', '.join(found)}")
+    return found[name]
+
+
+def execute_stages(run: Run, *names: str) -> None:
+    """Makes what is not fresh of some stages, in order; what they read must be there."""
+    for stage in select(run.stages, names):
+        _run_stage(run, stage)
+
+
+def _run_stage(run: Run, stage: Stage) -> None:
+    if stage.always:
+        stage.execute(run)
+        return
+    if stage.adopt is not None and stage.adopt(run):
+        return
+    standing, record = check(run)[stage.name], run.records.get(stage.name)
+    if standing.state == FRESH and _is_there(run, stage):
+        if record is not None and record.replaceable:
+            record.replaceable = False
+            run.records.write()
+        return
+    inputs = {name: value for name, value in standing.inputs.items() if value is not None}
+    for name in standing.inputs:
+        if name not in inputs:
+            raise _lacking(run, name)
+    if standing.state == STALE and stage.costly:
+        _forget(run, stage)
+    ours = {other.name for other in run.stages}
+    for name, other in [*run.records.stages.items()]:  # of another kind of autoencoder
+        if name not in ours and set(other.outputs) & set(stage.outputs):
+            del run.records.stages[name]
+    with run.records.running(
+        stage.name,
+        stage.settings,
+        inputs,
+        stage.steps,
+        _defaults(run.config.autoencoder.kind).get(stage.name),
+    ) as record:
+        record.outputs = stage.execute(run)
+
+
+def _is_there(run: Run, stage: Stage) -> bool:
+    """Says whether all that a stage made is there, as the main process sees it."""
+    there = all((run.folder / path).exists() for path in stage.makes)
+    if there and stage.complete is not None:
+        there = stage.complete(run)
+    return broadcast_object_list([there])[0]  # a network disk may show others an older state
+
+
+def _lacking(run: Run, artefact: str) -> UserError:
+    maker = next(stage for stage in run.stages if artefact in stage.outputs)
+    what = {"diffusion": "diffusion model", "encoder": "autoencoder"}.get(artefact, artefact)
+    return UserError(
+        f"{run.folder} has no {what} yet of these settings; make that with `{maker.command}`, or all with "
+        "`ldmae run`"
+    )
+
+
+# ---- what is fresh, and what may not be replaced
+
+
+def standings(run: Run, restart: str | None = None) -> dict[str, Standing]:
+    """Says of every stage whether it is absent, unfinished, stale or fresh, by what is recorded.
+
+    Looked at before anything is made, a stage is stale too where one before it would come out otherwise.
+
+    Args:
+        run: the run.
+        restart: a stage that is about to be forgotten.
+    """
+    found: dict[str, Standing] = {}
+    known: dict[str, str | None] = {}
+    renewed: dict[str, tuple[str, ...]] = {}
+    for stage in run.stages:
+        inputs = {name: known[name] if name in known else _given(run, name) for name in stage.reads}
+        record = None if stage.name == restart else run.records.get(stage.name)
+        before = tuple(dict.fromkeys(line for name in stage.reads for line in renewed.get(name, ())))
+        found[stage.name] = _standing(run, stage, record, inputs, before)
+        for output in stage.outputs:
+            known[output], renewed[output] = _expected(run, stage, record, found[stage.name], output, before)
+    return found
+
+
+def _standing(
+    run: Run, stage: Stage, record: Record | None, inputs: dict[str, str | None], before: tuple[str, ...]
+) -> Standing:
+    if record is None:
+        return Standing(ABSENT, inputs)
+    changes = record.changes(stage.settings, inputs, _defaults(run.config.autoencoder.kind).get(stage.name))
+    done = record.status == "done"
+    if done and stage.steps < record.steps:
+        changes.append(f"steps: {record.steps} -> {stage.steps}")
+    if changes or before:
+        return Standing(STALE, inputs, (*changes, *before))
+    return Standing(FRESH if done and stage.steps == record.steps else UNFINISHED, inputs)
+
+
+def _expected(
+    run: Run,
+    stage: Stage,
+    record: Record | None,
+    standing: Standing,
+    output: str,
+    before: tuple[str, ...],
+) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the fingerprint that an output will have, where it is known, and why it will be another one."""
+    if record is None:
+        given = _given(run, output)
+        return given, () if given else (f"{output}: still to be made by {stage.name}",)
+    if standing.state == STALE:
+        own = (line for line in standing.changes if line not in before)
+        return None, (*before, *(f"{stage.name}: {line}" for line in own))
+    if record.status != "done":
+        return None, ()  # it resumes, and comes out as it would have
+    if standing.state == UNFINISHED and output not in stage.keeps:
+        return None, (f"{stage.name}: steps: {record.steps} -> {stage.steps}",)
+    return record.outputs.get(output), ()
+
+
+def _given(run: Run, artefact: str) -> str | None:
+    """Returns the fingerprint of what no stage of the run makes, or None."""
+    if artefact == "images":
+        return run.images
+    if artefact == "latents":
+        return adopted_latents(run)
+    if artefact in ("autoencoder", "encoder") and run.takes_autoencoder:
+        return run.taken_autoencoder[artefact]
+    return None
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, dict[str, Any]]:
+    """Returns the stages' settings by default: what a record of an older version lacks counts as that."""
+    return {s.name: s.settings for s in stages(Config(autoencoder=AutoencoderConfig(kind=kind)))}
+
+
+def check(run: Run, restart: str | None = None) -> dict[str, Standing]:
+    """Returns the standings, where no training would be replaced that may not be.
+
+    Raises:
+        UserError: a training was begun with other settings or inputs.
+    """
+    found, released = standings(run, restart), _dependents(run, restart)
+    for stage in run.stages:
+        record, standing = run.records.get(stage.name), found[stage.name]
+        if not stage.costly or standing.state != STALE or stage.name in released:
+            continue
+        if record is not None and not record.replaceable and _has_trained(run, stage, record):
+            raise UserError(
+                f"{stage.name} was started with other settings or inputs: {'; '.join(standing.changes)}. "
+                f"Run the command with the old ones, name another folder with --out, or add --restart "
+                f"{stage.name} to train it again"
+            )
+    return found
+
+
+def _has_trained(run: Run, stage: Stage, record: Record) -> bool:
+    """Says whether a training has made anything yet that could be lost."""
+    states = list_checkpoints(run.folder / "checkpoints" / stage.name)
+    return broadcast_object_list([record.status == "done" or bool(states)])[0]
+
+
+def _dependents(run: Run, name: str | None) -> list[str]:
+    """Returns the stages that hang on a stage, however indirectly."""
+    reached: set[str] = set()
+    names = []
+    for stage in run.stages:
+        if reached & set(stage.reads):
+            names.append(stage.name)
+        if stage.name == name or stage.name in names:
+            reached |= set(stage.outputs)
+    return names
+
+
+# ---- begun again
+
+
+def _restart(run: Run, name: str) -> None:
+    """Forgets a stage, and lets those that hang on it be made again where they become stale."""
+    for dependent in _dependents(run, name):
+        if (record := run.records.get(dependent)) is not None:
+            record.replaceable = True
+    _forget(run, find(run.stages, name))
+
+
+def _forget(run: Run, stage: Stage) -> None:
+    """Forgets a stage and deletes what it made; a kill on the way leaves nothing half deleted."""
+    aside = []
+    run.records.stages.pop(stage.name, None)
+    states = [f"checkpoints/{stage.name}"] if stage.costly else []
+    for path in [run.folder / name for name in (*states, *stage.makes)] if run.main else []:
+        if path.exists():
+            aside.append(path.rename(path.with_name(f"{TEMPORARY_PREFIX}forgotten-{path.name}")))
+    run.records.write()
+    for path in aside:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
+
+
+# ---- what is told
+
+
+def describe_stages(config: Config, folder: Path) -> str:
+    """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
+    parts = []
+    for stage in stages(config):
+        states = list_checkpoints(folder / "checkpoints" / stage.name)
+        done = f"{states[-1][0]:,} of " if states else ""
+        parts.append(f"{stage.name} ({done}{stage.steps:,} steps)" if stage.steps else stage.name)
+    return " → ".join(parts)

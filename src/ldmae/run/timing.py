@@ -1,0 +1,285 @@
+"""Times a piece of everything that a run will do, on models with random weights."""
+
+# B batch, C latent channels, h w latent grid
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch.nn.utils import clip_grad_norm_
+
+from ldmae.contracts import BatchKeys
+from ldmae.core.autoencoding import encode_moments, reconstruct
+from ldmae.diffusion.backbones import patch_size
+from ldmae.diffusion.flow import set_sampling_times
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.solvers import evaluations
+from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
+from ldmae.evaluation.reconstruction import PairMetrics
+from ldmae.images.dataset import ImageDataset
+from ldmae.perception.features import load_features
+from ldmae.perception.lpips import load_perceptual
+from ldmae.perception.spatial import load_spatial_features
+from ldmae.run.sampling import generated_batches
+from ldmae.run.plan import example_rows, untrained_objective
+from ldmae.run.run import Run, latent_channels, run_autoencoder
+from ldmae.run.recorded import trainings
+from ldmae.training.averaging import AveragedWeights
+from ldmae.training.data import split_rows
+from ldmae.training.engine import Trainer
+from ldmae.training.optim import build_optimizer
+
+FEW, PATIENCE = 2, 1.0
+"""Images that a piece of work is tried on first, and seconds above which it is tried on no more."""
+
+
+class Timing:
+    """Times pieces of a run just before one of its trainings starts, which they leave as it is.
+
+    Args:
+        run: the run.
+        trainer: the training, ready for its first step.
+    """
+
+    def __init__(self, run: Run, trainer: Trainer) -> None:
+        self.run, self.config, self.device = run, run.config, run.accelerator.device
+        with torch.random.fork_rng(devices=[]):
+            if trainer.stage == "diffusion":
+                self.autoencoder: Any = run_autoencoder(run)
+            else:
+                model: Any = trainer.objective.model
+                self.autoencoder = type(model).from_config(model.config, sample_size=self.config.image_size)
+        self.autoencoder = self.autoencoder.to(self.device).eval().requires_grad_(False)
+        self.latent_shape = latent_channels(self.autoencoder, self.config.image_size)
+
+    def step_seconds(self, stage: str) -> float:
+        """Returns the mean seconds of a training's steps."""
+        first, last, start = self._step_seconds(stage)
+        return last + (first - last) * start / trainings(self.config)[stage].steps
+
+    def growth(self, trainer: Trainer) -> float:
+        """Returns the ratio of a training's mean step to its next: an adversary may join in later."""
+        start, left = self._adversary_start(trainer.stage) - trainer.step, trainer.config.steps - trainer.step
+        if start <= 0:
+            return 1.0
+        first, last, _ = self._step_seconds(trainer.stage)
+        return 1 + (last / first - 1) * max(0, left - start) / left
+
+    def latents(self) -> float:
+        """Returns the seconds of encoding the training images."""
+        config, images = self.config.latents, len(self.run.train)
+        rows = _images(config.batch_size, self.config.image_size)
+
+        @torch.no_grad()
+        def encode(count: int) -> None:
+            encode_moments(self.autoencoder, rows[:count])
+
+        seconds = self._of_an_image(encode, config.batch_size) * (1 + config.flip)
+        loading = self._reading
+        together = max(seconds, loading / config.num_workers) if config.num_workers else seconds + loading
+        return images * together / self.run.accelerator.num_processes
+
+    def samples(self) -> float:
+        """Returns the seconds of the class grid."""
+        sampling = self.config.sampling
+        images = min(len(self.run.train.classes), sampling.max_classes) * sampling.per_class
+        return images * self._generating(sampling.guidance_scale)
+
+    def evaluation(self) -> float:
+        """Returns the seconds of generating images, of measuring them, and of measuring reconstructions."""
+        config, sampling = self.config.evaluation, self.config.sampling
+        real = min(len(self.run.train), config.real_images or len(self.run.train))
+        held_out = min(len(self.run.held_out), config.images or len(self.run.held_out))
+        scale = sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        extractor = load_features(config.features, self.device)
+        perceptual = load_perceptual(config.perceptual, self.device)
+        pixels = torch.zeros(config.batch_size, 3, self.config.image_size, self.config.image_size)
+        pixels = pixels.to(self.device, torch.uint8)
+        judge = extractor if held_out >= FEWEST_IMAGES else None
+        metrics = PairMetrics(perceptual=perceptual, extractor=judge)
+
+        @torch.no_grad()
+        def measure(count: int) -> None:
+            images = pixels[:count].float()
+            metrics.update(images, reconstruct(self.autoencoder, images))
+
+        features = self._of_an_image(lambda count: extractor(pixels[:count]), min(8, config.batch_size))
+        restoring = self._of_an_image(measure, min(8, config.batch_size))
+        shared = config.samples * (self._generating(scale) + features) + real * (features + self._reading)
+        alone = held_out * (restoring + self._reading)
+        return (
+            shared / self.run.accelerator.num_processes
+            + alone
+            + self._distances(config.samples, real, extractor.dimensions)
+        )
+
+    def _step_seconds(self, stage: str) -> tuple[float, float, int]:
+        """Returns the seconds of a training's first and last step, and the step from which it is the last."""
+        config, accelerator = trainings(self.config)[stage], self.run.accelerator
+        part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
+        perceptual, features = None, None
+        if part is not None and part.objective.perceptual_weight > 0:
+            perceptual = load_perceptual(part.objective.perceptual, self.device)
+        if part is not None and getattr(part.objective, "alignment_weight", 0) > 0:
+            features = load_spatial_features(part.objective.alignment, self.device)
+        tuned: Any = None
+        with torch.random.fork_rng(devices=[]):
+            if stage == "autoencoder.tuning":  # whose shape may be that of `autoencoder.init`
+                tuned = type(self.autoencoder).from_config(self.autoencoder.config, use_mask_token=True)
+            classes = len(self.run.train.classes)
+            objective: Any = untrained_objective(
+                self.config, stage, perceptual, self.latent_shape, classes, tuned, features
+            ).to(self.device)
+        model: Any = objective.model
+        optimizer = build_optimizer(objective.train(), config.optimizer)
+        average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
+        share = split_rows(
+            config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
+        )
+        rows = {
+            name: value.to(self.device)
+            for name, value in example_rows(self.config, stage, self.latent_shape, len(share[0])).items()
+        }
+
+        def step(count: int, number: int) -> None:
+            optimizer.zero_grad()
+            with accelerator.autocast():
+                piece = {name: value[:count] for name, value in rows.items()}
+                loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
+            loss.backward()
+            clip_grad_norm_(model.parameters(), math.inf)
+            optimizer.step()
+            if average is not None:
+                average.update(1)
+
+        start = min(self._adversary_start(stage), config.steps)
+        numbers = (0, config.steps) if start else (config.steps,)
+        seconds = [
+            self._of_an_image(lambda count, number=number: step(count, number), len(share[0]))
+            for number in numbers
+        ]
+        images = sum(len(piece) for piece in share)
+        # what no loading process does beside the steps
+        loading = self._reading if config.num_workers == 0 and stage != "diffusion" else 0.0
+        return images * (seconds[0] + loading), images * (seconds[-1] + loading), start
+
+    def _adversary_start(self, stage: str) -> int:
+        part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
+        if part is None:
+            return 0
+        objective = part.objective
+        return objective.adversarial_start_step if objective.adversarial_weight > 0 else 0
+
+    def _generating(self, scale: float) -> float:
+        """Returns the seconds of an image that is generated at a scale of guidance."""
+        config = self.config.sampling
+        scheduler = self._pipeline.scheduler
+        tokens = (self.latent_shape[1] // patch_size(self.config.diffusion)) ** 2
+        set_sampling_times(scheduler, config.num_inference_steps, config.timestep_shift, tokens)
+        times = 1 - scheduler.timesteps.double() / scheduler.config["num_train_timesteps"]
+        start, end = config.guidance_interval
+        null = len(self.run.train.classes) > 1 and scale != 1
+        guided = int(((times >= start) & (times <= end)).sum()) if null else 0
+        count = evaluations(config.solver, config.num_inference_steps)
+        double = count * guided / len(times)
+        return self._decoding + self._evaluating * (count + double)
+
+    @cached_property
+    def _pipeline(self) -> LDMAEPipeline:
+        with torch.random.fork_rng(devices=[]):
+            classes = len(self.run.train.classes)
+            flow: Any = untrained_objective(self.config, "diffusion", None, self.latent_shape, classes)
+        channels = self.latent_shape[0]
+        pipeline = LDMAEPipeline(
+            vae=self.autoencoder,
+            transformer=flow.model.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            latents_mean=[0.0] * channels,
+            latents_std=[1.0] * channels,
+        ).to(self.device)
+        return pipeline
+
+    @cached_property
+    def _decoding(self) -> float:
+        channels, side = self.latent_shape
+        latents = torch.zeros(self.config.sampling.batch_size, channels, side, side, device=self.device)
+        return self._of_an_image(lambda n: self._pipeline.decode_latents(latents[:n]), len(latents))
+
+    @cached_property
+    def _evaluating(self) -> float:
+        """Seconds of an image in an evaluation of the diffusion model, without guidance."""
+        steps = 2
+        config = self.config.sampling.replace(num_inference_steps=steps, solver="euler", guidance_scale=1.0)
+
+        def generate(count: int) -> None:
+            batch = config.replace(batch_size=count)
+            list(generated_batches(self._pipeline, [0] * count, batch, "", show=False))
+
+        seconds = self._of_an_image(generate, self.config.sampling.batch_size)
+        return max(0.0, seconds - self._decoding) / steps
+
+    @cached_property
+    def _reading(self) -> float:
+        """Seconds of reading and preparing an image."""
+        source = self.run.train
+        dataset = ImageDataset(source, self.config.image_size, 0, None)
+        some = np.linspace(0, len(source) - 1, 8).astype(int).tolist()
+        return _seconds(lambda: [dataset[(0, index)] for index in some]) / len(some)
+
+    def _of_an_image(self, work: Callable[[int], object], count: int) -> float:
+        return seconds_of_an_image(work, count, self.device)
+
+    def _distances(self, generated: int, real: int, dimensions: int) -> float:
+        rows, few = min(SUBSET_SIZE, generated, real), 2
+        first, second = torch.rand(2, rows, dimensions)
+        return _seconds(lambda: kernel_distance(first, second, num_subsets=few)) * SUBSETS / few
+
+
+def seconds_of_an_image(
+    work: Callable[[int], object], count: int, device: torch.device | None = None
+) -> float:
+    """Returns the seconds of an image in work on `count` of them.
+
+    Where all of them take more than `PATIENCE`, they are extrapolated from a few, by a line through two
+    counts: what a call costs by itself (an optimizer's step, say) does not grow with the images.
+
+    Args:
+        work: called with a number of images.
+        count: as many as the run takes at once.
+        device: whose queue is waited for.
+    """
+    few = min(FEW, count)
+    work(few)  # the first time is slower
+    seconds = min(_seconds(lambda: work(few), device) for _ in range(2))
+    if count == few or seconds > PATIENCE:
+        return seconds / few
+    more = min(2 * few, count)
+    growth = (min(_seconds(lambda: work(more), device) for _ in range(2)) - seconds) / (more - few)
+    expected = (seconds + max(0.0, growth) * (count - few)) / count
+    if expected * count > PATIENCE:
+        return expected
+    try:
+        work(count)
+    except torch.OutOfMemoryError:  # beside what the training holds
+        return expected
+    return median(_seconds(lambda: work(count), device) for _ in range(3)) / count
+
+
+def _images(count: int, size: int) -> torch.Tensor:
+    return torch.zeros(count, 3, size, size)
+
+
+def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    began = time.perf_counter()
+    work()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

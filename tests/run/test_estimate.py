@@ -1,0 +1,94 @@
+"""How long a run will take: said after 20 steps, for every kind of autoencoder."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ldmae import AutoencoderVMAE
+from ldmae.config import load_config
+from ldmae.run import timing
+from ldmae.run.estimate import RunEstimate
+from ldmae.run.run import Run
+from ldmae.run.schedule import execute_stages, open_run
+from ldmae.training.averaging import AveragedWeights
+
+BASELINE = (
+    "autoencoder.kind=sd-vae",
+    "autoencoder.baseline.model.width=0.0625",
+    "autoencoder.baseline.model.factor=4",
+    "autoencoder.baseline.model.latent_channels=4",
+    "autoencoder.baseline.discriminator_layers=1",
+    "autoencoder.baseline.discriminator_channels=8",
+    "autoencoder.baseline.objective.adversarial_start_step=10",
+    "autoencoder.baseline.objective.perceptual_weight=0",
+    "autoencoder.baseline.training.steps=21",
+    "autoencoder.baseline.training.batch_size=4",
+    "autoencoder.baseline.training.num_workers=0",
+)
+
+
+def begin(preset: Path, folder: Path, *settings: str, watched: bool = True) -> Run:
+    AcceleratorState._reset_state(True)
+    run = open_run(load_config(str(preset), list(settings)), folder)
+    if watched:
+        RunEstimate.watch(run)
+    return run
+
+
+def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = begin(preset, tmp_path / "watched", *BASELINE)
+    execute_stages(watched, "autoencoder")
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"about .+ for the whole run \(autoencoder .+, encoding .+, diffusion .+, sampling ", told
+    )
+    alone = begin(preset, tmp_path / "alone", *BASELINE, watched=False)
+    execute_stages(alone, "autoencoder")
+    assert watched.records.output("autoencoder") == alone.records.output("autoencoder")
+    assert watched.records.output("autoencoder")
+
+
+def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
+    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    shape = {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 1, "encoder_num_attention_heads": 2}
+    shape |= {name.replace("encoder", "decoder"): value for name, value in shape.items()}
+    other = AutoencoderVMAE(sample_size=24, patch_size=4, latent_channels=4, **shape)
+    other.save_pretrained(tmp_path / "other")
+    settings = (f"autoencoder.source={tmp_path / 'other'}", "diffusion.training.steps=20")
+    run = begin(preset, tmp_path / "run", *settings)
+    execute_stages(run, "latents", "diffusion")
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
+
+
+def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "PATIENCE", 0.02)
+    whole = 32 * timing.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
+    assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24
+
+
+def test_a_step_is_timed_with_its_averaged_weights_and_the_images_that_no_other_process_loads(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AveragedWeights, "update", lambda *_: time.sleep(0.2))
+    monkeypatch.setattr(timing.Timing, "_reading", 1.0)
+    found = []
+    run = begin(preset, tmp_path / "run", *BASELINE, "diffusion.training.ema_decay=0.9", watched=False)
+    stages = ("autoencoder.baseline", "diffusion")
+    run.on_start.append(
+        lambda trainer: found.extend(timing.Timing(run, trainer).step_seconds(stage) for stage in stages)
+    )
+    execute_stages(run, "autoencoder")
+    autoencoder, diffusion = found
+    assert autoencoder >= 4  # images of a batch, a second each
+    assert 0.2 <= diffusion < 4

@@ -1,0 +1,107 @@
+import http.server
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmae.config import load_config
+from ldmae.core.errors import UserError
+from ldmae.core.files import read_json
+from ldmae.latents.shards import LatentShards
+from ldmae.run import evaluate_samples, run_all
+from ldmae.run.opening import open_accelerator
+
+TINY = """
+image_size: 24
+autoencoder:
+  model: {patch_size: 4, latent_channels: 4, encoder_hidden_size: 16, encoder_num_hidden_layers: 1,
+    encoder_num_attention_heads: 2, decoder_hidden_size: 16, decoder_num_hidden_layers: 1,
+    decoder_num_attention_heads: 2}
+  pretraining: {objective: {perceptual_weight: 0}, training: {steps: 3, batch_size: 6, micro_batch_size: 4}}
+  tuning: {objective: {perceptual_weight: 0, sample_posterior: false, masking: {ratio: 0}},
+    training: {steps: 2, batch_size: 6}}
+latents: {shard_size: 16}
+diffusion:
+  model: {num_layers: 1, num_attention_heads: 2, attention_head_dim: 8}
+  training: {steps: 3, batch_size: 8}
+sampling: {per_class: 1, num_inference_steps: 2}
+evaluation: {samples: 12}
+"""
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Serves two tar shards of 30 pictures in two classes on the loopback address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:03d}.tar", "w") as tar:
+            for i in range(30):
+                picture = io.BytesIO()
+                pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture, "PNG")
+                for name, content in (
+                    (f"{i:04d}.png", picture.getvalue()),
+                    (f"{i:04d}.cls", b"%d" % (i % 2)),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(TINY)
+    source = f"data={address}/{{000..001}}.tar"
+    mistyped = load_config(str(preset), [f"data={address}/{{100..101}}.tar", "data.classes=[cat,dog]"])
+    with pytest.raises(UserError, match="404"):
+        run_all(mistyped, tmp_path / "run")  # which stands in the way of nothing
+    run_all(load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2"]), tmp_path / "run")
+
+    described = read_json(tmp_path / "run" / "data.json")
+    assert described["train"] + described["held_out"] == 60
+    labels = run_latent_labels(tmp_path / "run" / "latents")
+    assert len(labels) == described["train"]
+    assert set(labels.tolist()) == {0, 1}
+    names = {result["name"] for result in read_json(tmp_path / "run" / "results.json")["results"]}
+    assert {"PSNR", "KID-efficientnet_lite0"} <= names
+
+    for change in ("data.val=0.3", "data.split=test", f"data={address}/{{000..000}}.tar"):
+        with pytest.raises(UserError, match="keeps are of another stream: "):
+            run_all(
+                load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2", change]),
+                tmp_path / "run",
+            )
+
+    found = evaluate_samples(str(tmp_path / "run"), [], tmp_path / "figures")
+    assert "KID-efficientnet_lite0" in [result.name for result in found]
+    assert {result.counts.get("real") for result in found} >= {described["train"]}
+    assert (tmp_path / "figures" / "results" / "copies.json").exists()
+
+
+def test_runs_of_one_program_may_differ_in_precision(tmp_path):
+    precisions = []
+    for precision in ("no", "bf16", "no"):
+        config = load_config("smoke", [f"mixed_precision={precision}"])
+        precisions.append(open_accelerator(config, tmp_path).mixed_precision)
+    assert precisions == ["no", "bf16", "no"]
+
+
+def run_latent_labels(folder):
+    return LatentShards(folder).labels()

@@ -1,0 +1,476 @@
+"""Any autoencoder, measured on images as users have them: in a folder, under whatever names."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from ldmae.run import encode_with, evaluate_with
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import load_config, save_config
+from ldmae.contracts import RESULTS_SCHEMA, Metric
+from ldmae.core.errors import UserError
+from ldmae.core.files import fingerprint_model
+from ldmae.evaluation import compression, groupings
+from ldmae.evaluation.probe import halves
+from ldmae.evaluation.subject import draw, image_keys
+from ldmae.run.evaluate import perceptual_teachers
+from ldmae.run.results import describe_results
+from ldmae.run.run import latents_fingerprint
+
+SIZE = 24
+FEW = ["evaluation.images=20", "evaluation.latent_images=20", "evaluation.epsilons=[0,0.3]"]
+"""Settings that make a measurement quick, by drawing some of the images."""
+FEWER = [*FEW, "evaluation.images=9"]
+"""Too few for distances between features, which take most of the time."""
+OWN = """\
+import torch, torch.nn.functional as F
+
+class Means(torch.nn.Module):
+    "Has no weights at all."
+    def encode(self, images): return F.avg_pool2d(images, 4)
+    def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def autoencoder(path: str = "kl", **config: Any) -> str:
+    """Saves a small AutoencoderKL, always of the same weights, and returns its folder."""
+    torch.manual_seed(0)
+    blocks: Any = (8, 8)  # diffusers' annotation knows one alone
+    model = AutoencoderKL(block_out_channels=blocks, norm_num_groups=4, latent_channels=2)
+    model.register_to_config(**config)
+    for module in model.modules():  # at first it sees next to nothing
+        if isinstance(module, nn.Conv2d):
+            nn.init.orthogonal_(module.weight, 2.0)
+    model.save_pretrained(path)
+    return path
+
+
+def evaluated(
+    source: str, images: Path, *settings: str, only: list[str] | None = None, out: str = "figures"
+) -> dict[str, Any]:
+    """Measures, and returns each figure by its measurement and name, but for times and memory."""
+    evaluate_with(source, [f"data={images}", f"image_size={SIZE}", *settings], Path(out), only)
+    results = json.loads(Path(out, "results.json").read_text())["results"]
+    passing = [f"{name} {what}" for name in ("encode", "decode") for what in ("rate", "memory")]
+    return {f"{row['measurement']} {row['name']}": row for row in results if row["name"] not in passing}
+
+
+def names_of(figures: dict[str, Any]) -> set[str]:
+    return {name.split()[0] for name in figures}
+
+
+# ---- the same figures, whatever plays no part
+
+
+def test_figures_are_the_same_to_the_bit_from_scratch_and_under_other_file_names(pictures, tmp_path):
+    renamed = tmp_path / "renamed"
+    for k, path in enumerate(sorted(pictures.rglob("*.png"))):
+        (renamed / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, renamed / path.parent.name / f"{(k * 7) % 60:02d}-of-another-name.png")
+    source = autoencoder()
+    first = evaluated(source, pictures, *FEW, out="first")
+    assert names_of(first) == {
+        "reconstruction", "smoothness", "interpolation", "ifid", "compression", "probe", "components",
+        "efficiency",
+    }  # fmt: skip
+    assert evaluated(source, pictures, *FEW, out="second") == first
+    assert evaluated(source, renamed, *FEW, out="third") == first
+    for picture in ("reconstruction", "interpolation", "components"):
+        with np.load(f"first/results/{picture}.npz") as one, np.load(f"third/results/{picture}.npz") as other:
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_figures_at_another_batch_size_differ_by_rounding_alone(pictures):
+    source, but_efficiency = autoencoder(), ["reconstruction", "smoothness", "interpolation", "compression"]
+    but_efficiency += ["probe", "components"]
+    whole = evaluated(source, pictures, *FEW, only=but_efficiency, out="whole")
+    odd = evaluated(source, pictures, *FEW, "evaluation.batch_size=3", only=but_efficiency, out="odd")
+    assert odd.keys() == whole.keys()
+    for name, row in whole.items():
+        assert odd[name]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-6), name
+
+
+def test_scaling_and_shift_factors_play_no_part_in_what_is_decoded(pictures):
+    plain = evaluated(autoencoder(), pictures, *FEWER, only=["smoothness", "interpolation"], out="plain")
+    scaled = autoencoder("scaled", scaling_factor=0.18, shift_factor=0.7)
+    assert evaluated(scaled, pictures, *FEWER, only=["smoothness", "interpolation"], out="other") == plain
+
+
+def test_noise_is_measured_in_deviations_of_the_training_images(pictures, tmp_path):
+    grey = tmp_path / "grey"  # whose own latents vary by far less
+    for path in sorted(pictures.rglob("0*.png")):
+        (grey / path.parent.name).mkdir(parents=True, exist_ok=True)
+        faint = np.asarray(Image.open(path), float) / 20 + 120
+        Image.fromarray(faint.astype(np.uint8)).save(grey / path.parent.name / path.name)
+    Path("own_autoencoder.py").write_text(OWN)
+    source, only = "own_autoencoder:Means", ["smoothness"]
+    own = evaluated(source, grey, *FEWER, only=only, out="own")
+    held = evaluated(source, pictures, f"data.val={grey}", *FEWER, only=only, out="held")
+    clean, noisy = ("smoothness PSNR(eps=0)", "smoothness PSNR(eps=0.3)")
+    assert held[clean]["value"] == own[clean]["value"]
+    assert held[noisy]["value"] < own[noisy]["value"] - 1
+
+
+def test_equal_files_are_images_of_their_own(pictures, tmp_path):
+    twice = tmp_path / "twice"
+    for k, path in enumerate([*sorted(pictures.rglob("00.png")), *sorted(pictures.rglob("00.png"))]):
+        twice.mkdir(exist_ok=True)
+        shutil.copy(path, twice / f"{k}.png")
+    figures = evaluated(autoencoder(), twice, only=["smoothness", "interpolation", "compression"])
+    assert figures["smoothness PSNR(eps=0)"]["counts"] == {"images": 6}
+
+
+def test_what_is_drawn_hangs_on_keys_not_on_places():
+    keys = [f"{k * 37 % 101:04d}" for k in range(101)]
+    drawn = draw(keys, 10, 0)
+    back = keys[::-1]
+    assert [keys[i] for i in drawn] == [back[i] for i in draw(back, 10, 0)]
+    assert len(set(drawn.tolist())) == 10
+    assert set(drawn.tolist()) != set(draw(keys, 10, 1).tolist())
+    assert [keys[i] for i in draw(keys, None, 0)] == sorted(keys)
+
+
+def test_keys_of_images_that_nobody_looked_at_are_their_places():
+    class Streamed:
+        def __len__(self):
+            return 3
+
+    assert image_keys(Streamed()) == sorted(image_keys(Streamed()))  # type: ignore[arg-type]
+    assert len(set(image_keys(Streamed()))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [7, 1000])
+def test_compression_segments_no_more_images_than_it_measures(pictures, limit, monkeypatch):
+    chosen = functools.partial(compression.chosen_images, limit=limit)
+    monkeypatch.setattr(compression, "chosen_images", chosen)
+    segmented: list[int] = []
+    parts, few = groupings.parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
+
+    def counted(pixels: np.ndarray) -> np.ndarray:
+        segmented.append(1)
+        return parts(pixels)
+
+    monkeypatch.setattr(groupings, "parts_by_felzenszwalb", counted)
+    found = evaluated(autoencoder(), pictures, *few, only=["compression"])
+    assert len(segmented) == min(limit, 20) == found["compression sigma2(part)"]["counts"]["images"]
+    assert ("drawn from 20" in found["compression sigma2(part)"]["note"]) == (limit == 7)
+
+
+# ---- what is measured
+
+
+def test_a_class_without_weights_is_measured_in_every_way(pictures):
+    Path("own_autoencoder.py").write_text(OWN)
+    figures = evaluated("own_autoencoder:Means", pictures, *FEW)
+    assert len(names_of(figures)) == 8
+    assert figures["efficiency parameters"]["value"] == 0
+
+
+def test_reconstruction_holds_the_distance_between_features(pictures):
+    figures = evaluated(autoencoder(), pictures, *FEW, only=["reconstruction", "smoothness"])
+    distance = figures["reconstruction rKID-efficientnet_lite0"]
+    assert distance["value"] == figures["smoothness rKID-efficientnet_lite0(eps=0)"]["value"]
+    assert "rFD-efficientnet_lite0 needs 1281 images" in distance["note"]
+    asked = evaluated(
+        autoencoder(), pictures, *FEW, "evaluation.shrink_covariance=true", only=["reconstruction"]
+    )
+    shrunk = asked["reconstruction rFD-efficientnet_lite0"]
+    assert shrunk["value"] > 0
+    assert "shrunk" in shrunk["note"]
+
+
+def test_too_few_images_for_a_distance_leave_the_rest_of_the_curve(pictures, capsys):
+    figures = evaluated(autoencoder(), pictures, "evaluation.images=9", only=["smoothness"])
+    assert "smoothness ST-LPIPS-alex-AUC" in figures
+    assert not any("KID" in name for name in figures)
+    assert "which need at least 10 images, got 9" in capsys.readouterr().err.replace("\n", " ")
+
+
+# ---- measured again
+
+
+def test_what_is_measured_is_not_measured_again(pictures):
+    source, only = autoencoder(), ["reconstruction"]
+    evaluated(source, pictures, *FEWER, only=only)
+    before = Path("figures/results/reconstruction.json").stat().st_mtime_ns
+    evaluated(source, pictures, *FEWER, "evaluation.batch_size=5", only=only)
+    assert Path("figures/results/reconstruction.json").stat().st_mtime_ns == before
+    evaluated(source, pictures, "evaluation.images=8", only=only)
+    assert Path("figures/results/reconstruction.json").stat().st_mtime_ns > before
+
+
+def test_figures_of_weights_that_changed_do_not_stay_beside_the_new_ones(pictures, capsys):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["probe", "components"])
+    model: Any = AutoencoderKL.from_pretrained(source)
+    nn.init.ones_(model.encoder.conv_in.bias)
+    model.save_pretrained(source)
+    assert names_of(evaluated(source, pictures, *FEW, only=["probe"])) == {"probe"}
+    assert (
+        "removed, because they are damaged or of other weights, images, sizes or versions: components, probe"
+        in " ".join(capsys.readouterr().err.split())
+    )
+
+
+def test_a_measurement_that_fails_leaves_no_older_figures(pictures):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["probe", "components"])
+    with pytest.raises(UserError, match="at least 10 training and 10 held-out images"):
+        evaluated(source, pictures, "evaluation.images=12", only=["probe"])
+    results = json.loads(Path("figures/results.json").read_text())["results"]
+    assert {row["measurement"] for row in results} == {"components"}
+
+
+def test_a_folder_of_other_measurements_is_refused(pictures, tmp_path):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["components"])
+    before = Path("figures/results.json").read_bytes()
+    shutil.copytree(source, "other")
+    with pytest.raises(UserError, match=r"autoencoder is kl there, got other.*--out"):
+        evaluated("other", pictures, *FEW, only=["components"])
+    with pytest.raises(UserError, match="holds measurements of something else: data is"):
+        evaluated(source, pictures / "bars", *FEW, only=["components"])
+    assert Path("figures/results.json").read_bytes() == before
+
+
+def other_contents(pictures: Path, folder: Path) -> Path:
+    """Copies pictures; one file gets another picture, and keeps its name, size and time."""
+    shutil.copytree(pictures, folder)
+    first, second = sorted((folder / "bars").iterdir(), key=lambda path: path.stat().st_size)[:2]
+    state = second.stat()
+    second.write_bytes(first.read_bytes().ljust(state.st_size, b"\0"))  # decoders stop at the end mark
+    os.utime(second, ns=(state.st_atime_ns, state.st_mtime_ns))
+    return folder
+
+
+def test_latents_of_images_of_equal_names_and_sizes_are_not_kept(pictures, tmp_path):
+    source, settings = autoencoder(), [f"image_size={SIZE}"]
+    encode_with(source, [f"data={pictures}", *settings], Path("latents"))
+    before = {path: path.read_bytes() for path in Path("latents").glob("*.safetensors")}
+    other = other_contents(pictures, tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds latents of something else: images: "):
+        encode_with(source, [f"data={other}", *settings], Path("latents"))
+    assert {path: path.read_bytes() for path in Path("latents").glob("*.safetensors")} == before
+
+
+def test_figures_of_images_of_equal_names_and_sizes_do_not_mix(pictures, tmp_path):
+    own = shutil.copytree(pictures, tmp_path / "own")
+    evaluated(autoencoder(), own, *FEW, only=["components"])
+    other = other_contents(pictures, tmp_path / "other")
+    shutil.rmtree(own)
+    other.rename(own)
+    with pytest.raises(UserError, match="holds measurements of something else: images is"):
+        evaluated(autoencoder(), own, *FEW, only=["efficiency"])
+
+
+# ---- masks, and what is not there
+
+
+def masks_for(pictures: Path, folder: Path, pattern: str = "*.png") -> Path:
+    for path in sorted(pictures.rglob(pattern)):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        labels = np.zeros((20, 24), np.uint8)
+        labels[:, 12:] = 1
+        Image.fromarray(labels).save(folder / path.parent.name / path.name)
+    return folder
+
+
+def test_masks_that_changed_are_measured_again(pictures, tmp_path):
+    masks = masks_for(pictures, tmp_path / "masks")
+    settings, only = (*FEW, f"evaluation.masks={masks}"), ["compression"]
+    first = evaluated(autoencoder(), pictures, *settings, only=only)
+    for path in masks.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)).T.repeat(2, 1)[:20, :24].copy()).save(path)
+    second = evaluated(autoencoder(), pictures, *settings, only=only)
+    assert first["compression sigma2(object)"] != second["compression sigma2(object)"]
+    assert first["compression sigma2(part)"] == second["compression sigma2(part)"]
+
+
+def test_masks_that_do_not_match_are_an_error_before_anything_is_measured(pictures, tmp_path):
+    masks = masks_for(pictures, tmp_path / "masks", "0*.png")
+    with pytest.raises(UserError, match="30 of 60 images have no mask"):
+        evaluated(autoencoder(), pictures, f"evaluation.masks={masks}")
+    assert not Path("figures/results").exists()
+
+
+def test_missing_weights_are_an_error_before_anything_is_measured(pictures, monkeypatch):
+    def offline(*arguments: object, **named: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"Inception's weights could not be downloaded.*efficientnet_lite0"):
+        evaluated(autoencoder(), pictures, *FEW, "evaluation.features=inception")
+    assert not Path("figures/results").exists()
+
+
+NOISY = """\
+import torch, torch.nn.functional as F
+
+class Drawn(torch.nn.Module):
+    "Its posteriors have a deviation of 0.5 about means that hardly differ."
+    def encode(self, images):
+        mean = F.avg_pool2d(images, 4) / 100
+        return {"latent_dist": type("Dist", (), {"mean": mean, "logvar": torch.full_like(mean, -1.386294)})()}
+    def decode(self, latents): return F.interpolate(latents * 100, scale_factor=4.0)
+"""
+
+
+def test_noise_is_of_the_deviation_of_drawn_latents_not_of_their_means(pictures):
+    Path("own_noisy.py").write_text(NOISY)
+    Path("own_autoencoder.py").write_text(OWN)
+    only = ["smoothness"]
+    noisy = evaluated("own_noisy:Drawn", pictures, *FEWER, only=only, out="noisy")
+    plain = evaluated("own_autoencoder:Means", pictures, *FEWER, only=only, out="plain")
+    clean, far = "smoothness PSNR(eps=0)", "smoothness PSNR(eps=0.3)"
+    assert noisy[clean]["value"] == pytest.approx(plain[clean]["value"], abs=0.05)
+    # 0.3 · 0.5 · 100 = 15 in images of [-1, 1]: nothing is left of them
+    assert noisy[far]["value"] < 6 < plain[far]["value"] - 6
+
+
+def test_near_duplicates_lie_in_one_half():
+    keys = [f"{k:02d}" for k in range(40)]
+    labels = np.arange(40) // 10 % 2
+    pairs = [k // 2 for k in range(40)]
+    half = halves(labels, keys, pairs, 0)
+    assert (half[::2] == half[1::2]).all()
+    assert [int((half[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
+    alone = halves(labels, keys, keys, 0)
+    assert sorted(np.bincount(alone)) == [20, 20]
+    assert (alone[::2] != alone[1::2]).any()
+
+
+def test_an_autoencoder_of_the_same_weights_and_other_settings_is_another():
+    shape: Any = {"sample_size": 16, "patch_size": 4, "latent_channels": 2, "decoder_hidden_size": 16}
+    shape |= {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
+    shape |= {"decoder_num_attention_heads": 2}
+    two, four = (AutoencoderVMAE(encoder_num_attention_heads=heads, **shape) for heads in (2, 4))
+    four.load_state_dict(two.state_dict())
+    assert fingerprint_model(two) != fingerprint_model(four)
+    four = AutoencoderVMAE(encoder_num_attention_heads=2, **shape)
+    four.load_state_dict(two.state_dict())
+    assert fingerprint_model(two) == fingerprint_model(four)
+
+
+def test_latents_know_their_encoder_whatever_its_parts_are_called():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.bottleneck, self.decoder = (nn.Linear(1, 1, bias=False) for _ in range(3))
+
+    model = Own()
+    prints = [latents_fingerprint(model, 8)]
+    for part in (model.decoder, model.bottleneck, model.encoder):
+        nn.init.constant_(part.weight, 3.0)
+        prints.append(latents_fingerprint(model, 8))
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_of(pictures):
+    source = autoencoder()
+    evaluated(source, pictures, *FEW, only=["components", "interpolation"])
+    results = Path("figures/results")
+    entry = {**Metric(name="KID", value=1.0).to_dict(), "measurement": "samples"}
+    for name, told in (("generation", {}), ("samples", {"autoencoder": "of another"})):
+        (results / f"{name}.json").write_text(
+            json.dumps({"schema": RESULTS_SCHEMA, "results": [entry], **told})
+        )
+    model: Any = AutoencoderKL.from_pretrained(source)
+    nn.init.ones_(model.encoder.conv_in.bias)
+    model.save_pretrained(source)
+    evaluated(source, pictures, *FEW, only=["probe"])
+    assert sorted(path.name for path in results.iterdir()) == ["generation.json", "probe.json"]
+
+
+def test_an_autoencoder_without_weights_is_encoded_with(pictures):
+    Path("own_autoencoder.py").write_text(OWN)
+    count = encode_with(
+        "own_autoencoder:Means", [f"data={pictures}", f"image_size={SIZE}"], Path("latents")
+    )
+    assert count == len(list(pictures.rglob("*.png")))
+
+
+def test_perceptual_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):
+    mute = "autoencoder.tuning.objective.perceptual_weight=0"
+    assert perceptual_teachers(load_config("emoji", [mute])) == {"st-lpips-alex"}
+    both = "autoencoder.pretraining.objective.perceptual_weight=0"
+    assert perceptual_teachers(load_config("emoji", [mute, both])) == set()
+    other = "autoencoder.tuning.objective.perceptual=lpips-vgg"
+    assert perceptual_teachers(load_config("emoji", [other])) == {"st-lpips-alex", "lpips-vgg"}
+    save_config(load_config("emoji", []), tmp_path / "config.yaml")
+    (tmp_path / "stages.json").write_text('{"schema": 1, "stages": []}')
+    assert perceptual_teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
+    started = load_config("emoji", [f"autoencoder.init={tmp_path}", mute, both])
+    assert perceptual_teachers(started) == {"st-lpips-alex"}
+
+
+# ---- a measurement of one's own
+
+
+SHARPNESS = """\
+from ldmae.contracts import Metric
+from ldmae.core.autoencoding import reconstruct
+from ldmae.evaluation.api import Measured, Measurement
+
+def measure(subject):
+    shares = [reconstruct(subject.autoencoder, images).diff(dim=-1).abs().mean()
+              for _, images in subject.batches("sharpness")]
+    value = float(sum(shares) / len(shares))
+    return Measured([Metric(name="sharpness", value=value, better="higher", trained_on_metric=True)])
+
+Sharpness = Measurement(name="sharpness", title="Sharpness", measure=measure, reads=frozenset({"images"}))
+"""
+
+
+def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
+    Path("my_metric.py").write_text(SHARPNESS)
+    source, only = autoencoder(), ["my_metric:Sharpness"]
+    found = evaluated(source, pictures, *FEWER, only=only)["sharpness sharpness"]
+    assert found["value"] > 0
+    assert found["trained_on_metric"] is True
+    assert "sharpness  " in describe_results(Path("figures/results.json"))
+    report = Path("figures/report.html").read_text()
+    assert "<h3>Sharpness</h3>" in report
+    assert "the autoencoder was trained on this metric" in report
+    before = Path("figures/results/sharpness.json").stat().st_mtime_ns
+    evaluated(source, pictures, *FEWER, "evaluation.pairs=3", only=only)
+    assert Path("figures/results/sharpness.json").stat().st_mtime_ns == before
+    Path("my_metric.py").write_text(SHARPNESS + "# edited\n")
+    evaluated(source, pictures, *FEWER, only=only)
+    assert Path("figures/results/sharpness.json").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("smothness", "no measurement 'smothness'; did you mean 'smoothness'"),
+        ("my_metric:Blur", "has no Blur"),
+        ("my_metric:measure", "expected a Measurement"),
+        ("my_metric:Taken", "is called 'probe', as one of the package is"),
+    ],
+)
+def test_a_measurement_that_is_none_is_refused_before_anything_is_loaded(pictures, name, told):
+    Path("my_metric.py").write_text(
+        SHARPNESS + 'Taken = Measurement(name="probe", title="Probe", measure=measure)\n'
+    )
+    sys.modules.pop("my_metric", None)
+    with pytest.raises(UserError, match=told):
+        evaluated("nothing", pictures, only=[name])

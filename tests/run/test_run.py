@@ -1,0 +1,200 @@
+"""A run folder at work: what is set up before any stage, and what another start makes anew."""
+
+import html
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from PIL import Image
+from safetensors.torch import load_file
+
+from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
+from ldmae.run import evaluate_run, run_all, run_stages, sample_from
+from ldmae.config import load_config
+from ldmae.core.errors import UserError
+from ldmae.core.provenance import Records
+from ldmae.loading import load_pipeline
+from ldmae.run import kept_images as generated
+from ldmae.run.opening import open_accelerator
+from ldmae.run.run import run_autoencoder
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_run_lets_cublas_compute(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    open_accelerator(load_config("smoke", ["device=cpu"]), tmp_path)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    open_accelerator(load_config("smoke", ["device=cpu", "deterministic=true"]), tmp_path)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"  # else torch refuses to multiply on CUDA
+
+
+def test_second_accelerator_of_a_process_shards_as_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    state = PartialState(cpu=True)._shared_state
+    monkeypatch.setitem(state, "distributed_type", DistributedType.MULTI_GPU)
+    for _ in range(2):
+        accelerator = open_accelerator(load_config("smoke", ["device=cpu"]), tmp_path)
+        assert accelerator.is_fsdp2
+        assert state["distributed_type"] == DistributedType.FSDP
+
+
+def test_run_without_its_autoencoder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("flowers")  # flowers/autoencoder reads like OWNER/NAME
+    run: Any = SimpleNamespace(config=load_config("smoke"), folder=folder, records=Records(folder))
+    with pytest.raises(UserError, match=r"the run flowers has no autoencoder yet; .*ldmae train autoencoder"):
+        run_autoencoder(run)
+
+
+def test_a_source_with_another_decoder_gives_another_pipeline_of_the_same_latents(
+    ldmae: Any, preset: Path, tmp_path: Path
+) -> None:
+    folder, source = tmp_path / "run", tmp_path / "source"
+    assert ldmae.start("train", "autoencoder", preset, "--out", tmp_path / "other").wait() == 0
+    shutil.copytree(tmp_path / "other" / "autoencoder", source)
+    words = ("run", preset, f"autoencoder.source={source}", "--out", folder)
+    first = ldmae.start(*words)
+    assert first.wait() == 0, first.output
+    transformer: Any = LightningDiTTransformer2DModel.from_pretrained(folder / "diffusion")
+    counted = json.loads((folder / "parameters.json").read_text())
+    assert counted == {"diffusion": dict.fromkeys(("total", "trainable"), transformer.num_parameters())}
+    trained = (folder / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes()
+    vae: Any = AutoencoderVMAE.from_pretrained(source)
+    vae.decoder_pred.conv_smoother.bias.data.add_(0.25)
+    vae.save_pretrained(source)
+    again = ldmae.start(*words)
+    assert again.wait() == 0, again.output
+    joined: Any = AutoencoderVMAE.from_pretrained(folder / "pipeline" / "vae")
+    assert torch.equal(joined.decoder_pred.conv_smoother.bias, vae.decoder_pred.conv_smoother.bias)
+    assert (folder / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() == trained
+
+
+OWN = """\
+import torch, torch.nn.functional as F
+
+class Means(torch.nn.Module):
+    "Has no weights at all."
+    def encode(self, images): return F.avg_pool2d(images, 4)
+    def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
+"""
+
+
+def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_of_a_run.py").write_text(OWN)
+    run_all(load_config(str(preset), ["autoencoder.source=own_of_a_run:Means"]), Path("run"))
+    results = json.loads(Path("run/results.json").read_text())["results"]
+    assert {"reconstruction", "generation"} <= {entry["measurement"] for entry in results}
+    made = sample_from(
+        "run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu", allow_code=True
+    )
+    pixels = np.asarray(Image.open(next((made.parent / "images").iterdir())).convert("RGB"))
+    assert pixels.shape == (24, 24, 3)
+    assert (pixels[::4, ::4] == pixels[3::4, 3::4]).all()  # as its decoder makes them
+    with pytest.raises(UserError, match="names a custom module"):
+        load_pipeline("run/pipeline")
+
+
+# ---- an autoencoder alone
+
+
+@pytest.fixture(scope="module")
+def autoencoder_alone(preset, tmp_path_factory):
+    """A run folder after `train autoencoder` and `encode`, and its settings."""
+    folder, config = tmp_path_factory.mktemp("alone") / "run", load_config(str(preset))
+    run_stages(config, folder, "autoencoder", "latents")
+    return config, folder
+
+
+def test_a_run_without_a_diffusion_model_has_its_autoencoder_measured(autoencoder_alone, capsys):
+    config, folder = autoencoder_alone
+    evaluate_run(load_config(str(folder / "config.yaml"), ["evaluation.images=4"]), folder)
+    assert "has no diffusion model yet: only its autoencoder is measured" in capsys.readouterr().err
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert {"reconstruction", "smoothness"} <= {entry["measurement"] for entry in results}
+    with pytest.raises(UserError, match=r"has no diffusion model yet .*`ldmae train diffusion`"):
+        evaluate_run(config, folder, ["generation"])
+
+
+def test_shards_that_were_deleted_are_encoded_again(autoencoder_alone):
+    config, folder = autoencoder_alone
+    paths = sorted((folder / "latents").glob("*.safetensors"))
+    before = [load_file(path) for path in paths]
+    assert len(paths) > 1
+    for lost in (paths[:1], paths):
+        for path in lost:
+            path.unlink()
+        run_stages(config, folder, "latents")
+        torch.testing.assert_close([load_file(path) for path in paths], before)
+
+
+def test_a_damaged_shard_is_named_by_encode(autoencoder_alone, tmp_path):
+    config, folder = autoencoder_alone
+    run = shutil.copytree(folder, tmp_path / "run")
+    shard = min((run / "latents").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(
+        UserError, match=rf"{shard.name} is not a complete safetensors file .*delete it and encode again"
+    ):
+        run_stages(config, run, "latents")
+
+
+# ---- classes that nothing teaches
+
+
+TINY = [
+    "device=cpu",
+    "image_size=24",
+    "autoencoder.model.patch_size=4",
+    "autoencoder.pretraining.objective.perceptual_weight=0",
+    "autoencoder.tuning.objective.perceptual_weight=0",
+    "autoencoder.pretraining.training.steps=2",
+    "autoencoder.tuning.training.steps=1",
+    "diffusion.training.steps=2",
+    "diffusion.model.num_layers=1",
+    "sampling.per_class=1",
+    "sampling.num_inference_steps=2",
+    "evaluation.samples=12",
+]
+
+
+def test_class_without_a_training_image_is_named_and_neither_sampled_nor_measured(tmp_path):
+    random = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:  # whose labels start at 1
+        for i in range(30):
+            picture = io.BytesIO()
+            Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(picture, "PNG")
+            for name, content in ((f"{i}.png", picture.getvalue()), (f"{i}.cls", b"%d" % (1 + i % 2))):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    run = tmp_path / "run"
+    run_all(load_config("smoke", [*TINY, f"data={tmp_path / 'x.tar'}", "data.val=0.2"]), run)
+    assert json.loads((run / "samples" / "samples.json").read_text())["labels"] == [1, 2]
+    fact = 'class "0" has no training image'
+    assert fact in json.loads((run / "data.json").read_text())["facts"]
+    assert fact in html.unescape((run / "report.html").read_text())
+    config, accelerator = load_config(str(run / "config.yaml")), open_accelerator(load_config("smoke"), run)
+    measured = generated.generated_images(str(run), (), config, accelerator, tmp_path / "kept")
+    assert set(measured.labels.tolist()) == {1, 2}
+    sample_from(str(run), [], {}, tmp_path / "samples", "cpu")
+    assert json.loads((tmp_path / "samples" / "samples.json").read_text())["labels"] == [1, 2]

@@ -1,0 +1,89 @@
+"""Images of a pipeline that nobody trained here: what its scheduler is, is what samples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from PIL import Image
+
+from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.config import load_config
+from ldmae.core.errors import UserError
+from ldmae.run.kept_images import generated_images
+from ldmae.run.sampling import sample_from
+
+SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
+
+
+def saved(folder, scheduler):
+    torch.manual_seed(0)
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
+    transformer = LightningDiTTransformer2DModel(
+        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
+    )
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    vae = AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **sizes)
+    LDMAEPipeline(vae, transformer, scheduler).save_pretrained(folder)
+    return str(folder)
+
+
+def sampled(source, folder, **changes):
+    """Returns the pixels of an image of class 0, and how it was made."""
+    changes = {"per_class": 1, "num_inference_steps": 3, **changes}
+    sample_from(source, ["0"], changes, folder, "cpu")
+    (path,) = (folder / "images").iterdir()
+    return np.asarray(Image.open(path)), json.loads((folder / "samples.json").read_text())
+
+
+def test_a_pipeline_saved_with_either_solver_samples_with_the_one_asked_for(tmp_path):
+    sources = {name: saved(tmp_path / name, kind(shift=3.0)) for name, kind in SOLVERS.items()}
+    pixels = {}
+    for own, source in sources.items():
+        _, made = sampled(source, tmp_path / f"{own}-own")
+        assert made["solver"] == own
+        for solver in SOLVERS:
+            pixels[own, solver], made = sampled(source, tmp_path / f"{own}-{solver}", solver=solver)
+            assert made["solver"] == solver
+    for solver in SOLVERS:
+        assert np.array_equal(pixels["euler", solver], pixels["heun", solver])
+    assert not np.array_equal(pixels["euler", "euler"], pixels["euler", "heun"])
+
+
+def test_a_pipeline_s_own_dynamic_shift_is_kept(tmp_path):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    pixels, made = sampled(source, tmp_path / "own")
+    assert made["timestep_shift"] is None
+    unshifted, _ = sampled(source, tmp_path / "unshifted", timestep_shift=1.0)
+    assert not np.array_equal(pixels, unshifted)
+
+
+@pytest.mark.parametrize("told", [[], ["solver", "timestep_shift"]])
+def test_images_to_be_measured_are_made_as_the_pipeline_says_unless_told(tmp_path, told):
+    source = saved(tmp_path / "pipeline", FlowMatchHeunDiscreteScheduler(shift=2.0))
+    config = load_config({}, ["sampling.timestep_shift=1", "evaluation.samples=4"])
+    made = generated_images(source, told, config, Accelerator(cpu=True), tmp_path / "kept")
+    assert (made.sampling.solver, made.sampling.timestep_shift) == (("euler", 1.0) if told else ("heun", 0.5))
+
+
+def test_samples_replace_samples_and_never_files_that_lie_beside_them(tmp_path):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
+    for _ in range(2):
+        sampled(source, tmp_path / "samples")
+    (tmp_path / "samples" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        sampled(source, tmp_path / "samples")
+    assert (tmp_path / "samples" / "notes.txt").exists()
+
+
+def test_samples_may_go_into_the_current_directory(tmp_path, monkeypatch):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sampled(source, Path())
+    assert Path("grid.png").is_file()

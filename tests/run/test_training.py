@@ -1,0 +1,75 @@
+"""The arrows that train."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.core.errors import UserError
+from ldmae.images.sources import FolderSource
+from ldmae.run.training import _check_shards, _resized, spread
+
+
+def test_losses_on_some_held_out_images_are_of_all_classes(pictures: Path) -> None:
+    source = FolderSource(pictures)  # 3 classes of 20, sorted
+    some = spread(source, 6)
+    assert np.bincount(some.labels).tolist() == [2, 2, 2]
+    assert len({some.describe(k) for k in range(6)}) == 6
+    assert [spread(source, 100).describe(k) for k in range(60)] == [source.describe(k) for k in range(60)]
+
+
+def small(**changes: Any) -> AutoencoderVMAE:
+    torch.manual_seed(0)
+    shape = {
+        "sample_size": 16,
+        "patch_size": 4,
+        "latent_channels": 3,
+        "encoder_hidden_size": 8,
+        "encoder_num_hidden_layers": 1,
+        "encoder_num_attention_heads": 2,
+        "decoder_hidden_size": 8,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+    }
+    return AutoencoderVMAE(**{**shape, **changes}).eval()
+
+
+@pytest.mark.parametrize("size", [16, 32, 8])
+def test_a_training_from_a_file_keeps_its_stretched_positions(size: int) -> None:
+    model = small()
+    generator = torch.Generator().manual_seed(1)
+    for name in ("pos_embed", "decoder_pos_embed"):
+        table = torch.randn(1, 16, 8, generator=generator)
+        model.load_state_dict({**model.state_dict(), name: table})
+    copy = _resized(model, size)
+    assert copy.config["sample_size"] == size
+    images = torch.rand(2, 3, size, size) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images).sample, model(images).sample)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_training_from_a_rounded_file_has_exact_sine_cosine_positions(size: int) -> None:
+    copy, exact = _resized(small().to(torch.float16), size), small(sample_size=size)
+    for name in ("pos_embed", "decoder_pos_embed"):
+        assert torch.equal(copy.state_dict()[name], exact.state_dict()[name])
+
+
+def test_shards_of_another_number_of_images_are_refused_unless_they_are_foreign_on_purpose():
+    def run(fingerprint: str) -> Any:
+        latents = SimpleNamespace(fingerprint=fingerprint)
+        return SimpleNamespace(
+            config=SimpleNamespace(latents=latents), stream=None, train=range(5), folder="run"
+        )
+
+    class Shards(list):
+        folder = "latents"
+
+    _check_shards(run("skip"), Shards(range(7)), nn.Identity())
+    with pytest.raises(UserError, match="holds latents of 7 images, the run has 5"):
+        _check_shards(run("check"), Shards(range(7)), nn.Identity())
