@@ -61,7 +61,7 @@ def measure(precision: str) -> None:
 def _diffusion_step(run: Run) -> Callable[[], None]:
     config, auto = run.config, run.config.autoencoder
     shape = (auto.latent_channels, config.image_size // auto.patch_size)
-    objective = untrained_objective(config, "diffusion", None, shape, len(run.train.classes))
+    objective = untrained_objective(config, "diffusion", shape, len(run.train.classes))
     count = config.diffusion.training.batch_size
     batch, keys = example_rows(config, "diffusion", shape, count), BatchKeys(0, 0, range(count), count)
 

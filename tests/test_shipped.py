@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import ldmae
-from ldmae.run import evaluate_with
 from ldmae.config import load_config
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.copies import measure_copies
@@ -23,6 +22,7 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
 from ldmae.perception.features import Features, load_features
+from ldmae.run import evaluate_with
 from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
 from ldmae.run.results import write_results

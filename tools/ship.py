@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldmae.run import evaluate_with, sample_from
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
@@ -33,11 +32,12 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
+from ldmae.report import grids
+from ldmae.report.data import read_arrays, remarks
+from ldmae.run import evaluate_with, sample_from
 from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
 from ldmae.run.recorded import plain
-from ldmae.report import grids
-from ldmae.report.data import read_arrays, remarks
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000

@@ -8,11 +8,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
-from ldmae.run import run_all, run_stages
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
+from ldmae.run import run_all, run_stages
 from ldmae.run.plan import plan_trainings
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000

@@ -35,8 +35,8 @@ from ldmae.images.index import open_all_images
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import latent_statistics, load_statistics, save_statistics
 from ldmae.loading import load_autoencoder, load_pipeline
-from ldmae.run.results import merge_results, write_results
 from ldmae.report.run import render_report
+from ldmae.run.results import merge_results, write_results
 
 from .mutations import damage_file, damaged_bytes, damaged_value, odd
 

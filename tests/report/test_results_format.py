@@ -18,8 +18,8 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.sources import FolderSource
 from ldmae.perception.names import FEATURES
 from ldmae.run.evaluate import measure
-from ldmae.run.results import write_results
 from ldmae.run.evaluate_images import evaluate_samples
+from ldmae.run.results import write_results
 
 from .drawn_units import crops, write_unit
 
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     generated = torch.from_numpy(np.stack(crops(32, 32))).permute(0, 3, 1, 2)
     copies = measure_copies(generated, source, source, size=32, mirrored=True, batch_size=8, seed=0)
-    write_results(folder, "copies", OF_GENERATED["copies"], copies, autoencoder="")
+    write_results(folder, "copies", OF_GENERATED["copies"], copies)
     return folder
 
 
@@ -92,11 +92,9 @@ def measured(folder: Path) -> list[dict]:
 def test_the_fields_of_a_file_are_documented(folder: Path):
     fields = {row[0].strip("`") for row in rows("## A results file")}
     single = json.loads((folder / "results" / "probe.json").read_text())
-    assert set(single) == fields - {"autoencoder", "titles"}
-    generated = json.loads((folder / "results" / "samples.json").read_text())
-    assert set(generated) == fields - {"made_of", "maker", "titles"}
+    assert set(single) == fields - {"titles"}
     merged = json.loads((folder / "results.json").read_text())
-    assert set(merged) == fields - {"made_of", "maker", "autoencoder", "title"}
+    assert set(merged) == fields - {"record", "title"}
     assert merged["schema"] == single["schema"] == RESULTS_SCHEMA
 
 

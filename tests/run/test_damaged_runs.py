@@ -18,11 +18,11 @@ from ldmae.core.files import write_json
 from ldmae.core.provenance import Record, Records, read_record
 from ldmae.evaluation.api import Measured
 from ldmae.loading import load_autoencoder, load_pipeline
-from ldmae.run.convert import convert_to_official
-from ldmae.run.kept_images import _is_kept, _keep_only
-from ldmae.run.results import kept_results, merge_results, write_results
-from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.report.run import overview
+from ldmae.run.convert import convert_to_official
+from ldmae.run.evaluate_images import evaluate_samples
+from ldmae.run.kept_images import _is_kept, _keep_only
+from ldmae.run.results import merge_results, results_record, write_results
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def made(tmp_path_factory):
     pipeline.save_pretrained(folder / "pipeline")
     vae.save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
-    write_results(folder, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=30.0)]))
+    write_results(
+        folder, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=30.0)]), Record()
+    )
     return folder
 
 
@@ -57,7 +59,7 @@ def run(made, tmp_path):
 def test_figures_of_another_shape_are_named_or_measured_again(run, value):
     path = run / "results" / "reconstruction.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
-    assert kept_results(path) is None
+    assert results_record(path) is None
     with pytest.raises(
         UserError, match=r"reconstruction\.json (is not JSON|holds JSON of an unexpected form)"
     ):
@@ -67,7 +69,7 @@ def test_figures_of_another_shape_are_named_or_measured_again(run, value):
 def test_metrics_of_an_older_version_are_refused_with_the_next_move(run):
     path = run / "results" / "reconstruction.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
-    assert kept_results(path) is None
+    assert results_record(path) is None
     with pytest.raises(
         UserError, match=r"is of schema 1, this version reads 2; measure again with `ldmae eval"
     ):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmae.run import evaluate_samples
 from ldmae.core.errors import UserError
+from ldmae.run import evaluate_samples
 
 
 @pytest.fixture(autouse=True)

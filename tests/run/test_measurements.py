@@ -17,15 +17,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from ldmae.run import encode_with, evaluate_with
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import load_config, save_config
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
+from ldmae.core.provenance import Record
 from ldmae.evaluation import compression, groupings
 from ldmae.evaluation.probe import halves
 from ldmae.evaluation.subject import draw, image_keys
+from ldmae.run import encode_with, evaluate_with
 from ldmae.run.evaluate import perceptual_teachers
 from ldmae.run.results import describe_results
 from ldmae.run.run import latents_fingerprint
@@ -389,10 +390,9 @@ def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_o
     evaluated(source, pictures, *FEW, only=["components", "interpolation"])
     results = Path("figures/results")
     entry = {**Metric(name="KID", value=1.0).to_dict(), "measurement": "samples"}
-    for name, told in (("generation", {}), ("samples", {"autoencoder": "of another"})):
-        (results / f"{name}.json").write_text(
-            json.dumps({"schema": RESULTS_SCHEMA, "results": [entry], **told})
-        )
+    for name, inputs in (("generation", {}), ("samples", {"weights": "of another"})):
+        written = {"schema": RESULTS_SCHEMA, "results": [entry], "record": vars(Record({}, inputs))}
+        (results / f"{name}.json").write_text(json.dumps(written))
     model: Any = AutoencoderKL.from_pretrained(source)
     nn.init.ones_(model.encoder.conv_in.bias)
     model.save_pretrained(source)
@@ -402,9 +402,7 @@ def test_pictures_and_figures_of_generated_images_go_with_the_weights_they_are_o
 
 def test_an_autoencoder_without_weights_is_encoded_with(pictures):
     Path("own_autoencoder.py").write_text(OWN)
-    count = encode_with(
-        "own_autoencoder:Means", [f"data={pictures}", f"image_size={SIZE}"], Path("latents")
-    )
+    count = encode_with("own_autoencoder:Means", [f"data={pictures}", f"image_size={SIZE}"], Path("latents"))
     assert count == len(list(pictures.rglob("*.png")))
 
 

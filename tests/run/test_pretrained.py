@@ -11,10 +11,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel, loading, pretrained
-from ldmae.run import evaluate_samples, evaluate_with, sample_from
 from ldmae.arguments import name_of
 from ldmae.core.errors import UserError
 from ldmae.loading import load_autoencoder, load_pipeline
+from ldmae.run import evaluate_samples, evaluate_with, sample_from
 
 SETTINGS = """\
 data: {{source: {pictures}, val: "0.4"}}
@@ -84,9 +84,7 @@ def test_it_is_measured_on_the_images_held_out_from_it_and_its_samples_beside_th
     assert training < 60  # of all pictures, those that were not held out
     counts = {"generated": 12, "held out": 60 - training, "training": training}
     assert found["copies"][0]["counts"] == counts
-    evaluate_with(
-        "pretrained:tiny", [], Path("figures"), ["reconstruction"]
-    )  # not refused as another's
+    evaluate_with("pretrained:tiny", [], Path("figures"), ["reconstruction"])  # not refused as another's
     assert json.loads(Path("figures/measured.json").read_text())["source"] == "pretrained:tiny"
 
 

@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
-from ldmae.run import evaluate_run, run_all, run_stages, sample_from
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Records
 from ldmae.loading import load_pipeline
+from ldmae.run import evaluate_run, run_all, run_stages, sample_from
 from ldmae.run import kept_images as generated
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import run_autoencoder
@@ -104,9 +104,7 @@ def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypa
     run_all(load_config(str(preset), ["autoencoder.source=own_of_a_run:Means"]), Path("run"))
     results = json.loads(Path("run/results.json").read_text())["results"]
     assert {"reconstruction", "generation"} <= {entry["measurement"] for entry in results}
-    made = sample_from(
-        "run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu", allow_code=True
-    )
+    made = sample_from("run", ["bars"], {"num_inference_steps": 2}, Path("made"), "cpu", allow_code=True)
     pixels = np.asarray(Image.open(next((made.parent / "images").iterdir())).convert("RGB"))
     assert pixels.shape == (24, 24, 3)
     assert (pixels[::4, ::4] == pixels[3::4, 3::4]).all()  # as its decoder makes them

@@ -14,9 +14,9 @@ import torch
 
 from ldmae.config import load_config
 from ldmae.core.threads import TimedThreads
+from ldmae.run.recorded import training_settings
 from ldmae.run.run import Run
 from ldmae.run.schedule import open_run
-from ldmae.run.recorded import training_settings
 from ldmae.run.threads import STEPS, SlowSteps, settle_alone, settle_threads
 
 from ..training.tiny import trainer

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.autoencoders.vmae_training import resized
 from ldmae.core.errors import UserError
 from ldmae.images.sources import FolderSource
-from ldmae.run.training import _check_shards, _resized, spread
+from ldmae.run.training import _check_shards, spread
 
 
 def test_losses_on_some_held_out_images_are_of_all_classes(pictures: Path) -> None:
@@ -46,7 +47,7 @@ def test_a_training_from_a_file_keeps_its_stretched_positions(size: int) -> None
     for name in ("pos_embed", "decoder_pos_embed"):
         table = torch.randn(1, 16, 8, generator=generator)
         model.load_state_dict({**model.state_dict(), name: table})
-    copy = _resized(model, size)
+    copy = resized(model, size)
     assert copy.config["sample_size"] == size
     images = torch.rand(2, 3, size, size) * 2 - 1
     with torch.no_grad():
@@ -55,7 +56,7 @@ def test_a_training_from_a_file_keeps_its_stretched_positions(size: int) -> None
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_a_training_from_a_rounded_file_has_exact_sine_cosine_positions(size: int) -> None:
-    copy, exact = _resized(small().to(torch.float16), size), small(sample_size=size)
+    copy, exact = resized(small().to(torch.float16), size), small(sample_size=size)
     for name in ("pos_embed", "decoder_pos_embed"):
         assert torch.equal(copy.state_dict()[name], exact.state_dict()[name])
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.config.autoencoder import smallest_image
+from ldmae.config.autoencoder import BaselineTrainingConfig, PretrainingConfig, TuningConfig, smallest_image
 from ldmae.core.errors import UserError
 
 
@@ -58,6 +58,15 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits of patches, (b, 1, h, w), of images (b, 3, H, W) in [-1, 1]; real is positive."""
         return self.layers(images)
+
+
+def build_discriminator(
+    stage: PretrainingConfig | TuningConfig | BaselineTrainingConfig,
+) -> PatchDiscriminator | None:
+    """Builds the discriminator of a training whose objective has one."""
+    if stage.objective.adversarial_weight == 0:
+        return None
+    return PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

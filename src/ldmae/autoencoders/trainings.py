@@ -23,10 +23,22 @@ class Training:
     """What tables and the estimate call it."""
     image_size: int
     """Pixels along an image's side."""
-    config: TrainingConfig
-    """Steps, batch, optimizer."""
+    config: TrainingConfig | None
+    """Steps, batch, optimizer; None: nothing is trained, and the `model` that is built is the result."""
     build: Callable[[Any, torch.device], nn.Module]
-    """Gets the autoencoder that the training before made (None in the first) and the device of frozen
-    networks, and gives the objective, whose `model` is trained and saved."""
+    """Returns the objective, whose `model` is trained and saved.
+
+    It gets the autoencoder to start from: what the training before made, in the first that of
+    `autoencoder.init`, or None. And the device of frozen networks; on the device `meta`, where only shapes
+    are wanted, they may be left out.
+    """
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crops and mirror images."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Whatever else decides what it makes, such as the weights of its loss: JSON values."""
+    adversarial_start: int | None = None
+    """Step from which a discriminator counts, which makes steps slower; None: there is none."""
+    keeps_encoder: bool = False
+    """Whether it leaves the encoder as it was, so that more steps leave latents valid."""
+    prepare: Callable[[torch.device], object] | None = None
+    """Loads its frozen networks, so that one which can't be had is reported before the first stage."""

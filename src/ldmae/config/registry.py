@@ -20,10 +20,10 @@ from ldmae.core.errors import UserError
 from ldmae.core.imports import import_object, is_import_path
 
 AUTOENCODERS = {
-    "vmae": "ldmae.autoencoders.vmae:AutoencoderVMAE",
-    **dict.fromkeys(("ae", "dae", "vae", "sd-vae"), "diffusers:AutoencoderKL"),
+    "vmae": "ldmae.autoencoders.vmae_training:VMAE",
+    **dict.fromkeys(("ae", "dae", "vae", "sd-vae"), "ldmae.autoencoders.baseline_training:Baseline"),
 }
-"""Autoencoders that are trained: the classes of their models. One's own says by `trainings` how."""
+"""Autoencoders that are trained: classes whose `trainings` says how. One's own is the model's class too."""
 SOLVERS = {
     "euler": "diffusers:FlowMatchEulerDiscreteScheduler",
     "heun": "diffusers:FlowMatchHeunDiscreteScheduler",

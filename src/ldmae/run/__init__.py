@@ -9,18 +9,18 @@ from ldmae.core.files import write_json
 from ldmae.core.locks import locked
 from ldmae.core.progress import console
 from ldmae.loading import is_run_folder, refuse_code
+from ldmae.report.run import render_report
 from ldmae.run.compare import compare, describe_comparison, plan_comparison
 from ldmae.run.convert import convert_official, convert_to_official
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import measure_autoencoder, named_measurements
+from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.run.external import encode_with, evaluate_with
-from ldmae.run.sampling import sample_from
 from ldmae.run.plan import describe_plan
 from ldmae.run.run import Run
-from ldmae.run.evaluate_images import evaluate_samples
+from ldmae.run.sampling import sample_from
 from ldmae.run.schedule import describe_stages, execute_stages, find, open_run, select
 from ldmae.run.stages import stages
-from ldmae.report.run import render_report
 
 __all__ = [
     "Run",

@@ -25,18 +25,18 @@ from ldmae.core.locks import locked
 from ldmae.core.progress import console
 from ldmae.core.provenance import changed
 from ldmae.images.base import shortened
-from ldmae.run.estimate import RunEstimate
-from ldmae.run.evaluate import check_measurable, measure_autoencoder
-from ldmae.run.flatness import check_checkpoints, describe_flatness, train_diffusion_with_curve
-from ldmae.run.opening import open_accelerator, open_run_images
-from ldmae.run.results import read_results
-from ldmae.run.run import Run, images_fingerprint
-from ldmae.run.evaluate_images import evaluate_samples
-from ldmae.run.schedule import execute_stages, open_run
-from ldmae.run.recorded import plain, training_settings, training_steps
-from ldmae.run.variants import VARIANTS, Variant, variant
 from ldmae.report.comparison import render_comparison
 from ldmae.report.data import mapping, read_arrays, read_samples
+from ldmae.run.estimate import RunEstimate
+from ldmae.run.evaluate import check_measurable, measure_autoencoder
+from ldmae.run.evaluate_images import evaluate_samples
+from ldmae.run.flatness import check_checkpoints, describe_flatness, train_diffusion_with_curve
+from ldmae.run.opening import open_accelerator, open_run_images
+from ldmae.run.recorded import plain, training_settings, training_steps
+from ldmae.run.results import read_results
+from ldmae.run.run import Run, images_fingerprint
+from ldmae.run.schedule import execute_stages, open_run
+from ldmae.run.variants import VARIANTS, Variant, variant
 
 
 @dataclass(frozen=True)

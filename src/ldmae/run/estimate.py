@@ -9,8 +9,8 @@ from statistics import median
 import torch
 
 from ldmae.core.progress import console, duration
-from ldmae.run.run import Run
 from ldmae.run.recorded import trainings
+from ldmae.run.run import Run
 from ldmae.run.timing import Timing
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import Trainer

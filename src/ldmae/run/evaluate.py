@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ldmae.contracts import ImageSource, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, fingerprint_model, fingerprint_tensors, read_json, write_json
 from ldmae.core.progress import console, progress_bar
+from ldmae.core.provenance import Record
 from ldmae.core.random import generator
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured, Measurement, load_measurement
 from ldmae.evaluation.distances import FEWEST_IMAGES
@@ -29,13 +30,13 @@ from ldmae.evaluation.subject import Subject, read_batches
 from ldmae.loading import load_pipeline, settings_of
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.run.kept_images import KEPT, forget_generated, keep_generated
-from ldmae.run.plan import latent_shape, plan_trainings
-from ldmae.run.results import kept_results, merge_results, remove_results, write_results
-from ldmae.run.run import Run, run_autoencoder
-from ldmae.run.recorded import plain
 from ldmae.report.grids import save_png
 from ldmae.report.run import overview, render_report
+from ldmae.run.kept_images import KEPT, forget_generated, keep_generated
+from ldmae.run.plan import latent_shape, plan_trainings
+from ldmae.run.recorded import plain
+from ldmae.run.results import merge_results, remove_results, results_record, write_results
+from ldmae.run.run import Run, run_autoencoder
 
 # ---- an autoencoder's measurements
 
@@ -60,16 +61,14 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
         UserError: a network or the masks that were asked for are not there, before anything is measured; or
             one of `only` can't be measured. With None it is said, and the others are measured.
     """
-    weights = fingerprint_tensors(subject.autoencoder.state_dict())
-    images = (subject.held_out.fingerprint(), subject.train.fingerprint(), str(subject.size))
-    maker = fingerprint([fingerprint_model(subject.autoencoder), *images])
+    common = _common_record(subject)
     chosen = [load_measurement(name) for name in MEASUREMENTS] if only is None else only
-    made_of = {each.name: _made_of(each, subject, maker) for each in chosen}
-    kept = {name: kept_results(folder / "results" / f"{name}.json") or {} for name in made_of}
-    wanted = [each for each in chosen if kept[each.name].get("made_of") != made_of[each.name]]
+    records = {each.name: _record(each, subject, common) for each in chosen}
+    kept = {name: results_record(folder / "results" / f"{name}.json") for name in records}
+    wanted = [each for each in chosen if _differs(kept[each.name], records[each.name])]
     for needed in dict.fromkeys(name for each in wanted for name in each.needs):
         getattr(subject, needed)  # what is missing is said before hours of work
-    _remove_others(folder, maker, weights)
+    _remove_others(folder, common, fingerprint_tensors(subject.autoencoder.state_dict()))
     for each in wanted:
         remove_results(folder, each.name)
         try:
@@ -82,8 +81,7 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
         for sentence in measured.left_out:
             console.print(f"not measured: {sentence}", markup=False, soft_wrap=True)
         if measured.metrics:
-            made = {"made_of": made_of[each.name], "maker": maker}
-            write_results(folder, each.name, each.title, measured, **made)
+            write_results(folder, each.name, each.title, measured, records[each.name])
 
 
 def named_measurements(only: Sequence[str] | None, others: Sequence[str] = ()) -> list[Measurement] | None:
@@ -97,10 +95,25 @@ def named_measurements(only: Sequence[str] | None, others: Sequence[str] = ()) -
     return [load_measurement(name, others) for name in only if name not in others]
 
 
-def _made_of(measurement: Measurement, subject: Subject, maker: str) -> str:
+def _common_record(subject: Subject) -> Record:
+    """Returns what all metrics of an autoencoder depend on."""
+    inputs = {
+        "autoencoder": fingerprint_model(subject.autoencoder),
+        "held_out": subject.held_out.fingerprint(),
+        "train": subject.train.fingerprint(),
+    }
+    return Record({"image_size": subject.size}, inputs, status="done")
+
+
+def _record(measurement: Measurement, subject: Subject, common: Record) -> Record:
     settings = {key: value for key, value in plain(subject.config).items() if key in measurement.reads}
     code = "" if measurement.name in MEASUREMENTS else _source(measurement)
-    return fingerprint([maker, json.dumps(settings, sort_keys=True), measurement.inputs(subject), code])
+    own = {"measurement": fingerprint([measurement.inputs(subject), code])}
+    return replace(common, settings=common.settings | settings, inputs=common.inputs | own)
+
+
+def _differs(kept: Record | None, now: Record) -> bool:
+    return kept is None or bool(kept.changes(now.settings, now.inputs))
 
 
 def _source(measurement: Measurement) -> str:
@@ -111,15 +124,18 @@ def _source(measurement: Measurement) -> str:
         return ""
 
 
-def _remove_others(folder: Path, maker: str, weights: str) -> None:
+def _remove_others(folder: Path, common: Record, weights: str) -> None:
     """Removes metrics that are not of this autoencoder and these images, or can't be read, and says so."""
     removed = []
     for path in sorted((folder / "results").glob("*.json")):
-        kept = kept_results(path)
-        if path.stem in OF_GENERATED:  # empty: images that were given
-            own = kept is not None and kept.get("autoencoder") in ("", None, weights)
+        kept = results_record(path)
+        if kept is None:
+            own = False
+        elif path.stem in OF_GENERATED:  # images that were given name no weights
+            own = kept.inputs.get("weights", weights) == weights
         else:
-            own = kept is not None and kept.get("maker") == maker
+            same = all(kept.inputs.get(name) == value for name, value in common.inputs.items())
+            own = same and kept.settings.get("image_size") == common.settings["image_size"]
         if not own:
             remove_results(folder, path.stem)
             removed.append(path.stem)
@@ -165,10 +181,9 @@ def evaluate(run: Run) -> dict[str, str]:
     if run.main:
         measure(subject_of(run), run.folder, [load_measurement("reconstruction")])
     run.accelerator.wait_for_everyone()
-    metrics, autoencoder = measure_generation(run, run.config.evaluation)
+    metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:
-        title = OF_GENERATED["generation"]
-        write_results(run.folder, "generation", title, Measured(metrics), autoencoder=autoencoder)
+        write_results(run.folder, "generation", OF_GENERATED["generation"], Measured(metrics), record)
         forget_generated(run.folder / KEPT)
     run.accelerator.wait_for_everyone()
     return {}
@@ -211,11 +226,11 @@ def report(run: Run) -> dict[str, str]:
     return {}
 
 
-def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric], str]:
+def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric], Record]:
     """Measures generated images, in the training set's proportion of classes, against training images.
 
-    The processes share the work; the main process returns the metrics, the others an empty list, and all the
-    fingerprint of the autoencoder.
+    The processes share the work; the main process returns the metrics, the others an empty list, and all
+    what they are made of.
     """
     labels = np.asarray(run.train.labels)
     bearing = np.flatnonzero(labels >= 0)  # images without a class train the autoencoder only
@@ -240,7 +255,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric]
         real = _features(extractor, _batches(run.train, run, real_images[theirs]), advance)
     gathered = gather_object([{"fake": features, "real": real}])
     if not run.main:
-        return [], made.autoencoder
+        return [], made.record
     fake = torch.cat([piece for share in gathered for piece in share["fake"]])
     metrics = fidelity_metrics(
         fake,
@@ -252,7 +267,7 @@ def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric]
     if config.recogniser:
         generated = torch.cat(list(made.batches(0, made.count)))
         metrics.append(_recognition(run, generated, wanted, bearing))
-    return metrics, made.autoencoder
+    return metrics, made.record
 
 
 def _share(count: int, run: Run) -> slice:

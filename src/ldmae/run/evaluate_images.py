@@ -35,11 +35,11 @@ from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import FeatureExtractor, Features, load_features
+from ldmae.report.run import render_report
 from ldmae.run.kept_images import KEPT, Generated, forget_generated, generated_images, given_images
+from ldmae.run.kept_stream import open_streamed
 from ldmae.run.opening import open_accelerator
 from ldmae.run.results import merge_results, read_results, remove_results, write_results
-from ldmae.run.kept_stream import open_streamed
-from ldmae.report.run import render_report
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""
@@ -132,8 +132,7 @@ def evaluate_samples(
 
 
 def _write(folder: Path, name: str, measured: Measured, made: Generated | None = None) -> None:
-    known = {} if made is None else {"autoencoder": made.autoencoder}
-    write_results(folder, name, OF_GENERATED[name], measured, **known)
+    write_results(folder, name, OF_GENERATED[name], measured, None if made is None else made.record)
 
 
 def _judged(

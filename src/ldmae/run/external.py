@@ -18,13 +18,13 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_run_folder, is_shipped, load_autoencoder, refuse_code, settings_of
+from ldmae.report.run import render_report
 from ldmae.run.evaluate import measure, named_measurements, perceptual_teachers
+from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.run.latents import encode_into, refuse_other_latents
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import images_fingerprint, latents_fingerprint
-from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.run.threads import encoding, settle_alone
-from ldmae.report.run import render_report
 
 
 def encode_with(source: str, overrides: list[str], folder: Path, allow_code: bool = False) -> int:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.image_sets import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.run.sampling import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.run.recorded import plain
+from ldmae.run.sampling import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.run.threads import settle_alone, velocity
 
 KEPT = ".generated"
@@ -60,8 +60,9 @@ class Generated:
     """How they were made; None where that is not known."""
     width: int | None = None
     """Pixels along the other side, where the images are oblong."""
-    autoencoder: str = ""
-    """Fingerprint of the weights that decoded them, where that is known."""
+    record: Record = field(default_factory=lambda: Record(status="done"))
+    """What they were made of, where that is known: settings of sampling, and the `weights` of the decoder
+    among the inputs."""
 
     def share(self, accelerator: Accelerator) -> Iterator[Tensor]:
         """Yields the images that this process is to look at, in whole batches."""
@@ -172,8 +173,9 @@ def keep_generated(
         how: which labels these are, in words.
     """
     main, batch, count = accelerator.is_main_process, sampling.batch_size, len(labels)
+    record = _made_of(pipeline, sampling, labels)
     if main:
-        _keep_only(folder, _made_of(pipeline, sampling, labels))
+        _keep_only(folder, record)
     accelerator.wait_for_everyone()
 
     def make(start: int, stop: int) -> Iterator[np.ndarray]:
@@ -205,7 +207,7 @@ def keep_generated(
         how,
         batch,
         sampling,
-        autoencoder=fingerprint_tensors(pipeline.vae.state_dict()),
+        record=record,
     )
 
 
@@ -230,7 +232,8 @@ def _made_of(pipeline: Any, sampling: SamplingConfig, labels: np.ndarray) -> Rec
     told = json.dumps([statistics, scheduler], sort_keys=True, default=str)
     inputs = {name: fingerprint_model(getattr(pipeline, name)) for name in ("vae", "transformer")}
     inputs |= {"pipeline": fingerprint([told]), "labels": fingerprint([labels.tobytes()])}
-    return Record(plain(sampling), inputs)
+    inputs["weights"] = fingerprint_tensors(pipeline.vae.state_dict())
+    return Record(plain(sampling), inputs, status="done")
 
 
 def _keep_only(folder: Path, made_of: Record) -> None:

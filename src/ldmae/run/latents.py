@@ -17,8 +17,8 @@ from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
 from ldmae.latents.statistics import FILE_NAME, latent_statistics, load_statistics, save_statistics
-from ldmae.run.run import Run, image_dataset, latent_channels, run_autoencoder
 from ldmae.run.recorded import latents_settings
+from ldmae.run.run import Run, image_dataset, latent_channels, run_autoencoder
 from ldmae.run.threads import settle_for_encoding
 
 _RECORD = "made_of.json"

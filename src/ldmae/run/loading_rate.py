@@ -9,13 +9,13 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ldmae.config import Config
-from ldmae.config.data import AugmentConfig, DataConfig
+from ldmae.config.data import DataConfig
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
@@ -26,7 +26,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.images.shards import find_shards
 from ldmae.images.sources import is_stream, kind_of, open_source
 from ldmae.images.tables import load_table, picture_bytes
-from ldmae.run.own import own_trainings
+from ldmae.run.components import autoencoder_trainings
 
 SECONDS = 2.0
 """How long loading is timed, over all stages."""
@@ -126,8 +126,9 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
     """
     if not trainings:
         return []
+    pixels = {name: training.image_size for name, training in autoencoder_trainings(config).items()}
     lines = [
-        f"{name} reads {images:,} images of {_prepared(config, name)[0]} px: {_rate(images / DAY)} images/s "
+        f"{name} reads {images:,} images of {pixels[name]} px: {_rate(images / DAY)} images/s "
         "to finish in a day."
         for name, images, _ in trainings
     ]
@@ -149,25 +150,18 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _prepared(config: Config, name: str) -> tuple[int, AugmentConfig]:
-    """Returns the pixels along a side of a training's images, and how they are augmented."""
-    if (own := own_trainings(config).get(name)) is not None:
-        return own.image_size, own.augment
-    stage: Any = getattr(config.autoencoder, name.partition(".")[2])
-    return config.pretraining_size if name == "autoencoder.pretraining" else config.image_size, stage.augment
-
-
 def _describe_training(
     config: Config, training: Reading, source: ImageSource, fastest: float, seconds: float
 ) -> str:
     name, images, flops = training
-    size, augment = _prepared(config, name)
+    stage = autoencoder_trainings(config)[name]
     needed, cores = fastest * images / flops, os.cpu_count() or 1
-    dataset = ImageDataset(source, size, config.seed, augment)
+    dataset = ImageDataset(source, stage.image_size, config.seed, stage.augment)
     rate, count = _images_per_second(dataset, seconds)
     workers = max(1, min(cores, math.ceil(needed / rate)))
     enough = "" if workers * rate >= needed else f"; the device waits for data: all {cores} cores load less"
-    setting = "its num_workers to " if name in own_trainings(config) else f"{name}.training.num_workers="
+    own = config.autoencoder.own_kind is not None
+    setting = "its num_workers to " if own else f"{name}.training.num_workers="
     return (
         f"{name}: this device takes at most {needed:,.0f} images/s ({fastest / 1e12:.2f} TFLOP/s in a matrix "
         f"product), one process loads {rate:,.0f} images/s (timed on {count:,} images): set "

@@ -12,9 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from ldmae.autoencoders.baselines import build_baseline
-from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, as_dict
+from ldmae.config import Config
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.device import resolve_precision
@@ -24,9 +22,9 @@ from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
-from ldmae.run.own import own_objective, own_trainings
-from ldmae.run.run import Run
+from ldmae.run.components import autoencoder_trainings, untrained
 from ldmae.run.kept_stream import open_streamed
+from ldmae.run.run import Run
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
@@ -64,12 +62,8 @@ def check_models(config: Config) -> None:
     """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
     auto = config.autoencoder
     with torch.device("meta"):
-        for stage in own_trainings(config):
-            own_objective(config, stage)
-        if auto.stages and auto.is_vit:
-            AutoencoderVMAE(sample_size=config.image_size, **as_dict(auto.model))
-        elif auto.stages:
-            build_baseline(auto.baseline.model, config.image_size)
+        for stage in [*autoencoder_trainings(config)][-1:]:  # which builds those before it
+            untrained(config, stage)
         # the grid of a foreign autoencoder is not known yet
         grid = config.image_size // auto.patch_size if auto.stages else patch_size(config.diffusion)
         build_backbone(config.diffusion, grid, auto.latent_channels, num_classes=2)

@@ -13,19 +13,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, as_dict, to_yaml
+from ldmae.config import Config, to_yaml
 from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.perception.lpips import PerceptualDistance
-from ldmae.perception.spatial import SpatialFeatures
+from ldmae.run.components import autoencoder_trainings, untrained
 from ldmae.run.loading_rate import Reading, describe_loading
-from ldmae.run.own import own_objective, own_trainings
-from ldmae.run.run import latent_channels
 from ldmae.run.recorded import trainings
-from ldmae.run.training import baseline_training, masked_training
+from ldmae.run.run import latent_channels
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,15 @@ def plan_trainings(
     auto = config.autoencoder
     if auto.stages:
         latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
-    elif own := own_trainings(config):
-        latent_shape = latent_channels(own_objective(config, [*own][-1]).model, config.image_size)
+    elif own := [*autoencoder_trainings(config)]:
+        model: Any = untrained(config, own[-1]).model
+        latent_shape = latent_channels(model, config.image_size)
     patch = patch_size(config.diffusion)
     shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
     plans = []
     for stage, training in trainings(config).items():
         with torch.device("meta"):
-            objective = untrained_objective(config, stage, None, shape, num_classes or 1000)
+            objective = untrained_objective(config, stage, shape, num_classes or 1000)
             row = example_rows(config, stage, shape, 1)
         plans.append(_count(stage, objective, row, training, processes))
     return plans
@@ -77,44 +74,24 @@ def plan_trainings(
 def untrained_objective(
     config: Config,
     stage: str,
-    perceptual: PerceptualDistance | None,
     latent_shape: tuple[int, int],
     num_classes: int,
-    model: Any = None,
-    features: SpatialFeatures | None = None,
+    before: nn.Module | None = None,
 ) -> nn.Module:
     """Builds what a training trains, from random weights, to be counted or timed.
 
     Args:
         config: the settings.
         stage: of `trainings`.
-        perceptual: the objective's network; None leaves it out.
         latent_shape: channels of the latents and their cells along a side.
         num_classes: of the diffusion model.
-        model: a VMAE in place of the settings', which tell nothing of one that training starts from.
-        features: the network that latents are aligned with; None leaves it out.
+        before: the autoencoder that a training of one starts from; None: of the settings' shape.
     """
-    auto = config.autoencoder
-    if stage == "diffusion":
-        channels, grid = latent_shape
-        transformer = build_backbone(config.diffusion, grid, channels, num_classes)
-        return FlowMatchingObjective(transformer, config.diffusion.flow)
-    if stage in own_trainings(config):
-        return own_objective(config, stage)
-    part = stage.partition(".")[2]
-    settings: Any = getattr(auto, part)
-    without = {} if perceptual else {"perceptual_weight": 0.0}
-    if part == "baseline":
-        weighed = settings.replace(objective=settings.objective.replace(**without))
-        return baseline_training(auto.replace(baseline=weighed), config.image_size, perceptual)
-    if features is None:
-        without["alignment_weight"] = 0.0
-    size = config.pretraining_size if part == "pretraining" else config.image_size
-    model = model or AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(auto.model))
-    if part == "tuning" and auto.tuning.freeze_encoder:
-        model.freeze_encoder()
-    weighed = settings.replace(objective=settings.objective.replace(**without))
-    return masked_training(model, weighed, perceptual, features)
+    if stage != "diffusion":
+        return untrained(config, stage, before)
+    channels, grid = latent_shape
+    transformer = build_backbone(config.diffusion, grid, channels, num_classes)
+    return FlowMatchingObjective(transformer, config.diffusion.flow)
 
 
 def example_rows(
@@ -125,9 +102,7 @@ def example_rows(
         channels, grid = latent_shape
         latents = torch.zeros(count, channels, grid, grid)
         return {"latents": latents, "labels": torch.zeros(count, dtype=torch.long)}
-    own = own_trainings(config).get(stage)
-    size = config.pretraining_size if stage == "autoencoder.pretraining" else config.image_size
-    size = size if own is None else own.image_size
+    size = autoencoder_trainings(config)[stage].image_size
     return {"images": torch.zeros(count, 3, size, size)}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, read_json, write_json
+from ldmae.core.provenance import Record
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured
 from ldmae.report.data import metrics_of
 from ldmae.report.tables import metrics_table
@@ -54,7 +55,9 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path, RESULTS)
 
 
-def write_results(folder: Path, name: str, title: str, measured: Measured, **made: str) -> None:
+def write_results(
+    folder: Path, name: str, title: str, measured: Measured, record: Record | None = None
+) -> None:
     """Writes a measurement's metrics and pictures, and merges all metrics into `results.json`.
 
     Args:
@@ -62,7 +65,7 @@ def write_results(folder: Path, name: str, title: str, measured: Measured, **mad
         name: of the measurement.
         title: of the measurement, in reports.
         measured: what was found.
-        made: what it was made of, for `kept_results`.
+        record: what it was made of, where that is known, for `results_record`.
     """
     path = folder / "results" / f"{name}.json"
     if measured.pictures:
@@ -71,7 +74,8 @@ def write_results(folder: Path, name: str, title: str, measured: Measured, **mad
             pictures: dict[str, Any] = measured.pictures
             np.savez_compressed(temporary, **pictures)
     entries = [_entry(metric, name) for metric in measured.metrics]
-    write_json(path, {"schema": RESULTS_SCHEMA, "title": title, "results": entries, **made})
+    found = {"schema": RESULTS_SCHEMA, "title": title, "results": entries}
+    write_json(path, found | {"record": vars(record or Record(status="done"))})
     merge_results(folder)
 
 
@@ -93,11 +97,11 @@ def merge_results(folder: Path) -> None:
     write_json(folder / "results.json", {"schema": RESULTS_SCHEMA, "titles": titles, "results": merged})
 
 
-def kept_results(path: Path) -> dict[str, Any] | None:
-    """Returns a measurement's file as it was written; None where it is missing or can't be used."""
+def results_record(path: Path) -> Record | None:
+    """Returns what a measurement's file was made of; None where it is missing or can't be used."""
     try:
-        return _read(path) if path.exists() else None
-    except UserError:
+        return Record.from_json(_read(path)["record"]) if path.exists() else None
+    except (UserError, KeyError, TypeError):
         return None
 
 

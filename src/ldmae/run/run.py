@@ -123,16 +123,19 @@ def run_autoencoder(run: Run) -> nn.Module:
         raise UserError(
             f"the run {run.folder} has no autoencoder yet; train it with `ldmae train autoencoder`"
         )
-    own = run.config.autoencoder.own_kind
-    autoencoder = (
-        load_autoencoder(str(folder)).eval() if own is None else load_model(import_object(own), folder)
-    )
+    autoencoder = load_trained(run, folder)
     if trained and fingerprint_tensors(autoencoder.state_dict()) != trained:
         raise UserError(
             f"{folder} is not the autoencoder that this run trained; put that one back, give another run "
             "folder with --out and autoencoder.source=… to use this one, or train it again with --restart"
         )
     return autoencoder
+
+
+def load_trained(run: Run, folder: Path) -> nn.Module:
+    """Loads an autoencoder that the run trained, in evaluation mode."""
+    own = run.config.autoencoder.own_kind
+    return load_autoencoder(str(folder)).eval() if own is None else load_model(import_object(own), folder)
 
 
 @torch.no_grad()
@@ -191,8 +194,3 @@ def save_model(run: Run, model: Any, folder: Path) -> str:
     output = fingerprint_tensors(model.state_dict())
     run.accelerator.wait_for_everyone()
     return output
-
-
-def pretrained_folder(folder: Path) -> Path:
-    """Returns where the autoencoder lies between its two trainings."""
-    return folder / "checkpoints" / "autoencoder.pretraining" / "model"

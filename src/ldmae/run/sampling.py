@@ -26,10 +26,10 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import solver_class, solver_name
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
-from ldmae.run.run import Run, run_autoencoder
-from ldmae.run.recorded import plain
-from ldmae.run.threads import settle_alone, velocity
 from ldmae.report.grids import class_grid, save_png
+from ldmae.run.recorded import plain
+from ldmae.run.run import Run, run_autoencoder
+from ldmae.run.threads import settle_alone, velocity
 
 MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""

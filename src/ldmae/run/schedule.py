@@ -21,8 +21,8 @@ from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
-from ldmae.run.run import Run, Stage
 from ldmae.run.recorded import trainings
+from ldmae.run.run import Run, Stage
 from ldmae.run.stages import stages
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import check_share
@@ -163,7 +163,8 @@ def _is_there(run: Run, stage: Stage) -> bool:
 
 def _lacking(run: Run, artefact: str) -> UserError:
     maker = next(stage for stage in run.stages if artefact in stage.outputs)
-    what = {"diffusion": "diffusion model", "encoder": "autoencoder"}.get(artefact, artefact)
+    names = {"diffusion": "diffusion model", "encoder": "autoencoder"}
+    what = names.get(artefact, f"result of {artefact}" if "." in artefact else artefact)
     return UserError(
         f"{run.folder} has no {what} yet of these settings; make that with `{maker.command}`, or all with "
         "`ldmae run`"

@@ -8,24 +8,17 @@ disk (`schedule.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ldmae.config import Config
+from ldmae.run.components import autoencoder_trainings
 from ldmae.run.evaluate import check_measurable, evaluate, report
-from ldmae.run.sampling import sample, save_pipeline
 from ldmae.run.latents import adopt_latents, all_encoded, encode
-from ldmae.run.own import own_trainings
-from ldmae.run.run import Stage
 from ldmae.run.recorded import latents_settings, plain, training_settings
-from ldmae.run.training import (
-    check_networks,
-    own_folder,
-    pretrain,
-    train_baseline,
-    train_diffusion,
-    train_own,
-    tune,
-)
+from ldmae.run.run import Stage
+from ldmae.run.sampling import sample, save_pipeline
+from ldmae.run.training import between, load_networks, train_autoencoder, train_diffusion
 
 
 def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
@@ -36,60 +29,28 @@ def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
         precision: `no`, `bf16` or `fp16`, as resolved for the device.
     """
     trained = training_settings(config, precision)
-    every = (
-        *_own_stages(config, trained),
-        *_autoencoder(config, trained),
-        *_diffusion(config, trained),
-        *_results(config),
-    )
-    return tuple(stage for stage in every if not stage.costly or stage.name in trained)
+    return (*_autoencoder(config, trained), *_diffusion(config, trained), *_results(config))
 
 
-def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stage, ...]:
-    """Images → autoencoder."""
-    auto, tuning, train = config.autoencoder, config.autoencoder.tuning, "ldmae train autoencoder"
-    return (
-        Stage(
-            name="autoencoder.pretraining",
-            title="pre-training",
-            reads=("images",),
-            outputs=("pretrained",),
-            makes=("checkpoints/autoencoder.pretraining/model",),
-            settings=trained.get("autoencoder.pretraining", {}),
-            execute=pretrain,
-            steps=auto.pretraining.training.steps,
+def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator[Stage]:
+    """Images → autoencoder, by the trainings that its kind declares; the last one makes it."""
+    listed = autoencoder_trainings(config)
+    for before, (name, training) in zip(["images", *listed], listed.items(), strict=False):
+        last = name == [*listed][-1]
+        yield Stage(
+            name=name,
+            title=training.title,
+            reads=(before,),
+            outputs=("autoencoder", "encoder") if last else (name,),
+            makes=("autoencoder",) if last else (between(name),),
+            settings=trained[name],
+            execute=partial(train_autoencoder, name),
+            steps=training.config.steps if training.config is not None else 0,
             costly=True,
-            command=train,
-            prepare=check_networks("pretraining"),
-        ),
-        Stage(
-            name="autoencoder.tuning",
-            title="tuning",
-            reads=("pretrained",),
-            outputs=("autoencoder", "encoder"),
-            makes=("autoencoder",),
-            settings=trained.get("autoencoder.tuning", {}),
-            execute=tune,
-            steps=tuning.training.steps if tuning.enabled else 0,
-            costly=True,
-            keeps=("encoder",) if tuning.freeze_encoder or not tuning.enabled else (),
-            command=train,
-            prepare=check_networks("tuning") if tuning.enabled else None,
-        ),
-        Stage(
-            name="autoencoder.baseline",
-            title="autoencoder",
-            reads=("images",),
-            outputs=("autoencoder", "encoder"),
-            makes=("autoencoder",),
-            settings=trained.get("autoencoder.baseline", {}),
-            execute=train_baseline,
-            steps=auto.baseline.training.steps,
-            costly=True,
-            command=train,
-            prepare=check_networks("baseline"),
-        ),
-    )
+            keeps=("encoder",) if training.keeps_encoder else (),
+            command="ldmae train autoencoder",
+            prepare=partial(load_networks, training) if training.prepare is not None else None,
+        )
 
 
 def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stage, ...]:
@@ -159,22 +120,3 @@ def _results(config: Config) -> tuple[Stage, ...]:
             always=True,
         ),
     )
-
-
-def _own_stages(config: Config, trained: dict[str, Any]) -> Iterator[Stage]:
-    """Yields the trainings of a user's own autoencoder; the last one makes it."""
-    own = own_trainings(config)
-    for before, (name, training) in zip(["images", *own], own.items(), strict=False):
-        last = name == [*own][-1]
-        yield Stage(
-            name=name,
-            title=training.title,
-            reads=(before,),
-            outputs=("autoencoder", "encoder") if last else (name,),
-            makes=("autoencoder",) if last else (own_folder(name),),
-            settings=trained[name],
-            execute=train_own(name),
-            steps=training.config.steps,
-            costly=True,
-            command="ldmae train autoencoder",
-        )

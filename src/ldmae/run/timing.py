@@ -27,11 +27,11 @@ from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.perception.spatial import load_spatial_features
-from ldmae.run.sampling import generated_batches
+from ldmae.run.components import autoencoder_trainings
 from ldmae.run.plan import example_rows, untrained_objective
-from ldmae.run.run import Run, latent_channels, run_autoencoder
 from ldmae.run.recorded import trainings
+from ldmae.run.run import Run, latent_channels, run_autoencoder
+from ldmae.run.sampling import generated_batches
 from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.engine import Trainer
@@ -124,20 +124,13 @@ class Timing:
     def _step_seconds(self, stage: str) -> tuple[float, float, int]:
         """Returns the seconds of a training's first and last step, and the step from which it is the last."""
         config, accelerator = trainings(self.config)[stage], self.run.accelerator
-        part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
-        perceptual, features = None, None
-        if part is not None and part.objective.perceptual_weight > 0:
-            perceptual = load_perceptual(part.objective.perceptual, self.device)
-        if part is not None and getattr(part.objective, "alignment_weight", 0) > 0:
-            features = load_spatial_features(part.objective.alignment, self.device)
-        tuned: Any = None
-        with torch.random.fork_rng(devices=[]):
-            if stage == "autoencoder.tuning":  # whose shape may be that of `autoencoder.init`
-                tuned = type(self.autoencoder).from_config(self.autoencoder.config, use_mask_token=True)
+        with torch.random.fork_rng(devices=[]), torch.device(str(self.device)):
+            before: Any = None
+            if stage != next(iter(trainings(self.config))) or self.config.autoencoder.init is not None:
+                before = type(self.autoencoder).from_config(self.autoencoder.config)
             classes = len(self.run.train.classes)
-            objective: Any = untrained_objective(
-                self.config, stage, perceptual, self.latent_shape, classes, tuned, features
-            ).to(self.device)
+            objective: Any = untrained_objective(self.config, stage, self.latent_shape, classes, before)
+        objective = objective.to(self.device)
         model: Any = objective.model
         optimizer = build_optimizer(objective.train(), config.optimizer)
         average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
@@ -172,11 +165,8 @@ class Timing:
         return images * (seconds[0] + loading), images * (seconds[-1] + loading), start
 
     def _adversary_start(self, stage: str) -> int:
-        part: Any = getattr(self.config.autoencoder, stage.partition(".")[2], None)
-        if part is None:
-            return 0
-        objective = part.objective
-        return objective.adversarial_start_step if objective.adversarial_weight > 0 else 0
+        training = autoencoder_trainings(self.config).get(stage)
+        return 0 if training is None else training.adversarial_start or 0
 
     def _generating(self, scale: float) -> float:
         """Returns the seconds of an image that is generated at a scale of guidance."""
@@ -196,7 +186,7 @@ class Timing:
     def _pipeline(self) -> LDMAEPipeline:
         with torch.random.fork_rng(devices=[]):
             classes = len(self.run.train.classes)
-            flow: Any = untrained_objective(self.config, "diffusion", None, self.latent_shape, classes)
+            flow: Any = untrained_objective(self.config, "diffusion", self.latent_shape, classes)
         channels = self.latent_shape[0]
         pipeline = LDMAEPipeline(
             vae=self.autoencoder,

@@ -1,0 +1,73 @@
+"""The training of the paper's baselines: one network, an objective for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
+from ldmae.autoencoders.discriminator import build_discriminator
+from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
+from ldmae.autoencoders.trainings import Training
+from ldmae.config import as_dict
+from ldmae.config.autoencoder import AutoencoderConfig, ReconstructionObjectiveConfig
+from ldmae.core.errors import UserError
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+
+
+class Baseline:
+    """`autoencoder.kind=ae`, `dae`, `vae` or `sd-vae`."""
+
+    @staticmethod
+    def trainings(config: AutoencoderConfig, image_size: int) -> list[Training]:
+        """Returns the one training.
+
+        Args:
+            config: shape and objective; one that decodes the posterior's mean (AE, DAE) is deterministic.
+            image_size: pixels along a side of the images.
+        """
+        stage = config.baseline
+
+        def build(before: Any, device: torch.device) -> ReconstructionObjective:
+            if before is not None:
+                raise UserError(f"autoencoder.init starts a VMAE; autoencoder.kind is {config.kind!r}")
+            start = (not stage.objective.sample_posterior, stage.initial_logvar)
+            if config.is_vit:
+                model: Any = build_vit_baseline(as_dict(config.model), image_size, *start)
+            else:
+                model = build_baseline(stage.model, image_size, *start)
+            objective, perceptual = stage.objective, None
+            if device.type == "meta":
+                objective = objective.replace(perceptual_weight=0.0)
+            else:
+                perceptual = _perceptual(objective, device)
+            return ReconstructionObjective(model, objective, perceptual, build_discriminator(stage))
+
+        objective = stage.objective
+        return [
+            Training(
+                name="baseline",
+                title="autoencoder",
+                image_size=image_size,
+                config=stage.training,
+                build=build,
+                augment=stage.augment,
+                settings={
+                    "kind": config.kind,
+                    "network": stage.network,
+                    "model": as_dict(config.model if config.is_vit else stage.model),
+                    "initial_logvar": stage.initial_logvar,
+                    "objective": as_dict(objective),
+                    "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
+                },
+                adversarial_start=(
+                    objective.adversarial_start_step if objective.adversarial_weight > 0 else None
+                ),
+                prepare=lambda device: _perceptual(objective, device),
+            )
+        ]
+
+
+def _perceptual(objective: ReconstructionObjectiveConfig, device: torch.device) -> PerceptualDistance | None:
+    return load_perceptual(objective.perceptual, device) if objective.perceptual_weight > 0 else None

@@ -1,0 +1,151 @@
+"""The trainings of VMAE: masked pre-training, then decoder tuning (arXiv 2507.09984)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldmae.autoencoders.discriminator import build_discriminator
+from ldmae.autoencoders.masked_objective import MaskedObjective, set_initial_logvar
+from ldmae.autoencoders.trainings import Training
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config import as_dict
+from ldmae.config.autoencoder import AutoencoderConfig, MaskedObjectiveConfig, PretrainingConfig, TuningConfig
+from ldmae.core.errors import UserError
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.perception.spatial import SpatialFeatures, load_spatial_features
+
+
+class VMAE:
+    """`autoencoder.kind=vmae`."""
+
+    @staticmethod
+    def trainings(config: AutoencoderConfig, image_size: int) -> list[Training]:
+        """Returns pre-training and tuning; each starts from the autoencoder that was made before.
+
+        Args:
+            config: shape and objectives.
+            image_size: pixels along a side of the images of tuning, and of what is made.
+        """
+        return [_pretraining(config, image_size), _tuning(config, image_size)]
+
+
+class _AsItIs(nn.Module):
+    """An autoencoder that is not trained."""
+
+    def __init__(self, model: AutoencoderVMAE) -> None:
+        super().__init__()
+        self.model = model
+
+
+def _pretraining(config: AutoencoderConfig, image_size: int) -> Training:
+    stage, size = config.pretraining, config.pretraining.image_size or image_size
+
+    def build(before: Any, device: torch.device) -> MaskedObjective:
+        if before is not None:
+            return _objective(resized(before, size), stage, device)
+        model = AutoencoderVMAE(sample_size=size, use_mask_token=True, **as_dict(config.model))
+        if stage.initial_logvar is not None:
+            set_initial_logvar(model, stage.initial_logvar)
+        return _objective(model, stage, device)
+
+    return Training(
+        name="pretraining",
+        title="pre-training",
+        image_size=size,
+        config=stage.training,
+        build=build,
+        augment=stage.augment,
+        settings={
+            "model": as_dict(config.model),
+            "initial_logvar": stage.initial_logvar,
+            **_recorded(stage),
+        },
+        adversarial_start=_adversarial_start(stage),
+        prepare=partial(_networks, stage.objective),
+    )
+
+
+def _tuning(config: AutoencoderConfig, image_size: int) -> Training:
+    stage = config.tuning
+
+    def build(before: Any, device: torch.device) -> MaskedObjective | _AsItIs:
+        model = resized(before, image_size)
+        if not stage.enabled:
+            return _AsItIs(model)
+        if stage.freeze_encoder:
+            model.freeze_encoder()
+        return _objective(model, stage, device)
+
+    trained = {"freeze_encoder": stage.freeze_encoder, **_recorded(stage)}
+    return Training(
+        name="tuning",
+        title="tuning",
+        image_size=image_size,
+        config=stage.training if stage.enabled else None,
+        build=build,
+        augment=stage.augment,
+        settings={"enabled": stage.enabled, **(trained if stage.enabled else {})},
+        adversarial_start=_adversarial_start(stage),
+        keeps_encoder=stage.freeze_encoder or not stage.enabled,
+        prepare=partial(_networks, stage.objective) if stage.enabled else None,
+    )
+
+
+def _recorded(stage: PretrainingConfig | TuningConfig) -> dict[str, Any]:
+    shape = [stage.discriminator_layers, stage.discriminator_channels]
+    adversarial = stage.objective.adversarial_weight > 0
+    return {"objective": as_dict(stage.objective), **({"discriminator": shape} if adversarial else {})}
+
+
+def _adversarial_start(stage: PretrainingConfig | TuningConfig) -> int | None:
+    return stage.objective.adversarial_start_step if stage.objective.adversarial_weight > 0 else None
+
+
+def _objective(
+    model: AutoencoderVMAE, stage: PretrainingConfig | TuningConfig, device: torch.device
+) -> MaskedObjective:
+    objective, perceptual, features = stage.objective, None, None
+    if device.type == "meta":
+        objective = objective.replace(perceptual_weight=0.0, alignment_weight=0.0)
+    else:
+        perceptual, features = _networks(objective, device)
+    return MaskedObjective(model, objective, perceptual, build_discriminator(stage), features)
+
+
+def _networks(
+    objective: MaskedObjectiveConfig, device: torch.device
+) -> tuple[PerceptualDistance | None, SpatialFeatures | None]:
+    perceptual = load_perceptual(objective.perceptual, device) if objective.perceptual_weight > 0 else None
+    aligned = objective.alignment_weight > 0
+    return perceptual, load_spatial_features(objective.alignment, device) if aligned else None
+
+
+def resized(model: Any, size: int) -> AutoencoderVMAE:
+    """Returns a copy for another image size: the same weights, positions for the new grid.
+
+    Sine-cosine positions are computed for it, others (official files hold a stretched table) resampled.
+
+    Raises:
+        UserError: it is no VMAE.
+    """
+    if not isinstance(model, AutoencoderVMAE):
+        raise UserError(
+            f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
+            "autoencoder.source=…"
+        )
+    copy: Any = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True)
+    tables = {name: table for name, table in copy.state_dict().items() if name.endswith("pos_embed")}
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tables}
+    if model.mask_token is None:  # a final official checkpoint lacks it: it starts as it was drawn
+        weights["mask_token"] = copy.state_dict()["mask_token"]
+    side = size // model.config["patch_size"]
+    for name in tables:
+        stored = model.state_dict()[name]
+        if not stored.is_meta and not bool(model._is_sincos(stored)):
+            tables[name] = model._positions(stored, side, side)
+    copy.load_state_dict({**weights, **tables})
+    return copy
