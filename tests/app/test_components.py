@@ -11,7 +11,7 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
-from ldmae.app.components import KEPT, drop_zone, message_of, picked, told, told_stream, uploaded  # noqa: E402
+from ldmae.app.components import KEPT, drop_zone, message_of, picked, told, uploaded  # noqa: E402
 from ldmae.app.generate import GenerationRequest  # noqa: E402
 from ldmae.app.generate_tab import _filled, request_of, values_of  # noqa: E402 - where there is Gradio
 from ldmae.config.diffusion import SamplingConfig  # noqa: E402
@@ -44,7 +44,7 @@ def test_handlers_tell_their_errors_in_the_bar_as_text():
     assert 'role="alert"' in text
     assert "It is &lt;b&gt;3&lt;/b&gt;" in text
 
-    @told_stream(status)
+    @told(status)
     async def breaking(value: int):
         yield value
         raise UserError(f"it was {value}")
@@ -60,7 +60,7 @@ def test_handlers_tell_their_errors_in_the_bar_as_text():
 def test_a_stream_that_nobody_follows_any_more_is_closed():
     closed = []
 
-    @told_stream(gradio.HTML())
+    @told(gradio.HTML())
     async def stream():
         try:
             while True:

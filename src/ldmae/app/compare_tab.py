@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -23,7 +24,6 @@ from ldmae.app.components import (
     stoppable,
     take_image,
     told,
-    told_stream,
     uploaded,
     visitor_of,
 )
@@ -44,23 +44,6 @@ WELL_KNOWN = ("madebyollin/taesd", "stabilityai/sd-vae-ft-mse")
 """Autoencoders on the Hub for a start, the smallest first, downloaded once when they are compared."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The tab's components."""
-
-    image: gr.State
-    """The visitor's image, RGB, or None before they chose one, when it is the first sample."""
-    chosen: gr.Checkbox
-    """Whether they chose one, which the browser remembers when the image is forgotten."""
-    names: gr.Dropdown
-    size: gr.Dropdown
-    drop: gr.File
-    thumbs: gr.HTML
-    buttons: tuple[gr.Button, gr.Button]
-    status: gr.HTML
-    result: gr.HTML
-
-
 def build(bench: Workbench) -> None:
     """Adds the tab's content."""
     parts = _layout(bench)
@@ -68,11 +51,12 @@ def build(bench: Workbench) -> None:
     _listen_to_go(bench, parts)
 
 
-def _layout(bench: Workbench) -> _Parts:
+def _layout(bench: Workbench) -> SimpleNamespace:
+    """Returns the tab's components by name."""
     first, sizes = bench.samples[0].image, bench.compared_sizes
     side = min(sizes, key=lambda each: abs(each - bench.size))
-    image = gr.State(None, time_to_live=KEPT_FOR)
-    chosen = gr.Checkbox(False, visible="hidden")
+    image = gr.State(None, time_to_live=KEPT_FOR)  # RGB, or None before one is chosen: then the first sample
+    chosen = gr.Checkbox(False, visible="hidden")  # remembered by the browser when the image is forgotten
     choices = [(name, name) for name in bench.choices]
     if bench.may_name:
         choices += [(short_name(name), name) for name in _named_for_them(bench)]
@@ -100,10 +84,20 @@ def _layout(bench: Workbench) -> _Parts:
         with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
             status = gr.HTML(markup.note(EMPTY if enough else ALONE), elem_id="compare-status")
             result = gr.HTML(_chosen(first, side), elem_id="compare-result")
-    return _Parts(image, chosen, names, size, drop, thumbs, buttons, status, result)
+    return SimpleNamespace(
+        image=image,
+        chosen=chosen,
+        names=names,
+        size=size,
+        drop=drop,
+        thumbs=thumbs,
+        buttons=buttons,
+        status=status,
+        result=result,
+    )
 
 
-def _listen_for_image(bench: Workbench, parts: _Parts) -> None:
+def _listen_for_image(bench: Workbench, parts: SimpleNamespace) -> None:
     def chosen(picture: Image.Image, side: int) -> list[Any]:
         return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
 
@@ -134,8 +128,8 @@ def _checked_size(bench: Workbench, side: int) -> int:
     return side
 
 
-def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
-    @told_stream(parts.status)
+def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
+    @told(parts.status)
     async def run(
         http: gr.Request,
         named: list[str] | None,

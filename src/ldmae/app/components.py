@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import gradio as gr
@@ -58,13 +59,13 @@ def message_of(error: Exception) -> str:
 
 
 def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
-    """Makes handlers of coroutine functions, whose errors become the text of a status bar.
+    """Makes handlers of coroutine functions and async generators, whose errors become a status bar's text.
 
     Args:
         status: the bar, which must be among the handlers' outputs.
     """
 
-    def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def handler(*arguments: Any) -> Any:
             try:
@@ -74,17 +75,8 @@ def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
             except Exception as error:
                 return {status: markup.note(message_of(error), "bad")}
 
-        return handler
-
-    return decorate
-
-
-def told_stream(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
-    """Makes handlers of async generators, as `told` does of coroutine functions."""
-
-    def decorate(function: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Any]:
         @functools.wraps(function)
-        async def handler(*arguments: Any) -> AsyncGenerator[Any, None]:
+        async def streaming(*arguments: Any) -> AsyncGenerator[Any, None]:
             stream = function(*arguments)
             try:
                 async for item in stream:
@@ -94,7 +86,7 @@ def told_stream(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
             finally:
                 await stream.aclose()  # stops the job where the visitor has left
 
-        return handler
+        return streaming if inspect.isasyncgenfunction(function) else handler
 
     return decorate
 

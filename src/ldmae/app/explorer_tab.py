@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -110,40 +110,6 @@ class _Views:
         return markup.strip(row, "from the first to the second image")
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The tab's components."""
-
-    status: gr.HTML
-    again: gr.Button
-    """Asks for the first look once more; pressed by the page itself."""
-    first: gr.State
-    """The first image's `Latent`, of each visitor, or None before there is one."""
-    first_came: gr.Number
-    """When it came: what changes with the image, for the browser to notice."""
-    second: gr.State
-    """The second image's."""
-    second_came: gr.Number
-    drop: gr.File
-    thumbs: gr.HTML
-    whole: gr.HTML
-    gap: gr.HTML
-    strength: gr.Slider
-    noise: gr.HTML
-    epsilon: gr.Slider
-    noise_steps: gr.HTML
-    masked: gr.HTML
-    share: gr.Slider
-    redraw: gr.Button
-    draw: gr.Number
-    """Which patches are masked, beside how many."""
-    drop_2: gr.File
-    thumbs_2: gr.HTML
-    mixed: gr.HTML
-    t: gr.Slider
-    mixed_steps: gr.HTML
-
-
 def build(bench: Workbench, page: gr.Blocks) -> None:
     """Adds the tab's content."""
     parts = _layout(bench)
@@ -151,8 +117,11 @@ def build(bench: Workbench, page: gr.Blocks) -> None:
     _listen_to_sliders(bench, _Views(bench), parts)
 
 
-def _layout(bench: Workbench) -> _Parts:
+def _layout(bench: Workbench) -> SimpleNamespace:
+    """Returns the tab's components by name."""
+    # the page itself presses it, to ask for the first images once more
     parts: dict[str, Any] = {"again": gr.Button(visible="hidden", elem_id="look-again")}
+    # of each image a visitor's `Latent`, or None, and when it came: what changes for the browser to notice
     for name in ("first", "second"):
         parts[name] = gr.State(None, time_to_live=KEPT_FOR)
         parts[f"{name}_came"] = gr.Number(0, visible="hidden")
@@ -175,7 +144,7 @@ def _layout(bench: Workbench) -> _Parts:
             parts |= _masking_layout(can_mask=not bench.explorer.cannot_hide)
         with gr.Tab("Interpolation"):
             parts |= _interpolation_layout(bench)
-    return _Parts(**parts)
+    return SimpleNamespace(**parts)
 
 
 def _row() -> gr.Row:
@@ -240,7 +209,7 @@ def _interpolation_layout(bench: Workbench) -> dict[str, Any]:
     return {"drop_2": drop, "thumbs_2": thumbs, "mixed": mixed, "t": t, "mixed_steps": steps}
 
 
-def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None:
+def _listen_for_images(bench: Workbench, parts: SimpleNamespace, page: gr.Blocks) -> None:
     """Encodes what is dropped or picked, and the first samples as the page opens."""
 
     def encoded(image: Image.Image) -> tuple[Latent, float]:
@@ -283,7 +252,7 @@ def _listen_for_images(bench: Workbench, parts: _Parts, page: gr.Blocks) -> None
         looked.failure(None, None, None, js=ASK_AGAIN, **INSTANT)
 
 
-def _listen_to_sliders(bench: Workbench, views: _Views, parts: _Parts) -> None:
+def _listen_to_sliders(bench: Workbench, views: _Views, parts: SimpleNamespace) -> None:
     """Shows a view again when its slider moves or its image comes: one listener, so that the newest wins."""
 
     def listen(view: Callable[..., str], triggers: list[Any], inputs: list[Any], output: gr.HTML) -> None:

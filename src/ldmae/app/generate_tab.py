@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -22,7 +22,6 @@ from ldmae.app.components import (
     stoppable,
     take,
     told,
-    told_stream,
     visitor_of,
 )
 from ldmae.app.generate import (
@@ -60,21 +59,6 @@ _SEED, _GUIDANCE = 2, 4
 """Places of the seed and the guidance scale among the controls."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The tab's components."""
-
-    controls: list[Any]
-    """In the order of `request_of`."""
-    lock: gr.Checkbox
-    """Whether the seed stays as it is; otherwise each job gets a new one."""
-    buttons: tuple[gr.Button, gr.Button]
-    estimate: gr.HTML
-    drop: gr.File
-    status: gr.HTML
-    pictures: gr.HTML
-
-
 def build(bench: Workbench) -> None:
     """Adds the tab's content."""
     with gr.Row(equal_height=False, elem_classes="ld-work"):
@@ -86,15 +70,15 @@ def build(bench: Workbench) -> None:
             shown = markup.gallery(made) if made else markup.waiting("Images appear here.")
             parts["status"] = gr.HTML(markup.note(hint), elem_id="generate-status")
             parts["pictures"] = gr.HTML(shown, js_on_load=markup.USE_SEED, elem_id="generate-pictures")
-    built = _Parts(**parts)
+    built = SimpleNamespace(**parts)
     _listen_to_go(bench, built)
     _listen_to_settings(bench, built)
 
 
-def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
+def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
     status, pictures, seed = parts.status, parts.pictures, parts.controls[_SEED]
 
-    @told_stream(status)
+    @told(status)
     async def run(http: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
         request = request_of(values if locked else _with_new_seed(values))
         names = bench.class_names
@@ -128,7 +112,7 @@ def _listen_to_go(bench: Workbench, parts: _Parts) -> None:
     stoppable(parts.buttons, run, [parts.lock, *parts.controls], [status, pictures, seed])
 
 
-def _listen_to_settings(bench: Workbench, parts: _Parts) -> None:
+def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
     """Fills in settings of a dropped PNG and of a picture's button, and tells how long they take."""
     label, seed, pace = parts.controls[0], parts.controls[_SEED], bench.pace
 
@@ -173,7 +157,7 @@ def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _controls(bench: Workbench) -> dict[str, Any]:
-    """Adds the controls."""
+    """Adds the controls: those of `request_of` in its order, and others."""
     own = bench.defaults
     most = bench.most_pictures
     label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
