@@ -89,7 +89,10 @@ def public_names(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {
-                part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+                part.id
+                for target in targets
+                for part in ast.walk(target)
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
             }
     return {name for name in found if not name.startswith("_")}
 

@@ -8,22 +8,22 @@ import pytest
 from huggingface_hub import HfApi
 
 from ldmae.app.compare import (
-    FEWEST_ROUNDS,
+    _FEWEST_ROUNDS,
+    _MOST_WORK,
+    _ROUNDS,
+    _SIZES,
     MOST,
-    MOST_WORK,
-    ROUNDS,
-    SIZES,
     Fit,
     Measured,
     Timing,
+    _most_side,
     check_hub,
     check_names,
     measure,
-    most_side,
     sizes_for,
     timed,
 )
-from ldmae.app.compare_tab import Value, is_best, short_names, side_by_side
+from ldmae.app.compare_tab import _is_best, _short_names, _side_by_side, _Value
 from ldmae.app.workbench import open_workbench
 from ldmae.core.errors import UserError
 from ldmae.evaluation.efficiency import count_parameters
@@ -42,7 +42,7 @@ def perceptual():
 
 def test_a_card_has_the_last_part_of_a_name_where_that_tells_it_apart():
     names = ["emoji", "a/runs/vae", "b/runs/vae", "madebyollin/taesd"]
-    assert short_names(names) == dict(zip(names, ["emoji", *names[1:3], "taesd"], strict=True))
+    assert _short_names(names) == dict(zip(names, ["emoji", *names[1:3], "taesd"], strict=True))
 
 
 def test_folders_and_hub_names_may_be_named_here(folders):
@@ -146,10 +146,10 @@ def test_an_autoencoder_gets_the_nearest_size_that_it_takes_and_its_picture_is_b
 
 def test_sizes_are_offered_that_all_autoencoders_take():
     assert sizes_for([Fit(multiple=8), Fit(multiple=6)], 32) == [48, 96, 192]  # a run's and pretrained:emoji
-    assert sizes_for([Fit(multiple=8)], 40) == sorted({*SIZES, 40})
+    assert sizes_for([Fit(multiple=8)], 40) == sorted({*_SIZES, 40})
     assert sizes_for([Fit(multiple=7), Fit(multiple=5)], 32) == [35 * k for k in range(1, 9)]
     assert sizes_for([Fit(fixed=256), Fit(multiple=8)], 32) == [256]
-    assert sizes_for([Fit(fixed=224), Fit(fixed=256)], 32) == list(SIZES)  # each gets its own
+    assert sizes_for([Fit(fixed=224), Fit(fixed=256)], 32) == list(_SIZES)  # each gets its own
     assert [Fit(multiple=6).nearest(size) for size in (1, 32, 64)] == [6, 30, 66]
     assert Fit(fixed=224).nearest(64) == 224
 
@@ -163,10 +163,10 @@ def test_the_sizes_of_a_page_fit_its_model_and_what_its_owner_offers(folders):
 
 
 def test_too_much_work_for_one_visitor_is_refused_with_the_size_that_is_not(folders, perceptual, monkeypatch):
-    assert 256 <= most_side(83_819_683, "cpu") < 512 <= most_side(83_819_683, "cuda")  # SD-VAE
+    assert 256 <= _most_side(83_819_683, "cpu") < 512 <= _most_side(83_819_683, "cuda")  # SD-VAE
     monkeypatch.setattr("ldmae.app.compare.encode_moments", lambda *_: pytest.fail("it was computed"))
     parameters = count_parameters(load_autoencoder(str(folders.other)))[1]
-    monkeypatch.setitem(MOST_WORK, "cpu", 100 * 100 * parameters)
+    monkeypatch.setitem(_MOST_WORK, "cpu", 100 * 100 * parameters)
     one = measure(str(folders.other), photo(), 512, perceptual)
     assert (
         "too much work for this page on an image of 512 × 512 pixels; choose at most 100 × 100" in one.problem
@@ -192,33 +192,33 @@ def test_autoencoders_are_timed_in_rounds_so_that_what_slows_one_slows_all(folde
         )
 
     done = timed([noted("a"), noted("b"), Measured("c", problem="not there")])
-    assert order == ["a", "b"] * ROUNDS
+    assert order == ["a", "b"] * _ROUNDS
     assert [set(one.timings) for one in done] == [{"encode"}, {"encode"}, set()]
     order.clear()
-    monkeypatch.setattr("ldmae.app.compare.LONG", 0.0)
+    monkeypatch.setattr("ldmae.app.compare._LONG", 0.0)
     timed([noted("a")])
-    assert len(order) == FEWEST_ROUNDS
+    assert len(order) == _FEWEST_ROUNDS
 
 
 def test_the_same_weights_twice_are_never_told_apart(folders, perceptual):
     twice = [replace(measure(str(folders.other), photo(), 32, perceptual), name=name) for name in "ab"]
-    shown = side_by_side(timed(twice), photo(), 32, perceptual.label)
+    shown = _side_by_side(timed(twice), photo(), 32, perceptual.label)
     assert "±" in shown
     assert "ld-best" not in shown
 
 
 def test_a_value_is_marked_as_best_only_beyond_what_chance_and_its_text_hide():
-    def timing(milliseconds: float, spread: float) -> Value:
-        return Value("", milliseconds, Timing(milliseconds, spread))
+    def timing(milliseconds: float, spread: float) -> _Value:
+        return _Value("", milliseconds, Timing(milliseconds, spread))
 
-    assert is_best(timing(10, 1), [timing(20, 2), timing(30, 9)])
-    assert not is_best(timing(9.9, 1), [timing(15.9, 6)])
-    assert not is_best(timing(20, 1), [timing(10, 1)])
-    assert is_best(Value("1.2", 1.2), [Value("1.3", 1.3)])
-    assert is_best(Value("1.2", 1.21), [Value("1.2", 1.2), Value("1.3", 1.3)])  # both
-    assert not is_best(Value("1.2", 1.2), [Value("1.2", 1.2)])
-    assert not is_best(Value("1.2", 1.2), [])
-    assert not is_best(Value("4 × 4"), [Value("8 × 8")])
+    assert _is_best(timing(10, 1), [timing(20, 2), timing(30, 9)])
+    assert not _is_best(timing(9.9, 1), [timing(15.9, 6)])
+    assert not _is_best(timing(20, 1), [timing(10, 1)])
+    assert _is_best(_Value("1.2", 1.2), [_Value("1.3", 1.3)])
+    assert _is_best(_Value("1.2", 1.21), [_Value("1.2", 1.2), _Value("1.3", 1.3)])  # both
+    assert not _is_best(_Value("1.2", 1.2), [_Value("1.2", 1.2)])
+    assert not _is_best(_Value("1.2", 1.2), [])
+    assert not _is_best(_Value("4 × 4"), [_Value("8 × 8")])
 
 
 def test_a_folder_without_an_autoencoder_is_told(tmp_path, perceptual):

@@ -11,9 +11,9 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
-from ldmae.app.components import KEPT, drop_zone, message_of, picked, told, uploaded  # noqa: E402
+from ldmae.app.components import _KEPT, _message_of, drop_zone, picked, told, uploaded  # noqa: E402
 from ldmae.app.generate import GenerationRequest  # noqa: E402
-from ldmae.app.generate_tab import _filled, request_of, values_of  # noqa: E402 - where there is Gradio
+from ldmae.app.generate_tab import _filled, _request_of, _values_of  # noqa: E402 - where there is Gradio
 from ldmae.config.diffusion import SamplingConfig  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
 
@@ -21,16 +21,16 @@ from .conftest import photo  # noqa: E402
 
 
 def test_a_mistake_is_told_in_full():
-    assert message_of(UserError("there is no <b>class</b>")) == "There is no <b>class</b>"
-    assert message_of(UserError("os:getcwd is no folder")).startswith("os:getcwd")
+    assert _message_of(UserError("there is no <b>class</b>")) == "There is no <b>class</b>"
+    assert _message_of(UserError("os:getcwd is no folder")).startswith("os:getcwd")
 
 
 def test_of_any_other_error_the_visitor_learns_nothing_and_the_log_everything(caplog):
-    text = message_of(RuntimeError("secret /path"))
+    text = _message_of(RuntimeError("secret /path"))
     assert "secret" not in text
     assert "failed on the server" in text
     assert "secret /path" in caplog.text
-    assert "memory" in message_of(torch.OutOfMemoryError("x"))
+    assert "memory" in _message_of(torch.OutOfMemoryError("x"))
 
 
 def test_handlers_tell_their_errors_in_the_bar_as_text():
@@ -82,23 +82,23 @@ VALUES = (1, 4, 99, 20, 2.5, 0.1, 0.9, "heun", 0.5, 3)
 
 def test_controls_and_wishes_say_the_same():
     for values in (VALUES, (-1, 1, 0, 1, 1.0, 0.0, 1.0, "euler", 1.0, 0)):
-        assert values_of(request_of(values)) == list(values)
-    assert request_of((-1, *VALUES[1:])).label is None
-    assert request_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
+        assert _values_of(_request_of(values)) == list(values)
+    assert _request_of((-1, *VALUES[1:])).label is None
+    assert _request_of((*VALUES[:-1], 0)).sampling.guidance_channels is None
     own = (*VALUES[:8], 0, *VALUES[9:])
-    assert request_of(own).sampling.timestep_shift is None
-    assert values_of(request_of(own)) == list(own)
+    assert _request_of(own).sampling.timestep_shift is None
+    assert _values_of(_request_of(own)) == list(own)
 
 
 @pytest.mark.parametrize("place", range(len(VALUES)))
 def test_an_empty_field_is_told(place):
     with pytest.raises(UserError, match="a setting is empty"):
-        request_of((*VALUES[:place], None, *VALUES[place + 1 :]))
+        _request_of((*VALUES[:place], None, *VALUES[place + 1 :]))
 
 
 def test_an_interval_that_ends_before_it_begins_is_told():
     with pytest.raises(UserError, match=r"ends at t = 0\.1, before its start at 0\.9"):
-        request_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
+        _request_of((*VALUES[:5], 0.9, 0.1, *VALUES[7:]))
 
 
 def test_only_the_same_weights_make_a_picture_again(bench):
@@ -120,8 +120,8 @@ def test_of_a_huge_picture_its_middle_is_kept(bench):
         image.save(buffer, "PNG")
         return buffer.getvalue()
 
-    huge, long = (Image.new("RGB", size, "red") for size in ((3000, 2 * KEPT), (3 * KEPT, 40)))
-    assert uploaded(bench, sent(huge)).size == (KEPT, KEPT)
+    huge, long = (Image.new("RGB", size, "red") for size in ((3000, 2 * _KEPT), (3 * _KEPT, 40)))
+    assert uploaded(bench, sent(huge)).size == (_KEPT, _KEPT)
     assert uploaded(bench, sent(long)).size == (40, 40)
     assert uploaded(bench, sent(photo(70, 50))).size == (70, 50)
     with pytest.raises(UserError, match="no file arrived"):

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from ldmae.app.explorer import GREY, MOST_HIDDEN, AutoencoderExplorer, difference, metrics_of
+from ldmae.app.explorer import _GREY, MOST_HIDDEN, AutoencoderExplorer, difference, metrics_of
 from ldmae.core.autoencoding import encode_moments, reconstruct
 from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
@@ -88,7 +88,7 @@ def test_with_nothing_hidden_the_picture_is_the_reconstruction(explorer, latent)
 
 
 def grey_patches(picture: np.ndarray) -> np.ndarray:
-    return (picture.reshape(4, 8, 4, 8, 3) == GREY).all(axis=(1, 3, 4))
+    return (picture.reshape(4, 8, 4, 8, 3) == _GREY).all(axis=(1, 3, 4))
 
 
 def test_hidden_patches_are_grey_and_more_hide_the_same_ones_too(explorer, latent):

@@ -14,7 +14,7 @@ gradio = pytest.importorskip("gradio", reason="pip install gradio")
 httpx = pytest.importorskip("httpx")
 
 from ldmae.app import gatekeeper  # noqa: E402 - where there is Gradio
-from ldmae.app.gatekeeper import MOST_AT_ONCE, MOST_FROM_ONE, OPEN, Gatekeeper, open_route  # noqa: E402
+from ldmae.app.gatekeeper import _MOST_AT_ONCE, _MOST_FROM_ONE, _OPEN, Gatekeeper, _open_route  # noqa: E402
 from ldmae.app.hosts import Hosts  # noqa: E402
 from ldmae.app.lines import Audience  # noqa: E402
 from ldmae.app.serve import free_port  # noqa: E402
@@ -128,16 +128,16 @@ def test_every_route_of_gradio_is_known_to_be_open_or_closed(served):
     found = routes_of(served.page.app)
     assert len(found) > 60
     for method, path in sorted(found):
-        is_open, is_closed = path in OPEN.get(method, ()), path in CLOSED.get(method, ())
+        is_open, is_closed = path in _OPEN.get(method, ()), path in CLOSED.get(method, ())
         assert is_open != is_closed, f"{method} {path} is a route that nobody has looked at"
-    assert {(method, path) for method, paths in OPEN.items() for path in paths} <= found
+    assert {(method, path) for method, paths in _OPEN.items() for path in paths} <= found
 
 
 def test_every_closed_route_is_refused(served):
     for method, paths in CLOSED.items():
         for path in paths:
             for filled in (path.replace("{", "").replace("}", "").replace(":path", ""), path):
-                assert open_route(method, filled) is None
+                assert _open_route(method, filled) is None
             answer = served.client.request(method, path.replace("{", "").replace("}", ""))
             assert answer.status_code == 403, path
 
@@ -205,7 +205,7 @@ def test_forged_requests_are_answered_in_a_line_and_leave_no_traceback(served, c
 
 def test_requests_that_nobody_listens_to_leave_the_page_free_for_others(served, monkeypatch):
     """Sixty-seven of them filled the old queue for everyone."""
-    monkeypatch.setattr("ldmae.app.lines.UNHEARD", 1.0)
+    monkeypatch.setattr("ldmae.app.lines._UNHEARD", 1.0)
     index, fn = next((key, fn) for key, fn in functions(served.page) if fn.queue and len(fn.inputs) > 5)
     values = [each.value for each in fn.inputs]
     values[3] = 250  # steps
@@ -257,14 +257,14 @@ def ask(keeper: Gatekeeper, path: str, size: int = 0, address: str = "192.0.2.1"
 def test_one_address_and_all_visitors_together_send_only_so_much_in_a_while(keeper, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(gatekeeper.time, "monotonic", lambda: now[0])
-    largest = LIMITS.bytes + gatekeeper.FORM
+    largest = LIMITS.bytes + gatekeeper._FORM
 
     def send(address: str) -> list[int]:
-        return [ask(keeper, "/gradio_api/upload", largest, address) for _ in range(MOST_FROM_ONE + 2)]
+        return [ask(keeper, "/gradio_api/upload", largest, address) for _ in range(_MOST_FROM_ONE + 2)]
 
-    assert send("192.0.2.1") == [200] * MOST_FROM_ONE + [429] * 2
+    assert send("192.0.2.1") == [200] * _MOST_FROM_ONE + [429] * 2
     others = [status for k in range(2, 6) for status in send(f"192.0.2.{k}")]
-    assert others.count(200) == MOST_AT_ONCE - MOST_FROM_ONE
+    assert others.count(200) == _MOST_AT_ONCE - _MOST_FROM_ONE
     assert others[-1] == 503
     assert ask(keeper, "/gradio_api/cancel", 100) == 200  # what is no upload goes on
     now[0] += KEPT_FOR + gatekeeper.CLEANED_EVERY + 1

@@ -10,11 +10,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmae.app.generate import (  # the page shows what they make
-    KEY,
-    MOST_PICTURES,
+    _KEY,
+    _MOST_PICTURES,
+    _SHOWN,
     MOST_STEPS,
     SEEDS,
-    SHOWN,
     GenerationRequest,
     Progress,
     _own_pipeline,
@@ -111,14 +111,14 @@ def test_a_preview_is_where_the_path_ends_if_it_goes_straight_on(pipeline, solve
 
 def test_previews_are_of_the_first_few_pictures_and_not_of_every_step(pipeline):
     seen: list[Progress] = []
-    generate(pipeline, request(count=SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
+    generate(pipeline, request(count=_SHOWN + 2, num_inference_steps=40), CLASSES, report=seen.append)
     assert seen[0].preview is None
     previews = [news.preview for news in seen[2:]]
     assert 0 < len({id(each) for each in previews}) < 39
     assert all(
         each is not None for each in previews
     )  # the newest one is told again, as reports may be skipped
-    assert previews[0].shape == (SHOWN, SIZE, SIZE, 3)
+    assert previews[0].shape == (_SHOWN, SIZE, SIZE, 3)
     assert previews[0].dtype == np.uint8
 
 
@@ -177,7 +177,7 @@ def test_a_picture_carries_what_makes_it_again(pipeline):
     )[2]
     settings = read_settings(made.png())
     assert settings["model"] == "mine"
-    again = request_from(settings, CLASSES, MOST_PICTURES)
+    again = request_from(settings, CLASSES, _MOST_PICTURES)
     assert again == request(2, count=1, seed=7, **sampling)
     assert np.abs(pixels(generate(pipeline, again, CLASSES)) - pixels([made])).max() <= 1
 
@@ -187,7 +187,7 @@ def test_a_picture_is_named_after_its_class_and_seed(pipeline):
     assert made.file_name == "ldmae-what-ever---b-5.png"
 
 
-def png(settings: object = None, key: str = KEY) -> bytes:
+def png(settings: object = None, key: str = _KEY) -> bytes:
     text = PngInfo()
     text.add_text(key, settings if isinstance(settings, str) else json.dumps(settings))
     buffer = io.BytesIO()
@@ -258,26 +258,26 @@ def test_another_format_is_no_png():
 def test_settings_that_somebody_made_up_are_refused(changes, message):
     settings = read_settings(png(GOOD | changes))
     with pytest.raises(UserError, match=message):
-        request_from(settings, CLASSES, MOST_PICTURES)
+        request_from(settings, CLASSES, _MOST_PICTURES)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_setting_may_be_missing(name):
     settings = {key: value for key, value in GOOD.items() if key != name}
     with pytest.raises(UserError, match="incomplete or damaged"):
-        request_from(settings, CLASSES, MOST_PICTURES)
+        request_from(settings, CLASSES, _MOST_PICTURES)
 
 
 def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
-    assert request_from(GOOD | {"label": 0}, CLASSES, MOST_PICTURES).label == 1
-    assert request_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], MOST_PICTURES).label == 2
+    assert request_from(GOOD | {"label": 0}, CLASSES, _MOST_PICTURES).label == 1
+    assert request_from(GOOD | {"label": 2}, ["hearts", "x", "hearts"], _MOST_PICTURES).label == 2
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (request(count=0), f"1 to {MOST_PICTURES} images"),
-        (request(count=MOST_PICTURES + 1), f"1 to {MOST_PICTURES} images"),
+        (request(count=0), f"1 to {_MOST_PICTURES} images"),
+        (request(count=_MOST_PICTURES + 1), f"1 to {_MOST_PICTURES} images"),
         (request(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
         (request(count=3, seed=SEEDS - 2), "the seed must be"),
         (request(label=3), "there is no class 3"),
@@ -286,7 +286,7 @@ def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
 )
 def test_nobody_may_wish_for_too_much(bad, message):
     with pytest.raises(UserError, match=message):
-        check_request(bad, 3, MOST_PICTURES)
+        check_request(bad, 3, _MOST_PICTURES)
 
 
 def test_how_long_a_wish_takes_is_told_by_its_evaluations():
@@ -299,13 +299,13 @@ def test_how_long_a_wish_takes_is_told_by_its_evaluations():
 
 
 def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
-    assert most_pictures(size=48, cells=64, parameters=5_000_000, device="cpu") == MOST_PICTURES
+    assert most_pictures(size=48, cells=64, parameters=5_000_000, device="cpu") == _MOST_PICTURES
     assert most_pictures(size=512, cells=64, parameters=1, device="cpu") == 16
     assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cpu") == 3
-    assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cuda") == MOST_PICTURES
+    assert most_pictures(size=256, cells=1024, parameters=130_000_000, device="cuda") == _MOST_PICTURES
     assert most_pictures(size=256, cells=1024, parameters=10**12, device="cpu") == 1
     check_request(request(count=16), 3, 16)
-    check_request(request(count=3, seed=SEEDS - 3), 3, MOST_PICTURES)
+    check_request(request(count=3, seed=SEEDS - 3), 3, _MOST_PICTURES)
     with pytest.raises(UserError, match="1 to 16 images"):
         check_request(request(count=17), 3, 16)
 

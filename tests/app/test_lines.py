@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from ldmae.app import lines
-from ldmae.app.lines import HEAVY, Audience, Bounds, Line, Visitor, Waiting, followed
-from ldmae.app.turns import LOADS, Job, Stopped
+from ldmae.app.lines import HEAVY, Audience, Line, Visitor, Waiting, _Bounds, followed
+from ldmae.app.turns import _LOADS, Job, Stopped
 from ldmae.core.errors import UserError
 
 from .test_turns import in_thread, wait_until
@@ -21,7 +21,7 @@ HERE = Visitor("here", "127.0.0.1")
 
 def line(running: int = 8, **bounds: int) -> Line:
     limits = {"per_session": 99, "per_address": 99, "in_all": 99} | bounds
-    return Line(Bounds(running=running, **limits))
+    return Line(_Bounds(running=running, **limits))
 
 
 def empty(waited: Line) -> bool:
@@ -194,17 +194,17 @@ def test_what_is_stopped_while_it_loads_holds_its_place_until_it_is_loaded():
             done.wait(10)
 
     async def start_and_stop() -> None:
-        for _ in range(LOADS + 3):
+        for _ in range(_LOADS + 3):
             task = asyncio.create_task(anext(followed(load, waited, ONE)))
             await asyncio.sleep(0.03)
             task.cancel()
         await asyncio.sleep(0.1)
 
     asyncio.run(start_and_stop())
-    assert len(loading) == LOADS
+    assert len(loading) == _LOADS
     done.set()
     wait_until(lambda: empty(waited))
-    assert len(loading) == LOADS
+    assert len(loading) == _LOADS
 
 
 # ---- who comes when
@@ -280,7 +280,7 @@ def test_neither_one_page_nor_one_address_can_fill_the_line():
 
 
 def test_who_waits_learns_how_many_people_are_ahead(monkeypatch):
-    monkeypatch.setattr(lines, "TICK", 0.01)
+    monkeypatch.setattr(lines, "_TICK", 0.01)
     held, news = Held(line(running=2)), []
     for name in ("a", "b", "c"):
         held.ask(name)
@@ -296,10 +296,10 @@ def test_who_waits_learns_how_many_people_are_ahead(monkeypatch):
 
 
 def test_a_request_that_nobody_listens_to_is_dropped_whether_it_waits_or_runs(monkeypatch):
-    monkeypatch.setattr(lines, "TICK", 0.01)
-    monkeypatch.setattr(lines, "UNHEARD", 0.1)
+    monkeypatch.setattr(lines, "_TICK", 0.01)
+    monkeypatch.setattr(lines, "_UNHEARD", 0.1)
     audience, steps = Audience(), []
-    waited = Line(Bounds(running=1, per_session=9, per_address=9, in_all=9), audience.heard)
+    waited = Line(_Bounds(running=1, per_session=9, per_address=9, in_all=9), audience.heard)
 
     async def follow(session: str) -> str:
         try:

@@ -8,7 +8,7 @@ from PIL import Image
 from ldmae.app import markup
 from ldmae.app.compare import Measured, Timing
 from ldmae.app.generate import Generated, Progress, read_settings, saved_images
-from ldmae.app.markup import CARD, Card
+from ldmae.app.markup import _CARD, Card
 
 from .conftest import photo
 
@@ -22,7 +22,7 @@ def generated(name: str = "hearts", seed: int = 3) -> Generated:
 
 
 PIECES = {
-    "card": markup.card(Card(TILE, NASTY, [NASTY], [(NASTY, NASTY, True)], TILE, NASTY)),
+    "card": markup._card(Card(TILE, NASTY, [NASTY], [(NASTY, NASTY, True)], TILE, NASTY)),
     "cards": markup.cards([Card(TILE, NASTY)], NASTY),
     "strip": markup.strip([Card(TILE, NASTY)], NASTY),
     "beside": markup.beside(Card(TILE, NASTY), [Card(TILE, NASTY)], NASTY),
@@ -55,15 +55,15 @@ def test_nothing_is_requested_from_elsewhere(piece):
 
 def test_small_pictures_are_enlarged_by_whole_factors_and_stay_crisp():
     for side in (8, 28, 32, 48, 64, 72):
-        assert markup.shown_width(side) % side == 0
-        assert abs(markup.shown_width(side) - CARD) <= side / 2
-    assert markup.shown_width(512) == 256
-    assert 'class="ld-crisp"' in markup.card(Card(TILE, "small"))
-    assert 'class="ld-crisp"' not in markup.card(Card(np.zeros((300, 300, 3), np.uint8), "large"))
+        assert markup._shown_width(side) % side == 0
+        assert abs(markup._shown_width(side) - _CARD) <= side / 2
+    assert markup._shown_width(512) == 256
+    assert 'class="ld-crisp"' in markup._card(Card(TILE, "small"))
+    assert 'class="ld-crisp"' not in markup._card(Card(np.zeros((300, 300, 3), np.uint8), "large"))
 
 
 def test_a_picture_of_another_shape_keeps_it():
-    found = re.search(r'width="(\d+)" height="(\d+)"', markup.card(Card(photo(50, 25), "wide")))
+    found = re.search(r'width="(\d+)" height="(\d+)"', markup._card(Card(photo(50, 25), "wide")))
     assert found is not None
     assert int(found[1]) == 2 * int(found[2])
 
@@ -96,7 +96,7 @@ def test_previews_of_some_of_the_images_say_so():
     ],
 )
 def test_a_picture_is_saved_under_its_title(title, stem):
-    assert markup.file_stem(title) == stem
+    assert markup._file_stem(title) == stem
 
 
 def test_progress_tells_what_is_done_and_what_is_left():
@@ -143,7 +143,7 @@ def test_the_best_of_each_kind_is_marked_in_a_comparison():
         measured("two", 30.0, 0.6, 80_000_000),
         Measured("three", problem="it is not there"),
     ]
-    text = compare_tab.side_by_side(done, photo(), 8, "ST-LPIPS-alex")
+    text = compare_tab._side_by_side(done, photo(), 8, "ST-LPIPS-alex")
     best = re.findall(r"ld-best><dt>(.*?)</dt><dd>(.*?)</dd>", text)
     assert best == [
         ("ST-LPIPS-alex", "0.500"),
@@ -154,5 +154,5 @@ def test_the_best_of_each_kind_is_marked_in_a_comparison():
     assert "it is not there" in text
     assert "Original" in text
     assert isinstance(photo(), Image.Image)
-    alone = compare_tab.side_by_side(done[:1], photo(), 8, "ST-LPIPS-alex")
+    alone = compare_tab._side_by_side(done[:1], photo(), 8, "ST-LPIPS-alex")
     assert "ld-best" not in alone

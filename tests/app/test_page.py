@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.app import markup
 from ldmae.app.generate import generate, request_from
-from ldmae.app.page import page_theme
+from ldmae.app.page import _page_theme
 from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
@@ -176,7 +176,7 @@ SHADES = {"best": ("#22c55e", 0.16), "good": ("#22c55e", 0.13), "bad": ("#ef4444
 
 def colour(name: str, dark: bool) -> tuple[float, ...]:
     """Returns a variable's red, green and blue in [0, 1]."""
-    theme = page_theme()
+    theme = _page_theme()
     value = (getattr(theme, f"{name}_dark", None) if dark else None) or getattr(theme, name)
     if value.startswith("*"):
         return colour(value[1:], dark and not re.search(r"_\d+$", value))

@@ -1,27 +1,27 @@
 import base64
 
-from ldmae.app.report_tab import LARGEST, read_card, read_report
+from ldmae.app.report_tab import _LARGEST, _read_card, _read_report
 
 
 def test_the_report_of_a_run_is_read_as_it_is(tmp_path):
-    assert read_report(None) is None
-    assert read_report(tmp_path) is None
+    assert _read_report(None) is None
+    assert _read_report(tmp_path) is None
     (tmp_path / "report.html").write_text("<h1>ε</h1>", encoding="utf-8")
-    assert read_report(tmp_path) == "<h1>ε</h1>"
+    assert _read_report(tmp_path) == "<h1>ε</h1>"
 
 
 def test_a_file_too_large_to_be_a_report_is_not_read(tmp_path):
     with (tmp_path / "report.html").open("wb") as file:
-        file.truncate(LARGEST + 1)
-    assert read_report(tmp_path) is None
+        file.truncate(_LARGEST + 1)
+    assert _read_report(tmp_path) is None
 
 
 def test_a_card_is_shown_without_its_metadata(tmp_path):
-    assert read_card(tmp_path) is None
+    assert _read_card(tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n\n# Model\n\n---\nmore")
-    assert read_card(tmp_path) == "# Model\n\n---\nmore"
+    assert _read_card(tmp_path) == "# Model\n\n---\nmore"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert read_card(tmp_path) is None
+    assert _read_card(tmp_path) is None
 
 
 def test_the_pictures_of_a_card_come_with_it_and_nothing_is_fetched(tmp_path):
@@ -35,4 +35,4 @@ def test_the_pictures_of_a_card_come_with_it_and_nothing_is_fetched(tmp_path):
         "![none](gone.png) ![text](README.md) <img src='https://example.org/y.png'>"
     )
     inside = "data:image/png;base64," + base64.b64encode(content).decode()
-    assert read_card(folder) == f"![a grid]({inside}) *far* *out* *none* *text*"
+    assert _read_card(folder) == f"![a grid]({inside}) *far* *out* *none* *text*"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ldmae.app.serve import FIRST_PORT, GRADIO, PORTS, check_gradio, free_port, serve
+from ldmae.app.serve import _FIRST_PORT, _PORTS, GRADIO, _check_gradio, free_port, serve
 from ldmae.core.errors import UserError
 
 
@@ -31,9 +31,9 @@ def test_a_port_in_use_is_told(taken):
 
 
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch, taken):
-    assert free_port("127.0.0.1", None) in range(FIRST_PORT, FIRST_PORT + PORTS)
-    monkeypatch.setattr("ldmae.app.serve.FIRST_PORT", taken)
-    monkeypatch.setattr("ldmae.app.serve.PORTS", 1)
+    assert free_port("127.0.0.1", None) in range(_FIRST_PORT, _FIRST_PORT + _PORTS)
+    monkeypatch.setattr("ldmae.app.serve._FIRST_PORT", taken)
+    monkeypatch.setattr("ldmae.app.serve._PORTS", 1)
     with pytest.raises(UserError, match="are all in use"):
         free_port("127.0.0.1", None)
     assert free_port("127.0.0.1", 0) > 0
@@ -62,7 +62,7 @@ def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
     )
     with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
-        check_gradio()
+        _check_gradio()
     with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
         serve("nowhere")
 

@@ -12,7 +12,7 @@ from ldmae.app.compare import measure
 from ldmae.app.generate import GenerationRequest, check_request, generate, request_from
 from ldmae.app.samples import sample_images
 from ldmae.app.workbench import (
-    INTERVAL,
+    _INTERVAL,
     _load_named,
     is_loopback,
     may_name_sources,
@@ -68,7 +68,7 @@ def test_a_scheduler_s_dynamic_shift_and_solver_are_kept_until_told_otherwise(tm
     own = bench.pipeline(
         [1],
         guidance_scale=3.0,
-        guidance_interval=INTERVAL,
+        guidance_interval=_INTERVAL,
         num_inference_steps=3,
         generator=[generator(0, "sample", 0)],
     ).images[0]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldmae.report import paper
-from ldmae.report.comparison import radar_axes, render_comparison
+from ldmae.report.comparison import _radar_axes, render_comparison
 from ldmae.report.data import AUTOENCODERS, read_comparison
 
 from .drawn_units import VARIANTS, change_images, write_unit
@@ -258,7 +258,7 @@ def test_a_figure_that_is_gone_leaves_no_old_picture(tmp_path: Path):
 def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_path: Path):
     write_units(tmp_path, ["ae", "vae", "vmae"], [0])
     comparison = read_comparison(tmp_path, [])
-    axes, left_out = radar_axes(comparison)
+    axes, left_out = _radar_axes(comparison)
     assert [(axis.subject, axis.title) for axis in axes] == [
         ("smoothness", "rKID-efficientnet_lite0 at ε = 0.3"),
         ("compression", "σ², mean of 2 levels"),
@@ -278,7 +278,7 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
         record = json.loads((path / "unit.json").read_text())
         same = [r | {"value": 20.0} if r["name"] == "PSNR" else r for r in record["results"]]
         edit(path, results=same)
-    axes, left_out = radar_axes(read_comparison(tmp_path, []))
+    axes, left_out = _radar_axes(read_comparison(tmp_path, []))
     assert "PSNR" not in [axis.title for axis in axes]
     assert left_out == ["PSNR (equal for all)"]
 
@@ -292,12 +292,12 @@ def test_the_radars_smoothness_is_at_the_largest_noise_that_all_have_else_the_ar
             unit = tmp_path / "units" / name / "seed-0"
             results = json.loads((unit / "unit.json").read_text())["results"]
             edit(unit, results=[r for r in results if gone not in r["name"]])
-        axes, _ = radar_axes(read_comparison(tmp_path, []))
+        axes, _ = _radar_axes(read_comparison(tmp_path, []))
         assert [axis.title for axis in axes if axis.subject == "smoothness"] == [title]
 
 
 def test_the_radar_marks_what_autoencoders_were_trained_on(whole: Path):
-    axes, _ = radar_axes(read_comparison(whole, []).select(AUTOENCODERS))
+    axes, _ = _radar_axes(read_comparison(whole, []).select(AUTOENCODERS))
     taught = {axis.title: axis.taught for axis in axes if axis.taught}
     assert taught == {"ST-LPIPS-alex": ["SD-VAE", "VMAE"]}
     assert [axis.label for axis in axes if axis.taught] == ["reconstruction\nST-LPIPS-alex†"]

@@ -46,7 +46,7 @@ def test_lines_are_thinned_and_peaks_survive():
     metrics = records(20_000)
     metrics[12_345]["loss"] = 777.0
     lines = drawn_lines(loss_curves(metrics))
-    assert max(len(line) for line in lines) <= curves.MAX_POINTS
+    assert max(len(line) for line in lines) <= curves._MAX_POINTS
     assert max(line[:, 1].max() for line in lines if len(line)) == 777.0
     assert len(curves.figure_svg(loss_curves(metrics))) < 100_000
 

@@ -17,12 +17,12 @@ def made_of(folder: Path, problems: list[str] | None = None) -> mosaics.Mosaics:
 def test_the_box_lies_where_edges_are():
     image = np.full((32, 32, 3), 90, np.uint8)
     image[20:26:2, 9:15] = 200
-    x, y = mosaics.most_detailed_box(image, 8)
+    x, y = mosaics._most_detailed_box(image, 8)
     assert x <= 9
     assert x + 8 >= 15
     assert y <= 20
     assert y + 8 >= 25
-    assert mosaics.most_detailed_box(np.zeros((32, 32, 3), np.uint8), 8) == (0, 0)
+    assert mosaics._most_detailed_box(np.zeros((32, 32, 3), np.uint8), 8) == (0, 0)
 
 
 def test_the_box_is_that_of_a_search_over_all_boxes():
@@ -32,7 +32,7 @@ def test_the_box_is_that_of_a_search_over_all_boxes():
     change[:, 1:] += abs(np.diff(grey, axis=1))
     change[1:] += abs(np.diff(grey, axis=0))
     sums = {(x, y): change[y : y + 8, x : x + 8].sum() for y in range(25) for x in range(25)}
-    assert sums[mosaics.most_detailed_box(image, 8)] == max(sums.values())
+    assert sums[mosaics._most_detailed_box(image, 8)] == max(sums.values())
 
 
 def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path):
@@ -46,7 +46,7 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
     layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
     assert (scale, made.reconstructions.size) == (3.0, layout.size)
     for i, image in enumerate(originals):
-        x, y = mosaics.most_detailed_box(image, 8)
+        x, y = mosaics._most_detailed_box(image, 8)
         left, top = layout.origin(2 * i + 1)
         shown = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
         expected = image[y : y + 8, x : x + 8].repeat(12, axis=0).repeat(12, axis=1)
@@ -58,7 +58,7 @@ def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
     made = made_of(tmp_path)
     assert made.reconstructions is not None
     layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
-    x, y = (3 * place for place in mosaics.most_detailed_box(crops(2, 32)[0], 8))
+    x, y = (3 * place for place in mosaics._most_detailed_box(crops(2, 32)[0], 8))
     left, top = layout.origin(0)
     tile = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
     outside = [tile[b, a].tolist() for a, b in ((x - 4, y + 9), (x + 28, y + 9)) if 0 <= a < 96]

@@ -16,8 +16,8 @@ FIVE = ["ae", "dae", "vae", "sd-vae", "vmae"]
 
 
 def test_rescaling_puts_the_worst_at_0_and_the_best_at_1():
-    assert plots.rescaled([3.0, 1.0, 2.0], "lower") == [0.0, 1.0, 0.5]
-    assert plots.rescaled([3.0, 1.0, 2.0], "higher") == [1.0, 0.0, 0.5]
+    assert plots._rescaled([3.0, 1.0, 2.0], "lower") == [0.0, 1.0, 0.5]
+    assert plots._rescaled([3.0, 1.0, 2.0], "higher") == [1.0, 0.0, 0.5]
 
 
 def test_the_radar_draws_each_autoencoder_by_its_rescaled_figures(tmp_path: Path):
@@ -31,7 +31,7 @@ def test_the_radar_draws_each_autoencoder_by_its_rescaled_figures(tmp_path: Path
     ]
     (ax,) = plots.radar(axes, comparison.variants).axes
     lines = {line.get_label(): np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()}
-    shares = {title: (lines[title] - plots.INNER) / (1 - plots.INNER) for title in ("AE", "DAE", "VAE")}
+    shares = {title: (lines[title] - plots._INNER) / (1 - plots._INNER) for title in ("AE", "DAE", "VAE")}
     np.testing.assert_allclose(shares["AE"], [1, 1, 0, 1])  # back at the first axis
     np.testing.assert_allclose(shares["DAE"], [0.5, 0, math.nan, 0.5])
     np.testing.assert_allclose(shares["VAE"], [0, 0.5, 1, 0])
@@ -70,7 +70,7 @@ def test_an_autoencoder_has_the_same_colour_in_every_plot_and_every_colour_a_dar
     for name in FIVE:
         write_figures(tmp_path, name, 0, results_of(name, 0))
     comparison = read_comparison(tmp_path, [])
-    colours = {name: colour for name, (colour, _) in plots.looks(comparison.variants).items()}
+    colours = {name: colour for name, (colour, _) in plots._looks(comparison.variants).items()}
     assert len(set(colours.values())) == 5
     for figure_ in (
         plots.smoothness(plots.noise_curves(comparison), comparison.variants),
@@ -79,15 +79,15 @@ def test_an_autoencoder_has_the_same_colour_in_every_plot_and_every_colour_a_dar
         svg = curves.figure_svg(figure_)
         used = {match.decode() for match in re.findall(rb"(?:fill|stroke): (#[0-9a-f]{6})", svg)}
         assert set(colours.values()) <= used
-        assert used <= set(curves.DARK)
+        assert used <= set(curves._DARK)
         dark = set(re.findall(rb"(?:fill|stroke): (#[0-9a-f]{6})", curves.darkened(svg)))
-        assert not {colour.encode() for colour in curves.DARK if colour != "#56b4e9"} & dark
+        assert not {colour.encode() for colour in curves._DARK if colour != "#56b4e9"} & dark
 
 
 def test_autoencoders_beyond_the_papers_get_looks_of_their_own(tmp_path: Path):
     for name in [*FIVE, "mine", "theirs"]:
         write_figures(tmp_path, name, 0, [figure("PSNR", 20.0)])
-    drawn = plots.looks(read_comparison(tmp_path, []).variants)
+    drawn = plots._looks(read_comparison(tmp_path, []).variants)
     assert len(set(drawn.values())) == 7
 
 

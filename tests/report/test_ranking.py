@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kendalltau, spearmanr
 
 from ldmae.report import paper, ranking
-from ldmae.report.ranking import compare_orders
+from ldmae.report.ranking import _compare_orders
 
 LPIPS = pd.Series({name: float(row["LPIPS"]) for name, row in paper.RECONSTRUCTION.items()})
 
@@ -19,7 +19,7 @@ def table(*values: float, std: float = math.nan) -> pd.DataFrame:
 
 
 def compared(*values: float, std: float = math.nan, better: str = "lower") -> ranking.Agreement:
-    return compare_orders("d", table(*values, std=std), better, "LPIPS")
+    return _compare_orders("d", table(*values, std=std), better, "LPIPS")
 
 
 def test_correlations_are_scipys():
@@ -46,7 +46,7 @@ def test_chance_is_the_share_of_orders_that_agree_as_well():
 def test_chance_of_many_autoencoders_is_estimated():
     names = [f"{i}" for i in range(12)]
     ours = pd.DataFrame({"mean": range(12), "std": math.nan, "paper": range(12)}, index=names)
-    found = compare_orders("d", ours, "lower", "LPIPS")
+    found = _compare_orders("d", ours, "lower", "LPIPS")
     assert found.spearman == pytest.approx(1)
     assert 0 < found.chance < 0.001
 

@@ -9,7 +9,7 @@ from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.evaluation.efficiency import PAPER_COST
 from ldmae.report import paper, tables
 from ldmae.report.data import metrics_of, read_comparison, remarks
-from ldmae.report.tables import DAGGER, IN_THE_PAPER, make_table
+from ldmae.report.tables import _IN_THE_PAPER, DAGGER, make_table
 
 from .drawn_units import results_of, write_unit
 
@@ -113,7 +113,7 @@ def test_the_papers_figures_stand_beside_the_row_and_column_they_belong_to(tmp_p
         write_figures(tmp_path, name, 0, results_of(name, 0))
     comparison = read_comparison(tmp_path, [])
     table = make_table("T", comparison, tables.RECONSTRUCTION, paper.RECONSTRUCTION)
-    shown = table.table.frame.loc[IN_THE_PAPER].to_numpy()[:, 1:].tolist()
+    shown = table.table.frame.loc[_IN_THE_PAPER].to_numpy()[:, 1:].tolist()
     assert (
         shown
         == [  # there is no Fréchet distance here: rFID is named at the kernel distance

@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 FEWEST, MOST = 2, 6
 """Autoencoders in one comparison."""
-SIZES = (32, 48, 64, 96, 128, 192, 256, 512)
+_SIZES = (32, 48, 64, 96, 128, 192, 256, 512)
 """Pixels along a side that the image may be brought to, usually."""
-MOST_SIZES = 8
+_MOST_SIZES = 8
 """Sizes to choose from, where the usual ones do not fit."""
-MOST_WORK = {"cpu": 6e12, "": 3e14}
+_MOST_WORK = {"cpu": 6e12, "": 3e14}
 """Parameters times pixels of one image, by kind of device, with "" for all others. A convolutional
 autoencoder of 84 M parameters may take 256 x 256 pixels on a processor, where a pass takes some seconds:
 others have their turn only between two passes."""
-ROUNDS, FEWEST_ROUNDS, LONG = 7, 3, 5.0
+_ROUNDS, _FEWEST_ROUNDS, _LONG = 7, 3, 5.0
 """Rounds in which the autoencoders are timed one after the other, so that whatever else the computer does
 slows all of them; after so many seconds fewer will do."""
 
@@ -199,18 +199,18 @@ def sizes_for(fits: Sequence[Fit], own: int) -> list[int]:
     Where there are none, others that all take; and where there are none either, the usual ones, instead of
     which each autoencoder gets the nearest that it takes.
     """
-    usual = sorted({*SIZES, own})
+    usual = sorted({*_SIZES, own})
 
     def common(sizes: Iterable[int]) -> list[int]:
         return [size for size in sizes if all(fit.nearest(size) == size for fit in fits)]
 
     step = math.lcm(*(fit.multiple for fit in fits))
-    return common(usual) or common(range(step, SIZES[-1] + 1, step))[:MOST_SIZES] or usual
+    return common(usual) or common(range(step, _SIZES[-1] + 1, step))[:_MOST_SIZES] or usual
 
 
-def most_side(parameters: int, device: str) -> int:
+def _most_side(parameters: int, device: str) -> int:
     """Returns how large an image an autoencoder of so many parameters gets, in pixels along a side."""
-    return math.isqrt(int(MOST_WORK.get(device, MOST_WORK[""]) // max(parameters, 1)))
+    return math.isqrt(int(_MOST_WORK.get(device, _MOST_WORK[""]) // max(parameters, 1)))
 
 
 def measure(
@@ -246,7 +246,7 @@ def measure(
             autoencoder = load(name).to(device)
         between()
         parameters = count_parameters(autoencoder)
-        most, side = most_side(parameters[1], torch.device(device).type), Fit.of(autoencoder).nearest(size)
+        most, side = _most_side(parameters[1], torch.device(device).type), Fit.of(autoencoder).nearest(size)
         if side > most:
             return Measured(name, problem=_too_much(parameters[1], side, most))
         return _measured(name, autoencoder, image, size, side, perceptual, strength)
@@ -259,7 +259,7 @@ def measure(
 
 
 def _too_much(parameters: int, side: int, most: int) -> str:
-    move = f"choose at most {most} × {most}" if most >= SIZES[0] else "compare it with `ldmae evaluate`"
+    move = f"choose at most {most} × {most}" if most >= _SIZES[0] else "compare it with `ldmae evaluate`"
     return (
         f"its {format_count(parameters)} parameters are too much work for this page on an image of "
         f"{side} × {side} pixels; {move}"
@@ -324,12 +324,12 @@ def timed(
     """
     taken: dict[tuple[int, str], list[float]] = {}
     began = time.monotonic()
-    for number in range(ROUNDS):
+    for number in range(_ROUNDS):
         for place, one in enumerate(done):
             for kind, work in one.works.items():
                 taken.setdefault((place, kind), []).append(seconds_of(work, torch.device(device)))
                 between()
-        if number + 1 >= FEWEST_ROUNDS and time.monotonic() - began > LONG:
+        if number + 1 >= _FEWEST_ROUNDS and time.monotonic() - began > _LONG:
             break
     return [
         replace(

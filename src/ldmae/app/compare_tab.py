@@ -37,10 +37,10 @@ from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.report.formatting import format_count
 
-STRENGTH = 4.0
-EMPTY = "Press Compare to encode and decode this image with each autoencoder."
-ALONE = "Only one autoencoder is available. Start the page with `ldmae app --compare NAME` to offer more."
-WELL_KNOWN = ("madebyollin/taesd", "stabilityai/sd-vae-ft-mse")
+_STRENGTH = 4.0
+_EMPTY = "Press Compare to encode and decode this image with each autoencoder."
+_ALONE = "Only one autoencoder is available. Start the page with `ldmae app --compare NAME` to offer more."
+_WELL_KNOWN = ("madebyollin/taesd", "stabilityai/sd-vae-ft-mse")
 """Autoencoders on the Hub for a start, the smallest first, downloaded once when they are compared."""
 
 
@@ -82,7 +82,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             )
             drop, thumbs = picker(bench, "Your image", "compare")
         with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
-            status = gr.HTML(markup.note(EMPTY if enough else ALONE), elem_id="compare-status")
+            status = gr.HTML(markup.note(_EMPTY if enough else _ALONE), elem_id="compare-status")
             result = gr.HTML(_chosen(first, side), elem_id="compare-result")
     return SimpleNamespace(
         image=image,
@@ -99,7 +99,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
 
 def _listen_for_image(bench: Workbench, parts: SimpleNamespace) -> None:
     def chosen(picture: Image.Image, side: int) -> list[Any]:
-        return [picture, True, markup.note(EMPTY), _chosen(picture, side)]
+        return [picture, True, markup.note(_EMPTY), _chosen(picture, side)]
 
     @told(parts.status)
     async def choose_uploaded(http: gr.Request, content: bytes | None, side: int) -> list[Any]:
@@ -149,7 +149,7 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
                 yield markup.in_line(done.ahead), gr.skip()
                 continue
             label = bench.perceptual.label
-            shown = await asyncio.to_thread(side_by_side, done, picture, side, label)  # see generate_tab
+            shown = await asyncio.to_thread(_side_by_side, done, picture, side, label)  # see generate_tab
             yield _progress(done, names), shown
 
     inputs = [parts.names, parts.size, parts.image, parts.chosen]
@@ -158,7 +158,7 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
 
 def _named_for_them(bench: Workbench) -> list[str]:
     """Returns what a visitor who may name anything is likely to want."""
-    return [*runs_nearby(bench.source), *WELL_KNOWN]
+    return [*runs_nearby(bench.source), *_WELL_KNOWN]
 
 
 def _how_to_name(bench: Workbench) -> str:
@@ -194,7 +194,7 @@ def _compared(
                     size,
                     bench.perceptual,
                     bench.device,
-                    STRENGTH,
+                    _STRENGTH,
                     bench.load,
                     job.hand_on,
                     job.aside,
@@ -213,18 +213,18 @@ def _progress(done: Sequence[Measured], names: Sequence[str]) -> str:
         failed = sum(bool(one.problem) for one in done)
         text = f"{len(done) - failed} of {len(done)} autoencoders compared."
         return markup.note(text, "plain" if failed else "good")
-    name = short_names(names)[names[len(done)]]
+    name = _short_names(names)[names[len(done)]]
     return markup.bar(0.9 * len(done) / len(names), f"{name} ({len(done) + 1} of {len(names)})")
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
+def _short_names(names: Sequence[str]) -> dict[str, str]:
     """Returns names of a comparison as its cards have them: their last part, where that tells them apart."""
     short = {name: short_name(name) for name in names}
     counts = Counter(short.values())
     return {name: last if counts[last] == 1 else name for name, last in short.items()}
 
 
-def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
+def _side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
     """Returns the cards of a comparison; the best value of each kind is marked where it is clearly the best.
 
     Args:
@@ -234,7 +234,7 @@ def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, labe
         label: the perceptual distance's.
     """
     rows = {one.name: _rows(one, label) for one in done if not one.problem}
-    titles = short_names([one.name for one in done])
+    titles = _short_names([one.name for one in done])
     items: list[Card | str] = []
     for one in done:
         if one.picture is None:
@@ -242,17 +242,17 @@ def side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, labe
             continue
         others = [values for name, values in rows.items() if name != one.name]
         table = [
-            (kind, value.text, is_best(value, [each[kind] for each in others if kind in each]))
+            (kind, value.text, _is_best(value, [each[kind] for each in others if kind in each]))
             for kind, value in rows[one.name].items()
         ]
         lines = [] if one.side == size else [f"computed at {one.side} × {one.side} pixels"]
-        title, below = titles[one.name], f"difference × {STRENGTH:g}"
+        title, below = titles[one.name], f"difference × {_STRENGTH:g}"
         items.append(Card(one.picture, title, lines, table, one.difference, below))
     return markup.beside(_original(picture, size), items, "the autoencoders side by side")
 
 
 @dataclass(frozen=True)
-class Value:
+class _Value:
     """One value of a card."""
 
     text: str
@@ -262,7 +262,7 @@ class Value:
     """Of a value that another measuring would not repeat."""
 
 
-def is_best(value: Value, others: Sequence[Value]) -> bool:
+def _is_best(value: _Value, others: Sequence[_Value]) -> bool:
     """Says whether a value is the best one: better than any other by more than its text and chance hide."""
     known = [other for other in others if other.rank is not None]
     if value.rank is None or not known:
@@ -273,22 +273,24 @@ def is_best(value: Value, others: Sequence[Value]) -> bool:
     return bool(ranks) and all(rank is not None and value.rank < rank for rank in ranks)
 
 
-def _rows(one: Measured, label: str) -> dict[str, Value]:
+def _rows(one: Measured, label: str) -> dict[str, _Value]:
     """Returns a card's values by kind."""
     quality = {
-        name: Value(markup.value_of(name, value), -value if name == "PSNR" else value)
+        name: _Value(markup.value_of(name, value), -value if name == "PSNR" else value)
         for name, value in one.metrics.items()
     }
     if label not in quality:
-        quality[label] = Value("image too small")
+        quality[label] = _Value("image too small")
     channels, h, w = one.latents
     return {
         **quality,
-        "parameters": Value(format_count(one.parameters), float(one.parameters)),
-        "latent": Value(f"{channels} × {h} × {w}"),
-        "compression": Value(f"{one.compression:.3g}×"),
+        "parameters": _Value(format_count(one.parameters), float(one.parameters)),
+        "latent": _Value(f"{channels} × {h} × {w}"),
+        "compression": _Value(f"{one.compression:.3g}×"),
         **{
-            kind: Value(f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it)
+            kind: _Value(
+                f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it
+            )
             for kind, it in one.timings.items()
         },
     }

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_FOR = 7200
 """Seconds after which a visitor's image is forgotten, counted from when it came."""
-KEPT = 1024
+_KEPT = 1024
 """Pixels along a side that are kept of a visitor's image at most."""
 
 QUICK: dict[str, Any] = {
@@ -36,13 +36,13 @@ QUICK: dict[str, Any] = {
 """How sliders listen: only the last of several movements counts."""
 PICKING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How drop zones and galleries listen."""
-NARROW = 1000
+_NARROW = 1000
 """Pixels of a window below which results are above the controls, as in style.css."""
 INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How buttons that compute nothing listen."""
 
 
-def message_of(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     """Returns what a visitor is told of an error: a mistake of theirs in full, of anything else nothing."""
     if isinstance(error, UserError):
         text = str(error)
@@ -73,7 +73,7 @@ def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
             except gr.Error:
                 raise
             except Exception as error:
-                return {status: markup.note(message_of(error), "bad")}
+                return {status: markup.note(_message_of(error), "bad")}
 
         @functools.wraps(function)
         async def streaming(*arguments: Any) -> AsyncGenerator[Any, None]:
@@ -82,7 +82,7 @@ def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
                 async for item in stream:
                     yield item
             except Exception as error:
-                yield {status: markup.note(message_of(error), "bad")}
+                yield {status: markup.note(_message_of(error), "bad")}
             finally:
                 await stream.aclose()  # stops the job where the visitor has left
 
@@ -143,7 +143,7 @@ def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs:
         The event, for what happens after it.
     """
     taken = drop.upload(handler, inputs, outputs, **PICKING)
-    afterwards(taken, lambda: None, drop)
+    _afterwards(taken, lambda: None, drop)
     return taken
 
 
@@ -160,7 +160,7 @@ def take_image(
     take(drop, handler, inputs, outputs).success(None, status, None, js=unmark, **INSTANT)
 
 
-def afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
+def _afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
     """Calls a function when an event is over; Gradio's `then` alone does not hear of failures."""
     event.then(function, None, output, **INSTANT)
     event.failure(function, None, output, **INSTANT)
@@ -184,7 +184,7 @@ def uploaded(bench: Workbench, content: bytes | None) -> Image.Image:
         UserError: there is none, or it can't be taken (see `uploads`).
     """
     image = decode_picture(arrived(content), bench.limits)
-    return center_crop(image, min(KEPT, *image.size)) if max(image.size) > KEPT else image
+    return center_crop(image, min(_KEPT, *image.size)) if max(image.size) > _KEPT else image
 
 
 def forgotten() -> UserError:
@@ -228,7 +228,7 @@ def stoppable(
     stopping = f"window['stopping-{status.elem_id}']"
     begin = f"""() => {{
         {stopping} = false;
-        if (innerWidth < {NARROW}) document.getElementById('{status.elem_id}').scrollIntoView();
+        if (innerWidth < {_NARROW}) document.getElementById('{status.elem_id}').scrollIntoView();
     }}"""
 
     def shown(runs: bool) -> list[Any]:
@@ -236,7 +236,7 @@ def stoppable(
 
     go.click(lambda: shown(True), None, [go, stop], js=begin, **INSTANT)
     running = go.click(job, inputs, outputs, **PICKING)
-    afterwards(running, lambda: shown(False), [go, stop])
+    _afterwards(running, lambda: shown(False), [go, stop])
     stopped, failed = markup.note("Stopped."), markup.note("The request failed; try again.", "bad")
     # a job that is stopped fails, too, maybe before the server has said that it is stopped
     how = f"() => {stopping} ? {json.dumps(stopped)} : {json.dumps(failed)}"

@@ -30,7 +30,7 @@ from ldmae.perception.names import SMALLEST
 MOST_HIDDEN = 0.95
 """Share of the patches that may be hidden; one always stays."""
 STRONGEST_NOISE = 1.0
-GREY = 128
+_GREY = 128
 """What stands for a hidden patch in a picture."""
 
 
@@ -174,7 +174,7 @@ class AutoencoderExplorer:
         seen = visible_mask(visible, h * w).view(h, w).cpu().numpy()
         patch = self.size // h
         window = seen.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]  # (S, S, 1)
-        return np.where(window, latent.picture, np.uint8(GREY)), self._seen(latent, images)
+        return np.where(window, latent.picture, np.uint8(_GREY)), self._seen(latent, images)
 
     def between(self, first: Latent, second: Latent, fractions: Sequence[float]) -> list[np.ndarray]:
         """Returns what the decoder makes of (1 - t) · first + t · second, (S, S, 3) uint8, for each t.

@@ -32,9 +32,9 @@ from ldmae.app.workbench import Workbench
 from ldmae.config.evaluation import EPSILONS, FRACTIONS
 from ldmae.core.errors import UserError
 
-NOISE, HIDDEN, HALF_WAY, STRENGTH = 0.1, 0.6, 0.5, 4.0
+_NOISE, _HIDDEN, _HALF_WAY, _STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""
-ASK_AGAIN = "() => { setTimeout(() => document.querySelector('#look-again').click(), 4000); }"
+_ASK_AGAIN = "() => { setTimeout(() => document.querySelector('#look-again').click(), 4000); }"
 """What the browser does where the first look failed."""
 
 
@@ -135,7 +135,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             with gr.Column(scale=1, min_width=200):
                 parts["gap"] = gr.HTML(elem_id="look-gap")
                 parts["strength"] = gr.Slider(
-                    1, 20, value=STRENGTH, step=1, label="Amplification", elem_id="strength"
+                    1, 20, value=_STRENGTH, step=1, label="Amplification", elem_id="strength"
                 )
     with gr.Tabs():
         with gr.Tab("Latent noise"), _row():
@@ -159,7 +159,7 @@ def _noise_layout() -> dict[str, Any]:
         epsilon = gr.Slider(
             0,
             STRONGEST_NOISE,
-            value=NOISE,
+            value=_NOISE,
             step=0.01,
             label="Noise ε",
             info="In standard deviations of each latent channel. In a smooth latent space, small errors of "
@@ -177,7 +177,7 @@ def _masking_layout(can_mask: bool) -> dict[str, Any]:
         share = gr.Slider(
             0,
             MOST_HIDDEN,
-            value=HIDDEN,
+            value=_HIDDEN,
             step=0.05,
             label="Mask ratio",
             info="Share of the patches that the encoder does not get. The paper trains with 0.6. A decoder "
@@ -199,7 +199,7 @@ def _interpolation_layout(bench: Workbench) -> dict[str, Any]:
             t = gr.Slider(
                 0,
                 1,
-                value=HALF_WAY,
+                value=_HALF_WAY,
                 step=0.01,
                 label="Interpolation t",
                 info="Mixes the latents, not the pixels: (1 − t) · first + t · second.",
@@ -249,7 +249,7 @@ def _listen_for_images(bench: Workbench, parts: SimpleNamespace, page: gr.Blocks
     # the first look is asked for again after a while where the page was too busy for it
     for asked in (page.load, parts.again.click):
         looked = asked(encode_samples, None, [*first, *second, status], **PICKING)
-        looked.failure(None, None, None, js=ASK_AGAIN, **INSTANT)
+        looked.failure(None, None, None, js=_ASK_AGAIN, **INSTANT)
 
 
 def _listen_to_sliders(bench: Workbench, views: _Views, parts: SimpleNamespace) -> None:

@@ -21,9 +21,9 @@ from ldmae.app.uploads import CLEANED_EVERY, KEPT_FOR, Limits, too_large
 
 logger = logging.getLogger(__name__)
 
-JOIN, RUN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/run/{api_name}", "/gradio_api/upload"
-LISTEN = "/gradio_api/queue/data"
-OPEN = {
+_JOIN, _RUN, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/run/{api_name}", "/gradio_api/upload"
+_LISTEN = "/gradio_api/queue/data"
+_OPEN = {
     "GET": (
         "/",
         "/config",
@@ -37,25 +37,27 @@ OPEN = {
         "/gradio_api/startup-events",
         "/gradio_api/heartbeat/{session_hash}",
         "/gradio_api/upload_progress",
-        LISTEN,
+        _LISTEN,
     ),
     "HEAD": ("/",),
-    "POST": (JOIN, RUN, UPLOAD, "/gradio_api/cancel", "/gradio_api/reset"),
+    "POST": (_JOIN, _RUN, _UPLOAD, "/gradio_api/cancel", "/gradio_api/reset"),
 }
 """The routes that the page needs, by method. All others are closed, those too that a later Gradio brings:
 some read files, fetch addresses or show what other visitors do."""
-_PATTERNS = {method: [(route, compile_path(route)[0]) for route in routes] for method, routes in OPEN.items()}
+_PATTERNS = {
+    method: [(route, compile_path(route)[0]) for route in routes] for method, routes in _OPEN.items()
+}
 
-FORM = 1 << 16
+_FORM = 1 << 16
 """Bytes of a request without a file, and those that a form may have around a file."""
-MOST_AT_ONCE, MOST_FROM_ONE = 50, 20
+_MOST_AT_ONCE, _MOST_FROM_ONE = 50, 20
 """Files of the largest size that all visitors, and those of one address, may send within the time for which
 files are kept."""
-ONLY_FROM_HERE = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
+_ONLY_FROM_HERE = b"img-src 'self' data: blob:; media-src 'self' data: blob:"
 """The header's policy that keeps browsers from fetching what a model's card names."""
 
 
-def open_route(method: str, path: str) -> str | None:
+def _open_route(method: str, path: str) -> str | None:
     """Returns the open route that a request goes to, or None where there is none."""
     return next((route for route, pattern in _PATTERNS.get(method, ()) if pattern.match(path)), None)
 
@@ -63,7 +65,7 @@ def open_route(method: str, path: str) -> str | None:
 class Gatekeeper:
     """ASGI middleware that passes on the requests which the page itself makes, and answers all others.
 
-    It refuses foreign hosts and sites (`Hosts`), closed routes (`OPEN`), requests which say no size or too
+    It refuses foreign hosts and sites (`Hosts`), closed routes (`_OPEN`), requests which say no size or too
     large a one, those that no page sends, and uploads when many came lately. It counts who listens.
 
     Args:
@@ -89,16 +91,16 @@ class Gatekeeper:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # the page has no WebSocket
             return await send({"type": "websocket.close"})
-        route = open_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+        route = _open_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
         refused = self._refused(scope, route)
-        if refused is None and route in (JOIN, RUN):
+        if refused is None and route in (_JOIN, _RUN):
             body = await _read(receive)
             receive = _once_more(body, receive)
             refused = self._forged(body)
         if refused is not None:
             return await PlainTextResponse(*refused)(scope, receive, send)
         listens: Any = contextlib.nullcontext()
-        if route == LISTEN:
+        if route == _LISTEN:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             listens = self.audience.listening(query.get("session_hash", [""])[0])
         with listens:
@@ -111,7 +113,7 @@ class Gatekeeper:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], (b"content-security-policy", ONLY_FROM_HERE)]
+                message["headers"] = [*message["headers"], (b"content-security-policy", _ONLY_FROM_HERE)]
             await send(message)
 
         try:
@@ -137,10 +139,10 @@ class Gatekeeper:
         if not said.isdecimal():
             return "the request must say its size (Content-Length)", 411
         size = int(said)
-        if route != UPLOAD:
-            refused = f"the request has {size} bytes; at most {FORM} are accepted"
-            return None if size <= FORM else (refused, 413)
-        if size > self.limits.bytes + FORM:
+        if route != _UPLOAD:
+            refused = f"the request has {size} bytes; at most {_FORM} are accepted"
+            return None if size <= _FORM else (refused, 413)
+        if size > self.limits.bytes + _FORM:
             return str(too_large(size, self.limits)), 413
         self._sweep()
         return self._too_many(size, (scope.get("client") or ("",))[0])
@@ -160,12 +162,12 @@ class Gatekeeper:
         now = time.monotonic()
         while self._lately and self._lately[0][0] < now - KEPT_FOR - CLEANED_EVERY:
             self._lately.popleft()
-        size = max(size, FORM)  # many small files fill a disk too
-        largest = self.limits.bytes + FORM
+        size = max(size, _FORM)  # many small files fill a disk too
+        largest = self.limits.bytes + _FORM
         sent = [(each, sender) for _, each, sender in self._lately]
-        if size + sum(each for each, _ in sent) > MOST_AT_ONCE * largest:
+        if size + sum(each for each, _ in sent) > _MOST_AT_ONCE * largest:
             return "too many files were sent to this page lately; try again in a few minutes", 503
-        if size + sum(each for each, sender in sent if sender == address) > MOST_FROM_ONE * largest:
+        if size + sum(each for each, sender in sent if sender == address) > _MOST_FROM_ONE * largest:
             return "too many files were sent from your network address; try again in a few minutes", 429
         self._lately.append((now, size, address))
         return None

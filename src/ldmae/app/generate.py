@@ -28,19 +28,19 @@ from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations, solver_class
 from ldmae.evaluation.reconstruction import to_uint8
 
-MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
+_MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
 GUIDANCE, SHIFTS = (0.0, 10.0), (0.05, 3.0)
 """Smallest and largest guidance scale and time shift."""
-MOST_PIXELS = 64 * 256 * 256
+_MOST_PIXELS = 64 * 256 * 256
 """Of all pictures of one job together."""
-MOST_WORK = {"cpu": 5e11, "": 5e13}
+_MOST_WORK = {"cpu": 5e11, "": 5e13}
 """Parameters times latent cells of one step's pictures, by kind of device, with "" for all others: about as
 many multiplications, which a processor takes some ten seconds for. Turns change only between steps."""
-SHOWN = 16
+_SHOWN = 16
 """Pictures that are shown while they come into being."""
-PREVIEW_SHARE = 0.25
+_PREVIEW_SHARE = 0.25
 """Share of the time that is spent on showing them."""
-KEY = "ldmae"
+_KEY = "ldmae"
 """Name of the PNG's text chunk that holds the settings, as JSON."""
 EXAMPLES = Path(__file__).with_name("examples.zip")
 """Pictures of the shipped model: the ZIP that the page saves at its first settings with seed 0 locked."""
@@ -93,7 +93,7 @@ class Generated:
     def png(self) -> bytes:
         """Returns the PNG file, which carries the settings in a text chunk."""
         text = PngInfo()
-        text.add_text(KEY, json.dumps(self.settings))
+        text.add_text(_KEY, json.dumps(self.settings))
         text.add_text("Software", f"ldmae {self.settings['ldmae']}")
         buffer = io.BytesIO()
         self.image.save(buffer, format="PNG", pnginfo=text, optimize=True)
@@ -115,8 +115,8 @@ def most_pictures(size: int, cells: int, parameters: int, device: str) -> int:
         parameters: of the diffusion model.
         device: kind of device that it computes on.
     """
-    work = MOST_WORK.get(device, MOST_WORK[""])
-    return max(1, min(MOST_PICTURES, MOST_PIXELS // (size * size), int(work // (cells * parameters))))
+    work = _MOST_WORK.get(device, _MOST_WORK[""])
+    return max(1, min(_MOST_PICTURES, _MOST_PIXELS // (size * size), int(work // (cells * parameters))))
 
 
 def check_request(request: GenerationRequest, classes: int, most: int) -> None:
@@ -254,7 +254,7 @@ class _Preview:
     def after(self, step: int, latents: Tensor) -> np.ndarray | None:
         """Returns (n, H, W, 3) uint8, or None where the last ones must do for a while."""
         sigmas = self._pipeline.scheduler.sigmas
-        latents, now = latents[:SHOWN], time.perf_counter()
+        latents, now = latents[:_SHOWN], time.perf_counter()
         before, self._before = self._before, latents
         taken = float(sigmas[step] - sigmas[step + 1])  # 0 where Heun's method corrects a step
         if before is None or taken <= 0 or now < self._due:
@@ -262,7 +262,7 @@ class _Preview:
         ahead = latents + float(sigmas[step + 1]) * (latents - before) / taken
         pictures = _pixels(self._pipeline.decode_latents(ahead))
         cost = time.perf_counter() - now
-        self._due = now + max(0.2, cost / PREVIEW_SHARE)
+        self._due = now + max(0.2, cost / _PREVIEW_SHARE)
         return pictures
 
 
@@ -308,7 +308,7 @@ def read_settings(content: bytes) -> dict[str, Any]:
     try:
         image = Image.open(io.BytesIO(content), formats=["PNG"])
         assert isinstance(image, PngImageFile)
-        found = image.info.get(KEY) or _text_behind_pixels(image)
+        found = image.info.get(_KEY) or _text_behind_pixels(image)
         settings = json.loads(found) if isinstance(found, str) else None
     except Exception as error:  # Pillow and json raise whatever they like on what is none
         raise UserError(
@@ -323,9 +323,9 @@ def read_settings(content: bytes) -> dict[str, Any]:
 
 
 def _text_behind_pixels(image: PngImageFile) -> Any:
-    if image.width * image.height > MOST_PIXELS or getattr(image, "is_animated", False):
+    if image.width * image.height > _MOST_PIXELS or getattr(image, "is_animated", False):
         return None
-    return image.text.get(KEY)  # reads to the file's end, which decodes the pixels
+    return image.text.get(_KEY)  # reads to the file's end, which decodes the pixels
 
 
 def request_from(settings: dict[str, Any], class_names: list[str], most: int) -> GenerationRequest:

@@ -47,13 +47,13 @@ from ldmae.core.errors import UserError
 from ldmae.diffusion.solvers import evaluations
 from ldmae.report.formatting import format_seconds
 
-EVERY_CLASS = -1
-ALL_CHANNELS = 0
-OWN_SHIFT = 0.0
-EMPTY = "Choose a class and press Generate."
-NEW_SEEDS = 10**6
+_EVERY_CLASS = -1
+_ALL_CHANNELS = 0
+_OWN_SHIFT = 0.0
+_EMPTY = "Choose a class and press Generate."
+_NEW_SEEDS = 10**6
 """New seeds are below it: short enough to be typed."""
-LONG = 60.0
+_LONG = 60.0
 """Seconds from which on the page warns of what is asked for."""
 _SEED, _GUIDANCE = 2, 4
 """Places of the seed and the guidance scale among the controls."""
@@ -66,7 +66,7 @@ def build(bench: Workbench) -> None:
             parts = _controls(bench)
         with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
             made = bench.examples
-            hint = f"{len(made)} example images, made by this model. {EMPTY}" if made else EMPTY
+            hint = f"{len(made)} example images, made by this model. {_EMPTY}" if made else _EMPTY
             shown = markup.gallery(made) if made else markup.waiting("Images appear here.")
             parts["status"] = gr.HTML(markup.note(hint), elem_id="generate-status")
             parts["pictures"] = gr.HTML(shown, js_on_load=markup.USE_SEED, elem_id="generate-pictures")
@@ -80,7 +80,7 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
 
     @told(status)
     async def run(http: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
-        request = request_of(values if locked else _with_new_seed(values))
+        request = _request_of(values if locked else _with_new_seed(values))
         names = bench.class_names
         check_request(request, len(names), bench.most_pictures)
         first = {status: markup.bar(0, "Starting"), seed: request.sampling.seed}
@@ -122,7 +122,7 @@ def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
             with job.aside():
                 settings = read_settings(arrived(content))
             request = request_from(settings, bench.class_names, bench.most_pictures)
-            values = values_of(request)
+            values = _values_of(request)
             if not bench.guidable:
                 values[_GUIDANCE] = 1.0
             return [*values, True, markup.note(*_filled(bench, settings, request))]
@@ -139,11 +139,11 @@ def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
 
     def estimate(*values: Any) -> str:
         try:
-            seconds = estimate_seconds(request_of(values), pace)
+            seconds = estimate_seconds(_request_of(values), pace)
         except UserError:  # it is told when the button is pressed
             return ""
         long = f"About {format_seconds(seconds)} at these settings. Fewer images or steps take less time."
-        return markup.note(long) if seconds >= LONG else ""
+        return markup.note(long) if seconds >= _LONG else ""
 
     take(parts.drop, fill, [parts.drop], [*parts.controls, parts.lock, parts.status])
     parts.pictures.click(use_seed, None, [label, seed, parts.lock, parts.status], **INSTANT)
@@ -152,12 +152,12 @@ def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
 
 
 def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    seed = secrets.randbelow(NEW_SEEDS)
+    seed = secrets.randbelow(_NEW_SEEDS)
     return (*values[:_SEED], seed, *values[_SEED + 1 :])
 
 
 def _controls(bench: Workbench) -> dict[str, Any]:
-    """Adds the controls: those of `request_of` in its order, and others."""
+    """Adds the controls: those of `_request_of` in its order, and others."""
     own = bench.defaults
     most = bench.most_pictures
     label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
@@ -190,16 +190,16 @@ def _controls(bench: Workbench) -> dict[str, Any]:
         solver = gr.Radio(_solvers(), value=own.solver, label="Solver")
         unset = own.timestep_shift is None
         shift = gr.Slider(
-            OWN_SHIFT if unset else SHIFTS[0],
+            _OWN_SHIFT if unset else SHIFTS[0],
             SHIFTS[1],
-            value=OWN_SHIFT if unset else _within(own.timestep_shift or 1.0, SHIFTS),
+            value=_OWN_SHIFT if unset else _within(own.timestep_shift or 1.0, SHIFTS),
             step=0.05,
             label="Time shift",
             info="1 = off. Lower spends more steps near the noise."
             + (" 0 = the scheduler's own." if unset else ""),
         )
     # no control: it follows the run's settings, or those of a PNG
-    channels = gr.Number(own.guidance_channels or ALL_CHANNELS, precision=0, visible="hidden")
+    channels = gr.Number(own.guidance_channels or _ALL_CHANNELS, precision=0, visible="hidden")
     drop = drop_zone(
         "Recreate an image", "settings-drop", "Drop a PNG saved from this page to fill in its settings."
     )
@@ -214,14 +214,14 @@ def _within(value: float, limits: tuple[float, float]) -> float:
 def _class_choices(names: list[str]) -> list[tuple[str, int]]:
     seen = Counter(names)
     choices = [(name if seen[name] == 1 else f"{name} ({k})", k) for k, name in enumerate(names)]
-    return choices if len(names) == 1 else [("All classes", EVERY_CLASS), *choices]
+    return choices if len(names) == 1 else [("All classes", _EVERY_CLASS), *choices]
 
 
 def _first(bench: Workbench) -> int:
-    return 0 if len(bench.class_names) == 1 else EVERY_CLASS
+    return 0 if len(bench.class_names) == 1 else _EVERY_CLASS
 
 
-def request_of(values: tuple[Any, ...]) -> GenerationRequest:
+def _request_of(values: tuple[Any, ...]) -> GenerationRequest:
     """Returns what the controls ask for.
 
     Args:
@@ -241,12 +241,12 @@ def request_of(values: tuple[Any, ...]) -> GenerationRequest:
         num_inference_steps=int(steps),
         guidance_scale=float(guidance),
         guidance_interval=[float(start), float(end)],
-        guidance_channels=None if channels == ALL_CHANNELS else int(channels),
-        timestep_shift=None if shift == OWN_SHIFT else float(shift),
+        guidance_channels=None if channels == _ALL_CHANNELS else int(channels),
+        timestep_shift=None if shift == _OWN_SHIFT else float(shift),
         seed=int(seed),
     )
     return GenerationRequest(
-        label=None if label == EVERY_CLASS else int(label), count=int(count), sampling=sampling
+        label=None if label == _EVERY_CLASS else int(label), count=int(count), sampling=sampling
     )
 
 
@@ -259,19 +259,19 @@ def _solvers() -> list[tuple[str, str]]:
     ]
 
 
-def values_of(request: GenerationRequest) -> list[Any]:
-    """Returns what the controls show for a request: `request_of` backwards."""
+def _values_of(request: GenerationRequest) -> list[Any]:
+    """Returns what the controls show for a request: `_request_of` backwards."""
     sampling = request.sampling
     return [
-        EVERY_CLASS if request.label is None else request.label,
+        _EVERY_CLASS if request.label is None else request.label,
         request.count,
         sampling.seed,
         sampling.num_inference_steps,
         sampling.guidance_scale,
         *sampling.guidance_interval,
         sampling.solver,
-        OWN_SHIFT if sampling.timestep_shift is None else sampling.timestep_shift,
-        sampling.guidance_channels or ALL_CHANNELS,
+        _OWN_SHIFT if sampling.timestep_shift is None else sampling.timestep_shift,
+        sampling.guidance_channels or _ALL_CHANNELS,
     ]
 
 

@@ -19,9 +19,9 @@ from typing import Any
 from ldmae.app.turns import Job, Stopped, Turns
 from ldmae.core.errors import UserError
 
-UNHEARD = 10.0
+_UNHEARD = 10.0
 """Seconds after which a request that nobody listens to is dropped: a page listens soon after it asked."""
-TICK = 0.5
+_TICK = 0.5
 """Seconds between two looks at whether somebody listens, and at how many people are ahead."""
 
 
@@ -66,7 +66,7 @@ class Audience:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class _Bounds:
     """How many requests a line takes."""
 
     running: int
@@ -77,8 +77,8 @@ class Bounds:
     in_all: int
 
 
-HEAVY = Bounds(running=3, per_session=3, per_address=64, in_all=128)
-LIGHT = Bounds(running=4, per_session=12, per_address=256, in_all=512)
+HEAVY = _Bounds(running=3, per_session=3, per_address=64, in_all=128)
+LIGHT = _Bounds(running=4, per_session=12, per_address=256, in_all=512)
 """A page that opens asks for seven views at once, and a class of pupils opens it from one address."""
 
 
@@ -93,27 +93,27 @@ class Line:
         heard: says whether anybody listens to a session.
     """
 
-    def __init__(self, bounds: Bounds, heard: Callable[[str], bool] = lambda session: True) -> None:
+    def __init__(self, bounds: _Bounds, heard: Callable[[str], bool] = lambda session: True) -> None:
         self.bounds, self.heard = bounds, heard
         self.turns = Turns()
         self._lock = threading.Lock()
-        self._running: list[Place] = []
-        self._waiting: list[Place] = []
+        self._running: list[_Place] = []
+        self._waiting: list[_Place] = []
 
-    def join(self, visitor: Visitor, start: Callable[[], None]) -> Place:
+    def join(self, visitor: Visitor, start: Callable[[], None]) -> _Place:
         """Adds a request at the end of the line; `start` is called once, when it may run.
 
         Raises:
             UserError: the session, its address or all visitors together have too many requests here already.
         """
-        place = Place(self, visitor, start)
+        place = _Place(self, visitor, start)
         with self._lock:
             self._check(visitor)
             self._waiting.append(place)
         self._advance()
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: _Place) -> None:
         """Removes a request that is over or given up; a second call does nothing."""
         with self._lock:
             for places in (self._waiting, self._running):
@@ -121,7 +121,7 @@ class Line:
                     places.remove(place)
         self._advance()
 
-    def ahead(self, place: Place) -> int:
+    def ahead(self, place: _Place) -> int:
         """Returns how many other people's requests run or start before a waiting one."""
         with self._lock:
             order = self._ordered()
@@ -144,7 +144,7 @@ class Line:
                 "wait for one to finish, or stop it"
             )
 
-    def _ordered(self) -> list[Place]:
+    def _ordered(self) -> list[_Place]:
         """Returns the waiting requests in the order in which they will start."""
         before = Counter(each.visitor.address for each in self._running)
         rounds = []
@@ -165,7 +165,7 @@ class Line:
             place.start()
 
 
-class Place:
+class _Place:
     """One request in a line."""
 
     def __init__(self, line: Line, visitor: Visitor, start: Callable[[], None]) -> None:
@@ -233,7 +233,7 @@ async def followed(work: Callable[[Job], Any], line: Line, visitor: Visitor) -> 
 
 
 async def _attended(
-    news: asyncio.Queue[tuple[str, Any]], line: Line, place: Place
+    news: asyncio.Queue[tuple[str, Any]], line: Line, place: _Place
 ) -> AsyncGenerator[tuple[str, Any], None]:
     """Yields news, also of the place in the line, as long as somebody listens."""
     heard, ahead, waits = time.monotonic(), None, True
@@ -241,10 +241,10 @@ async def _attended(
     try:
         while True:
             coming = coming or asyncio.create_task(news.get())
-            await asyncio.wait([coming], timeout=TICK)
+            await asyncio.wait([coming], timeout=_TICK)
             if line.heard(place.visitor.session):
                 heard = time.monotonic()
-            elif time.monotonic() - heard > UNHEARD:
+            elif time.monotonic() - heard > _UNHEARD:
                 raise Stopped("nobody listens")
             if coming.done():
                 kind, item = coming.result()

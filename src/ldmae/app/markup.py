@@ -19,19 +19,19 @@ from ldmae.app.generate import Generated, Progress
 from ldmae.report.formatting import format_seconds
 from ldmae.report.grids import data_uri, encode_picture
 
-CARD = 176
+_CARD = 176
 """Pixels along a side that pictures are shown at, about: smaller ones are enlarged by whole factors."""
-SMALL = 100
+_SMALL = 100
 """The same, of the pictures in a row."""
-THUMBNAIL = 48
+_THUMBNAIL = 48
 """Pixels along a side of pictures to pick from."""
-LARGEST = 256 / CARD
+_LARGEST = 256 / _CARD
 """How much wider a picture may be shown."""
-BUDGET = 400_000
+_BUDGET = 400_000
 """Bytes of a shown picture at most."""
-ALERT = ' role="alert"'
+_ALERT = ' role="alert"'
 """What a note has that says that something failed."""
-PAPER, LIGHTNINGDIT = "https://arxiv.org/abs/2507.09984", "https://arxiv.org/abs/2501.01423"
+_PAPER, _LIGHTNINGDIT = "https://arxiv.org/abs/2507.09984", "https://arxiv.org/abs/2501.01423"
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Card:
     below_title: str = ""
 
 
-def shown_width(width: int, about: int = CARD) -> int:
+def _shown_width(width: int, about: int = _CARD) -> int:
     """Returns how wide a picture is shown: a whole multiple of its own width, but for large ones."""
-    return min(width * max(1, round(about / width)), round(about * LARGEST))
+    return min(width * max(1, round(about / width)), round(about * _LARGEST))
 
 
-def card(it: Card, about: int = CARD) -> str:
+def _card(it: Card, about: int = _CARD) -> str:
     """Returns a picture with its title and lines."""
     image = it.picture if isinstance(it.picture, Image.Image) else Image.fromarray(it.picture)
     picture = _savable(image, it.title, image.size, about)
@@ -78,11 +78,13 @@ def card(it: Card, about: int = CARD) -> str:
 
 def _savable(image: Image.Image, title: str, size: tuple[int, int], about: int) -> str:
     """Returns a picture with a button in its corner that saves it."""
-    picture = _img(encode_picture(image, BUDGET).uri, title, size, about)
-    return f'<div class="ld-image">{picture}{action("save", f"Save image: {title}", file_stem(title))}</div>'
+    picture = _img(encode_picture(image, _BUDGET).uri, title, size, about)
+    return (
+        f'<div class="ld-image">{picture}{_action("save", f"Save image: {title}", _file_stem(title))}</div>'
+    )
 
 
-def action(what: str, title: str, name: str, data: str = "", text: str = "") -> str:
+def _action(what: str, title: str, name: str, data: str = "", text: str = "") -> str:
     """Returns a button of a picture, which `page.js` or the gallery's own script listens to.
 
     Args:
@@ -100,13 +102,13 @@ def action(what: str, title: str, name: str, data: str = "", text: str = "") -> 
     )
 
 
-def file_stem(title: str) -> str:
+def _file_stem(title: str) -> str:
     """Returns the name, without its ending, of a file to save a picture of such a title in."""
     return "-".join(["ldmae", *re.findall(r"[\w.]+", title)])[:60]
 
 
-def _img(uri: str, alt: str, size: tuple[int, int], about: int = CARD) -> str:
-    width = shown_width(size[0], about)
+def _img(uri: str, alt: str, size: tuple[int, int], about: int = _CARD) -> str:
+    width = _shown_width(size[0], about)
     crisp = ' class="ld-crisp"' if size[0] < width else ""
     return (
         f'<img src="{uri}" alt="{html.escape(alt, quote=True)}" width="{width}" '
@@ -116,21 +118,20 @@ def _img(uri: str, alt: str, size: tuple[int, int], about: int = CARD) -> str:
 
 def cards(items: Sequence[Card | str], label: str = "") -> str:
     """Returns cards beside each other; texts among them are HTML that is taken as it is."""
-    inner = "".join(item if isinstance(item, str) else card(item) for item in items)
+    inner = "".join(item if isinstance(item, str) else _card(item) for item in items)
     return f'<div class="ld-cards" aria-label="{html.escape(label, quote=True)}" role="group">{inner}</div>'
 
 
 def strip(items: Sequence[Card], label: str) -> str:
     """Returns small cards in a row."""
-    row = "".join(card(item, SMALL) for item in items)
+    row = "".join(_card(item, _SMALL) for item in items)
     return f'<div class="ld-strip" role="group" aria-label="{html.escape(label, quote=True)}">{row}</div>'
 
 
 def beside(original: Card, items: Sequence[Card | str], label: str) -> str:
     """Returns cards beside an original, which stays in view while one scrolls through them."""
-    return (
-        f'<div class="ld-compared"><div class="ld-original">{card(original)}</div>{cards(items, label)}</div>'
-    )
+    first = f'<div class="ld-original">{_card(original)}</div>'
+    return f'<div class="ld-compared">{first}{cards(items, label)}</div>'
 
 
 def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
@@ -138,12 +139,12 @@ def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     buttons = []
     for number, (image, name) in enumerate(pictures):
         small = image.copy()
-        small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+        small.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
         title = html.escape(name, quote=True)
-        uri = encode_picture(small, BUDGET).uri
+        uri = encode_picture(small, _BUDGET).uri
         buttons.append(
             f'<button type="button" data-index="{number}" title="{title}" aria-label="{title}">'
-            f'<img src="{uri}" alt="" width="{THUMBNAIL}" height="{THUMBNAIL}"></button>'
+            f'<img src="{uri}" alt="" width="{_THUMBNAIL}" height="{_THUMBNAIL}"></button>'
         )
     return f'<div class="ld-thumbs">{"".join(buttons)}</div>'
 
@@ -170,7 +171,7 @@ def unmark(key: str) -> str:
     """Returns the JavaScript that marks no thumbnail in the element `key` as picked, unless a status says
     that something failed."""
     return (
-        f"status => (status || '').includes('{ALERT.strip()}') || "
+        f"status => (status || '').includes('{_ALERT.strip()}') || "
         f"document.querySelectorAll('#{key} button[aria-pressed]')"
         ".forEach(each => each.removeAttribute('aria-pressed'))"
     )
@@ -192,7 +193,7 @@ def missing_card(title: str, problem: str) -> str:
 
 def note(text: str, kind: str = "plain") -> str:
     """Returns a line of text in a box; `kind` is `plain`, `good` or `bad`."""
-    role = ALERT if kind == "bad" else ""
+    role = _ALERT if kind == "bad" else ""
     return f'<p class="ld-note ld-{kind}"{role}>{html.escape(text)}</p>'
 
 
@@ -244,9 +245,11 @@ def gallery(made: Sequence[Generated]) -> str:
         own = f'data-seed="{int(seed)}" data-label="{int(label)}"'
         stem = name.removesuffix(".png")
         buttons = (
-            action("save", f"Save the PNG of seed {seed}", stem, text="Save PNG"),
-            action("seed", f"Use seed {seed} and its class", stem, own, "Use this seed"),
-            action("send", f"Send the image of seed {seed} to Autoencoder", stem, text="Send to Autoencoder"),
+            _action("save", f"Save the PNG of seed {seed}", stem, text="Save PNG"),
+            _action("seed", f"Use seed {seed} and its class", stem, own, "Use this seed"),
+            _action(
+                "send", f"Send the image of seed {seed} to Autoencoder", stem, text="Send to Autoencoder"
+            ),
         )
         figures.append(
             f'<figure class="ld-card">{_img(data_uri(content, "image/png"), title, item.image.size)}'
@@ -284,8 +287,8 @@ def header(name: str, facts: Sequence[str]) -> str:
     chips = "".join(f"<li>{html.escape(fact)}</li>" for fact in facts)
     return (
         f'<div class="ld-head"><h1>LDMAE <span>{html.escape(name)}</span></h1>'
-        f"<p>{_link(PAPER, 'Latent diffusion with masked autoencoders')}: generate images with a "
-        f"{_link(LIGHTNINGDIT, 'LightningDiT')}, inspect its autoencoder, and compare autoencoders.</p>"
+        f"<p>{_link(_PAPER, 'Latent diffusion with masked autoencoders')}: generate images with a "
+        f"{_link(_LIGHTNINGDIT, 'LightningDiT')}, inspect its autoencoder, and compare autoencoders.</p>"
         f"<ul>{chips}</ul></div>"
     )
 

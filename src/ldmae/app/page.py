@@ -23,12 +23,12 @@ from ldmae.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
-FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
-MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-SPARE = 64
+_STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
+_FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+_SPARE = 64
 """Requests that Gradio starts beyond those which the lines take, so that it can tell them so."""
-SESSIONS = 200
+_SESSIONS = 200
 """Visitors whose images are kept at once; those who came first are forgotten first."""
 
 
@@ -74,7 +74,7 @@ def build_page(bench: Workbench) -> gr.Blocks:
     return page
 
 
-def page_theme() -> themes.Base:
+def _page_theme() -> themes.Base:
     """Returns the theme. Its texts have a contrast of at least 4.5 : 1 in both modes (WCAG 2.2, 1.4.3)."""
     red = themes.colors.red
     theme = themes.Default(
@@ -82,8 +82,8 @@ def page_theme() -> themes.Base:
         secondary_hue=themes.colors.indigo,
         neutral_hue=themes.colors.slate,
         radius_size=themes.sizes.radius_lg,
-        font=FONT,
-        font_mono=MONO,
+        font=_FONT,
+        font_mono=_MONO,
     )
     return theme.set(
         body_text_color_subdued="*neutral_600",
@@ -131,9 +131,9 @@ def launch(
     )
     try:
         _, here, elsewhere = page.launch(
-            theme=page_theme(),
-            css=STYLE.read_text(encoding="utf-8"),
-            head=f"{markup.favicon()}<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+            theme=_page_theme(),
+            css=_STYLE.read_text(encoding="utf-8"),
+            head=f"{markup.favicon()}<script>{_SCRIPT.read_text(encoding='utf-8')}</script>",
             server_name=host,
             server_port=port,
             share=share,
@@ -148,8 +148,8 @@ def launch(
             mcp_server=False,
             ssr_mode=False,
             pwa=False,
-            state_session_capacity=SESSIONS,
-            max_threads=HEAVY.in_all + LIGHT.in_all + SPARE,
+            state_session_capacity=_SESSIONS,
+            max_threads=HEAVY.in_all + LIGHT.in_all + _SPARE,
             app_kwargs={"middleware": [keeper]},
         )
     except OSError as error:  # somebody took the port since it was looked at

@@ -15,11 +15,11 @@ from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.report.grids import data_uri
 
-LARGEST = 20 << 20
+_LARGEST = 20 << 20
 """Bytes of a report or a card that are shown; reports stay under 5 MB."""
-LARGEST_PICTURE = 4 << 20
+_LARGEST_PICTURE = 4 << 20
 """Bytes of a picture in a card."""
-KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+_KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
 def build(bench: Workbench, tab: gr.Tab) -> None:
@@ -28,10 +28,10 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
     card = gr.Markdown(elem_id="report-card", sanitize_html=True, visible=False)
 
     def read(job: Job) -> tuple[str, Any]:
-        report = read_report(bench.run_folder)
+        report = _read_report(bench.run_folder)
         if report is not None:
             return markup.framed(report), gr.Markdown(visible=False)
-        about = read_card(_pipeline_folder(bench))
+        about = _read_card(_pipeline_folder(bench))
         if about is not None:
             note = f"{bench.name} is a saved pipeline, so this is its model card. Only runs have a report."
             return markup.note(note), gr.Markdown(about, visible=True)
@@ -58,12 +58,12 @@ def _absent(bench: Workbench) -> str:
     return "This run has no report yet. Write it with `ldmae report RUN`, then open this tab again."
 
 
-def read_report(run_folder: Path | None) -> str | None:
+def _read_report(run_folder: Path | None) -> str | None:
     """Returns the run's `report.html`, or None where there is none to show."""
     return None if run_folder is None else _text(run_folder / "report.html")
 
 
-def read_card(pipeline_folder: Path | None) -> str | None:
+def _read_card(pipeline_folder: Path | None) -> str | None:
     """Returns the Markdown of a model's card, without the metadata at its head, or None where it has none.
 
     Its pictures that lie in the folder come with it; of others the description stays. (Where one is written
@@ -86,18 +86,18 @@ def read_card(pipeline_folder: Path | None) -> str | None:
 def _picture(folder: Path, name: str) -> str | None:
     """Returns a picture in a folder as an address that needs no request, or None where there is none."""
     path = (folder / name).resolve()
-    kind = KINDS.get(path.suffix.lower())
+    kind = _KINDS.get(path.suffix.lower())
     if kind is None or not path.is_relative_to(folder.resolve()):
         return None
     try:
-        return data_uri(path.read_bytes(), kind) if path.stat().st_size <= LARGEST_PICTURE else None
+        return data_uri(path.read_bytes(), kind) if path.stat().st_size <= _LARGEST_PICTURE else None
     except OSError:
         return None
 
 
 def _text(path: Path) -> str | None:
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > _LARGEST:
             return None
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -22,12 +22,12 @@ from ldmae.images.builtin import open_builtin
 from ldmae.images.index import open_images
 from ldmae.report.data import read_arrays
 
-COUNT, FEWEST = 12, 2
+_COUNT, _FEWEST = 12, 2
 """Images to pick from, at most and at least: two, for the way from one to another."""
-TRAINED_ON = ("emoji", "digits")
+_TRAINED_ON = ("emoji", "digits")
 """Built-in sets that a model with the same classes was trained on."""
-UNSEEN = "not used in training"
-SPREAD = 0.618
+_UNSEEN = "not used in training"
+_SPREAD = 0.618
 """Place within a class of the picture that is taken: neither its first nor its middle, which are alike."""
 
 
@@ -59,25 +59,25 @@ def sample_images(
     """
     if run_folder is not None:
         held_out = _held_out(run_folder / "results" / "reconstruction.npz")
-        if len(held_out) >= FEWEST:
-            return held_out, f"held-out images of the run, {UNSEEN}"
+        if len(held_out) >= _FEWEST:
+            return held_out, f"held-out images of the run, {_UNSEEN}"
     if data is not None and data.source in SOURCES:
         with tempfile.TemporaryDirectory() as cache, contextlib.suppress(UserError):  # its data.val is gone
             source = open_images(data, Path(cache), progress=False)[1]
-            text = f"held-out {data.source} images, {UNSEEN} ({source.licence})"
-            if len(source) >= FEWEST:
-                return _of_all_classes(source, COUNT), text
-    for name in TRAINED_ON:
+            text = f"held-out {data.source} images, {_UNSEEN} ({source.licence})"
+            if len(source) >= _FEWEST:
+                return _of_all_classes(source, _COUNT), text
+    for name in _TRAINED_ON:
         source = _with_classes(name, list(class_names))
         if source is not None:
             text = f"{name} images, some of them used in training ({source.licence})"
-            return _of_all_classes(source, COUNT), text
+            return _of_all_classes(source, _COUNT), text
     photos = open_builtin("photos")
-    return _of_all_classes(photos, COUNT), f"crops of {photos.licence}"
+    return _of_all_classes(photos, _COUNT), f"crops of {photos.licence}"
 
 
 def _held_out(path: Path) -> list[Sample]:
-    originals = read_arrays(path, []).get("originals", np.zeros((0,)))[:COUNT]
+    originals = read_arrays(path, []).get("originals", np.zeros((0,)))[:_COUNT]
     try:
         return [Sample(f"held-out {k + 1}", Image.fromarray(image)) for k, image in enumerate(originals)]
     except (TypeError, ValueError):  # arrays that are no images
@@ -99,8 +99,8 @@ def _of_all_classes(source: ImageSource, count: int) -> list[Sample]:
     for label in range(min(len(source.classes), count)):
         members = np.flatnonzero(labels == label)
         if len(members):
-            chosen.append(int(members[int(SPREAD * len(members))]))
+            chosen.append(int(members[int(_SPREAD * len(members))]))
     further = (index for index in range(len(source)) if index not in chosen)
-    chosen += itertools.islice(further, max(0, FEWEST - len(chosen)))
+    chosen += itertools.islice(further, max(0, _FEWEST - len(chosen)))
     names = [source.classes[labels[index]] if labels[index] >= 0 else "no class" for index in chosen]
     return [Sample(name, source.read(index)) for name, index in zip(names, chosen, strict=True)]

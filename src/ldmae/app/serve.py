@@ -18,7 +18,7 @@ from ldmae.app.hosts import Hosts
 from ldmae.app.uploads import MIB, Limits
 from ldmae.core.errors import UserError
 
-FIRST_PORT, PORTS = 7860, 40
+_FIRST_PORT, _PORTS = 7860, 40
 """Where a free port is looked for if none is named."""
 GRADIO = "gradio>=6.31,<7"
 """What the extra `app` installs."""
@@ -64,7 +64,7 @@ def serve(
         UserError: Gradio is missing, the port can't be had, an allowed host is no host name, or the source
             is none.
     """
-    check_gradio()
+    _check_gradio()
     if not (math.isfinite(max_upload_mb) and math.isfinite(max_megapixels)):
         raise UserError(
             f"uploads need a limit, got {max_upload_mb} MiB and {max_megapixels} megapixels; give two numbers"
@@ -98,14 +98,14 @@ def serve(
         for address in launch(page, bench, host, port, share, open_browser, hosts):
             say(f"web app: {address}")
         say("Press Ctrl+C to stop")
-        wait_for_interrupt()
+        _wait_for_interrupt()
     finally:
         if page is not None:
             page.close(verbose=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for_interrupt() -> None:
+def _wait_for_interrupt() -> None:
     """Returns when the user presses Ctrl+C, or the process is told to end."""
     ended = threading.Event()
     with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
@@ -115,7 +115,7 @@ def wait_for_interrupt() -> None:
             pass
 
 
-def check_gradio() -> None:
+def _check_gradio() -> None:
     """Raises a UserError where Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(f'the web app needs Gradio, which is not installed; type: pip install "{GRADIO}"')
@@ -126,14 +126,14 @@ def free_port(host: str, port: int | None) -> int:
 
     Args:
         host: the address.
-        port: None takes the first free one from `FIRST_PORT` on, 0 any.
+        port: None takes the first free one from `_FIRST_PORT` on, 0 any.
 
     Raises:
         UserError: the port is in use or not allowed, no port is free, or the address is not this machine's.
     """
     if port is not None and not 0 <= port <= 65535:
         raise UserError(f"a port is a number from 0 to 65535, got {port}; leave it out to take a free one")
-    for number in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]:
+    for number in range(_FIRST_PORT, _FIRST_PORT + _PORTS) if port is None else [port]:
         try:
             return _bound(host, number)
         except PermissionError as error:
@@ -150,7 +150,7 @@ def free_port(host: str, port: int | None) -> int:
                     "free one"
                 ) from error
     raise UserError(
-        f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} on {host} are all in use; name one with --port"
+        f"ports {_FIRST_PORT} to {_FIRST_PORT + _PORTS - 1} on {host} are all in use; name one with --port"
     )
 
 

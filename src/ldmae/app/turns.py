@@ -17,7 +17,7 @@ class Stopped(Exception):
     """The visitor stopped the job, or left."""
 
 
-LOADS = 2
+_LOADS = 2
 """Things that are loaded at once, out of turn: who stops a job that loads does not stop the loading."""
 
 
@@ -25,14 +25,14 @@ class Turns:
     """A lock that is given out in the order in which it was asked for."""
 
     def __init__(self) -> None:
-        self.loads = threading.Semaphore(LOADS)
+        self.loads = threading.Semaphore(_LOADS)
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def turn(self) -> Iterator[_Turn]:
         """Waits for a turn and holds it."""
-        turn = Turn(self._changed, self._line)
+        turn = _Turn(self._changed, self._line)
         turn.take()
         try:
             yield turn
@@ -40,7 +40,7 @@ class Turns:
             turn.give()
 
 
-class Turn:
+class _Turn:
     """A place in the line; whoever is first in it computes."""
 
     def __init__(self, changed: threading.Condition, line: deque[object]) -> None:
@@ -70,7 +70,7 @@ class Job:
 
     def __init__(
         self,
-        turn: Turn,
+        turn: _Turn,
         stop: threading.Event,
         tell: Callable[[Any], None],
         loads: threading.Semaphore,

@@ -17,11 +17,11 @@ from torch import Tensor
 from ldmae.core.errors import UserError
 from ldmae.images.transforms import center_crop, open_picture, to_rgb, to_tensor
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 """What `ldmae.images` reads from folders, by Pillow's names. Others are not decoded for visitors: Pillow
 would start Ghostscript for EPS, and ICO and ICNS may hold larger pictures than they say."""
 
-TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323  # tags
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ KEPT_FOR, CLEANED_EVERY = 300, 60
 """Seconds: after how long files that visitors sent are deleted, and how often that is looked for. Not at
 once: a file that two visitors send lies in one place."""
 
-DECODING = threading.Semaphore(2)
+_DECODING = threading.Semaphore(2)
 """Pictures that are decoded at once: a large one takes hundreds of megabytes."""
 
 
@@ -85,7 +85,7 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
                 f"{limits.pixels / 1e6:g} million; upload a smaller one"
             )
     try:
-        with DECODING:
+        with _DECODING:
             return to_rgb(image)
     except Exception as error:  # decoders raise whatever they like on broken files
         raise UserError(
@@ -96,7 +96,7 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
 def _tile(image: Image.Image) -> tuple[int, int]:
     """Returns the size of the tiles that a TIFF is made of, each of which is decoded whole."""
     tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(TIFF_TILE_WIDTH, 0)), int(tags.get(TIFF_TILE_HEIGHT, 0))
+    return int(tags.get(_TIFF_TILE_WIDTH, 0)), int(tags.get(_TIFF_TILE_HEIGHT, 0))
 
 
 def _opened(content: bytes, limits: Limits) -> tuple[Image.Image, tuple[int, int]]:
@@ -113,7 +113,7 @@ def _opened(content: bytes, limits: Limits) -> tuple[Image.Image, tuple[int, int
             f"this page can't read the file as an image ({_first_line(error)}); upload a PNG, JPEG, WebP, "
             "BMP, GIF or TIFF"
         ) from error
-    if image.format not in FORMATS:
+    if image.format not in _FORMATS:
         raise UserError(
             f"this page can't read {image.format} images; upload a PNG, JPEG, WebP, BMP, GIF or TIFF"
         )

@@ -35,10 +35,10 @@ from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 from ldmae.run.sampling import own_sampling, picture_size, pipeline_classes
 from ldmae.run.threads import settle_alone, velocity
 
-GUIDANCE, INTERVAL = 3.0, (0.1, 1.0)
+_GUIDANCE, _INTERVAL = 3.0, (0.1, 1.0)
 """What a pipeline without settings of a run starts from: guidance that most class-conditional models like."""
 
-PICTURES = 8
+_PICTURES = 8
 """Pictures at once for which the number of threads is chosen."""
 
 
@@ -119,7 +119,7 @@ class Workbench:
     @cached_property
     def pace(self) -> float:
         """Seconds that the diffusion model takes to evaluate one picture once."""
-        count = min(PICTURES, self.most_pictures)
+        count = min(_PICTURES, self.most_pictures)
         work = velocity(self.pipeline, count)
         return min(seconds_of(work, self.device) for _ in range(2)) / count  # the first warms up
 
@@ -190,7 +190,7 @@ def open_workbench(
     names = pipeline_classes(pipeline)
     run = Path(source) if is_run_folder(source) else None
     size = picture_size(pipeline)
-    settle_alone(velocity(pipeline, PICTURES), PICTURES, pipeline.device, source=source)
+    settle_alone(velocity(pipeline, _PICTURES), _PICTURES, pipeline.device, source=source)
     made_with = settings_of(source)
     settings = None if made_with is None else load_config(made_with)
     if settings is not None:  # the page uses these two; it runs nobody's code
@@ -270,8 +270,8 @@ def _defaults(pipeline: LDMAEPipeline) -> SamplingConfig:
     """Returns usual settings of sampling, with the pipeline's own solver and time shift."""
     guided = getattr(pipeline.transformer, "null_class", None) is not None
     return SamplingConfig(
-        guidance_scale=GUIDANCE if guided else 1.0,
-        guidance_interval=list(INTERVAL),
+        guidance_scale=_GUIDANCE if guided else 1.0,
+        guidance_interval=list(_INTERVAL),
         **own_sampling(pipeline),
     )
 

@@ -29,18 +29,18 @@ from ldmae.report.grids import encode_picture
 from ldmae.report.pages import chart, write_page
 from ldmae.report.tables import DAGGER, ComparisonTable, Wanted, find_columns, make_table, pivot
 
-PROPERTIES = {
+_PROPERTIES = {
     "smoothness": (),  # depends on the noise that was measured
     "compression": (Wanted("compression", r"sigma2\(.*\)"), Wanted("compression", r"rho\(.*\)")),
     "reconstruction": (tables.RECONSTRUCTION[1], *tables.RECONSTRUCTION[3:]),
     "generation": tables.GENERATION[:2],
 }
 """The radar's axes; σ² and ρ are means over the levels."""
-UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
+_UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
 """Metrics by which smoothness is judged: of images decoded from latents with noise."""
-MAX_PROBLEMS = 200
+_MAX_PROBLEMS = 200
 """Sentences on what is left out that are shown at most."""
-CAPTIONS = {
+_CAPTIONS = {
     "reconstructions": "The held-out images with the strongest coarse edges, reconstructed by each "
     "autoencoder. Beside each image its box, magnified without smoothing: where the original has most edges.",
     "components": "The first three principal components of each autoencoder's own latents as red, green and "
@@ -51,7 +51,7 @@ CAPTIONS = {
     "autoencoder's latents. Unselected: the first ones of each class. Below them held-out images of any "
     "class.",
 }
-MEANS = "Means ± sample standard deviations over seeds; bold is the best mean."
+_MEANS = "Means ± sample standard deviations over seeds; bold is the best mean."
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     context = vars(page) | {
         "missing_units": page.missing,
         "lead": _lead(compared, page),
-        "problems": problems[:MAX_PROBLEMS],
-        "more_problems": max(0, len(problems) - MAX_PROBLEMS),
+        "problems": problems[:_MAX_PROBLEMS],
+        "more_problems": max(0, len(problems) - _MAX_PROBLEMS),
         "beyond": any(name not in paper.ABLATION_TITLES for name in _titles(made.get("ablation"))),
         "cost": tables.Table(paper.COST),
         "cost_note": paper.COST_NOTE,
         "order_table": ranking.order_table(page.orders) if page.orders else None,
         "chance": ranking.chance_of_full_agreement(len(paper.TITLES)),
         "plots": {plot.file: _shown(plot) for plot in drawn},
-        "captions": CAPTIONS,
+        "captions": _CAPTIONS,
         "seed": shown.seed,
         "commands": commands(whole, plan),
     }
@@ -174,7 +174,7 @@ def _smoothness_metrics(comparison: Comparison) -> list[Wanted]:
 def _plots(compared: Comparison) -> list[_Plot]:
     variants = compared.variants
     names = join_words([variant.title for variant in variants])
-    axes, left_out = radar_axes(compared)
+    axes, left_out = _radar_axes(compared)
     said, figure = _radar_caption(names, axes, left_out), None
     if len(variants) < 2:
         said = "a radar needs two autoencoders, because its axes run from the worst to the best"
@@ -183,7 +183,7 @@ def _plots(compared: Comparison) -> list[_Plot]:
     else:
         figure = plots.radar(axes, variants)
     order = ("reconstruction", "smoothness", "compression", "generation")
-    wanted = [metric for name in order for metric in PROPERTIES[name] or smoothness_axes(compared)]
+    wanted = [metric for name in order for metric in _PROPERTIES[name] or _smoothness_axes(compared)]
     columns = find_columns(compared, wanted)
     values = pivot(compared, columns)
     curves, levels = plots.noise_curves(compared), plots.compression_levels(compared)
@@ -233,7 +233,7 @@ def _radar_caption(names: str, axes: Sequence[plots.Axis], left_out: Sequence[st
     return ". ".join(sentences)
 
 
-def smoothness_axes(comparison: Comparison) -> list[Wanted]:
+def _smoothness_axes(comparison: Comparison) -> list[Wanted]:
     """Returns the distances of features at the largest noise that all have; without any, the area.
 
     The area is of a perceptual distance, on which some autoencoders were trained.
@@ -241,20 +241,20 @@ def smoothness_axes(comparison: Comparison) -> list[Wanted]:
     found = []
     for metric, curve in plots.noise_curves(comparison).groupby("metric", sort=False):
         shared = set.intersection(*(set(line) for _, line in curve.groupby("variant").eps))
-        if UNDER_NOISE.fullmatch(str(metric)) and max(shared, default=0) > 0:
+        if _UNDER_NOISE.fullmatch(str(metric)) and max(shared, default=0) > 0:
             found.append(Wanted("smoothness", re.escape(f"{metric}(eps={max(shared):g})")))
     return found or [tables.AREA]
 
 
-def radar_axes(comparison: Comparison) -> tuple[list[plots.Axis], list[str]]:
+def _radar_axes(comparison: Comparison) -> tuple[list[plots.Axis], list[str]]:
     """Returns the radar's axes, and in words those that are left out.
 
     σ² and ρ become one axis each, the mean over the levels that all autoencoders have.
     """
     axes: list[plots.Axis] = []
-    for subject, wanted in PROPERTIES.items():
+    for subject, wanted in _PROPERTIES.items():
         levels: dict[str, list[plots.Axis]] = {}
-        columns = find_columns(comparison, wanted or smoothness_axes(comparison))
+        columns = find_columns(comparison, wanted or _smoothness_axes(comparison))
         values = pivot(comparison, columns)
         for k, column in enumerate(columns):
             marks = values["trained_on_metric"][k]
@@ -332,7 +332,7 @@ def _markdown(page: _Page) -> str:
     """Returns all that a comparison says in words and tables as Markdown."""
     text = tables.escaped
     parts = [f"# {text(page.title)}", "\n".join(f"- {name}: {text(said)}" for name, said in page.facts)]
-    parts.append(text(f"{MEANS} {page.against}"))
+    parts.append(text(f"{_MEANS} {page.against}"))
     for name, table in page.tables.items():
         parts.append(table.markdown())
         if name == "ablation" and page.ablation_order:

@@ -22,18 +22,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-MAX_POINTS = 400
+_MAX_POINTS = 400
 """Points a drawn line has at most."""
-MAX_LINES = 10
+_MAX_LINES = 10
 """Lines a panel has at most."""
-LEGEND_WIDTH = 72
+_LEGEND_WIDTH = 72
 """Characters that a row of a legend takes at most."""
-LARGEST = 1e30
+_LARGEST = 1e30
 """Values from here on count as infinite: they would break the plot's arithmetic."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart with any colour vision; a line beyond it is dashed."""
 INK = "#222222"
-DARK: dict[str, str] = dict(
+_DARK: dict[str, str] = dict(
     zip(
         (INK, *COLOURS),
         ("#d8dce2", "#56b4e9", "#f0803c", "#2fc79a", "#e39cc6", "#f0e442", "#8f9cff"),
@@ -66,7 +66,7 @@ class Curve:
         steps, values = np.array(self.steps), np.array(self.values)
         steps, last = np.unique(steps[::-1], return_index=True)
         values = values[::-1][last]
-        finite = np.abs(values) < LARGEST
+        finite = np.abs(values) < _LARGEST
         return steps[finite], values[finite]
 
 
@@ -82,7 +82,7 @@ class StageCurves:
         found = [
             np.array(curve.values) for side in (self.training, self.validation) for curve in side.values()
         ]
-        return sum(int((~(np.abs(values) < LARGEST)).sum()) for values in found)
+        return sum(int((~(np.abs(values) < _LARGEST)).sum()) for values in found)
 
 
 def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -167,7 +167,7 @@ def loss_curves(curves: StageCurves) -> Figure:
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
         _add_legend(ax, handles)
     left_out = len(set(curves.training) | set(curves.validation)) - len(names)
-    note = f" ({left_out} more terms are not shown)" if left_out and len(names) == MAX_LINES else ""
+    note = f" ({left_out} more terms are not shown)" if left_out and len(names) == _MAX_LINES else ""
     axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)
     return figure
 
@@ -180,7 +180,7 @@ def _groups(curves: StageCurves) -> list[list[str]]:
         a, b = (curves.training.get(name, Curve()).points()[1] for name in ("loss", other))
         if a.shape == b.shape and np.allclose(a, b):
             names = ["loss"]
-    names = sorted(names, key=lambda name: name != "loss")[:MAX_LINES]
+    names = sorted(names, key=lambda name: name != "loss")[:_MAX_LINES]
     sizes = {}
     for name in names:
         values = np.abs(curves.training.get(name, curves.validation.get(name, Curve())).points()[1])
@@ -205,7 +205,7 @@ def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
         return values
     raw = _thin_keeping_peaks(values)
     ax.plot(steps[raw], values[raw], color=colour, alpha=0.3, linewidth=0.7)
-    kept = _spread_over(len(values), MAX_POINTS)
+    kept = _spread_over(len(values), _MAX_POINTS)
     ax.plot(steps[kept], _moving_mean(values, kept), color=colour, linewidth=1.5, linestyle=dashes)
     return values
 
@@ -235,9 +235,9 @@ def _moving_mean(values: np.ndarray, at: np.ndarray, share: float = 0.05) -> np.
 
 def _thin_keeping_peaks(values: np.ndarray) -> np.ndarray:
     """Returns the indices of at most MAX_POINTS values: the lowest and the highest of each bin."""
-    if len(values) <= MAX_POINTS:
+    if len(values) <= _MAX_POINTS:
         return np.arange(len(values))
-    bins = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
+    bins = np.array_split(np.arange(len(values)), _MAX_POINTS // 2)
     return np.unique([[part[values[part].argmin()], part[values[part].argmax()]] for part in bins])
 
 
@@ -263,7 +263,7 @@ def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
     widths = [
         len(str(handle.get_label())) + 6 for handle in handles
     ]  # in characters, with the line beside it
-    columns = len(handles) if sum(widths) <= LEGEND_WIDTH else max(1, LEGEND_WIDTH // max(widths))
+    columns = len(handles) if sum(widths) <= _LEGEND_WIDTH else max(1, _LEGEND_WIDTH // max(widths))
     ax.legend(
         handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
         handlelength=1.2, columnspacing=1.0, borderaxespad=0.2, labelcolor=INK,
@@ -308,5 +308,5 @@ def figure_svg(figure: Figure) -> bytes:
 
 def darkened(svg: bytes) -> bytes:
     """Returns the SVG of a figure with the colours for a dark page."""
-    pattern = "|".join(DARK).encode()
-    return re.sub(pattern, lambda match: DARK[match.group().decode()].encode(), svg)
+    pattern = "|".join(_DARK).encode()
+    return re.sub(pattern, lambda match: _DARK[match.group().decode()].encode(), svg)

@@ -20,11 +20,11 @@ from PIL import Image
 from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.report.formatting import format_value
 
-MAX_TEXT = 400
+_MAX_TEXT = 400
 """Characters of a name or note that are shown."""
 AUTOENCODERS, ABLATION = "autoencoders", "ablation"
 """The groups of units."""
-TIMES = {"autoencoder training": "autoencoder.", "diffusion training": "diffusion"}
+_TIMES = {"autoencoder training": "autoencoder.", "diffusion training": "diffusion"}
 """Metrics of the measurement `time`, summed over the stages whose names begin so."""
 TRAINED_ON = "the autoencoder was trained on this metric"
 METRICS = ["measurement", "name", "value", "unit", "better", "counts", "remarks", "trained_on_metric"]
@@ -100,7 +100,7 @@ def number(value: Any) -> float | None:
 def cut(text: None, length: int = ...) -> None: ...
 @overload
 def cut(text: str, length: int = ...) -> str: ...
-def cut(text: str | None, length: int = MAX_TEXT) -> str | None:
+def cut(text: str | None, length: int = _MAX_TEXT) -> str | None:
     """Shortens a text that is longer than `length` and says by how much."""
     if text is None or len(text) <= length:
         return text
@@ -297,7 +297,7 @@ def _times(record: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """Returns the metrics of the measurement `time`: seconds of training."""
     seconds, found = mapping(record.get("seconds")), []
     device = cut(str(record.get("device") or "device not known"), 100)
-    for name, beginning in TIMES.items():
+    for name, beginning in _TIMES.items():
         known = [number(spent) for stage, spent in seconds.items() if stage.startswith(beginning)]
         if known and None not in known:
             of = {"measurement": "time", "name": name, "value": math.fsum(s for s in known if s)}

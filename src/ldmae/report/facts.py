@@ -22,7 +22,7 @@ from ldmae.report.data import (
 from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
 from ldmae.report.tables import PERCEPTUAL, ComparisonTable
 
-ON_FEATURES = re.compile(r"r?(?:FI?D|KID|sFI?D|IS|precision|recall)(?:-(.+))?")
+_ON_FEATURES = re.compile(r"r?(?:FI?D|KID|sFI?D|IS|precision|recall)(?:-(.+))?")
 """The names of metrics on features, and the network's, which Inception's don't have."""
 
 
@@ -100,7 +100,7 @@ def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -
     """
     units = [unit.record for variant in comparison.variants for unit in variant.units]
     names = [column.name for table in made for column in table.columns]
-    features = [match[1] for name in names if (match := ON_FEATURES.fullmatch(name))]
+    features = [match[1] for name in names if (match := _ON_FEATURES.fullmatch(name))]
     ours = (
         [cut(str(mapping(record.get("data")).get("name") or ""), 100) for record in units],
         [f"{size:g} px" for record in units if (size := number(record.get("image_size")))],
@@ -232,7 +232,7 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
     for variant in comparison.variants:
         keys: list[Any] = [*stats.index]
         own = {key[:2]: stats.loc[key] for key in keys if key[2] == variant.name}
-        wanted = {kind: (OF_AUTOENCODER.get(kind, "samples"), name) for kind, name in names.items()}
+        wanted = {kind: (_OF_AUTOENCODER.get(kind, "samples"), name) for kind, name in names.items()}
         wanted["PSNR"] = ("reconstruction", "PSNR")
         learned = [key for key in own if key[0] == "reconstruction" and "LPIPS" in key[1]]
         wanted |= dict.fromkeys(["perceptual"], learned[0]) if learned else {}
@@ -245,10 +245,10 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
         }
         row: dict[str, Any] = {"name": variant.name, "title": variant.title, "seeds": len(variant.units)}
         row |= {kind: _spread(own[key]) for kind, key in wanted.items() if key in own}
-        row |= {kind: float(own[key]["mean"]) for kind, key in COUNTED.items() if key in own}
+        row |= {kind: float(own[key]["mean"]) for kind, key in _COUNTED.items() if key in own}
         rows.append(row)
     return {
-        "schema": SUMMARY_SCHEMA,
+        "schema": _SUMMARY_SCHEMA,
         "judges": judges,
         "floor": {
             kind: _spread(floors.loc[f"floor {name}"])
@@ -259,10 +259,10 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-SUMMARY_SCHEMA = 1
-OF_AUTOENCODER = {"rKID": "reconstruction", "iKID": "ifid", "iFD": "ifid"}
+_SUMMARY_SCHEMA = 1
+_OF_AUTOENCODER = {"rKID": "reconstruction", "iKID": "ifid", "iFD": "ifid"}
 """The measurements of metrics on features that are not of samples."""
-COUNTED = {
+_COUNTED = {
     "parameters": ("efficiency", "parameters"),
     "flops": ("efficiency", "FLOPs"),
     "seconds": ("time", "autoencoder training"),

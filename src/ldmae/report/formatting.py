@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def format_value(value: Any) -> str:
@@ -22,7 +22,7 @@ def format_value(value: Any) -> str:
         text = f"{size:,.{max(0, digits - math.floor(math.log10(size)))}f}"
     else:
         mantissa, exponent = f"{size:.2e}".split("e")
-        text = f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+        text = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     return "−" + text if value < 0 else text
 
 

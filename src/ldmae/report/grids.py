@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ldmae.core.files import atomic_path
 
-INK = (34, 34, 34)
-PAPER = (255, 255, 255)
-SMALLEST_TILE, LARGEST_TILE = 96, 256
-LABEL_WIDTH, CAPTION_WIDTH = 200, 800
+_INK = (34, 34, 34)
+_PAPER = (255, 255, 255)
+_SMALLEST_TILE, _LARGEST_TILE = 96, 256
+_LABEL_WIDTH, _CAPTION_WIDTH = 200, 800
 """Pixels that a row's label and a grid's caption may take; a longer one is cut with an ellipsis."""
 
 
@@ -88,7 +88,7 @@ def image_grid(
     """
     tiles = _as_tiles(images)
     layout = grid_layout(tiles, columns, row_labels, column_labels, scale, padding, caption)
-    picture = Image.new("RGB", layout.size, PAPER)
+    picture = Image.new("RGB", layout.size, _PAPER)
     largest = max((max(tile.size) for tile in tiles if tile), default=1)
     factor = scale or auto_scale(largest)
     for index, tile in enumerate(tiles):
@@ -118,7 +118,7 @@ def grid_layout(
     factor = scale or auto_scale(max(*widths, *heights))
     tile = (max(1, round(max(widths) * factor)), max(1, round(max(heights) * factor)))
     size = _font_size(tile[1])
-    left = max((math.ceil(_fit(label, LABEL_WIDTH, size)[1]) for label in row_labels or ()), default=0)
+    left = max((math.ceil(_fit(label, _LABEL_WIDTH, size)[1]) for label in row_labels or ()), default=0)
     line = round(1.6 * size)
     return GridLayout(
         columns=columns,
@@ -128,15 +128,15 @@ def grid_layout(
         top=line if column_labels else 0,
         bottom=line if caption else 0,
         padding=padding,
-        least_width=math.ceil(_fit(caption, CAPTION_WIDTH, size)[1]) + 2 * padding if caption else 0,
+        least_width=math.ceil(_fit(caption, _CAPTION_WIDTH, size)[1]) + 2 * padding if caption else 0,
     )
 
 
 def auto_scale(side: int) -> float:
     """Returns the factor that makes a `side` pixels long image easy to see: whole where it grows."""
-    if side > LARGEST_TILE:
-        return LARGEST_TILE / side
-    return float(max(1, math.ceil(SMALLEST_TILE / side)))
+    if side > _LARGEST_TILE:
+        return _LARGEST_TILE / side
+    return float(max(1, math.ceil(_SMALLEST_TILE / side)))
 
 
 def class_grid(
@@ -220,7 +220,7 @@ def _as_image(image: np.ndarray | Image.Image) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[2:] == (1,) else image))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*PAPER, 255)), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*_PAPER, 255)), rgba).convert("RGB")
     return image
 
 
@@ -282,16 +282,16 @@ def _draw_labels(
     def write(text: str, x: float, y: float, anchor: str, width: int) -> None:
         text, _ = _fit(text, width, size)
         if text:
-            draw.text((x, y), text, fill=INK, font=_font(frozenset(text + "…"), size), anchor=anchor)
+            draw.text((x, y), text, fill=_INK, font=_font(frozenset(text + "…"), size), anchor=anchor)
 
     for row, label in enumerate(rows[: layout.rows]):
         _, y = layout.origin(row * layout.columns)
-        write(label, layout.left - 4, y + layout.tile[1] / 2, "rm", LABEL_WIDTH)
+        write(label, layout.left - 4, y + layout.tile[1] / 2, "rm", _LABEL_WIDTH)
     for column, label in enumerate(columns[: layout.columns]):
         x, _ = layout.origin(column)
         write(label, x + layout.tile[0] / 2, layout.top / 2, "mm", layout.tile[0])
     write(
-        caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", CAPTION_WIDTH
+        caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", _CAPTION_WIDTH
     )
 
 

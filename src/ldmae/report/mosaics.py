@@ -15,15 +15,15 @@ from PIL import Image, ImageDraw
 from ldmae.report import grids
 from ldmae.report.data import Unit, Variant, cut, mapping, number, read_arrays, records
 
-COLUMNS, COMPONENTS, CLASSES, PER_CLASS, PAIRS = 4, 6, 6, 2, 2
+_COLUMNS, _COMPONENTS, _CLASSES, _PER_CLASS, _PAIRS = 4, 6, 6, 2, 2
 """Of every autoencoder: images with their details, components, classes of samples and samples of each,
 interpolations."""
-OUTLINE = ("black", "white")
+_OUTLINE = ("black", "white")
 """Of a box: outside and inside, so that it shows on any image."""
-SHAPES = {"originals": 4, "reconstructions": 4, "components": 4, "interpolation": 5, "samples": 4}
+_SHAPES = {"originals": 4, "reconstructions": 4, "components": 4, "interpolation": 5, "samples": 4}
 """Arrays of images in a unit's `images.npz`, and their dimensions."""
 
-Rows = dict[str, np.ndarray]
+_Rows = dict[str, np.ndarray]
 """Images by the title of the row that they are shown in."""
 
 
@@ -61,7 +61,7 @@ def make_mosaics(variants: Sequence[Variant], problems: list[str]) -> Mosaics:
     arrays = _of_same_originals(arrays, units, problems)
     originals = next((of["originals"] for of in arrays.values() if "originals" in of), None)
 
-    def rows(name: str) -> Rows:
+    def rows(name: str) -> _Rows:
         return {title: of[name] for title, of in arrays.items() if name in of}
 
     above = {} if originals is None else {"original": originals}
@@ -85,14 +85,14 @@ def _name(unit: Unit) -> str:
     return f"{unit.variant}/seed-{unit.seed}"
 
 
-def _read(unit: Unit, size: int, problems: list[str]) -> Rows:
+def _read(unit: Unit, size: int, problems: list[str]) -> _Rows:
     """Returns the arrays of a unit's `images.npz` that are images of the size, and the others."""
     arrays = read_arrays(unit.folder / "images.npz", problems, f"{_name(unit)}: images.npz")
     own = int(number(unit.record.get("image_size")) or 0)
     if own != size or size < 1:
         problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
         return {}
-    for name, dimensions in SHAPES.items():
+    for name, dimensions in _SHAPES.items():
         found = arrays.get(name)
         if found is not None and (found.dtype, found.ndim, *found.shape[-3:]) != (
             *(np.uint8, dimensions),
@@ -104,8 +104,8 @@ def _read(unit: Unit, size: int, problems: list[str]) -> Rows:
 
 
 def _of_same_originals(
-    arrays: dict[str, Rows], units: dict[str, Unit], problems: list[str]
-) -> dict[str, Rows]:
+    arrays: dict[str, _Rows], units: dict[str, Unit], problems: list[str]
+) -> dict[str, _Rows]:
     """Returns the arrays of the autoencoders that were shown the images that most of them were."""
     known = [of["originals"] for of in arrays.values() if "originals" in of]
     if not known:
@@ -122,7 +122,7 @@ def _of_same_originals(
     return same
 
 
-def most_detailed_box(image: np.ndarray, side: int) -> tuple[int, int]:
+def _most_detailed_box(image: np.ndarray, side: int) -> tuple[int, int]:
     """Returns the upper left corner (x, y) of the box with the most total variation, the first of equals.
 
     Total variation counts edges, so that fine texture outweighs one strong edge.
@@ -152,16 +152,16 @@ def _most_structured(images: np.ndarray, count: int) -> list[int]:
     return sorted(int(i) for i in best)
 
 
-def _reconstructions(originals: Rows, rows: Rows) -> Image.Image | None:
+def _reconstructions(originals: _Rows, rows: _Rows) -> Image.Image | None:
     """Lays out images and their most detailed box magnified beside them, a row an autoencoder."""
     if not rows or not originals:
         return None
     rows = originals | rows
     first = next(iter(originals.values()))
-    chosen = _most_structured(first[: min(map(len, rows.values()))], COLUMNS)
+    chosen = _most_structured(first[: min(map(len, rows.values()))], _COLUMNS)
     size = first.shape[1]
     side, scale = max(1, size // 4), grids.auto_scale(size)
-    boxes = {i: most_detailed_box(first[i], side) for i in chosen}
+    boxes = {i: _most_detailed_box(first[i], side) for i in chosen}
     tiles: dict[str, list[Image.Image]] = {}
     for title, row in rows.items():
         tiles[title] = []
@@ -169,7 +169,7 @@ def _reconstructions(originals: Rows, rows: Rows) -> Image.Image | None:
             tile = grids.resized(Image.fromarray(row[i]), scale)
             left, top, right, bottom = (round(place * scale) for place in (x, y, x + side, y + side))
             line = max(1, round(scale))
-            for outline, out in zip(OUTLINE, (2 * line, line), strict=True):  # around what is magnified
+            for outline, out in zip(_OUTLINE, (2 * line, line), strict=True):  # around what is magnified
                 box = (left - out, top - out, right + out - 1, bottom + out - 1)
                 ImageDraw.Draw(tile).rectangle(box, outline=outline, width=line)
             detail = Image.fromarray(row[i][y : y + side, x : x + side])
@@ -177,21 +177,21 @@ def _reconstructions(originals: Rows, rows: Rows) -> Image.Image | None:
     return grids.image_rows(tiles, 2 * len(boxes), scale=1)
 
 
-def _components(originals: Rows, rows: Rows) -> Image.Image | None:
+def _components(originals: _Rows, rows: _Rows) -> Image.Image | None:
     if not rows:
         return None
     rows = originals | rows
     first = next(iter(rows.values()))
-    chosen = _most_structured(first[: min(map(len, rows.values()))], COMPONENTS)
+    chosen = _most_structured(first[: min(map(len, rows.values()))], _COMPONENTS)
     return grids.image_rows({title: row[chosen] for title, row in rows.items()}, len(chosen))
 
 
-def _interpolation(rows: Rows, fractions: np.ndarray) -> Image.Image | None:
+def _interpolation(rows: _Rows, fractions: np.ndarray) -> Image.Image | None:
     """Lays out the first pairs: of each pair a row an autoencoder."""
     lengths = {of.shape[1] for of in rows.values()}
     if len(lengths) != 1:
         return None
-    pairs = min([PAIRS, *map(len, rows.values())])
+    pairs = min([_PAIRS, *map(len, rows.values())])
     tiles = [Image.fromarray(tile) for k in range(pairs) for of in rows.values() for tile in of[k]]
     labels = ["image", *(f"t = {t:g}" for t in fractions), "image"]
     columns = lengths.pop()
@@ -203,16 +203,18 @@ def _interpolation(rows: Rows, fractions: np.ndarray) -> Image.Image | None:
     )
 
 
-def _samples(rows: Rows, labels: np.ndarray, names: list[str], real: np.ndarray | None) -> Image.Image | None:
+def _samples(
+    rows: _Rows, labels: np.ndarray, names: list[str], real: np.ndarray | None
+) -> Image.Image | None:
     """Lays out the first samples of the same classes, a row an autoencoder, below them held-out images."""
     whole = {title: of for title, of in rows.items() if len(of) == len(labels) > 0}
     if not whole:
         return None
     present = np.unique(labels)
     classes = present[
-        np.unique(np.linspace(0, len(present) - 1, min(CLASSES, len(present))).round().astype(int))
+        np.unique(np.linspace(0, len(present) - 1, min(_CLASSES, len(present))).round().astype(int))
     ]
-    per_class = PER_CLASS if len(classes) > 1 else CLASSES * PER_CLASS
+    per_class = _PER_CLASS if len(classes) > 1 else _CLASSES * _PER_CLASS
     places = [np.flatnonzero(labels == label)[:per_class] for label in classes]
     chosen = np.concatenate(places)
     titles = [

@@ -16,8 +16,8 @@ from ldmae.report import curves
 from ldmae.report.data import cut
 from ldmae.report.grids import data_uri
 
-MAX_BYTES = 5_000_000
-PICTURE_BYTES = (1_200_000, 400_000, 100_000)
+_MAX_BYTES = 5_000_000
+_PICTURE_BYTES = (1_200_000, 400_000, 100_000)
 """What one picture may take before base64; the next is tried where the page came out too large."""
 
 
@@ -42,9 +42,9 @@ def write_page(
     )
     environment.filters |= {"wordbreaks": _wordbreaks, "marked": _marked}
     page = ""
-    for budget in PICTURE_BYTES:
+    for budget in _PICTURE_BYTES:
         page = environment.get_template(template).render(context | pictures(budget))
-        if len(page.encode(errors="backslashreplace")) < MAX_BYTES:
+        if len(page.encode(errors="backslashreplace")) < _MAX_BYTES:
             break
     write_text(path, page)
 

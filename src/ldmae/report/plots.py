@@ -19,18 +19,18 @@ from ldmae.report.curves import COLOURS, INK, new_figure, plain_label, style_axe
 from ldmae.report.data import Comparison, Variant
 from ldmae.report.tables import ARROWS, DAGGER, Column
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
-LOOKS = {
-    "ae": (BLUE, "o"),
-    "dae": (SKY, "s"),
-    "vae": (GREEN, "^"),
-    "sd-vae": (PURPLE, "D"),
-    "vmae": (VERMILION, "*"),
-    "": (BLUE, "o"),
+_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
+_LOOKS = {
+    "ae": (_BLUE, "o"),
+    "dae": (_SKY, "s"),
+    "vae": (_GREEN, "^"),
+    "sd-vae": (_PURPLE, "D"),
+    "vmae": (_VERMILION, "*"),
+    "": (_BLUE, "o"),
 }
-"""Colour and marker of each of the five, the same in every plot, and of one alone; of others see `looks`."""
-OTHERS = ((ORANGE, "P"), (BLUE, "X"), (GREEN, "v"), (PURPLE, "<"), (SKY, ">"))
-INNER = 0.18
+"""Colour and marker of each of the five, the same in every plot, and of one alone; of others see `_looks`."""
+_OTHERS = ((_ORANGE, "P"), (_BLUE, "X"), (_GREEN, "v"), (_PURPLE, "<"), (_SKY, ">"))
+_INNER = 0.18
 """Radius of the worst on the radar, so that polygons don't collapse into its middle."""
 
 
@@ -54,10 +54,10 @@ class Axis:
         return f"{self.subject}\n{plain_label(self.title, 40)}{DAGGER if self.taught else ''}"
 
 
-def looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
+def _looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
     """Returns colour and marker by autoencoder: fixed for the paper's five, in turn for others."""
-    others = [variant.name for variant in variants if variant.name not in LOOKS]
-    return LOOKS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    others = [variant.name for variant in variants if variant.name not in _LOOKS]
+    return _LOOKS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
 
 
 def _number(values: pd.DataFrame, row: str, column: int) -> float:
@@ -77,7 +77,7 @@ def _title(ax: Axes, title: str, better: str = "", size: float = 10) -> None:
 
 
 def _legend(figure: Figure, variants: Sequence[Variant]) -> None:
-    drawn = looks(variants)
+    drawn = _looks(variants)
     handles = [Line2D([], [], label=plain_label(v.title), **_marker(drawn[v.name], 5)) for v in variants]
     where = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(
@@ -103,7 +103,7 @@ def dots(
     down = math.ceil(len(columns) / across)
     figure = new_figure(1.1 + 2.6 * across, down * (0.75 + 0.27 * len(variants)) + 0.2)
     axes = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    drawn = looks(variants)
+    drawn = _looks(variants)
     for ax in axes[len(columns) :]:
         ax.set_visible(False)
     for k, (ax, column) in enumerate(zip(axes, columns, strict=False)):
@@ -125,7 +125,7 @@ def dots(
     return figure
 
 
-def rescaled(values: Sequence[float], better: str) -> list[float]:
+def _rescaled(values: Sequence[float], better: str) -> list[float]:
     """Rescales values so that the worst becomes 0 and the best 1; they must not all be equal."""
     low, high = min(values), max(values)
     assert high > low, "equal values have no worst and best"
@@ -149,18 +149,18 @@ def radar(axes: Sequence[Axis], variants: Sequence[Variant]) -> Figure:
     ax.set_theta_direction(-1)
     angles = np.linspace(0, 2 * math.pi, len(axes), endpoint=False)
     ring = np.append(angles, 0)
-    for radius, width in ((INNER, 0.6), ((1 + INNER) / 2, 0.6), (1, 1.0)):
+    for radius, width in ((_INNER, 0.6), ((1 + _INNER) / 2, 0.6), (1, 1.0)):
         ax.plot(ring, np.full(len(ring), radius), color=INK, alpha=0.3, linewidth=width)
     for angle in angles:
-        ax.plot([angle, angle], [INNER, 1], color=INK, alpha=0.3, linewidth=0.6)
+        ax.plot([angle, angle], [_INNER, 1], color=INK, alpha=0.3, linewidth=0.6)
     places = {}
     for axis in axes:
-        shares = rescaled(list(axis.values.values()), axis.better)
+        shares = _rescaled(list(axis.values.values()), axis.better)
         places[axis.title] = dict(zip(axis.values, shares, strict=True))
-    drawn = looks(variants)
+    drawn = _looks(variants)
     for variant in variants:
         shares = np.array([places[axis.title].get(variant.name, math.nan) for axis in axes])
-        radii = INNER + (1 - INNER) * shares
+        radii = _INNER + (1 - _INNER) * shares
         style = _marker(drawn[variant.name], 6)
         ours = 2.6 if variant.name == "vmae" else 1.5
         label = plain_label(variant.title)
@@ -202,7 +202,7 @@ def smoothness(curves: pd.DataFrame, variants: Sequence[Variant]) -> Figure:
     """Draws metrics over the size of the noise, a panel each; bands are standard deviations over seeds."""
     metrics = list(curves.metric.unique())
     figure = new_figure(4.3 * len(metrics), 3.9)
-    drawn = looks(variants)
+    drawn = _looks(variants)
     for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         style_axes(ax)
         panel = curves[curves.metric == metric]
@@ -241,7 +241,7 @@ def compression(levels: pd.DataFrame, variants: Sequence[Variant]) -> Figure:
     names = list(levels.level.unique())
     figure = new_figure(4.3 * len(names), 3.9)
     there = [variant for variant in variants if variant.name in set(levels.variant)]
-    drawn = looks(variants)
+    drawn = _looks(variants)
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         style_axes(ax)
         ax.margins(x=0.25, y=0.18)

@@ -15,9 +15,9 @@ from ldmae.report import paper
 from ldmae.report.formatting import format_value, join_words
 from ldmae.report.tables import NOTHING, ComparisonTable, Table
 
-FEWEST = 3
+_FEWEST = 3
 """Autoencoders below which an order says nothing."""
-Pair = tuple[str, str]
+_Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Agreement:
     """How probable it is that a random order has at least this Spearman coefficient, in (0, 1]: a one-sided
     p-value from all orders, or of more than seven autoencoders from 10,000 of them. Columns aren't
     independent of each other, and it is not corrected for their number."""
-    agreeing: list[Pair]
+    agreeing: list[_Pair]
     """Pairs of which the same is better in both; the better one comes first."""
-    opposed: list[Pair]
+    opposed: list[_Pair]
     """Pairs of which the other is better in ours; the one that is better in the paper comes first."""
-    tied: list[Pair]
+    tied: list[_Pair]
     """Pairs that are equal in one of the two."""
-    close: list[Pair]
+    close: list[_Pair]
     """Pairs, of whichever kind, that differ by less than the spread of their difference over seeds."""
     says_nothing: bool = False
     """Whether ours are shares of images, each next to 0."""
 
 
-def compare_orders(
+def _compare_orders(
     name: str, ours: pd.DataFrame, better: str, paper_name: str, says_nothing: bool = False
 ) -> Agreement:
     """Compares two orders of the same things.
@@ -70,7 +70,7 @@ def compare_orders(
     names = list(ours.index)
     mine = ours["mean"] if better == "higher" else -ours["mean"]
     printed = ours["paper"] if paper.BETTER[paper_name] == "higher" else -ours["paper"]
-    pairs: dict[str, list[Pair]] = {"agreeing": [], "opposed": [], "tied": [], "close": []}
+    pairs: dict[str, list[_Pair]] = {"agreeing": [], "opposed": [], "tied": [], "close": []}
     for pair in itertools.combinations(names, 2):
         a, b = sorted(pair, key=lambda title: -printed[title])  # the paper's better one first
         gap, printed_gap = mine[a] - mine[b], printed[a] - printed[b]
@@ -130,16 +130,16 @@ def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]])
             {"mean": table.mean[k], "std": table.std[k], "paper": pd.Series(values, dtype=float)}
         )
         ours = ours.dropna(subset=["mean", "paper"]).rename(index=table.titles)
-        if len(ours) >= FEWEST:
+        if len(ours) >= _FEWEST:
             silent = table.says_nothing(k)
-            found.append(compare_orders(column.title, ours, column.better, theirs, silent))
+            found.append(_compare_orders(column.title, ours, column.better, theirs, silent))
     return found
 
 
 def order_table(found: Sequence[Agreement]) -> Table:
     """Returns a row a comparison of orders."""
 
-    def pairs(of: Sequence[Pair]) -> str:
+    def pairs(of: Sequence[_Pair]) -> str:
         return ", ".join("–".join(pair) for pair in of) or "none"
 
     rows = {

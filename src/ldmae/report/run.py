@@ -33,19 +33,19 @@ from ldmae.report.formatting import format_count, format_seconds, format_value, 
 from ldmae.report.pages import chart, write_page
 from ldmae.report.tables import Table, footnotes, metrics_table
 
-MAX_RESULTS, MAX_CLASSES, MAX_PANELS = 300, 1000, 4
+_MAX_RESULTS, _MAX_CLASSES, _MAX_PANELS = 300, 1000, 4
 """Metrics, classes and stages' loss curves that are shown at most."""
-MAX_SETTINGS = 150_000
+_MAX_SETTINGS = 150_000
 """Characters of the settings that are shown."""
-PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
-FOLDED = 12
+_PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
+_FOLDED = 12
 """Metrics of a measurement from which on they are folded away."""
-ROWS = {
+_ROWS = {
     "components": {"original": "originals", "components": "components"},
     "copies": {"generated": "generated", "nearest": "nearest"},
 }
 """Pictures of rows: the arrays of `results/NAME.npz` by the rows' labels."""
-COLUMNS = 8
+_COLUMNS = 8
 """Images a row at most."""
 
 
@@ -84,7 +84,7 @@ def overview(run_folder: Path) -> Image.Image:
         UserError: one of the two is damaged or missing.
     """
     problems: list[str] = []
-    samples = samples_grid(run_folder, problems)
+    samples = _samples_grid(run_folder, problems)
     pairs = read_arrays(run_folder / "results" / "reconstruction.npz", problems)
     if samples is None or not {"originals", "reconstructions"} <= pairs.keys():
         what, stage = ("samples", "samples") if samples is None else ("reconstructions", "evaluation")
@@ -93,7 +93,7 @@ def overview(run_folder: Path) -> Image.Image:
             f"{run_folder} has no {what} that can be shown{why}; make them again with --restart {stage}"
         )
     below = grids.image_rows(
-        {"original": pairs["originals"], "reconstruction": pairs["reconstructions"]}, COLUMNS
+        {"original": pairs["originals"], "reconstruction": pairs["reconstructions"]}, _COLUMNS
     )
     picture = Image.new("RGB", (max(samples.width, below.width), samples.height + below.height + 24), "white")
     picture.paste(samples, (picture.width - samples.width, 0))
@@ -101,7 +101,7 @@ def overview(run_folder: Path) -> Image.Image:
     return picture
 
 
-def samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
+def _samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
     """Returns a run's samples, a row a class; None where there are none that can be read."""
     folder = run_folder / "samples"
     samples = read_samples(folder, problems)
@@ -109,7 +109,7 @@ def samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
         return None
     record = mapping(read_json(folder / "samples.json", []))
     names = record.get("class_names")
-    per_class = int(number(record.get("per_class")) or COLUMNS)
+    per_class = int(number(record.get("per_class")) or _COLUMNS)
     labels = samples["labels"]
     return grids.class_grid(samples["images"], labels, names if isinstance(names, list) else [], per_class)
 
@@ -136,11 +136,11 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         "smoothness": _smoothness(metrics),
         "sampling": _sampling(mapping(read_json(folder / "samples" / "samples.json", []))),
         "results": _results(metrics, mapping(record.get("titles")), problems),
-        "footnotes": footnotes(list(metrics["name"][:MAX_RESULTS])),
+        "footnotes": footnotes(list(metrics["name"][:_MAX_RESULTS])),
         "panels": _panels(folder / "metrics.jsonl", problems),
         "stages": stages,
         "data": _data(data),
-        "settings": cut(config_text, MAX_SETTINGS),
+        "settings": cut(config_text, _MAX_SETTINGS),
         "command": _command(mapping(read_json(folder / "run.json", problems))),
         "versions": _versions(),
     }
@@ -148,7 +148,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
 
 def _pictures(folder: Path, problems: list[str]) -> dict[str, Image.Image | None]:
     """Returns the pictures of a run, by name; None for one that is not there."""
-    drawn: dict[str, Image.Image | None] = {"samples": samples_grid(folder, problems)}
+    drawn: dict[str, Image.Image | None] = {"samples": _samples_grid(folder, problems)}
     for name in ("reconstruction", "components", "copies", "interpolation"):
         path = folder / "results" / f"{name}.npz"
         arrays = read_arrays(path, problems)
@@ -163,12 +163,12 @@ def _pictures(folder: Path, problems: list[str]) -> dict[str, Image.Image | None
 def _picture(name: str, arrays: dict[str, np.ndarray]) -> Image.Image:
     if name == "reconstruction":
         rows = grids.reconstruction_rows(arrays["originals"], arrays["reconstructions"])
-        return grids.image_rows(rows, COLUMNS)
+        return grids.image_rows(rows, _COLUMNS)
     if name == "interpolation":
         tiles = arrays["rows"]  # (P, F + 2, H, W, 3)
         labels = ["image", *(f"t = {t:g}" for t in arrays["fractions"]), "image"]
         return grids.image_grid(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1], column_labels=labels)
-    return grids.image_rows({label: arrays[key] for label, key in ROWS[name].items()}, COLUMNS)
+    return grids.image_rows({label: arrays[key] for label, key in _ROWS[name].items()}, _COLUMNS)
 
 
 # What the template shows, section by section.
@@ -204,7 +204,7 @@ def _stages(record: dict[str, Any]) -> dict[str, Any]:
     ]
     seconds = [number(entry.get("seconds")) for entry in entries]
     longest = max((s for s in seconds if s), default=0)
-    for entry, spent in list(zip(entries, seconds, strict=True))[:MAX_RESULTS]:
+    for entry, spent in list(zip(entries, seconds, strict=True))[:_MAX_RESULTS]:
         name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
         if device and device not in devices:
             devices.append(cut(device, 40))
@@ -224,16 +224,16 @@ def _stages(record: dict[str, Any]) -> dict[str, Any]:
 
 def _results(metrics: pd.DataFrame, titles: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
     """Returns the metrics' tables, one a measurement."""
-    if len(metrics) > MAX_RESULTS:
-        problems.append(f"results.json holds {len(metrics):,} metrics; {MAX_RESULTS} are shown")
+    if len(metrics) > _MAX_RESULTS:
+        problems.append(f"results.json holds {len(metrics):,} metrics; {_MAX_RESULTS} are shown")
     return [
         {
             "title": cut(str(titles.get(name) or f"{name[:1].upper()}{name[1:]}")),
             "table": metrics_table(group),
             "count": len(group),
-            "folded": len(group) > FOLDED,
+            "folded": len(group) > _FOLDED,
         }
-        for name, group in metrics[:MAX_RESULTS].groupby("measurement", sort=False)
+        for name, group in metrics[:_MAX_RESULTS].groupby("measurement", sort=False)
     ]
 
 
@@ -260,7 +260,7 @@ def _smoothness(metrics: pd.DataFrame) -> dict[str, Any] | None:
 
 def _data(data: dict[str, Any]) -> dict[str, Any]:
     classes = records(data.get("classes"))
-    shown = classes[:MAX_CLASSES]
+    shown = classes[:_MAX_CLASSES]
     table = pd.DataFrame(
         {
             "For training": [format_value(entry.get("train")) for entry in shown],
@@ -302,7 +302,7 @@ def _sampling(record: dict[str, Any]) -> str:
 
 def _versions() -> list[tuple[str, str]]:
     versions = [("Python", platform.python_version())]
-    for package in PACKAGES:
+    for package in _PACKAGES:
         try:
             versions.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
@@ -318,10 +318,10 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     except OSError as error:
         problems.append(f"{path.name} could not be read: {error.strerror}")
         return []
-    if len(stages) > MAX_PANELS:
-        problems.append(f"{path.name} holds {len(stages):,} stages; {MAX_PANELS} are plotted")
+    if len(stages) > _MAX_PANELS:
+        problems.append(f"{path.name} holds {len(stages):,} stages; {_MAX_PANELS} are plotted")
     panels = []
-    for name, stage in list(stages.items())[:MAX_PANELS]:
+    for name, stage in list(stages.items())[:_MAX_PANELS]:
         steps, values = stage.training.get("loss", curves.Curve()).points()
         title, ends = curves.STAGE_TITLES.get(name, name), ""
         if len(values):

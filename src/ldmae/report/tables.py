@@ -19,17 +19,17 @@ from ldmae.report.formatting import format_spread, format_value
 ARROWS = {"higher": "↑", "lower": "↓"}
 DAGGER = "†"
 """Marks a metric on which the autoencoder was trained."""
-IN_THE_PAPER, FLOOR = "*in the paper*", "*real half against real half*"
+_IN_THE_PAPER, _FLOOR = "*in the paper*", "*real half against real half*"
 NOTHING = 0.02
 """A column of shares of images whose means are all below it says nothing: they are of a few images each."""
-FOOTNOTES = {
+_FOOTNOTES = {
     "ST-LPIPS": "ST-LPIPS is the shift-tolerant perceptual metric with its own weights (ECCV 2022). "
     "It is not LPIPS: it is not comparable with LPIPS in papers.",
     "efficientnet": "Measured on features of EfficientNet, not of Inception. "
     "It is not comparable with FID or KID in papers, only with metrics on the same features.",
 }
 """What a reader must be told of a metric, by a part of its name."""
-LEVELS = ("object", "part", "pattern")
+_LEVELS = ("object", "part", "pattern")
 
 
 # ---- any table
@@ -97,7 +97,7 @@ def metrics_table(metrics: pd.DataFrame, format_number: Callable[[Any], str] = f
 def footnotes(names: Sequence[str]) -> list[str]:
     """Returns what a reader must be told of metrics of these names."""
     shown = " ".join(names).lower()
-    return [text for part, text in FOOTNOTES.items() if part.lower() in shown]
+    return [text for part, text in _FOOTNOTES.items() if part.lower() in shown]
 
 
 # ---- a comparison: a row an autoencoder, a column a metric, below each row the paper's
@@ -155,12 +155,12 @@ COST = (
     Wanted("time", "diffusion training", unit="s"),
 )
 COMPRESSION = (
-    *(Wanted("compression", rf"sigma2\({level}\)") for level in LEVELS),
-    *(Wanted("compression", rf"rho\({level}\)") for level in LEVELS),
+    *(Wanted("compression", rf"sigma2\({level}\)") for level in _LEVELS),
+    *(Wanted("compression", rf"rho\({level}\)") for level in _LEVELS),
     Wanted("probe", "linear-probe-accuracy"),
     Wanted("probe", "linear-probe-balanced-accuracy"),
 )
-SYMBOLS = {"sigma2": "σ²", "rho": "ρ", "linear-probe-": "probe "}
+_SYMBOLS = {"sigma2": "σ²", "rho": "ρ", "linear-probe-": "probe "}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Column:
     def title(self) -> str:
         """The name as shown."""
         title = re.sub(r"\(eps=(.+)\)", r" at ε = \1", self.name)
-        for plain, symbol in SYMBOLS.items():
+        for plain, symbol in _SYMBOLS.items():
             title = symbol + title.removeprefix(plain) if title.startswith(plain) else title
         return title
 
@@ -274,8 +274,8 @@ def make_table(
     for name, shown_title in titles.items():
         rows.append((shown_title, [str(seeds[name]), *shown.loc[name]]))
         theirs = [_printed((printed or {}).get(name, {}), column.wanted, columns) for column in columns]
-        rows.append((IN_THE_PAPER, ["", *(f"*{text}*" if text else "" for text in theirs)]))
-    rows.append((FLOOR, ["", *_floor(comparison, columns)]))
+        rows.append((_IN_THE_PAPER, ["", *(f"*{text}*" if text else "" for text in theirs)]))
+    rows.append((_FLOOR, ["", *_floor(comparison, columns)]))
     rows = [(name, cells) for name, cells in rows if any(cells)]
     notes = [f"{DAGGER} {TRAINED_ON}."] if marks.to_numpy().any() else []
     notes += footnotes([column.name for column in columns])
