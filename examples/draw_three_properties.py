@@ -29,7 +29,7 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_images
 from ldmae.loading import load_autoencoder
 from ldmae.perception.lpips import load_perceptual
-from ldmae.report.grids import image_grid
+from ldmae.report.grids import Grid
 
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 VISIBLE = (0.75, 0.5, 0.25)
@@ -110,7 +110,7 @@ class Pictures:
         restored = reconstruct(self.subject.autoencoder, self.images)
         difference = (restored - self.images).abs() * 4 - 1
         rows = [image for images in (self.images, restored, difference) for image in hwc(images)]
-        return image_grid(rows, len(self.images), ["image", "decoded", "4 × error"], scale=scale_of(rows))
+        return Grid(rows, len(self.images), ["image", "decoded", "4 × error"], scale=scale_of(rows)).draw()
 
     def masking(self) -> Image.Image:
         """The task of masked pre-training: the whole image from some of its patches."""
@@ -144,7 +144,7 @@ def grid(columns: list[Any], names: list[str]) -> Image.Image:
     """Lays columns of images side by side, a row an image."""
     shown = [[hwc(x) if isinstance(x, Tensor) else x for x in column] for column in columns]
     rows = [column[i] for i in range(len(shown[0])) for column in shown]
-    return image_grid(rows, len(shown), column_labels=names, scale=scale_of(rows))
+    return Grid(rows, len(shown), column_labels=names, scale=scale_of(rows)).draw()
 
 
 def scale_of(images: list[np.ndarray]) -> float | None:

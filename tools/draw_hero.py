@@ -22,7 +22,7 @@ from ldmae.core.autoencoding import reconstruct
 from ldmae.evaluation.reconstruction import hwc
 from ldmae.images.index import open_images
 from ldmae.images.transforms import center_crop
-from ldmae.report.grids import image_grid
+from ldmae.report.grids import Grid
 
 CLASSES = ("faces", "people", "hearts", "animals", "clocks", "vehicles", "buildings", "flags")
 SEEDS = range(4)
@@ -51,13 +51,8 @@ def draw(path: Path) -> None:
         images = torch.stack([as_tensor(center_crop(held_out.read(row), size)) for row in rows])
     restored = reconstruct(pipeline.vae, images)
     parts = [
-        image_grid(samples, len(CLASSES), scale=SCALE, padding=SCALE),
-        image_grid(
-            hwc(torch.cat([images, restored])),
-            PAIRS,
-            scale=SCALE / 2,
-            padding=SCALE // 2,
-        ),
+        Grid(samples, len(CLASSES), scale=SCALE, padding=SCALE).draw(),
+        Grid(hwc(torch.cat([images, restored])), PAIRS, scale=SCALE / 2, padding=SCALE // 2).draw(),
     ]
     width = max(part.width for part in parts)
     whole = Image.new("RGB", (width, sum(part.height for part in parts) + 8 * SCALE), "white")

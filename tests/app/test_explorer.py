@@ -6,7 +6,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from ldmae.app.explorer import _GREY, MOST_HIDDEN, AutoencoderExplorer, difference, metrics_of
+from ldmae.app.explorer import _GREY, MOST_HIDDEN, AutoencoderExplorer, metrics_of
 from ldmae.core.autoencoding import encode_moments, reconstruct
 from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
@@ -165,9 +165,3 @@ def test_any_autoencoder_can_be_looked_into(perceptual):
 def test_images_too_small_for_the_perceptual_distance_have_a_psnr_alone(perceptual):
     images = torch.randint(0, 255, (1, 3, 16, 16), dtype=torch.uint8)
     assert set(metrics_of(images, images // 2, perceptual)) == {"PSNR"}
-
-
-def test_a_difference_is_amplified_and_clipped():
-    x = np.array([[[10, 20, 30]]], np.uint8)
-    y = np.array([[[15, 10, 130]]], np.uint8)
-    assert difference(x, y, 4).tolist() == [[[20, 40, 255]]]

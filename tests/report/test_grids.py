@@ -20,8 +20,8 @@ def level_at(picture: Image.Image, x: int, y: int) -> int:
 
 def test_tiles_lie_where_the_layout_says_and_padding_is_white():
     images = tiles_of_colour(7)
-    picture = grids.image_grid(images, columns=3, padding=5, scale=2)
-    layout = grids.grid_layout(images, columns=3, padding=5, scale=2)
+    picture = grids.Grid(images, columns=3, padding=5, scale=2).draw()
+    layout = grids.Grid(images, columns=3, padding=5, scale=2)
     assert picture.size == layout.size == (5 + 3 * (64 + 5), 5 + 3 * (64 + 5))
     for index in range(7):
         x, y = layout.origin(index)
@@ -36,7 +36,7 @@ def test_labels_move_the_tiles_and_stay_beside_them():
     images = tiles_of_colour(4)
     rows, columns = ["first", "second"], ["left", "right"]
     arguments = {"columns": 2, "row_labels": rows, "column_labels": columns, "caption": "a caption"}
-    picture, layout = grids.image_grid(images, **arguments), grids.grid_layout(images, **arguments)
+    picture, layout = grids.Grid(images, **arguments).draw(), grids.Grid(images, **arguments)
     pixels = np.asarray(picture.convert("L"))
     assert layout.left > 0
     assert layout.top > 0
@@ -54,12 +54,12 @@ def test_labels_move_the_tiles_and_stay_beside_them():
 )
 def test_small_images_grow_by_whole_factors_and_large_ones_shrink(side: int, scale: float):
     assert grids.auto_scale(side) == scale
-    assert grids.grid_layout(tiles_of_colour(1, side), 1).tile == (side * scale, side * scale)
+    assert grids.Grid(tiles_of_colour(1, side), 1).tile == (side * scale, side * scale)
 
 
 def test_whole_factors_repeat_pixels():
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
-    grid = np.asarray(grids.image_grid(image, 1, scale=3, padding=0))
+    grid = np.asarray(grids.Grid(image, 1, scale=3, padding=0).draw())
     np.testing.assert_array_equal(grid, image[0].repeat(3, 0).repeat(3, 1))
 
 
@@ -69,7 +69,7 @@ def test_images_of_other_sizes_are_centred_and_transparency_is_white():
         Image.new("RGBA", (20, 40), (0, 0, 0, 0)),
         Image.new("L", (40, 40)),
     ]
-    picture = grids.image_grid(images, 3, scale=1, padding=0)
+    picture = grids.Grid(images, 3, scale=1, padding=0).draw()
     assert picture.size == (120, 40)
     assert picture.getpixel((20, 20)) == (255, 0, 0)
     assert picture.getpixel((20, 5)) == (255, 255, 255)
@@ -81,7 +81,7 @@ def test_class_grid_has_a_row_a_class_in_the_order_of_labels():
     labels = [i % 3 for i in range(9)]
     images = tiles_of_colour(9)
     picture = grids.class_grid(images[:8], labels[:8], ["one", "two", "three"], per_class=4)
-    layout = grids.grid_layout(images, 3, row_labels=["one", "two", "three"])
+    layout = grids.Grid(images, 3, row_labels=["one", "two", "three"])
     assert picture.size == layout.size
     for tile, image in enumerate([0, 3, 6, 1, 4, 7, 2, 5]):
         assert level_at(picture, *layout.origin(tile)) == 10 + image
@@ -93,7 +93,7 @@ def test_class_grid_of_a_thousand_classes_shows_24_rows_and_says_so():
     images = tiles_of_colour(1000, 8)
     picture = grids.class_grid(images, range(1000), names, per_class=2)
     caption = "24 of 1,000 classes shown"
-    layout = grids.grid_layout(images[:24], 1, row_labels=names[:1] * 24, caption=caption)
+    layout = grids.Grid(images[:24], 1, row_labels=names[:1] * 24, caption=caption)
     assert picture.height == layout.size[1]
     assert picture.height < 24 * 104 + 60
     plain = grids.class_grid(images[:24], range(24), names, per_class=2)
@@ -103,7 +103,7 @@ def test_class_grid_of_a_thousand_classes_shows_24_rows_and_says_so():
 
 def test_class_grid_of_one_class_fills_rows():
     picture = grids.class_grid(tiles_of_colour(20), [0] * 20, ["everything"], per_class=8)
-    layout = grids.grid_layout(tiles_of_colour(20), 8, row_labels=["everything"])
+    layout = grids.Grid(tiles_of_colour(20), 8, row_labels=["everything"])
     assert picture.size == layout.size
     assert level_at(picture, *layout.origin(19)) == 29
     assert level_at(picture, *layout.origin(20)) == 255
@@ -122,9 +122,10 @@ def test_class_grid_of_nothing_is_a_picture():
 def test_reconstructions_show_the_difference_four_times_as_strong():
     originals = np.full((3, 32, 32, 3), 100, np.uint8)
     reconstructions = originals + np.array([0, 10, 100], np.uint8)[:, None, None, None]
-    rows = grids.reconstruction_rows(originals, reconstructions)
+    gap = grids.difference(originals, reconstructions, 4)
+    rows = {"original": originals, "reconstruction": reconstructions, "difference × 4": gap}
     picture = grids.image_rows(rows, 8)
-    layout = grids.grid_layout(originals, 3, row_labels=list(rows))
+    layout = grids.Grid(originals, 3, row_labels=list(rows))
     shown = [level_at(picture, *layout.origin(i)) for i in range(9)]
     assert shown == [100, 100, 100, 100, 110, 200, 0, 40, 255]
 
@@ -132,7 +133,7 @@ def test_reconstructions_show_the_difference_four_times_as_strong():
 def test_rows_take_as_many_images_as_asked_for():
     images = tiles_of_colour(12)
     picture = grids.image_rows({"original": images, "other": images}, 5)
-    whole = grids.grid_layout([Image.fromarray(images[0])] * 10, 5, row_labels=["original", "other"])
+    whole = grids.Grid([Image.fromarray(images[0])] * 10, 5, row_labels=["original", "other"])
     assert picture.size == whole.size
 
 
@@ -157,3 +158,9 @@ def test_pictures_fit_their_budget_and_are_exact_where_they_can_be():
     flat = grids.encode_picture(Image.new("RGB", (300, 200), "red"), 50_000)
     assert (flat.width, flat.height) == (300, 200)
     assert len(flat.uri) < 500
+
+
+def test_a_difference_is_amplified_and_clipped():
+    x = np.array([[[10, 20, 30]]], np.uint8)
+    y = np.array([[[15, 10, 130]]], np.uint8)
+    assert grids.difference(x, y, 4).tolist() == [[[20, 40, 255]]]

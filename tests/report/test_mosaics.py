@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -9,9 +10,10 @@ from ldmae.report.data import read_comparison
 from .drawn_units import CLASSES, change_images, crops, write_unit
 
 
-def made_of(folder: Path, problems: list[str] | None = None) -> mosaics.Mosaics:
+def made_of(folder: Path, problems: list[str] | None = None) -> SimpleNamespace:
     found = [] if problems is None else problems
-    return mosaics.make_mosaics(read_comparison(folder, found).variants, found)
+    pictures, seed = mosaics.make_mosaics(read_comparison(folder, found).variants, found)
+    return SimpleNamespace(**pictures, seed=seed)
 
 
 def test_the_box_lies_where_edges_are():
@@ -43,7 +45,7 @@ def test_reconstructions_show_the_magnified_box_beside_each_image(tmp_path: Path
     scale = grids.auto_scale(32)
     originals = crops(2, 32)
     rows = ["original", "AE", "VMAE"]
-    layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
+    layout = grids.Grid([Image.new("RGB", (96, 96))] * 12, 4, row_labels=rows, scale=1)
     assert (scale, made.reconstructions.size) == (3.0, layout.size)
     for i, image in enumerate(originals):
         x, y = mosaics._most_detailed_box(image, 8)
@@ -57,7 +59,7 @@ def test_boxes_are_outlined_in_black_and_white(tmp_path: Path):
     write_unit(tmp_path, "ae", 0, size=32, tiles=2)
     made = made_of(tmp_path)
     assert made.reconstructions is not None
-    layout = grids.grid_layout([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
+    layout = grids.Grid([Image.new("RGB", (96, 96))] * 8, 4, row_labels=["original", "AE"], scale=1)
     x, y = (3 * place for place in mosaics._most_detailed_box(crops(2, 32)[0], 8))
     left, top = layout.origin(0)
     tile = np.asarray(made.reconstructions)[top : top + 96, left : left + 96]
@@ -78,7 +80,7 @@ def test_samples_are_the_first_of_the_same_classes_above_held_out_images(tmp_pat
     made = made_of(tmp_path, problems)
     assert problems == []
     assert made.samples is not None
-    layout = grids.grid_layout(
+    layout = grids.Grid(
         [Image.new("RGB", (32, 32))] * 24, 8, row_labels=["AE", "VMAE", "held out"], column_labels=CLASSES
     )
     assert made.samples.size == layout.size
@@ -103,7 +105,7 @@ def test_interpolations_of_a_pair_stand_one_below_the_other(tmp_path: Path):
         write_unit(tmp_path, name, 0, size=32, tiles=4)
     made = made_of(tmp_path)
     assert made.interpolation is not None
-    layout = grids.grid_layout(
+    layout = grids.Grid(
         [Image.new("RGB", (32, 32))] * 28, 7, row_labels=["AE", "VMAE"] * 2, column_labels=["image"] * 7
     )
     assert made.interpolation.size == layout.size

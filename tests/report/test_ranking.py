@@ -91,4 +91,3 @@ def test_pairs_are_counted_over_all_figures():
     assert ranking.summary([*found, *silent]) == f"{ranking.summary(found)}; {left_out}"
     assert ranking.summary(silent) == left_out
     assert ranking.summary([]) == ""
-    assert ranking.chance_of_full_agreement(5) == "1 in 120"

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from ldmae.app.explorer import as_picture, difference, metrics_of
+from ldmae.app.explorer import as_picture, metrics_of
 from ldmae.app.uploads import squared
 from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
 from ldmae.core.errors import UserError, nearest
@@ -31,6 +31,7 @@ from ldmae.evaluation.reconstruction import as_saved, to_uint8
 from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.report.formatting import format_count
+from ldmae.report.grids import difference
 
 logger = logging.getLogger(__name__)
 

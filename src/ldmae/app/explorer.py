@@ -223,9 +223,3 @@ def metrics_of(x: Tensor, y: Tensor, perceptual: PerceptualDistance) -> dict[str
 def as_picture(images: Tensor) -> np.ndarray:
     """Returns the first of uint8 images (B, 3, H, W) as (H, W, 3)."""
     return images[0].permute(1, 2, 0).cpu().numpy()
-
-
-def difference(x: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
-    """Returns |x - y|, `strength` times as strong and clipped; pictures (H, W, 3) uint8."""
-    gap = np.abs(x.astype(np.int16) - y.astype(np.int16)) * strength
-    return gap.clip(0, 255).round().astype(np.uint8)

@@ -24,13 +24,14 @@ from ldmae.app.components import (
     uploaded,
     visitor_of,
 )
-from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent, difference
+from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent
 from ldmae.app.lines import answered
 from ldmae.app.markup import Card
 from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.config.evaluation import EPSILONS, FRACTIONS
 from ldmae.core.errors import UserError
+from ldmae.report.grids import difference
 
 _NOISE, _HIDDEN, _HALF_WAY, _STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ldmae.core.files import atomic_path, write_json, write_text
-from ldmae.report import mosaics, paper, plots, ranking, tables
+from ldmae.report import paper, plots, ranking, tables
 from ldmae.report.data import (
     ABLATION,
     AUTOENCODERS,
@@ -25,7 +25,8 @@ from ldmae.report.data import (
 )
 from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line, summarise
 from ldmae.report.formatting import join_words
-from ldmae.report.grids import encode_picture
+from ldmae.report.grids import save_png
+from ldmae.report.mosaics import make_mosaics
 from ldmae.report.pages import chart, write_page
 from ldmae.report.tables import DAGGER, ComparisonTable, Wanted, find_columns, make_table, pivot
 
@@ -38,19 +39,6 @@ _PROPERTIES = {
 """The radar's axes; σ² and ρ are means over the levels."""
 _UNDER_NOISE = re.compile(r"r(FI?D|KID)(-.*)?")
 """Metrics by which smoothness is judged: of images decoded from latents with noise."""
-_MAX_PROBLEMS = 200
-"""Sentences on what is left out that are shown at most."""
-_CAPTIONS = {
-    "reconstructions": "The held-out images with the strongest coarse edges, reconstructed by each "
-    "autoencoder. Beside each image its box, magnified without smoothing: where the original has most edges.",
-    "components": "The first three principal components of each autoencoder's own latents as red, green and "
-    "blue. Equal colours mean similar latents within a row, not between rows.",
-    "interpolation": "From one held-out image to another along the straight line between their latents: the "
-    "originals at both ends, decoded images at each t.",
-    "samples": "Generated images of the same classes, by the same diffusion model trained on each "
-    "autoencoder's latents. Unselected: the first ones of each class. Below them held-out images of any "
-    "class.",
-}
 _MEANS = "Means ± sample standard deviations over seeds; bold is the best mean."
 
 
@@ -61,19 +49,6 @@ class _Plot:
     figure: Figure | None
     said: str
     """What it shows, or why it is not there."""
-
-
-@dataclass(frozen=True)
-class _Page:
-    """What the page and the Markdown say, in words and tables."""
-
-    title: str
-    facts: list[tuple[str, str]]
-    against: str
-    tables: dict[str, ComparisonTable]
-    orders: list[ranking.Agreement]
-    ablation_order: str
-    missing: list[str]
 
 
 def render_comparison(folder: Path, title: str | None = None) -> Path:
@@ -101,43 +76,45 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         if variant.group not in groups
     ]
     drawn = _plots(compared)
-    shown = mosaics.make_mosaics(compared.variants, problems)
+    pictures, seed = make_mosaics(compared.variants, problems)
     made = _tables(compared, whole.select(ABLATION), plan)
+    judged = (made["reconstruction"], paper.RECONSTRUCTION), (made["generation"], paper.GENERATION)
+    orders = [agreement for table, printed in judged for agreement in ranking.agreements(table, printed)]
     ablation = ranking.agreements(made["ablation"], paper.ABLATION) if "ablation" in made else []
-    page = _Page(
-        title=title or _title(whole, plan),
-        facts=gather_facts(whole, plan),
-        against=against_the_paper(whole, [made["reconstruction"], made["generation"]]),
-        tables=made,
-        orders=[
-            *ranking.agreements(made["reconstruction"], paper.RECONSTRUCTION),
-            *ranking.agreements(made["generation"], paper.GENERATION),
-        ],
-        ablation_order=ranking.summary(ablation),
-        missing=[*missing_units(whole.variants, plan), *_missing_figures(drawn, shown)],
-    )
-    context = vars(page) | {
-        "missing_units": page.missing,
-        "lead": _lead(compared, page),
-        "problems": problems[:_MAX_PROBLEMS],
-        "more_problems": max(0, len(problems) - _MAX_PROBLEMS),
-        "beyond": any(name not in paper.ABLATION_TITLES for name in _titles(made.get("ablation"))),
+    missing = [f"{plot.file}.png: {plot.said}" for plot in drawn if plot.figure is None]
+    missing += [f"{name}.png: no unit has such images" for name, picture in pictures.items() if not picture]
+    context = {
+        "title": title or _title(whole, plan),
+        "lead": _lead(compared, [table for table, _ in judged], ranking.summary(orders)),
+        "problems": problems,
+        "facts": gather_facts(whole, plan),
+        "against": against_the_paper(whole, [table for table, _ in judged]),
+        "missing_units": [*missing_units(whole.variants, plan), *missing],
+        "tables": made,
+        "beyond": "ablation" in made and made["ablation"].titles.keys() - paper.ABLATION_TITLES.keys(),
+        "ablation_order": ranking.summary(ablation),
         "cost": tables.Table(paper.COST),
         "cost_note": paper.COST_NOTE,
-        "order_table": ranking.order_table(page.orders) if page.orders else None,
-        "chance": ranking.chance_of_full_agreement(len(paper.TITLES)),
+        "order": ranking.summary(orders),
+        "order_table": ranking.order_table(orders) if orders else None,
+        "chance": f"1 in {math.factorial(len(paper.TITLES)):,}",
         "plots": {plot.file: _shown(plot) for plot in drawn},
-        "captions": _CAPTIONS,
-        "seed": shown.seed,
+        "seed": seed,
         "commands": commands(whole, plan),
     }
-    write_text(folder / "tables.md", _markdown(page))
+    write_text(folder / "tables.md", _markdown(context))
     write_json(folder / "summary.json", summarise(whole))
-    for plot in drawn:
-        _save_plot(plot, folder / f"{plot.file}.png")
-    mosaics.save_mosaics(shown, folder)
+    for name, content in [*((plot.file, plot.figure) for plot in drawn), *pictures.items()]:
+        path = folder / f"{name}.png"
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif isinstance(content, Figure):
+            with atomic_path(path) as temporary:
+                content.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        else:
+            save_png(content, path)
     path = folder / "comparison.html"
-    write_page(path, "comparison.html.j2", context, lambda budget: {"pictures": _encoded(shown, budget)})
+    write_page(path, "comparison.html.j2", context, pictures)
     return path
 
 
@@ -284,26 +261,12 @@ def _mean_axis(symbol: str, levels: Sequence[plots.Axis]) -> plots.Axis:
     return plots.Axis(levels[0].subject, f"{symbol}, mean of {len(levels)} levels", levels[0].better, means)
 
 
-def _missing_figures(drawn: Sequence[_Plot], shown: mosaics.Mosaics) -> list[str]:
-    missing = [f"{plot.file}.png: {plot.said}" for plot in drawn if plot.figure is None]
-    return missing + [
-        f"{name}.png: no unit has such images"
-        for name, picture in shown.pictures().items()
-        if picture is None
-    ]
-
-
 def _title(comparison: Comparison, plan: dict[str, Any]) -> str:
-    presets = [unit.record.get("preset") for variant in comparison.variants for unit in variant.units]
-    preset = plan.get("preset") or (presets[0] if presets else None)
+    preset = plan.get("preset") or next((unit.at("preset") for unit in comparison.units), None)
     return f"Autoencoders compared: {preset}" if isinstance(preset, str) else "Autoencoders compared"
 
 
-def _titles(table: ComparisonTable | None) -> Mapping[str, str]:
-    return {} if table is None else table.titles
-
-
-def _lead(compared: Comparison, page: _Page) -> str:
+def _lead(compared: Comparison, judged: Sequence[ComparisonTable], order: str) -> str:
     variants = compared.variants
     if not variants:
         return "No autoencoder of this comparison is done yet."
@@ -313,7 +276,7 @@ def _lead(compared: Comparison, page: _Page) -> str:
     ]
     columns = [
         table.best[k]
-        for table in (page.tables["reconstruction"], page.tables["generation"])
+        for table in judged
         for k, column in enumerate(table.columns)
         if len(table.titles) > 1 and column.better and not table.says_nothing(k)
     ]
@@ -324,47 +287,30 @@ def _lead(compared: Comparison, page: _Page) -> str:
             f"VMAE has the best mean in {leads} of the {len(columns)} metrics of reconstruction and "
             f"generation; in the paper in {led} of {total}."
         )
-    agreed = ranking.summary(page.orders)
-    return " ".join([*sentences, *([f"{agreed}."] if agreed else [])])
+    return " ".join([*sentences, *([f"{order}."] if order else [])])
 
 
-def _markdown(page: _Page) -> str:
+def _markdown(page: dict[str, Any]) -> str:
     """Returns all that a comparison says in words and tables as Markdown."""
     text = tables.escaped
-    parts = [f"# {text(page.title)}", "\n".join(f"- {name}: {text(said)}" for name, said in page.facts)]
-    parts.append(text(f"{_MEANS} {page.against}"))
-    for name, table in page.tables.items():
+    parts = [f"# {text(page['title'])}", "\n".join(f"- {name}: {text(said)}" for name, said in page["facts"])]
+    parts.append(text(f"{_MEANS} {page['against']}"))
+    for name, table in page["tables"].items():
         parts.append(table.markdown())
-        if name == "ablation" and page.ablation_order:
-            parts.append(f"{page.ablation_order}, within the ablation.")
+        if name == "ablation" and page["ablation_order"]:
+            parts.append(f"{page['ablation_order']}, within the ablation.")
         if name == "cost":
-            parts += ["### At the paper's size", tables.Table(paper.COST).markdown(), paper.COST_NOTE]
+            parts += ["### At the paper's size", page["cost"].markdown(), page["cost_note"]]
     parts.append("## Does the paper's ranking hold?")
-    if page.orders:
-        parts += [f"{text(ranking.summary(page.orders))}.", ranking.order_table(page.orders).markdown()]
+    if page["order_table"]:
+        parts += [f"{text(page['order'])}.", page["order_table"].markdown()]
     else:
         parts.append("A ranking needs three autoencoders.")
-    if page.missing:
-        parts += ["## Not done yet", "\n".join(f"- {text(each)}" for each in page.missing)]
+    if page["missing_units"]:
+        parts += ["## Not done yet", "\n".join(f"- {text(each)}" for each in page["missing_units"])]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _shown(plot: _Plot) -> dict[str, Any]:
-    if plot.figure is None:
-        return {"said": plot.said, "light": "", "title": plot.title}
-    return chart(plot.figure, plot.title, plot.said) | {"said": plot.said}
-
-
-def _save_plot(plot: _Plot, path: Path) -> None:
-    if plot.figure is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary:
-        plot.figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-
-
-def _encoded(shown: mosaics.Mosaics, budget: int) -> dict[str, Any]:
-    return {
-        name: encode_picture(picture, budget) if picture else None
-        for name, picture in shown.pictures().items()
-    }
+    drawn = {"light": ""} if plot.figure is None else chart(plot.figure, plot.title, plot.said)
+    return drawn | {"said": plot.said}

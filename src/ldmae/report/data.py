@@ -96,6 +96,11 @@ def number(value: Any) -> float | None:
     return float(value) if known and abs(value) <= 1e300 and math.isfinite(value) else None
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Returns at most `most` of `count` places, evenly spread and in order."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 @overload
 def cut(text: None, length: int = ...) -> None: ...
 @overload
@@ -165,6 +170,23 @@ class Unit:
     seed: int
     record: dict[str, Any]
 
+    def at(self, *keys: str) -> Any:
+        """Returns a value within the record, None where there is none."""
+        value: Any = self.record
+        for key in keys:
+            value = mapping(value).get(key)
+        return value
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along a side, 0 where that is not known."""
+        return int(number(self.at("image_size")) or 0)
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """Its images' classes."""
+        return records(self.at("data", "classes"))
+
 
 @dataclass
 class Variant:
@@ -189,6 +211,11 @@ class Comparison:
     variants: list[Variant]
     metrics: pd.DataFrame
     """`METRICS` with `variant` and `seed`; every value is a finite number."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """The units of all."""
+        return [unit for variant in self.variants for unit in variant.units]
 
     def select(self, group: str) -> Comparison:
         """Returns the autoencoders of a group."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from ldmae.core.errors import counted
 from ldmae.report import paper
 from ldmae.report.data import (
     ABLATION,
@@ -33,43 +35,37 @@ def gather_facts(comparison: Comparison, plan: dict[str, Any]) -> list[tuple[str
         comparison: the autoencoders.
         plan: what `comparison.json` says, empty where there is none.
     """
-    variants = comparison.variants
-    data = [mapping(unit.record.get("data")) for variant in variants for unit in variant.units]
-    several = len({str(entry["fingerprint"]) for entry in data if entry.get("fingerprint")}) > 1
+    several = len({str(unit.at("data", "fingerprint") or "") for unit in comparison.units} - {""}) > 1
+    by = partial(_by_value, comparison.variants)
     facts = [
-        ("Images", _by_value(variants, lambda unit: _images(mapping(unit.record.get("data")), several))),
-        (
-            "Licence",
-            _by_value(variants, lambda unit: str(mapping(unit.record.get("data")).get("licence") or "")),
-        ),
-        ("Size", _by_value(variants, lambda unit: f"{format_value(unit.record.get('image_size'))} px")),
-        ("Seeds", seeds_line(variants)),
-        ("Autoencoder steps", _by_value(variants, lambda unit: _steps(unit, "autoencoder"))),
-        ("Diffusion model", _by_value(variants, _diffusion)),
+        ("Images", by(lambda unit: _images(unit, several))),
+        ("Licence", by(lambda unit: str(unit.at("data", "licence") or ""))),
+        ("Size", by(lambda unit: f"{format_value(unit.at('image_size'))} px")),
+        ("Seeds", seeds_line(comparison.variants)),
+        ("Autoencoder steps", by(lambda unit: format_value(unit.at("steps", "autoencoder")))),
+        ("Diffusion model", by(_diffusion)),
         ("Same cost", _matching(comparison, mapping(plan.get("matching")))),
-        ("Device", _by_value(variants, lambda unit: str(unit.record.get("device") or "not known"))),
-        ("Time", _time(variants)),
+        ("Device", by(lambda unit: str(unit.at("device") or "not known"))),
+        ("Time", _time(comparison.units)),
     ]
     return [(name, cut(text, 1000)) for name, text in facts if text]
 
 
 def _by_value(variants: Sequence[Variant], text_of: Callable[[Unit], str]) -> str:
     """Returns what all units say; where they differ, each answer with those that give it."""
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, dict[str, None]] = {}  # of each the titles, each once
     for variant in variants:
         for unit in variant.units:
-            titles = answers.setdefault(text_of(unit), [])
-            if variant.title not in titles:
-                titles.append(variant.title)
+            answers.setdefault(text_of(unit), {})[variant.title] = None
     if len(answers) < 2:
         return next(iter(answers), "")
-    return "; ".join(f"{text or 'not known'} ({join_words(titles)})" for text, titles in answers.items())
+    return "; ".join(f"{text or 'not known'} ({join_words([*titles])})" for text, titles in answers.items())
 
 
-def _images(data: dict[str, Any], several: bool) -> str:
+def _images(unit: Unit, several: bool) -> str:
+    data, classes = mapping(unit.at("data")), len(unit.classes)
     if not data:
         return "not known"
-    classes = len(records(data.get("classes")))
     return (
         f"{cut(str(data.get('name') or 'without a name'), 100)}: {format_value(data.get('train'))} for "
         f"training, {format_value(data.get('held_out'))} held out"
@@ -78,17 +74,14 @@ def _images(data: dict[str, Any], several: bool) -> str:
     )
 
 
-def _steps(unit: Unit, model: str) -> str:
-    return format_value(mapping(unit.record.get("steps")).get(model))
-
-
 def _diffusion(unit: Unit) -> str:
-    parameters = number(mapping(unit.record.get("parameters")).get("diffusion"))
+    parameters = number(unit.at("parameters", "diffusion"))
     size = f" of {format_count(parameters)} parameters" if parameters else ""
-    sampling = mapping(mapping(unit.record.get("settings")).get("sampling"))
+    sampling = mapping(unit.at("settings", "sampling"))
     steps, solver = number(sampling.get("num_inference_steps")), sampling.get("solver")
     drawn = f"; images are drawn in {steps:.0f} steps ({solver})" if steps and solver else ""
-    return f"the same{size}, {_steps(unit, 'diffusion')} steps on the latents of each{drawn}"
+    trained = format_value(unit.at("steps", "diffusion"))
+    return f"the same{size}, {trained} steps on the latents of each{drawn}"
 
 
 def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -> str:
@@ -98,12 +91,12 @@ def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -
         comparison: the autoencoders.
         made: the tables of the metrics that are compared with the paper's.
     """
-    units = [unit.record for variant in comparison.variants for unit in variant.units]
+    units = comparison.units
     names = [column.name for table in made for column in table.columns]
     features = [match[1] for name in names if (match := _ON_FEATURES.fullmatch(name))]
     ours = (
-        [cut(str(mapping(record.get("data")).get("name") or ""), 100) for record in units],
-        [f"{size:g} px" for record in units if (size := number(record.get("image_size")))],
+        [cut(str(unit.at("data", "name") or ""), 100) for unit in units],
+        [f"{size:g} px" for unit in units if (size := number(unit.at("image_size")))],
         [cut(name, 60) for name in names if re.fullmatch(PERCEPTUAL, name)],
         [f"{cut(name, 60)}'s features" if name else paper.MEASURED_ON[3] for name in features],
     )
@@ -121,22 +114,18 @@ def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -
 
 def _matching(comparison: Comparison, matching: dict[str, Any]) -> str:
     """Says how the baselines' operations were brought to VMAE's, with the counts."""
-    variants, means = comparison.variants, comparison.stats()["mean"]
-    flops = {
-        variant.title: float(means["efficiency", "FLOPs", variant.name])
-        for variant in variants
-        if variant.group == AUTOENCODERS and ("efficiency", "FLOPs", variant.name) in means.index
-    }
-    widths = {number(unit.record.get("width")) for variant in variants for unit in variant.units} - {None}
+    means, alike = comparison.select(AUTOENCODERS).stats()["mean"], {}
+    for variant in comparison.variants:
+        if ("efficiency", "FLOPs", variant.name) in means.index:
+            flops = float(means["efficiency", "FLOPs", variant.name])
+            alike.setdefault(format_value(flops / 1e9), []).append(variant.title)
+    widths = {width for unit in comparison.units if (width := number(unit.at("width"))) is not None}
     texts = []
     if widths:
-        shown = " and ".join(f"{width:.4g}" for width in sorted(w for w in widths if w is not None))
+        shown = " and ".join(f"{width:.4g}" for width in sorted(widths))
         fitted = ", fitted to what VMAE's encode + decode costs" if matching.get("fitted", True) else ""
         texts.append(f"the baselines' width is {shown} of the paper's{fitted}")
-    if flops:
-        alike: dict[str, list[str]] = {}
-        for title, value in flops.items():
-            alike.setdefault(format_value(value / 1e9), []).append(title)
+    if alike:
         counts = "; ".join(f"{count} ({join_words(titles)})" for count, titles in alike.items())
         texts.append(f"GFLOPs per image (a multiply-add counts 2): {counts}")
     full = mapping(matching.get("full_size"))
@@ -149,19 +138,18 @@ def _matching(comparison: Comparison, matching: dict[str, Any]) -> str:
     return ". ".join(text[0].upper() + text[1:] for text in texts)
 
 
-def _time(variants: Sequence[Variant]) -> str:
-    spent = []
-    for variant in variants:
-        for unit in variant.units:
-            seconds = [number(value) for value in mapping(unit.record.get("seconds")).values()]
-            spent.append(sum(value for value in seconds if value))
-    if not spent or not sum(spent):
+def _time(units: Sequence[Unit]) -> str:
+    spent = [
+        sum(seconds for value in mapping(unit.at("seconds")).values() if (seconds := number(value)))
+        for unit in units
+    ]
+    if not sum(spent):
         return ""
     longest = f", the longest {format_seconds(max(spent))}" if len(spent) > 1 else ""
-    units = "1 unit" if len(spent) == 1 else f"{len(spent)} units"
-    days = [str(unit.record.get("finished") or "")[:10] for variant in variants for unit in variant.units]
-    finished = f"; finished on {cut(max(days), 10)}" if max(days) else ""
-    return f"{format_seconds(sum(spent))} for {units} (one autoencoder at one seed each){longest}{finished}"
+    day = max(str(unit.at("finished") or "")[:10] for unit in units)
+    finished = f"; finished on {day}" if day else ""
+    each = f"{counted(len(units), 'unit')} (one autoencoder at one seed each)"
+    return f"{format_seconds(sum(spent))} for {each}{longest}{finished}"
 
 
 def seeds_line(variants: Sequence[Variant]) -> str:
@@ -214,7 +202,7 @@ def missing_units(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str
 
 def commands(comparison: Comparison, plan: dict[str, Any]) -> list[str]:
     """Returns the commands that made the units, each once."""
-    typed = [unit.record.get("command") for variant in comparison.variants for unit in variant.units]
+    typed = [unit.at("command") for unit in comparison.units]
     known = [text for text in [plan.get("command"), *typed] if isinstance(text, str) and text]
     return [cut(text, 2000) for text in dict.fromkeys(known)]
 
@@ -224,7 +212,7 @@ def commands(comparison: Comparison, plan: dict[str, Any]) -> list[str]:
 
 def summarise(comparison: Comparison) -> dict[str, Any]:
     """Returns what `summary.json` holds (docs/reference/results-format.md)."""
-    judges, stats = _judges(comparison.variants), comparison.stats()
+    judges, stats = _judges(comparison.units), comparison.stats()
     names = _names(judges)
     floor = comparison.metrics[comparison.metrics.measurement == "floor"].astype({"value": float})
     floors = floor.groupby("name")["value"].agg(["mean", "std"])
@@ -271,14 +259,12 @@ _COUNTED = {
 """Metrics of which the summary has the mean alone."""
 
 
-def _judges(variants: Sequence[Variant]) -> list[str]:
+def _judges(units: Sequence[Unit]) -> list[str]:
     """Returns the networks whose features were compared, the one that decides first."""
-    for variant in variants:
-        for unit in variant.units:
-            evaluation = mapping(mapping(unit.record.get("settings")).get("evaluation"))
-            names = evaluation.get("features"), evaluation.get("second_features")
-            if any(names):
-                return [str(name) for name in names if name]
+    for unit in units:
+        names = [unit.at("settings", "evaluation", key) for key in ("features", "second_features")]
+        if any(names):
+            return [str(name) for name in names if name]
     return []
 
 

@@ -20,57 +20,18 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from ldmae.core.files import atomic_path
+from ldmae.report.data import evenly
 
-_INK = (34, 34, 34)
-_PAPER = (255, 255, 255)
+_INK, _PAPER = (34, 34, 34), (255, 255, 255)
 _SMALLEST_TILE, _LARGEST_TILE = 96, 256
 _LABEL_WIDTH, _CAPTION_WIDTH = 200, 800
 """Pixels that a row's label and a grid's caption may take; a longer one is cut with an ellipsis."""
+_MAX_CLASSES = 24
+"""Rows of a class grid at most."""
 
 
-@dataclass(frozen=True)
-class GridLayout:
-    """Where the tiles of a grid are, in pixels."""
-
-    columns: int
-    rows: int
-    tile: tuple[int, int]
-    """Width and height of a tile."""
-    left: int
-    """Width of the labels' column."""
-    top: int
-    """Height of the labels' row."""
-    bottom: int
-    """Height of the caption."""
-    padding: int
-    least_width: int = 0
-    """What the caption needs."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the whole picture."""
-        width = self.left + self.padding + self.columns * (self.tile[0] + self.padding)
-        height = self.top + self.padding + self.rows * (self.tile[1] + self.padding) + self.bottom
-        return max(width, self.least_width), height
-
-    def origin(self, index: int) -> tuple[int, int]:
-        """Returns the upper left corner of a tile; tiles are counted row by row."""
-        row, column = divmod(index, self.columns)
-        x = self.left + self.padding + column * (self.tile[0] + self.padding)
-        y = self.top + self.padding + row * (self.tile[1] + self.padding)
-        return x, y
-
-
-def image_grid(
-    images: np.ndarray | Sequence[np.ndarray | Image.Image | None],
-    columns: int,
-    row_labels: Sequence[str] | None = None,
-    column_labels: Sequence[str] | None = None,
-    scale: float | None = None,
-    padding: int = 4,
-    caption: str = "",
-) -> Image.Image:
-    """Lays images out in rows on white, each row and column with its label.
+class Grid:
+    """Images in rows on white, each row and column with its label.
 
     Args:
         images: uint8 (n, H, W, 3) or (n, H, W), or Pillow images (smaller ones are centred in their tile);
@@ -82,54 +43,76 @@ def image_grid(
             more, and shrinks images above 256 px to that. Whole factors repeat pixels, others resample.
         padding: pixels between tiles and around the grid.
         caption: a line below the grid.
-
-    Returns:
-        The picture, RGB.
     """
-    tiles = _as_tiles(images)
-    layout = grid_layout(tiles, columns, row_labels, column_labels, scale, padding, caption)
-    picture = Image.new("RGB", layout.size, _PAPER)
-    largest = max((max(tile.size) for tile in tiles if tile), default=1)
-    factor = scale or auto_scale(largest)
-    for index, tile in enumerate(tiles):
-        if tile is None:
-            continue
-        tile = resized(tile, factor)
-        x, y = layout.origin(index)
-        picture.paste(tile, (x + (layout.tile[0] - tile.width) // 2, y + (layout.tile[1] - tile.height) // 2))
-    _draw_labels(picture, layout, row_labels or (), column_labels or (), caption)
-    return picture
 
+    def __init__(
+        self,
+        images: np.ndarray | Sequence[np.ndarray | Image.Image | None],
+        columns: int,
+        row_labels: Sequence[str] = (),
+        column_labels: Sequence[str] = (),
+        scale: float | None = None,
+        padding: int = 4,
+        caption: str = "",
+    ) -> None:
+        assert columns > 0, columns
+        assert padding >= 0, padding
+        self.images, self.columns, self.padding = _as_tiles(images), columns, padding
+        self.row_labels, self.column_labels, self.caption = row_labels, column_labels, caption
+        widths, heights = zip(*[image.size for image in self.images if image] or [(1, 1)], strict=True)
+        self.scale = scale or auto_scale(max(*widths, *heights))
+        self.tile = max(1, round(max(widths) * self.scale)), max(1, round(max(heights) * self.scale))
+        self.rows = max(1, math.ceil(len(self.images) / columns))
+        self._font_size = min(18, max(12, self.tile[1] // 6))
+        line = round(1.6 * self._font_size)
+        left = max((self._width(label, _LABEL_WIDTH) for label in row_labels), default=0)
+        self.left = left + 8 + padding if left else 0
+        self.top, self.bottom = line if column_labels else 0, line if caption else 0
+        self.least_width = self._width(caption, _CAPTION_WIDTH) + 2 * padding if caption else 0
 
-def grid_layout(
-    images: np.ndarray | Sequence[np.ndarray | Image.Image | None],
-    columns: int,
-    row_labels: Sequence[str] | None = None,
-    column_labels: Sequence[str] | None = None,
-    scale: float | None = None,
-    padding: int = 4,
-    caption: str = "",
-) -> GridLayout:
-    """Returns where `image_grid` with the same arguments puts its tiles."""
-    assert columns > 0, columns
-    assert padding >= 0, padding
-    tiles = _as_tiles(images)
-    widths, heights = zip(*[tile.size for tile in tiles if tile] or [(1, 1)], strict=True)
-    factor = scale or auto_scale(max(*widths, *heights))
-    tile = (max(1, round(max(widths) * factor)), max(1, round(max(heights) * factor)))
-    size = _font_size(tile[1])
-    left = max((math.ceil(_fit(label, _LABEL_WIDTH, size)[1]) for label in row_labels or ()), default=0)
-    line = round(1.6 * size)
-    return GridLayout(
-        columns=columns,
-        rows=max(1, math.ceil(len(tiles) / columns)),
-        tile=tile,
-        left=left + 8 + padding if left else 0,
-        top=line if column_labels else 0,
-        bottom=line if caption else 0,
-        padding=padding,
-        least_width=math.ceil(_fit(caption, _CAPTION_WIDTH, size)[1]) + 2 * padding if caption else 0,
-    )
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole picture."""
+        width, height = self.origin(self.rows * self.columns - 1)
+        whole = width + self.tile[0] + self.padding, height + self.tile[1] + self.padding + self.bottom
+        return max(whole[0], self.least_width), whole[1]
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """Returns the upper left corner of a tile; tiles are counted row by row."""
+        row, column = divmod(index, self.columns)
+        x = self.left + self.padding + column * (self.tile[0] + self.padding)
+        y = self.top + self.padding + row * (self.tile[1] + self.padding)
+        return x, y
+
+    def draw(self) -> Image.Image:
+        """Returns the picture, RGB."""
+        picture = Image.new("RGB", self.size, _PAPER)
+        width, height = self.tile
+        for index, image in enumerate(self.images):
+            if image is not None:
+                image, (x, y) = resized(image, self.scale), self.origin(index)
+                picture.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
+        pen = ImageDraw.Draw(picture)
+        for row, label in enumerate(self.row_labels[: self.rows]):
+            _, y = self.origin(row * self.columns)
+            self._write(pen, label, self.left - 4, y + height / 2, "rm", _LABEL_WIDTH)
+        for column, label in enumerate(self.column_labels[: self.columns]):
+            x, _ = self.origin(column)
+            self._write(pen, label, x + width / 2, self.top / 2, "mm", width)
+        y = self.size[1] - self.bottom / 2 - self.padding / 2
+        self._write(pen, self.caption, self.padding, y, "lm", _CAPTION_WIDTH)
+        return picture
+
+    def _width(self, text: str, most: int) -> int:
+        text, font = _fit(text, most, self._font_size)
+        return math.ceil(font.getlength(text))
+
+    def _write(
+        self, pen: ImageDraw.ImageDraw, text: str, x: float, y: float, anchor: str, width: int
+    ) -> None:
+        text, font = _fit(text, width, self._font_size)
+        if text:
+            pen.text((x, y), text, fill=_INK, font=font, anchor=anchor)
 
 
 def auto_scale(side: int) -> float:
@@ -144,21 +127,17 @@ def class_grid(
     labels: Sequence[int] | np.ndarray,
     class_names: Sequence[str],
     per_class: int = 8,
-    max_rows: int = 24,
-    scale: float | None = None,
 ) -> Image.Image:
     """Lays images out with a row a class and the class's name at its left.
 
-    Where there are more classes than `max_rows`, rows are spread evenly over them and a caption says so.
-    A single class fills up to 8 rows.
+    Of more than 24 classes the rows are spread evenly over them and a caption says so; a single class fills
+    up to 8 rows.
 
     Args:
         images: uint8 (n, H, W, 3), or Pillow images.
         labels: (n,) indices into `class_names`.
         class_names: the classes' names.
         per_class: images a row.
-        max_rows: rows at most.
-        scale: see `image_grid`.
 
     Returns:
         The picture, RGB.
@@ -166,26 +145,17 @@ def class_grid(
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         by_class.setdefault(int(label), []).append(index)
-    present = sorted(by_class)
-    caption = ""
-    if len(present) == 1:
-        shown = by_class[present[0]][: per_class * min(8, max_rows)]
-        row_labels = [_class_name(present[0], class_names)] if class_names else []
-        cells: list[int | None] = list(shown)
-        per_class = max(1, min(per_class, len(cells)))
-    else:
-        if len(present) > max_rows:
-            caption = f"{max_rows:,} of {len(present):,} classes shown"
-            spread = np.linspace(0, len(present) - 1, max_rows).round().astype(int)
-            present = [present[i] for i in spread]
-        row_labels = [_class_name(label, class_names) for label in present]
-        per_class = max([1, *(min(per_class, len(by_class[label])) for label in present)])
-        cells = []
-        for label in present:
-            row = by_class[label][:per_class]
-            cells += [*row, *[None] * (per_class - len(row))]
+    present, caption = sorted(by_class), ""
+    if len(present) > _MAX_CLASSES:
+        caption = f"{_MAX_CLASSES:,} of {len(present):,} classes shown"
+        present = [present[i] for i in evenly(len(present), _MAX_CLASSES)]
+    names = [str(class_names[k]) if 0 <= k < len(class_names) else f"class {k}" for k in present]
+    alone = len(present) == 1
+    rows = [by_class[label][: per_class * 8 if alone else per_class] for label in present]
+    columns = max([1, *(min(per_class, len(row)) for row in rows)])
+    cells = [cell for row in rows for cell in [*row, *[None] * (-len(row) % columns)]]
     tiles = [None if cell is None else _as_image(images[cell]) for cell in cells]
-    return image_grid(tiles, per_class, row_labels=row_labels, scale=scale, caption=caption)
+    return Grid(tiles, columns, names if class_names or not alone else (), caption=caption).draw()
 
 
 def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **options: Any) -> Image.Image:
@@ -194,18 +164,32 @@ def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **o
     Args:
         rows: by label, uint8 (n, H, W, 3) or Pillow images.
         columns: of a row, at most: the first ones are shown.
-        options: further arguments of `image_grid`.
+        options: further arguments of `Grid`.
     """
     columns = max(1, min([columns, *(len(row) for row in rows.values())]))
     tiles = [image for row in rows.values() for image in _as_tiles(row[:columns])]
-    return image_grid(tiles, columns, row_labels=list(rows), **options)
+    return Grid(tiles, columns, list(rows), **options).draw()
 
 
-def reconstruction_rows(originals: np.ndarray, reconstructions: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns originals, reconstructions (n, H, W, 3) uint8 and, four times as strong, what differs."""
-    gap = np.abs(originals.astype(np.int16) - reconstructions.astype(np.int16)) * 4
-    difference = gap.clip(0, 255).astype(np.uint8)
-    return {"original": originals, "reconstruction": reconstructions, "difference × 4": difference}
+def interpolation_grid(
+    images: Sequence[Any], fractions: np.ndarray, columns: int, **options: Any
+) -> Image.Image:
+    """Lays rows out that turn from one image into another, with the originals at both ends.
+
+    Args:
+        images: of all rows, uint8 (H, W, 3).
+        fractions: (F,) how far the images between are, in [0, 1].
+        columns: of a row, F + 2; of another number the columns have no labels.
+        options: further arguments of `Grid`.
+    """
+    labels = ["image", *(f"t = {t:g}" for t in fractions), "image"]
+    return Grid(images, columns, column_labels=labels if len(labels) == columns else (), **options).draw()
+
+
+def difference(x: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
+    """Returns |x - y|, `strength` times as strong and clipped; images (…, H, W, 3) uint8."""
+    gap = np.abs(x.astype(np.int16) - y.astype(np.int16)) * strength
+    return gap.clip(0, 255).round().astype(np.uint8)
 
 
 def save_png(image: Image.Image, path: Path | str) -> None:
@@ -237,14 +221,6 @@ def resized(image: Image.Image, factor: float) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
-def _class_name(label: int, class_names: Sequence[str]) -> str:
-    return str(class_names[label]) if 0 <= label < len(class_names) else f"class {label}"
-
-
-def _font_size(tile_height: int) -> int:
-    return min(18, max(12, tile_height // 6))
-
-
 @functools.lru_cache(maxsize=64)
 def _font(characters: frozenset[str], size: int) -> ImageFont.FreeTypeFont:
     """Returns DejaVu Sans, which comes with matplotlib, or an installed font where that lacks a character."""
@@ -262,37 +238,15 @@ def _font(characters: frozenset[str], size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(best, size)
 
 
-def _fit(text: str, width: int, size: int) -> tuple[str, float]:
-    """Returns the text on one line, cut to the width where it is longer, and its width."""
+def _fit(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Returns the text on one line, cut to the width where it is longer, and its font."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:500]).split())
     font = _font(frozenset(text + "…"), size)
     if font.getlength(text) > width:
         while text and font.getlength(text + "…") > width:
             text = text[:-1]
         text = text.rstrip() + "…"
-    return text, font.getlength(text)
-
-
-def _draw_labels(
-    picture: Image.Image, layout: GridLayout, rows: Sequence[str], columns: Sequence[str], caption: str
-) -> None:
-    draw = ImageDraw.Draw(picture)
-    size = _font_size(layout.tile[1])
-
-    def write(text: str, x: float, y: float, anchor: str, width: int) -> None:
-        text, _ = _fit(text, width, size)
-        if text:
-            draw.text((x, y), text, fill=_INK, font=_font(frozenset(text + "…"), size), anchor=anchor)
-
-    for row, label in enumerate(rows[: layout.rows]):
-        _, y = layout.origin(row * layout.columns)
-        write(label, layout.left - 4, y + layout.tile[1] / 2, "rm", _LABEL_WIDTH)
-    for column, label in enumerate(columns[: layout.columns]):
-        x, _ = layout.origin(column)
-        write(label, x + layout.tile[0] / 2, layout.top / 2, "mm", layout.tile[0])
-    write(
-        caption, layout.padding, layout.size[1] - layout.bottom / 2 - layout.padding / 2, "lm", _CAPTION_WIDTH
-    )
+    return text, _font(frozenset(text + "…"), size)
 
 
 # ---- inside a page
@@ -307,19 +261,15 @@ class Picture:
     height: int
 
 
-def encode_picture(image: Image.Image, budget: int, longest: int = 6000) -> Picture:
-    """Encodes a picture into the page in at most about `budget` bytes: without loss if it fits, else smaller.
+def encode_picture(image: Image.Image, budget: int) -> Picture:
+    """Encodes an RGB picture into the page in at most about `budget` bytes before base64.
 
-    Args:
-        image: RGB.
-        budget: bytes before base64.
-        longest: pixels of the longer side at most.
+    Without loss if it fits, else with loss and, where that is not enough, smaller.
     """
     image = image.copy()
-    image.thumbnail((min(1600, longest), longest))
-    best = b""
-    if image.width * image.height < 4_000_000:
-        best = _encoded(image, lossless=True)
+    image.thumbnail((1600, 6000))
+    lossless = image.width * image.height < 4_000_000
+    best = _encoded(image, lossless=True) if lossless else b""
     while not best or len(best) > budget:
         best = _encoded(image, quality=85)
         if max(image.size) <= 16:

@@ -5,15 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ldmae.report import grids
-from ldmae.report.data import Unit, Variant, cut, mapping, number, read_arrays, records
+from ldmae.report.data import Unit, Variant, cut, evenly, read_arrays
 
 _COLUMNS, _COMPONENTS, _CLASSES, _PER_CLASS, _PAIRS = 4, 6, 6, 2, 2
 """Of every autoencoder: images with their details, components, classes of samples and samples of each,
@@ -27,58 +24,42 @@ _Rows = dict[str, np.ndarray]
 """Images by the title of the row that they are shown in."""
 
 
-@dataclass(frozen=True)
-class Mosaics:
-    """What there is to look at; None where there is nothing."""
-
-    reconstructions: Image.Image | None = None
-    components: Image.Image | None = None
-    interpolation: Image.Image | None = None
-    samples: Image.Image | None = None
-    seed: int | None = None
-    """The seed whose images these are."""
-
-    def pictures(self) -> dict[str, Image.Image | None]:
-        """Returns the pictures by name."""
-        return {name: picture for name, picture in vars(self).items() if name != "seed"}
-
-
-def make_mosaics(variants: Sequence[Variant], problems: list[str]) -> Mosaics:
+def make_mosaics(
+    variants: Sequence[Variant], problems: list[str]
+) -> tuple[dict[str, Image.Image | None], int | None]:
     """Lays out the images of the autoencoders at one seed, that which most of them have.
 
     Args:
         variants: the rows.
         problems: takes a sentence for each image that is left out.
+
+    Returns:
+        `reconstructions`, `components`, `interpolation` and `samples`, each None where there is nothing, and
+        the seed.
     """
     seeds = [unit.seed for variant in variants for unit in variant.units]
-    if not seeds:
-        return Mosaics()
-    seed = max(sorted(set(seeds)), key=seeds.count)
+    seed = max(sorted(set(seeds)), key=seeds.count, default=None)
     units = {v.title: unit for v in variants for unit in v.units if unit.seed == seed}
-    sizes = [int(number(unit.record.get("image_size")) or 0) for unit in units.values()]
-    size = max(sorted(set(sizes)), key=sizes.count)
+    sizes = [unit.image_size for unit in units.values()]
+    size = max(sorted(set(sizes)), key=sizes.count, default=0)
     arrays = {title: _read(unit, size, problems) for title, unit in units.items()}
     arrays = _of_same_originals(arrays, units, problems)
-    originals = next((of["originals"] for of in arrays.values() if "originals" in of), None)
 
     def rows(name: str) -> _Rows:
         return {title: of[name] for title, of in arrays.items() if name in of}
 
-    above = {} if originals is None else {"original": originals}
-    names = [str(entry.get("name", "")) for unit in units.values() for entry in _classes(unit)]
-    labels = next((of["labels"] for of in arrays.values() if "labels" in of), np.zeros(0))
-    fractions = next((of["fractions"] for of in arrays.values() if "fractions" in of), np.zeros(0))
-    return Mosaics(
-        _reconstructions(above, rows("reconstructions")),
-        _components(above, rows("components")),
-        _interpolation(rows("interpolation"), fractions),
-        _samples(rows("samples"), labels, list(dict.fromkeys(names)), originals),
-        seed,
-    )
+    def first(name: str) -> np.ndarray:
+        return next(iter(rows(name).values()), np.zeros(0))
 
-
-def _classes(unit: Unit) -> list[dict[str, Any]]:
-    return records(mapping(unit.record.get("data")).get("classes"))
+    above = {"original": first("originals")} if rows("originals") else {}
+    names = [str(entry.get("name", "")) for unit in units.values() for entry in unit.classes]
+    pictures = {
+        "reconstructions": _reconstructions(above, rows("reconstructions")),
+        "components": _components(above, rows("components")),
+        "interpolation": _interpolation(rows("interpolation"), first("fractions")),
+        "samples": _samples(rows("samples"), first("labels"), list(dict.fromkeys(names)), above),
+    }
+    return pictures, seed
 
 
 def _name(unit: Unit) -> str:
@@ -88,9 +69,9 @@ def _name(unit: Unit) -> str:
 def _read(unit: Unit, size: int, problems: list[str]) -> _Rows:
     """Returns the arrays of a unit's `images.npz` that are images of the size, and the others."""
     arrays = read_arrays(unit.folder / "images.npz", problems, f"{_name(unit)}: images.npz")
-    own = int(number(unit.record.get("image_size")) or 0)
-    if own != size or size < 1:
-        problems.append(f"{_name(unit)}: its images are left out because its image_size is {own} px")
+    if unit.image_size != size or size < 1:
+        of = f"because its image_size is {unit.image_size} px"
+        problems.append(f"{_name(unit)}: its images are left out {of}")
         return {}
     for name, dimensions in _SHAPES.items():
         found = arrays.get(name)
@@ -192,28 +173,17 @@ def _interpolation(rows: _Rows, fractions: np.ndarray) -> Image.Image | None:
     if len(lengths) != 1:
         return None
     pairs = min([_PAIRS, *map(len, rows.values())])
-    tiles = [Image.fromarray(tile) for k in range(pairs) for of in rows.values() for tile in of[k]]
-    labels = ["image", *(f"t = {t:g}" for t in fractions), "image"]
-    columns = lengths.pop()
-    return grids.image_grid(
-        tiles,
-        columns,
-        row_labels=[*rows] * pairs,
-        column_labels=labels if len(labels) == columns else None,
-    )
+    tiles = [tile for k in range(pairs) for of in rows.values() for tile in of[k]]
+    return grids.interpolation_grid(tiles, fractions, lengths.pop(), row_labels=[*rows] * pairs)
 
 
-def _samples(
-    rows: _Rows, labels: np.ndarray, names: list[str], real: np.ndarray | None
-) -> Image.Image | None:
+def _samples(rows: _Rows, labels: np.ndarray, names: list[str], originals: _Rows) -> Image.Image | None:
     """Lays out the first samples of the same classes, a row an autoencoder, below them held-out images."""
     whole = {title: of for title, of in rows.items() if len(of) == len(labels) > 0}
     if not whole:
         return None
     present = np.unique(labels)
-    classes = present[
-        np.unique(np.linspace(0, len(present) - 1, min(_CLASSES, len(present))).round().astype(int))
-    ]
+    classes = present[evenly(len(present), _CLASSES)]
     per_class = _PER_CLASS if len(classes) > 1 else _CLASSES * _PER_CLASS
     places = [np.flatnonzero(labels == label)[:per_class] for label in classes]
     chosen = np.concatenate(places)
@@ -222,19 +192,8 @@ def _samples(
         for label, of in zip(classes, places, strict=True)
         for k in range(len(of))
     ]
-    shown: dict[str, list[Image.Image | None]] = {
-        title: [Image.fromarray(tile) for tile in of[chosen]] for title, of in whole.items()
-    }
-    if real is not None:
-        below: list[Any] = [Image.fromarray(tile) for tile in real[: len(chosen)]]
+    shown: dict[str, list[np.ndarray | None]] = {title: list(of[chosen]) for title, of in whole.items()}
+    for real in originals.values():
+        below = list(real[: len(chosen)])
         shown["held out"] = below + [None] * (len(chosen) - len(below))
     return grids.image_rows(shown, len(chosen), column_labels=titles)
-
-
-def save_mosaics(mosaics: Mosaics, folder: Path) -> None:
-    """Writes the mosaics that there are as PNG; others' old files are removed."""
-    for name, picture in mosaics.pictures().items():
-        if picture is None:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-        else:
-            grids.save_png(picture, folder / f"{name}.png")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ldmae.core.files import write_text
 from ldmae.report import curves
 from ldmae.report.data import cut
-from ldmae.report.grids import data_uri
+from ldmae.report.grids import data_uri, encode_picture
 
 _MAX_BYTES = 5_000_000
 _PICTURE_BYTES = (1_200_000, 400_000, 100_000)
@@ -22,7 +23,7 @@ _PICTURE_BYTES = (1_200_000, 400_000, 100_000)
 
 
 def write_page(
-    path: Path, template: str, context: dict[str, Any], pictures: Callable[[int], dict[str, Any]]
+    path: Path, template: str, context: dict[str, Any], pictures: Mapping[str, Image.Image | None]
 ) -> None:
     """Writes a page atomically.
 
@@ -30,8 +31,7 @@ def write_page(
         path: the page.
         template: name of the template.
         context: what it shows.
-        pictures: from a budget of bytes a picture to what it shows in addition; called again with a smaller
-            one where the page comes out too large.
+        pictures: what it shows as `pictures`, encoded into fewer bytes where the page comes out too large.
     """
     environment = Environment(
         loader=PackageLoader("ldmae.report", "."),
@@ -43,7 +43,8 @@ def write_page(
     environment.filters |= {"wordbreaks": _wordbreaks, "marked": _marked}
     page = ""
     for budget in _PICTURE_BYTES:
-        page = environment.get_template(template).render(context | pictures(budget))
+        shown = {name: picture and encode_picture(picture, budget) for name, picture in pictures.items()}
+        page = environment.get_template(template).render(context, pictures=shown)
         if len(page.encode(errors="backslashreplace")) < _MAX_BYTES:
             break
     write_text(path, page)

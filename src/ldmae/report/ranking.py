@@ -165,11 +165,6 @@ def _coefficient(value: float) -> str:
     return "—" if math.isnan(value) else format_value(value)
 
 
-def chance_of_full_agreement(count: int) -> str:
-    """Returns how probable it is that `count` things come in a given order by chance."""
-    return f"1 in {math.factorial(count):,}"
-
-
 def summary(found: Sequence[Agreement]) -> str:
     """Returns how many pairs agree over all metrics that say anything, or nothing where there is no order."""
     counted = [entry for entry in found if not entry.says_nothing]

@@ -41,6 +41,7 @@ _PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy"
 _FOLDED = 12
 """Metrics of a measurement from which on they are folded away."""
 _ROWS = {
+    "reconstruction": {"original": "originals", "reconstruction": "reconstructions"},
     "components": {"original": "originals", "components": "components"},
     "copies": {"generated": "generated", "nearest": "nearest"},
 }
@@ -66,14 +67,10 @@ def render_report(run_folder: Path, title: str | None = None) -> Path:
     run_folder = Path(run_folder)
     problems: list[str] = []
     context = _gather(run_folder, problems)
-    drawn = _pictures(run_folder, problems)
+    pictures = _pictures(run_folder, problems)
     context |= {"title": title or context["title"], "problems": problems}
-
-    def encoded(budget: int) -> dict[str, Any]:
-        return {name: picture and grids.encode_picture(picture, budget) for name, picture in drawn.items()}
-
     path = run_folder / "report.html"
-    write_page(path, "report.html.j2", context, encoded)
+    write_page(path, "report.html.j2", context, pictures)
     return path
 
 
@@ -92,9 +89,8 @@ def overview(run_folder: Path) -> Image.Image:
         raise UserError(
             f"{run_folder} has no {what} that can be shown{why}; make them again with --restart {stage}"
         )
-    below = grids.image_rows(
-        {"original": pairs["originals"], "reconstruction": pairs["reconstructions"]}, _COLUMNS
-    )
+    rows = {label: pairs[key] for label, key in _ROWS["reconstruction"].items()}
+    below = grids.image_rows(rows, _COLUMNS)
     picture = Image.new("RGB", (max(samples.width, below.width), samples.height + below.height + 24), "white")
     picture.paste(samples, (picture.width - samples.width, 0))
     picture.paste(below, (picture.width - below.width, samples.height + 24))
@@ -126,12 +122,12 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         record = {}
     metrics = metrics_of(record)
     measured = mapping(read_json(folder / "measured.json", problems)) if config_text is None else {}
-    title, summary = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
+    title, lead = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
     if measured:
-        title, summary = _measured(measured)
+        title, lead = _measured(measured)
     return {
         "title": title,
-        "summary": summary,
+        "lead": lead,
         "measured": measured,
         "smoothness": _smoothness(metrics),
         "sampling": _sampling(mapping(read_json(folder / "samples" / "samples.json", []))),
@@ -161,14 +157,13 @@ def _pictures(folder: Path, problems: list[str]) -> dict[str, Image.Image | None
 
 
 def _picture(name: str, arrays: dict[str, np.ndarray]) -> Image.Image:
-    if name == "reconstruction":
-        rows = grids.reconstruction_rows(arrays["originals"], arrays["reconstructions"])
-        return grids.image_rows(rows, _COLUMNS)
     if name == "interpolation":
-        tiles = arrays["rows"]  # (P, F + 2, H, W, 3)
-        labels = ["image", *(f"t = {t:g}" for t in arrays["fractions"]), "image"]
-        return grids.image_grid(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1], column_labels=labels)
-    return grids.image_rows({label: arrays[key] for label, key in _ROWS[name].items()}, _COLUMNS)
+        rows = arrays["rows"]  # (P, F + 2, H, W, 3)
+        return grids.interpolation_grid(rows.reshape(-1, *rows.shape[2:]), arrays["fractions"], rows.shape[1])
+    rows = {label: arrays[key] for label, key in _ROWS[name].items()}
+    if name == "reconstruction":
+        rows["difference × 4"] = grids.difference(*rows.values(), 4)
+    return grids.image_rows(rows, _COLUMNS)
 
 
 # What the template shows, section by section.
