@@ -46,7 +46,7 @@ EXCEPTIONS = {("diffusion/pipeline_ldmae.py", "ldmae.autoencoders.vmae")}
 
 @cache
 def modules():
-    return sorted(SOURCE.rglob("*.py"))
+    return [path for path in sorted(SOURCE.rglob("*.py")) if "shipped" not in path.parts]
 
 
 def name_of(path):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AnyModel": "ldmae.diffusion.any_model",
     "AutoencoderVMAE": "ldmae.autoencoders.vmae",
     "LDMAEPipeline": "ldmae.diffusion.pipeline_ldmae",
     "LightningDiTTransformer2DModel": "ldmae.diffusion.lightningdit",
+    "OwnAutoencoder": "ldmae.diffusion.own_autoencoder",
     "pretrained": "ldmae.loading",
 }
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel", "__version__", "pretrained"]

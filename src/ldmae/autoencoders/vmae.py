@@ -22,6 +22,7 @@ from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
+from ldmae.core.saving import SavedModel
 
 LAYER_NORM_EPSILON = 1e-6
 SINCOS_TOLERANCE = 1e-2
@@ -159,7 +160,7 @@ def _exact(layer: nn.Linear, tokens: Tensor) -> Tensor:
         return layer(tokens.float())
 
 
-class AutoencoderVMAE(ModelMixin, ConfigMixin):
+class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
     """Variational masked autoencoder (arXiv 2507.09984): ViT encoder, Gaussian latent a token, ViT decoder.
 
     Takes and gives images in [-1, 1], of any height and width that are multiples of `patch_size`. Parameter

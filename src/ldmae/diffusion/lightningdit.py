@@ -27,6 +27,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.fused import rms_norm, swiglu
 from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
+from ldmae.core.saving import SavedModel
 
 TIME_FREQUENCIES = 256
 ROPE_BASE = 10000.0
@@ -243,7 +244,7 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(class_labels)
 
 
-class LightningDiTTransformer2DModel(ModelMixin, ConfigMixin):
+class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin):
     """A class-conditional transformer that predicts the flow-matching velocity of latents.
 
     Args:

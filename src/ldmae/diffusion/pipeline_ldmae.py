@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
 from ldmae.core.errors import UserError, nearest
+from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
@@ -38,7 +39,7 @@ IMAGES_DECODED_AT_ONCE = 8
 """Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
 
 
-class LDMAEPipeline(DiffusionPipeline):
+class LDMAEPipeline(SavedPipeline, DiffusionPipeline):
     """Generates images of classes: flow matching in an autoencoder's latents.
 
     Args:

@@ -1,0 +1,102 @@
+"""What is saved loads as diffusers' users load things, where nothing of this package was imported."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+import ldmae
+from ldmae.core.saving import PLACES
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def tiny_vae(**changes):
+    sizes = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, "latent_channels": 4, "patch_size": 4}
+    parts = ("encoder_num_hidden_layers", "decoder_num_hidden_layers")
+    heads = ("encoder_num_attention_heads", "decoder_num_attention_heads")
+    return ldmae.AutoencoderVMAE(
+        sample_size=16, **sizes, **dict.fromkeys(parts, 1), **dict.fromkeys(heads, 2), **changes
+    )
+
+
+def tiny_pipeline(vae):
+    transformer = ldmae.LightningDiTTransformer2DModel(
+        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
+    )
+    names = {0: "hen", 1: "cat", 2: "dog"}
+    return ldmae.LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), id2label=names)
+
+
+FRESH = """
+import sys
+import torch
+from diffusers import AutoModel, DiffusionPipeline
+folder, foreign = sys.argv[1:]
+trusted = {"trust_remote_code": True}
+assert "ldmae" not in sys.modules
+for place, subfolder in ((folder, "vae"), (folder, "transformer"), (folder + "/vae", None), (foreign, "vae")):
+    print(type(AutoModel.from_pretrained(place, subfolder=subfolder, **trusted)).__name__)
+pipe = DiffusionPipeline.from_pretrained(folder, **trusted)
+print(type(pipe).__name__, type(pipe.vae).__name__, type(pipe.transformer).__name__)
+settings = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+image = pipe("cat", **settings).images
+torch.save(image, folder + "/image.pt")
+"""
+
+
+def test_a_process_without_the_package_loads_pipeline_and_models_of_a_folder(tmp_path):
+    folder, foreign = tmp_path / "pipe", tmp_path / "foreign"
+    pipe = tiny_pipeline(tiny_vae())
+    pipe.save_pretrained(folder)
+    tiny_pipeline(
+        AutoencoderKL(latent_channels=4, norm_num_groups=4, block_out_channels=(8,))
+    ).save_pretrained(foreign)
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, folder, foreign], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        *("AutoencoderVMAE", "LightningDiTTransformer2DModel", "AutoencoderVMAE", "AutoencoderKL"),
+        "LDMAEPipeline AutoencoderVMAE LightningDiTTransformer2DModel",
+    ]
+    assert "are not expected" not in done.stderr
+    made = pipe("cat", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
+    torch.testing.assert_close(torch.load(folder / "image.pt", weights_only=True), made.images)
+
+
+def test_the_folder_s_code_says_what_to_install_where_the_package_lacks(tmp_path, monkeypatch):
+    tiny_vae().save_pretrained(tmp_path)
+    assert runpy.run_path(str(tmp_path / "pipeline.py"))["AutoencoderVMAE"] is ldmae.AutoencoderVMAE
+    monkeypatch.setitem(sys.modules, "ldmae", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package ldmae, .*type: pip install ldmae"):
+        runpy.run_path(str(tmp_path / "pipeline.py"))
+
+
+def test_the_package_s_own_classes_run_no_code_of_a_folder(tmp_path):
+    tiny_pipeline(tiny_vae()).save_pretrained(tmp_path)
+    for path in tmp_path.rglob("pipeline.py"):
+        path.write_text("raise RuntimeError('was run')")
+    assert isinstance(ldmae.LDMAEPipeline.from_pretrained(tmp_path).vae, ldmae.AutoencoderVMAE)
+
+
+def test_a_class_that_extends_one_of_the_package_s_is_not_said_to_be_that_one(tmp_path):
+    class Wider(ldmae.AutoencoderVMAE):
+        pass
+
+    Wider.from_config(tiny_vae().config).save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    assert not (tmp_path / "pipeline.py").exists()
+
+
+def test_the_classes_of_saved_parts_are_where_saved_files_say():
+    for name, module in PLACES.items():
+        assert getattr(ldmae, name).__module__ == module
