@@ -108,7 +108,7 @@ class SavedPipeline(SavedModel):
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """Returns the config of a saved pipeline, in which its classes are this package's."""
-        config = super().load_config(*args, **kwargs)
+        config: Any = super().load_config(*args, **kwargs)
         for name, part in config.items() if isinstance(config, dict) else ():
             if isinstance(part, list) and len(part) == 2 and part[0] == MODULE and part[1] in PLACES:
                 config[name] = [PLACES[part[1]], part[1]]
