@@ -23,7 +23,7 @@ from ldmae.config.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import write_text
 
-CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
+_CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
 """The presets for CPUs, in the order in which they are listed; others follow by name."""
 
 
@@ -31,7 +31,7 @@ def preset_names() -> list[str]:
     """Returns the names of the presets in the package, cheapest first."""
     folder = resources.files("ldmae.config") / "presets"
     names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    order = {name: place for place, name in enumerate(CHEAPEST_FIRST)}
+    order = {name: place for place, name in enumerate(_CHEAPEST_FIRST)}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 

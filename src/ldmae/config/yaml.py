@@ -15,11 +15,11 @@ from ldmae.core.errors import UserError, reason_of
 YAML_FAILURES = (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError)
 """What PyYAML raises beside YAMLError, such as for `!!int x` and `!!timestamp x`."""
 
-MOST_CHARACTERS = 2_000_000
-MOST_NODES = 200_000
+_MOST_CHARACTERS = 2_000_000
+_MOST_NODES = 200_000
 """Of values, each counted as often as anchors repeat it."""
-MOST_DEPTH = 40
-MOST_REFERENCES = 20
+_MOST_DEPTH = 40
+_MOST_REFERENCES = 20
 """To other settings; each may name one that holds two again."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,8 +35,8 @@ def read_yaml(text: str, name: str) -> Any:
     Raises:
         UserError: it is not YAML, or larger, deeper or more tangled than settings are.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise UserError(f"{name} has {len(text):,} characters, settings have {MOST_CHARACTERS:,} at most")
+    if len(text) > _MOST_CHARACTERS:
+        raise UserError(f"{name} has {len(text):,} characters, settings have {_MOST_CHARACTERS:,} at most")
     try:
         _check_size(text, name)
         loader = _LOADER(text)
@@ -70,9 +70,9 @@ def _check_size(text: str, name: str) -> None:
                 open_.append((event.anchor, count - 1))
             elif event.anchor is not None:
                 sizes[event.anchor] = 1
-        if count > MOST_NODES or len(open_) > MOST_DEPTH:
+        if count > _MOST_NODES or len(open_) > _MOST_DEPTH:
             raise UserError(
-                f"{name} holds more than {MOST_NODES:,} values, or more than {MOST_DEPTH} lists in "
+                f"{name} holds more than {_MOST_NODES:,} values, or more than {_MOST_DEPTH} lists in "
                 "one another; settings have fewer"
             )
 
@@ -101,8 +101,10 @@ def check_plain(layers: Any) -> None:
             raise UserError(f"setting {key} is a number of {value.bit_length()} bits; at most 64 are allowed")
         elif isinstance(value, str):
             references += _references(value, key)
-            if references > MOST_REFERENCES:
-                raise UserError(f"settings refer to others more than {MOST_REFERENCES} times; write them out")
+            if references > _MOST_REFERENCES:
+                raise UserError(
+                    f"settings refer to others more than {_MOST_REFERENCES} times; write them out"
+                )
 
     check(layers, "")
 

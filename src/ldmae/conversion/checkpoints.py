@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldmae.core.errors import UserError
 
-WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
 
@@ -153,7 +153,7 @@ def _guess(state: Mapping[str, Any]) -> str:
 
 
 def _unwrapped(key: str) -> str:
-    while key.startswith(WRAPPERS):
+    while key.startswith(_WRAPPERS):
         key = key.split(".", 1)[1]
     return key
 

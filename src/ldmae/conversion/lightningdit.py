@@ -24,11 +24,11 @@ from ldmae.conversion.checkpoints import (
 from ldmae.core.errors import UserError
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel, rotary_tables
 
-ROTARY_KEYS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
+_ROTARY_KEYS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 """Constants that official files hold beside the weights; ours are computed for each grid."""
-ROTARY_TOLERANCE = 1e-2
+_ROTARY_TOLERANCE = 1e-2
 """A table that went through bfloat16 lies 4e-3 off."""
-REQUIRED = (
+_REQUIRED = (
     "pos_embed",
     "x_embedder.proj.weight",
     "t_embedder.mlp.0.weight",
@@ -64,9 +64,9 @@ def load_official_lightningdit(
     """
     checkpoint = read_official_checkpoint(path)
     state = state_dict_of(checkpoint, "ema", "model")
-    require_keys(state, REQUIRED, path, "official LightningDiT checkpoint")
+    require_keys(state, _REQUIRED, path, "official LightningDiT checkpoint")
     require_numbers(state, path)
-    rotary = {key: state.pop(key) for key in ROTARY_KEYS if key in state}
+    rotary = {key: state.pop(key) for key in _ROTARY_KEYS if key in state}
     if num_classes is None:
         num_classes = _configured_classes(checkpoint)
     with layout_errors(path, "official LightningDiT checkpoint"):
@@ -83,7 +83,7 @@ def to_official_lightningdit(model: LightningDiTTransformer2DModel) -> dict[str,
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     if model.use_rope:
         grid = model.config["sample_size"] // model.config["patch_size"]
-        state.update(zip(ROTARY_KEYS, rotary_tables(model.attention_head_dim, grid, grid), strict=True))
+        state.update(zip(_ROTARY_KEYS, rotary_tables(model.attention_head_dim, grid, grid), strict=True))
     return state
 
 
@@ -133,7 +133,7 @@ def _infer_config(
 def _heads(
     state: Mapping[str, Tensor], rotary: Mapping[str, Tensor], path: str | Path, width: int, given: int | None
 ) -> int:
-    telling = rotary.get(ROTARY_KEYS[0], state.get("blocks.0.attn.q_norm.weight"))
+    telling = rotary.get(_ROTARY_KEYS[0], state.get("blocks.0.attn.q_norm.weight"))
     found = None if telling is None else width // telling.shape[-1]
     if given is None and found is None:
         raise UserError(
@@ -187,11 +187,11 @@ def _check_rotary(
     if not rotary:
         return
     grid = model.config["sample_size"] // model.config["patch_size"]
-    expected = dict(zip(ROTARY_KEYS, rotary_tables(model.attention_head_dim, grid, grid), strict=True))
+    expected = dict(zip(_ROTARY_KEYS, rotary_tables(model.attention_head_dim, grid, grid), strict=True))
     for key, ours in expected.items():
         table = rotary.get(key, ours)
         if table.shape != ours.shape or not torch.allclose(
-            table.float(), ours, rtol=0, atol=ROTARY_TOLERANCE
+            table.float(), ours, rtol=0, atol=_ROTARY_TOLERANCE
         ):
             raise UserError(
                 f"{path}: {key} is not LightningDiT's rotary table for a {grid}x{grid} grid and heads of "

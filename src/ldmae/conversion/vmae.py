@@ -22,14 +22,14 @@ from ldmae.conversion.checkpoints import (
 )
 from ldmae.core.errors import UserError
 
-FOREIGN_PREFIXES = ("perceptual_loss.",)
+_FOREIGN_PREFIXES = ("perceptual_loss.",)
 """Tensors in the official training files that are no part of the autoencoder: the loss network."""
 
-PLAIN_HEAD = "decoder_pred."
-SMOOTH_HEAD = "decoder_pred.linear_pred."
+_PLAIN_HEAD = "decoder_pred."
+_SMOOTH_HEAD = "decoder_pred.linear_pred."
 """Without `smooth_output`, the official head is one linear layer, named without the second part."""
 
-SHAPE_KEYS = (
+_SHAPE_KEYS = (
     "patch_embed.proj.weight",
     "pos_embed",
     "to_latent.weight",
@@ -40,18 +40,18 @@ SHAPE_KEYS = (
     "decoder_blocks.0.mlp.fc1.weight",
 )
 
-OFFICIAL_HEADS = {  # (encoder width, decoder width, patch size): (encoder heads, decoder heads)
+_OFFICIAL_HEADS = {  # (encoder width, decoder width, patch size): (encoder heads, decoder heads)
     (96, 96, 8): (8, 8),
     (96, 192, 8): (8, 12),
     (384, 384, 8): (16, 16),
     (384, 384, 16): (12, 12),
 }
-HEAD_WIDTH = 16
+_HEAD_WIDTH = 16
 """What all other official sizes have."""
 
-OWN_ENTRY = "ldmae"
+_OWN_ENTRY = "ldmae"
 """Beside "model", what the official layout has no place for and the official code does not look at."""
-OWN_KEYS = (
+_OWN_KEYS = (
     "encoder_num_attention_heads",
     "decoder_num_attention_heads",
     "hidden_act",
@@ -88,10 +88,10 @@ def load_official_vmae(
     """
     checkpoint = read_official_checkpoint(path)
     state = _model_state(checkpoint)
-    require_keys(state, SHAPE_KEYS, path, "VMAE checkpoint")
+    require_keys(state, _SHAPE_KEYS, path, "VMAE checkpoint")
     require_numbers(state, path)
-    own = checkpoint.get(OWN_ENTRY)
-    own = {key: own[key] for key in OWN_KEYS if key in own} if isinstance(own, Mapping) else {}
+    own = checkpoint.get(_OWN_ENTRY)
+    own = {key: own[key] for key in _OWN_KEYS if key in own} if isinstance(own, Mapping) else {}
     with layout_errors(path, "VMAE checkpoint"):
         config = _config(state, path) | own
         if encoder_num_attention_heads is not None:
@@ -120,7 +120,7 @@ def to_official_vmae(model: AutoencoderVMAE) -> dict[str, Tensor]:
         )
     smooth = model.config["smooth_output"]
     return {
-        key if smooth else key.replace(SMOOTH_HEAD, PLAIN_HEAD): tensor.detach().cpu().clone()
+        key if smooth else key.replace(_SMOOTH_HEAD, _PLAIN_HEAD): tensor.detach().cpu().clone()
         for key, tensor in model.state_dict().items()
     }
 
@@ -133,21 +133,21 @@ def to_official_checkpoint(model: AutoencoderVMAE) -> dict[str, Any]:
     """
     return {
         "model": to_official_vmae(model),
-        OWN_ENTRY: {key: value for key in OWN_KEYS if (value := model.config[key]) is not None},
+        _OWN_ENTRY: {key: value for key in _OWN_KEYS if (value := model.config[key]) is not None},
     }
 
 
 def _model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     state = state_dict_of(checkpoint, "model")
-    state = {key: tensor for key, tensor in state.items() if not key.startswith(FOREIGN_PREFIXES)}
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(_FOREIGN_PREFIXES)}
     for kind in ("weight", "bias"):
-        if PLAIN_HEAD + kind in state:
-            state[SMOOTH_HEAD + kind] = state.pop(PLAIN_HEAD + kind)
+        if _PLAIN_HEAD + kind in state:
+            state[_SMOOTH_HEAD + kind] = state.pop(_PLAIN_HEAD + kind)
     return state
 
 
 def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
-    require_keys(state, [SMOOTH_HEAD + "weight"], path, "VMAE checkpoint")
+    require_keys(state, [_SMOOTH_HEAD + "weight"], path, "VMAE checkpoint")
     width, in_channels, p, _ = state["patch_embed.proj.weight"].shape
     decoder_width = state["decoder_embed.weight"].shape[0]
     tokens = state["pos_embed"].shape[1]
@@ -157,13 +157,13 @@ def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
             f"{path}: pos_embed holds {tokens} places, expected a square number (no class token); "
             "convert a checkpoint that was trained with no_cls"
         )
-    heads = OFFICIAL_HEADS.get(
-        (width, decoder_width, p), (max(1, width // HEAD_WIDTH), max(1, decoder_width // HEAD_WIDTH))
+    heads = _OFFICIAL_HEADS.get(
+        (width, decoder_width, p), (max(1, width // _HEAD_WIDTH), max(1, decoder_width // _HEAD_WIDTH))
     )
     return {
         "sample_size": side * p,
         "in_channels": in_channels,
-        "out_channels": state[SMOOTH_HEAD + "weight"].shape[0] // p**2,
+        "out_channels": state[_SMOOTH_HEAD + "weight"].shape[0] // p**2,
         "patch_size": p,
         "latent_channels": state["from_latent.weight"].shape[1],
         "encoder_hidden_size": width,

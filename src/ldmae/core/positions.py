@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmae.core.errors import UserError
 
-MOST_NUMBERS = 2**26
+_MOST_NUMBERS = 2**26
 """In a table; 1024 x 1024 tokens of width 64."""
 
 
@@ -41,7 +41,7 @@ def sincos_2d(
     """
     assert width % 4 == 0, f"sine-cosine positions need a width that 4 divides, got {width}"
     device = torch.get_default_device() if device is None else torch.device(device)
-    if device.type != "meta" and height * columns * width > MOST_NUMBERS:
+    if device.type != "meta" and height * columns * width > _MOST_NUMBERS:
         raise UserError(
             f"positions of {height}x{columns} tokens of width {width} would take "
             f"{height * columns * width / 2**28:.3g} GiB; take a smaller sample_size, or larger patches"

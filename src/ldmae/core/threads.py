@@ -21,10 +21,10 @@ import torch
 ROUNDS = 5
 """Turns that each number of threads gets; the median counts."""
 
-GAIN = 1.1
+_GAIN = 1.1
 """More threads are taken only where they are so many times as fast: they lose most beside other programs."""
 
-HOPELESS = 2.0
+_HOPELESS = 2.0
 """A number of threads that is so many times slower than another is not timed further."""
 
 _AT_START = torch.get_num_threads()
@@ -92,9 +92,9 @@ def fastest_threads(
             torch.set_num_threads(number)
             turns[number].append(_time(work, repeats))
         best = min(median(values) for values in turns.values())
-        numbers = agree([n for n in numbers if median(turns[n]) < HOPELESS * best])
+        numbers = agree([n for n in numbers if median(turns[n]) < _HOPELESS * best])
     found = {number: median(values) for number, values in turns.items()}
-    count = next(n for n in found if all(found[n] <= found[m] * GAIN for m in found if m > n))
+    count = next(n for n in found if all(found[n] <= found[m] * _GAIN for m in found if m > n))
     return agree(TimedThreads(count, found))
 
 

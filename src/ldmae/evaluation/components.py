@@ -17,7 +17,7 @@ from ldmae.evaluation.groupings import enlarged
 from ldmae.evaluation.reconstruction import hwc
 from ldmae.evaluation.subject import Subject
 
-PERCENTILES = (1.0, 99.0)
+_PERCENTILES = (1.0, 99.0)
 """What of a component's values over the set becomes 0 and 255."""
 
 
@@ -92,7 +92,7 @@ def fit_components(latents: Tensor) -> Components:
     shares[:count] = variances[::-1][:count].clip(min=0) / variances.sum()
     chosen[:, :count] = axes[:, ::-1][:, :count]
     chosen *= np.where(np.take_along_axis(chosen, np.abs(chosen).argmax(axis=0)[None], axis=0) < 0, -1, 1)
-    low, high = np.percentile(cells @ chosen, PERCENTILES, axis=0)
+    low, high = np.percentile(cells @ chosen, _PERCENTILES, axis=0)
     return Components(mean, std, chosen, low, high, (float(shares[0]), float(shares[1]), float(shares[2])))
 
 

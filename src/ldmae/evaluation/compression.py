@@ -37,13 +37,13 @@ from ldmae.evaluation.masks import masks_fingerprint
 from ldmae.evaluation.reconstruction import hwc
 from ldmae.evaluation.subject import Subject
 
-IMAGE_LIMIT = 1000
+_IMAGE_LIMIT = 1000
 """Images that are measured on, at most: segmenting them is slow."""
 
-DEFINITION = "this project's definition; the paper gives none"
+_DEFINITION = "this project's definition; the paper gives none"
 
 
-def chosen_images(keys: Sequence[int | str], limit: int = IMAGE_LIMIT, seed: int = 0) -> list[int]:
+def chosen_images(keys: Sequence[int | str], limit: int = _IMAGE_LIMIT, seed: int = 0) -> list[int]:
     """Returns the places, in order, of `limit` images at most, drawn by their keys' hash."""
     ranked = sorted(range(len(keys)), key=lambda k: (key_seed(seed, "compression", keys[k]), str(keys[k])))
     return sorted(ranked[:limit])
@@ -81,8 +81,8 @@ def compression_metrics(
             (x[of >= 0], of[of >= 0]) for x, of in zip(cells, labels.reshape(len(cells), -1), strict=True)
         ]
         pairs = [(x, of) for x, of in pairs if len(of)]
-        found.append(_variance(level, pairs, len(values), note + DEFINITION))
-        found.append(_separability(level, pairs, len(values), note + DEFINITION))
+        found.append(_variance(level, pairs, len(values), note + _DEFINITION))
+        found.append(_separability(level, pairs, len(values), note + _DEFINITION))
     metrics = [entry for entry in found if isinstance(entry, Metric)]
     left_out = [entry for entry in found if isinstance(entry, str)]
     if not metrics:

@@ -17,7 +17,7 @@ from ldmae.evaluation.api import Measured
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.subject import draw, image_keys, read_batches
 
-COPY_RATIO = 1 / 3
+_COPY_RATIO = 1 / 3
 """An image is called a copy where its nearest training image is closer than this share of the second
 nearest's distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
 memorize")."""
@@ -30,7 +30,7 @@ AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class _Neighbours:
     """The two nearest training images of each image, the nearest first."""
 
     indices: Tensor
@@ -43,7 +43,7 @@ class Neighbours:
     def copies(self) -> Tensor:
         """Returns which images are copies, (N,) bool."""
         nearest, second = self.distances.unbind(1)
-        return (nearest < COPY_RATIO * second) | (nearest == 0)  # of a picture that training saw twice too
+        return (nearest < _COPY_RATIO * second) | (nearest == 0)  # of a picture that training saw twice too
 
     def authentic(self) -> Tensor:
         """Returns which images are no nearer to their nearest training image than another such is, (N,) bool.
@@ -54,7 +54,7 @@ class Neighbours:
         return (nearest >= self.spacing) & (nearest > 0)
 
 
-def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> Neighbours:
+def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> _Neighbours:
     """Finds the two training images that are nearest to each image, and how near these lie to others.
 
     Args:
@@ -73,7 +73,7 @@ def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) 
     indices, distances = _two_nearest(images, training, mirrored)
     unique, places = indices[:, 0].unique(return_inverse=True)
     spacing = _two_nearest(training[unique], training, mirrored)[1][:, 1]  # the first is the image itself
-    return Neighbours(indices, distances, spacing[places])
+    return _Neighbours(indices, distances, spacing[places])
 
 
 def _two_nearest(images: Tensor, training: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def measure_copies(
     )
 
 
-def _nearest_first(found: Neighbours) -> Tensor:
+def _nearest_first(found: _Neighbours) -> Tensor:
     """Returns numbers of generated images, one a training image, the most similar first, (K,) int64.
 
     An image's distance is compared with the training image's distance to the next one: a heart is near to
@@ -167,7 +167,7 @@ def _nearest_first(found: Neighbours) -> Tensor:
 
 
 def copy_metrics(
-    generated: Neighbours, held_out: Neighbours, *, searched: int, training: int
+    generated: _Neighbours, held_out: _Neighbours, *, searched: int, training: int
 ) -> list[Metric]:
     """Returns how many generated images are copies, and for reference how many held-out real ones would be.
 
@@ -180,7 +180,7 @@ def copy_metrics(
     counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
     part = f"; searched {searched:,} of {training:,} training images" if searched < training else ""
 
-    def metric(name: str, of: Callable[[Neighbours], Tensor], better: str, note: str) -> Metric:
+    def metric(name: str, of: Callable[[_Neighbours], Tensor], better: str, note: str) -> Metric:
         value, real = (float(of(neighbours)) for neighbours in (generated, held_out))
         return Metric(
             name=name,

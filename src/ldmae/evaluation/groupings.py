@@ -20,10 +20,10 @@ from ldmae.images.builtin import EmojiSource
 LabelMap = Callable[[int, np.ndarray], np.ndarray]
 """From an image's index and its pixels as the autoencoder sees them (H, W, 3) to its groups (H, W)."""
 
-FLAT_TOLERANCE = 12
+_FLAT_TOLERANCE = 12
 """How far neighbouring pixels of one flat part may differ in a channel, of 255."""
 
-SMALLEST_PART = 0.002
+_SMALLEST_PART = 0.002
 """Flat parts that cover a smaller share of the picture are no group; antialiased outlines fall under it."""
 
 
@@ -83,7 +83,7 @@ def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
 
 
 def parts_from_flat_colours(
-    picture: np.ndarray, tolerance: int = FLAT_TOLERANCE, smallest: float = SMALLEST_PART
+    picture: np.ndarray, tolerance: int = _FLAT_TOLERANCE, smallest: float = _SMALLEST_PART
 ) -> np.ndarray:
     """Finds the connected regions of near-flat colour that drawings such as emoji are made of.
 

@@ -24,7 +24,7 @@ from ldmae.evaluation.subject import Subject
 NEIGHBOURS = 10
 """k, the paper's."""
 
-PARALLEL = 1e-6
+_PARALLEL = 1e-6
 """Below this sine of the angle, slerp is linear."""
 
 
@@ -78,7 +78,7 @@ def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
     units = [torch.nn.functional.normalize(z.flatten(1).double(), dim=1) for z in (first, second)]
     angle = (units[0] * units[1]).sum(dim=1).clamp(-1, 1).acos()  # (B,)
     sine = angle.sin()
-    straight = sine < PARALLEL
+    straight = sine < _PARALLEL
     safe = torch.where(straight, torch.ones_like(sine), sine)
     weights = [
         torch.where(straight, torch.full_like(sine, linear), (linear * angle).sin() / safe)

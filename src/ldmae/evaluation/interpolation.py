@@ -29,7 +29,7 @@ from ldmae.evaluation.reconstruction import PairMetrics, hwc
 from ldmae.evaluation.subject import Subject
 from ldmae.perception.lpips import PerceptualDistance
 
-ENDS = {"first": 0.0, "second": 1.0}
+_ENDS = {"first": 0.0, "second": 1.0}
 """A line's ends, and where they lie on it."""
 
 SHOWN = 4
@@ -99,7 +99,7 @@ class InterpolationMetrics:
         self._pairs = {
             (t, end): PairMetrics(("PSNR",), perceptual, counted="pairs", **networks)
             for t in self.fractions
-            for end in ENDS
+            for end in _ENDS
         }
 
     def update(self, first: Tensor, second: Tensor, decoded: Iterable[tuple[float, Tensor]]) -> None:
@@ -115,7 +115,7 @@ class InterpolationMetrics:
         """
         seen = []
         for t, images in decoded:
-            for end, original in zip(ENDS, (first, second), strict=True):
+            for end, original in zip(_ENDS, (first, second), strict=True):
                 self._pairs[t, end].update(original, images, f"an image decoded at t={t:g}")
             seen.append(t)
         assert sorted(seen) == self.fractions, f"decoded at {seen}, expected {self.fractions}"
@@ -129,9 +129,9 @@ class InterpolationMetrics:
         found = {at: pairs.compute() for at, pairs in self._pairs.items()}
         metrics = []
         for t in self.fractions:
-            for both in zip(*(found[t, end] for end in ENDS), strict=True):
-                for end, metric in zip(ENDS, both, strict=True):
-                    better = metric.better if t == ENDS[end] else ""
+            for both in zip(*(found[t, end] for end in _ENDS), strict=True):
+                for end, metric in zip(_ENDS, both, strict=True):
+                    better = metric.better if t == _ENDS[end] else ""
                     name = f"{metric.name}-{end}(t={t:g})"
                     metrics.append(dataclasses.replace(metric, name=name, better=better))
         return metrics

@@ -22,7 +22,7 @@ from ldmae.images.sources import FolderSource
 NO_GROUP = -1
 """The label of pixels and cells that belong to no group."""
 
-MASK_EXTENSIONS = (".png", ".gif", ".tif", ".tiff", ".bmp")
+_MASK_EXTENSIONS = (".png", ".gif", ".tif", ".tiff", ".bmp")
 """What label images may be stored as: formats that keep every value as it was."""
 
 
@@ -74,7 +74,7 @@ class MaskFolder:
     A label is a grey value, a palette's index, or a colour; every value is a group.
 
     Args:
-        folder: holds the label images (`MASK_EXTENSIONS`), in the same subfolders as the images.
+        folder: holds the label images (`_MASK_EXTENSIONS`), in the same subfolders as the images.
         names: the images' paths relative to their own folder, with any extension.
         ignore: values that mean "no group", such as 255 in PASCAL VOC's. A colour's value is 65536 · red +
             256 · green + blue.
@@ -94,7 +94,7 @@ class MaskFolder:
         found: dict[str, list[Path]] = {}
         for parent in {self.folder / Path(name).parent for name in self.names}:
             for path in sorted(parent.iterdir()) if parent.is_dir() else ():
-                if path.suffix.lower() in MASK_EXTENSIONS:
+                if path.suffix.lower() in _MASK_EXTENSIONS:
                     found.setdefault(_stem(path.relative_to(self.folder)), []).append(path)
         stems = [_stem(name) for name in self.names]
         missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
@@ -102,7 +102,7 @@ class MaskFolder:
             raise UserError(
                 f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: {_some(missing)}; "
                 f"expected files of the same name, such as {_stem(missing[0])}.png (one of "
-                f"{', '.join(MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
+                f"{', '.join(_MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
                 "that have masks"
             )
         several = [stem for stem in stems if len(found[stem]) > 1]

@@ -23,13 +23,13 @@ from ldmae.core.errors import UserError
 DIRECTIONS = 9
 """Bins of gradient direction over half a turn, so that light on dark and dark on light look alike."""
 
-CELLS = 7
+_CELLS = 7
 """Histograms in each direction over the image; neighbours overlap by half."""
 
-SMALLEST = 2 * (CELLS + 1)
+SMALLEST = 2 * (_CELLS + 1)
 """Pixels along a side that images need."""
 
-PENALTY = 10.0
+_PENALTY = 10.0
 """The support vector machine's C; from 1 to 100 it changes the accuracy on digits by 0.4 %."""
 
 Images = Tensor | np.ndarray
@@ -37,7 +37,7 @@ Labels = Tensor | np.ndarray | list[int]
 
 
 @dataclass(frozen=True)
-class Recogniser:
+class _Recogniser:
     """A classifier of images of one size, made by `train_recogniser`."""
 
     machine: SVC
@@ -83,7 +83,7 @@ def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
         raise UserError(f"a recogniser needs {wanted}; set evaluation.recogniser=false")
 
 
-def train_recogniser(images: Images, labels: Labels) -> Recogniser:
+def train_recogniser(images: Images, labels: Labels) -> _Recogniser:
     """Trains a classifier on real images; deterministic.
 
     Args:
@@ -96,13 +96,13 @@ def train_recogniser(images: Images, labels: Labels) -> Recogniser:
     images, classes = _as_tensor(images), _as_labels(labels)
     assert len(images) == len(classes), f"{len(images)} images, {len(classes)} labels"
     check_recognisable(classes, min(images.shape[-2:]), held_out=1)
-    machine = SVC(kernel="rbf", C=PENALTY, gamma="scale", cache_size=500)
+    machine = SVC(kernel="rbf", C=_PENALTY, gamma="scale", cache_size=500)
     machine.fit(_gradient_histograms(images), classes)
-    return Recogniser(machine, (images.shape[-2], images.shape[-1]), len(images))
+    return _Recogniser(machine, (images.shape[-2], images.shape[-1]), len(images))
 
 
 def recognition_metric(
-    recogniser: Recogniser,
+    recogniser: _Recogniser,
     generated: Images,
     generated_labels: Labels,
     held_out: Images,
@@ -154,7 +154,7 @@ def _histograms_of(images: Tensor) -> Tensor:
     distance = (direction - torch.arange(DIRECTIONS).view(1, -1, 1, 1)).abs()
     votes = (1 - torch.minimum(distance, DIRECTIONS - distance)).clamp(min=0) * torch.hypot(across, down)
     # Halves of cells, then each cell as two by two of them
-    halves = F.adaptive_avg_pool2d(votes, CELLS + 1)
+    halves = F.adaptive_avg_pool2d(votes, _CELLS + 1)
     cells = F.avg_pool2d(halves, 2, stride=1).flatten(1)
     return F.normalize(cells.sqrt(), dim=1)
 

@@ -23,7 +23,7 @@ from ldmae.evaluation.subject import Subject
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
 
-SSIM_WINDOW = 11
+_SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
 
 NAMES = ("L1", "PSNR", "SSIM")
@@ -76,15 +76,15 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         UserError: the images are smaller than the window.
     """
-    if min(x.shape[-2:]) < SSIM_WINDOW:
+    if min(x.shape[-2:]) < _SSIM_WINDOW:
         raise UserError(
-            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got "
+            f"SSIM needs images of at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, got "
             f"{x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
         )
     measured = structural_similarity_index_measure(
         x.double(), y.double(), sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
     )
-    edge = SSIM_WINDOW // 2
+    edge = _SSIM_WINDOW // 2
     return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 

@@ -25,7 +25,7 @@ from ldmae.evaluation.distances import Statistics
 from ldmae.evaluation.image_sets import BROKEN, broken_npz, npz_names, read_samples
 from ldmae.perception.features import FeatureExtractor, Features
 
-KEEP = 10_000
+_KEEP = 10_000
 """Images whose features are kept beside the statistics of all; ADM's references hold as many."""
 
 SCHEMA = "1"
@@ -54,7 +54,7 @@ def reference_from_images(
     batches: Iterable[Tensor],
     extractor: FeatureExtractor,
     *,
-    keep: int = KEEP,
+    keep: int = _KEEP,
     advance: Callable[[int, str], None] | None = None,
 ) -> Reference:
     """Computes the statistics of real images in one pass, and keeps the features of some.
@@ -89,7 +89,7 @@ def read_reference(
     extractor: FeatureExtractor,
     *,
     batch_size: int = 64,
-    keep: int = KEEP,
+    keep: int = _KEEP,
     advance: Callable[[int, str], None] | None = None,
 ) -> Reference:
     """Reads or computes the reference that lies at a path.

@@ -13,7 +13,7 @@ from ldmae.config.data import AugmentConfig
 from ldmae.core.random import uniforms
 from ldmae.images.decoding import Picture
 
-LARGEST_SHRINK = 8
+_LARGEST_SHRINK = 8
 """JPEG's blocks have 8 × 8 pixels."""
 
 
@@ -45,7 +45,7 @@ def draw_crop(width: int, height: int, size: int, config: AugmentConfig, *key: i
     mirror, *draws = uniforms(41, *key)
     box = _draw_box(width, height, config.crop_scale, config.crop_ratio, draws)
     shortest, shrink = min(box[2] - box[0], box[3] - box[1]), 1
-    while shrink < LARGEST_SHRINK and shortest >= 2 * shrink * size:
+    while shrink < _LARGEST_SHRINK and shortest >= 2 * shrink * size:
         shrink *= 2
     left, top, right, bottom = (side // shrink * shrink for side in box)
     return Crop(left, top, right, bottom, shrink, config.horizontal_flip and mirror < 0.5)

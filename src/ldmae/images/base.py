@@ -35,7 +35,7 @@ LABEL_NAMES = (
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
-PREPARED = ("emoji-sets", "wallpapers")
+_PREPARED = ("emoji-sets", "wallpapers")
 """Names of the folders that `ldmae prepare` makes."""
 
 
@@ -113,7 +113,7 @@ def content_hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def content_fingerprint(content: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+def _content_fingerprint(content: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
     """Returns a hash of images in their order: of their files' hashes, (N,) uint64, and their labels."""
     return fingerprint(("images", content.tobytes(), np.asarray(labels, np.int64).tobytes(), *classes))
 
@@ -148,7 +148,7 @@ class FileSource:
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels; reads every file."""
         content = np.fromiter((content_hash(self.read_bytes(k)) for k in range(len(self))), np.uint64)
-        return content_fingerprint(content, self.labels, self.classes)
+        return _content_fingerprint(content, self.labels, self.classes)
 
     def open(self, index: int) -> Picture:
         """Returns the image, to be decoded."""
@@ -222,7 +222,7 @@ class Subset:
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels, without another look where all were looked at."""
         if self.content is not None:
-            return content_fingerprint(self.content, self.labels, [*self.classes, *self._shades()])
+            return _content_fingerprint(self.content, self.labels, [*self.classes, *self._shades()])
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
         return fingerprint(parts)
 
@@ -283,7 +283,7 @@ def missing_path(name: str) -> UserError:
     here = exists(path.parent) and path.parent.is_dir()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
     hint = nearest(path.name, siblings) or nearest(name, SOURCES)
-    if path.parent.name in PREPARED:
+    if path.parent.name in _PREPARED:
         hint = f"; make it with `ldmae prepare {path.parent.name} {path.parent}`"
     return UserError(
         f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "

@@ -29,7 +29,7 @@ def _sized(picture: Picture, size: int, config: AugmentConfig | None, key: tuple
     return augment(picture, size, config, *key)
 
 
-def finish_images(batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+def _finish_images(batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """Moves a batch to its device as bytes, and there makes `images` (B, 3, H, W) in [-1, 1] of `pixels`."""
     batch = moved(batch, device)
     return {"images": to_unit_range(batch.pop("pixels")), **batch}
@@ -101,7 +101,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             UserError: the GPU cannot decode one of the files.
         """
         if "contents" not in batch:
-            return finish_images(batch, device)
+            return _finish_images(batch, device)
         try:
             decoded = decode_jpeg(batch["contents"], ImageReadMode.RGB, device=device)
         except RuntimeError as error:
@@ -168,4 +168,4 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
 
     def finish(self, batch: dict[str, Any], device: torch.device | str) -> dict[str, Tensor]:
         """Moves a batch of items to its device and returns `images` (B, 3, H, W) in [-1, 1] and `labels`."""
-        return finish_images(batch, device)
+        return _finish_images(batch, device)

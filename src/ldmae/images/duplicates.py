@@ -10,17 +10,17 @@ from scipy.sparse.csgraph import connected_components
 
 from ldmae.core.progress import progress_bar
 
-MAX_HAMMING = 20
+_MAX_HAMMING = 20
 """Bits of 256 in which near-duplicates may differ: most pictures saved again as JPEG of quality 60, or made
 smaller by a third, stay below; pictures that are not alike differ in a hundred."""
-MAX_THUMB_MEAN = 3.5
-MAX_THUMB_PEAK = 20.0
+_MAX_THUMB_MEAN = 3.5
+_MAX_THUMB_PEAK = 20.0
 """Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
-MIN_CORRELATION = 0.8
+_MIN_CORRELATION = 0.8
 """Of the brightness of near-duplicates, 16 × 16 cells each; of pictures that are not alike it is near 0."""
 NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
-BANDS = 8
+_BANDS = 8
 """Of 32 bits each: images that look alike share one of them."""
 
 
@@ -49,7 +49,7 @@ def group_near_duplicates(found: dict[str, np.ndarray], progress: bool = False) 
     brighter, turned = (
         np.packbits((seen > 128).reshape(len(seen), -1), axis=1) for seen in (greys, greys[:, :, ::-1])
     )
-    with progress_bar("comparing images", 2 * BANDS, "passes", show=progress) as advance:
+    with progress_bar("comparing images", 2 * _BANDS, "passes", show=progress) as advance:
         pairs = []
         # where it is brighter than on average finds pictures whose steps are too small to set bits
         steps = found["hash"][readable], found["mirror"][readable]
@@ -80,7 +80,7 @@ def _near_pairs(
     """
     count = len(hashes)
     signatures = np.concatenate([hashes, mirrors])  # (S, 32); row k and row k + N are image k
-    for band in range(BANDS):
+    for band in range(_BANDS):
         pairs = []
         rotated = np.ascontiguousarray(np.roll(signatures, -4 * band, axis=1))
         order = np.argsort(rotated.view(f"S{rotated.shape[1]}").ravel(), kind="stable")
@@ -89,7 +89,7 @@ def _near_pairs(
             left, right = order[:-step], order[step:]
             keep = (rotated[left, :4] == rotated[right, :4]).all(axis=1) & ((left < count) | (right < count))
             left, right = left[keep], right[keep]
-            keep = _hamming(signatures[left], signatures[right]) <= MAX_HAMMING
+            keep = _hamming(signatures[left], signatures[right]) <= _MAX_HAMMING
             left, right = left[keep], right[keep]
             keep = _thumbs_agree(thumbs, left, right)
             left, right = left[keep], right[keep]
@@ -118,7 +118,9 @@ def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray) -> np
     for start in range(0, len(left), 65536):
         part = slice(start, start + 65536)
         difference = np.abs(_as_seen(thumbs, left[part]) - _as_seen(thumbs, right[part]))
-        agree[part] = (difference.mean(axis=1) <= MAX_THUMB_MEAN) & (difference.max(axis=1) <= MAX_THUMB_PEAK)
+        agree[part] = (difference.mean(axis=1) <= _MAX_THUMB_MEAN) & (
+            difference.max(axis=1) <= _MAX_THUMB_PEAK
+        )
     return agree
 
 
@@ -133,5 +135,5 @@ def _greys_agree(greys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.n
         one, other = (_as_seen(greys, rows[start : start + 65536]) - 128 for rows in (left, right))
         size = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
         # two without any variation are alike
-        agree[start : start + 65536] = (one * other).sum(axis=1) >= MIN_CORRELATION * size
+        agree[start : start + 65536] = (one * other).sum(axis=1) >= _MIN_CORRELATION * size
     return agree

@@ -24,7 +24,7 @@ from ldmae.images.transforms import to_rgb
 OTHER = "other"
 """Folder of the emoji without a class."""
 
-NOTO = Package(
+_NOTO = Package(
     "https://registry.npmjs.org/@svgmoji/noto/-/noto-3.2.0.tgz",
     "4bd1ef9824efaa08f124541a4c3420899a273333169aada20761384f9c7a35d0",
 )
@@ -38,7 +38,7 @@ Picture = tuple[str, Callable[[], Image.Image]]
 
 
 @dataclass(frozen=True)
-class EmojiSet:
+class _EmojiSet:
     """One set of pictures of all emoji."""
 
     title: str
@@ -70,7 +70,7 @@ def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
 
 def _noto(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
     # one sprite, which holds every picture as an <svg> of its own
-    with tarfile.open(get(NOTO)) as archive:
+    with tarfile.open(get(_NOTO)) as archive:
         sprite = archive.extractfile("package/sprites/all.svg")
         assert sprite is not None
         root = ElementTree.parse(sprite).getroot()
@@ -91,10 +91,10 @@ def _fluent(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
 
 
 SETS = {
-    "twemoji": EmojiSet("Twemoji", "CC-BY 4.0, copyright Twitter, Inc and other contributors", _twemoji),
-    "openmoji": EmojiSet("OpenMoji", "CC-BY-SA 4.0, share-alike, copyright the OpenMoji project", _openmoji),
-    "noto": EmojiSet("Noto Emoji", "Apache-2.0, copyright Google LLC", _noto),
-    "fluent": EmojiSet("Fluent Emoji (3D)", "MIT, copyright Microsoft Corporation", _fluent),
+    "twemoji": _EmojiSet("Twemoji", "CC-BY 4.0, copyright Twitter, Inc and other contributors", _twemoji),
+    "openmoji": _EmojiSet("OpenMoji", "CC-BY-SA 4.0, share-alike, copyright the OpenMoji project", _openmoji),
+    "noto": _EmojiSet("Noto Emoji", "Apache-2.0, copyright Google LLC", _noto),
+    "fluent": _EmojiSet("Fluent Emoji (3D)", "MIT, copyright Microsoft Corporation", _fluent),
 }
 
 

@@ -28,9 +28,9 @@ from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = "3"
-HASH_SIDE = 16
+_HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
-THUMB_SIDE = 8
+_THUMB_SIDE = 8
 """Side of the colour thumbnail that a match of hashes is verified on."""
 NAMED = 5
 """How many unreadable images a message names."""
@@ -73,13 +73,13 @@ def _look(source: ImageSource, index: int) -> dict[str, Any]:
         image = open_picture(content)
         # JPEG decodes to an eighth several times as fast, and still reads to the file's end, so that a
         # truncated one is found
-        image.draft("RGB", (4 * HASH_SIDE, 4 * HASH_SIDE))
+        image.draft("RGB", (4 * _HASH_SIDE, 4 * _HASH_SIDE))
         if is_deep(image):
             load_picture(image)
             span = value_range(image)
         image = to_rgb(image)
     brightness = image.convert("L")
-    grey = brightness.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    grey = brightness.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey).astype(np.int16)
     # a step of more than 2 levels, so that noise in flat areas sets no bits
     rising = values[:, 1:] - values[:, :-1] > 2
@@ -89,7 +89,7 @@ def _look(source: ImageSource, index: int) -> dict[str, Any]:
         "content": content_hash(content),
         "hash": _pack(rising),
         "mirror": _pack(falling),
-        "thumb": np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)),
+        "thumb": np.asarray(image.resize((_THUMB_SIDE, _THUMB_SIDE), Image.Resampling.BOX)),
         "grey": _standardised(brightness),
         "span": span,
     }
@@ -98,13 +98,13 @@ def _look(source: ImageSource, index: int) -> dict[str, Any]:
 def _standardised(brightness: Image.Image) -> np.ndarray:
     """Returns 16 × 16 cells of brightness, uint8: 128 at their mean, 32 more a standard deviation above."""
     # in float, for it may vary by less than a level
-    cells = np.asarray(brightness.convert("F").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX))
+    cells = np.asarray(brightness.convert("F").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BOX))
     deviation = max(float(cells.std()), 1e-3)
     return (128 + 32 * (cells - cells.mean()) / deviation).round().clip(0, 255).astype(np.uint8)
 
 
 _ORDER = (
-    np.arange(HASH_SIDE * HASH_SIDE).reshape(8, -1).T.ravel()
+    np.arange(_HASH_SIDE * _HASH_SIDE).reshape(8, -1).T.ravel()
 )  # each band takes bits from all over the picture
 
 
@@ -218,10 +218,10 @@ def _index(
 _FOUND = {
     "readable": (bool, ()),
     "content": (np.uint64, ()),
-    "hash": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
-    "mirror": (np.uint8, (HASH_SIDE * HASH_SIDE // 8,)),
-    "thumb": (np.uint8, (THUMB_SIDE, THUMB_SIDE, 3)),
-    "grey": (np.uint8, (HASH_SIDE, HASH_SIDE)),
+    "hash": (np.uint8, (_HASH_SIDE * _HASH_SIDE // 8,)),
+    "mirror": (np.uint8, (_HASH_SIDE * _HASH_SIDE // 8,)),
+    "thumb": (np.uint8, (_THUMB_SIDE, _THUMB_SIDE, 3)),
+    "grey": (np.uint8, (_HASH_SIDE, _HASH_SIDE)),
     "span": (np.float64, (2,)),
 }
 """What a look finds of an image: type and shape of each."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldmae.core.errors import UserError
 
-PIECE = 2**20
+_PIECE = 2**20
 """Bytes read at a time."""
 
 
@@ -67,7 +67,7 @@ def _download(package: Package, path: Path) -> None:
             urllib.request.urlopen(request, timeout=60) as answer,
             part.open("ab" if answer.status == 206 else "wb") as file,
         ):
-            while piece := answer.read(PIECE):
+            while piece := answer.read(_PIECE):
                 file.write(piece)
     except OSError as error:  # also URLError and time-outs
         raise UserError(

@@ -32,7 +32,7 @@ from ldmae.images.facts import Ignored
 from ldmae.images.tar import folders, part_name, scan
 
 INDEX_VERSION = "3"
-MOST_FILES = 1_000_000
+_MOST_FILES = 1_000_000
 """That a pattern may name."""
 OPEN_SHARDS = 64
 """How many shards a process keeps open at most."""
@@ -42,7 +42,7 @@ def expand_braces(pattern: str) -> list[str]:
     """Returns the names that a pattern with `{000..012}` or `{a,b}` stands for, in order.
 
     Raises:
-        UserError: a range runs backwards, or they are more than `MOST_FILES`.
+        UserError: a range runs backwards, or they are more than `_MOST_FILES`.
     """
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # text, braces, text, braces, …, text
     choices: list[Iterable[str]] = [[piece] for piece in pieces]
@@ -61,8 +61,10 @@ def expand_braces(pattern: str) -> list[str]:
         else:
             choices[place] = inner.split(",")
             count *= inner.count(",") + 1
-    if count > MOST_FILES:
-        raise UserError(f"{pattern[:200]} names {count:,} files, more than {MOST_FILES:,}; check its numbers")
+    if count > _MOST_FILES:
+        raise UserError(
+            f"{pattern[:200]} names {count:,} files, more than {_MOST_FILES:,}; check its numbers"
+        )
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 

@@ -27,8 +27,8 @@ from ldmae.images.tar import Part, clean_name, image_part, label_of, part_name, 
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 60.0
-ATTEMPTS = 3
+_TIMEOUT_SECONDS = 60.0
+_ATTEMPTS = 3
 """How often in a row a shard is opened again after its connection broke."""
 WAIT_SECONDS = 0.5
 """Pause before the first such attempt; the next ones wait longer."""
@@ -63,7 +63,7 @@ class StreamSource:
     def __init__(
         self,
         name: str,
-        shards: list["Shard"],
+        shards: list["_Shard"],
         *,
         classes: list[str] | None = None,
         share: float = 0.05,
@@ -169,7 +169,7 @@ class StreamSource:
         )
 
 
-class Shard:
+class _Shard:
     """One shard of a stream; after a broken connection it is opened again, and what was read is skipped."""
 
     def __init__(self, name: str, opener: Callable[[], Iterable[Item]]):
@@ -192,7 +192,7 @@ class Shard:
             except (OSError, tarfile.TarError, EOFError, http.client.HTTPException) as error:
                 failures += 1
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or failures >= ATTEMPTS:
+                if refused or failures >= _ATTEMPTS:
                     raise UserError(
                         f"cannot read {self.name} after {read} images: {error}; check the address and the "
                         f"network, "
@@ -245,7 +245,7 @@ class _TarOpener:
         if not is_address(self.address):
             return Path(self.address).open("rb")
         request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
-        return _WholeResponse(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
+        return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
     def __call__(self) -> Iterator[Item]:
         with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
@@ -332,7 +332,7 @@ def open_stream(config: DataConfig) -> StreamSource:
         addresses = (
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
         )
-        shards = [Shard(address, _TarOpener(address, part_name(config.image_part))) for address in addresses]
+        shards = [_Shard(address, _TarOpener(address, part_name(config.image_part))) for address in addresses]
         return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
     return _open_table_stream(config, options)
 
@@ -344,7 +344,7 @@ def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSou
     if config.classes is not None and classes is not None:
         raise UserError("data.classes cannot re-order the classes of a streamed dataset; leave it out")
     shards = [
-        Shard(f"{config.source}, shard {k}", _TableOpener(dataset, k, image_column, label_column))
+        _Shard(f"{config.source}, shard {k}", _TableOpener(dataset, k, image_column, label_column))
         for k in range(dataset.num_shards)
     ]
     return StreamSource(config.source.split("/")[-1], shards, classes=config.classes or classes, **options)

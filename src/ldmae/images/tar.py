@@ -11,7 +11,7 @@ from ldmae.core.files import EXTENSIONS, is_junk
 from ldmae.images.base import LABEL_NAMES, nfc, plain_label
 from ldmae.images.facts import Ignored
 
-EVERY = "all"
+_EVERY = "all"
 """`data.image_part` of shards whose every picture is an image of its own, whatever dots are in its name."""
 
 
@@ -43,11 +43,11 @@ def split_key(name: str, wanted: str | None = None) -> tuple[str, str]:
     With `wanted` "all" it is split at its last dot.
     """
     folder, _, base = name.rpartition("/")
-    stem, _, extension = base.rpartition(".") if wanted == EVERY else base.partition(".")
+    stem, _, extension = base.rpartition(".") if wanted == _EVERY else base.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
-def is_picture(extension: str) -> bool:
+def _is_picture(extension: str) -> bool:
     """Returns whether a part with this extension is a picture, as `png` or `mask.png`."""
     return "." + extension.rpartition(".")[2] in EXTENSIONS
 
@@ -63,8 +63,8 @@ def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
     Raises:
         UserError: it has several, and `wanted` names none.
     """
-    pictures = [part for part in sample.parts if is_picture(part)]
-    if wanted not in (None, EVERY):
+    pictures = [part for part in sample.parts if _is_picture(part)]
+    if wanted not in (None, _EVERY):
         return next((part for part in pictures if part == wanted or part.rpartition(".")[0] == wanted), None)
     dots = min((part.count(".") for part in pictures), default=0)
     best = [part for part in pictures if part.count(".") == dots]
@@ -72,7 +72,7 @@ def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
         raise UserError(
             f"the sample {sample.key} of {place} holds {len(best)} images ({', '.join(best[:6])}); "
             f"expected one. Name the one to take, as with data.image_part={best[-1]}, or take each as one "
-            f"of its own with data.image_part={EVERY}"
+            f"of its own with data.image_part={_EVERY}"
         )
     return best[0] if best else None
 

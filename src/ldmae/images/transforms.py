@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ldmae.core.files import fingerprint
 
-PREPROCESSING_VERSION = "1"
+_PREPROCESSING_VERSION = "1"
 """Counts up whenever a pixel that `to_rgb`, `center_crop` or `to_tensor` returns changes."""
 
 
 def preprocessing_fingerprint(size: int) -> str:
     """Returns a short hash that changes whenever images of `size` pixels would come out different."""
-    return fingerprint(("preprocessing", PREPROCESSING_VERSION, "center_crop", str(size)))
+    return fingerprint(("preprocessing", _PREPROCESSING_VERSION, "center_crop", str(size)))
 
 
 # ---- as a viewer shows it

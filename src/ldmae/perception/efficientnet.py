@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 FEATURES = 1280
 CLASSES = 1000
-BATCH_NORM_EPS = 1e-3
+_BATCH_NORM_EPS = 1e-3
 """TensorFlow's, of the training that made these weights."""
 MIDDLE_CHANNELS, MIDDLE_STRIDE = 112, 16
 """Lite0's middle block's channels, and the pixels that a cell of its grid stands for."""
-CPU_IMAGES = 4
+_CPU_IMAGES = 4
 """Images that a CPU takes at once: the wide blocks' activations of more do not fit into its caches."""
 
-STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
 """Stride of each stage's first block; the others have 1."""
-MIDDLE_STAGE = 4
+_MIDDLE_STAGE = 4
 """Index of the stage whose first block's output is the middle of the network."""
 
 
@@ -46,7 +46,7 @@ class Variant(NamedTuple):
     @property
     def middle_block(self) -> int:
         """Index of the middle block."""
-        return sum(self.blocks[:MIDDLE_STAGE])
+        return sum(self.blocks[:_MIDDLE_STAGE])
 
 
 VARIANTS = {
@@ -66,7 +66,7 @@ class EfficientNetLite(nn.Module):
         self.variant = variant
         self.stem = _Conv(state, "_conv_stem", "_bn0", stride=2)
         blocks = []
-        for stride, count in zip(STRIDES, variant.blocks, strict=True):
+        for stride, count in zip(_STRIDES, variant.blocks, strict=True):
             for i in range(count):
                 blocks.append(_Block(state, f"_blocks.{len(blocks)}", stride if i == 0 else 1))
         self.blocks = nn.Sequential(*blocks)
@@ -81,12 +81,12 @@ class EfficientNetLite(nn.Module):
 
     def middle(self, images: Tensor) -> Tensor:
         """Returns the middle block's output (B, C, H/16, W/16), sides being multiples of 16."""
-        pieces = images.split(CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
+        pieces = images.split(_CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
         return torch.cat([self._middle(piece) for piece in pieces])
 
     def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `forward`'s pooled features, and the middle block's output (B, C, h, w)."""
-        at_once = CPU_IMAGES if images.device.type == "cpu" else len(images)
+        at_once = _CPU_IMAGES if images.device.type == "cpu" else len(images)
         pieces = [self._pooled_and_middle(piece) for piece in images.split(max(at_once, 1))]
         pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
         return pooled, middle
@@ -134,7 +134,7 @@ class _Conv(nn.Module):
     def __init__(self, state: dict[str, Tensor], convolution: str, norm: str, stride: int = 1) -> None:
         super().__init__()
         weight = state[f"{convolution}.weight"]
-        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
+        scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + _BATCH_NORM_EPS).sqrt()
         folded = weight * scale.view(-1, 1, 1, 1)
         self.register_buffer("weight", folded.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)

@@ -20,7 +20,7 @@ from ldmae.core.files import fingerprint, fingerprint_tensors
 from ldmae.perception import efficientnet
 from ldmae.perception.names import FEATURES
 
-SPATIAL_CHANNELS = 7
+_SPATIAL_CHANNELS = 7
 """Channels of a middle layer that sFID looks at, whose whole grid counts: 7 · 17² = 2023 on Inception."""
 
 
@@ -59,7 +59,7 @@ class Features:
         return Features(names.pop(), pooled, spatial, logits)
 
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+_Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Images (B, 3, H, W) in uint8 to pooled features, the middle layer (B, C, h, w) and logits."""
 
 
@@ -86,7 +86,7 @@ class FeatureExtractor:
         name: str,
         sizes: tuple[int, int, int],
         network: nn.Module,
-        forward: Forward,
+        forward: _Forward,
     ) -> None:
         self.name = name
         self.dimensions, self.spatial_dimensions, self.classes = sizes
@@ -121,7 +121,7 @@ class FeatureExtractor:
         device = next(self._network.buffers()).device
         with _exact(device):
             pooled, middle, logits = self._forward(images.to(device))
-        spatial = middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, h · w · 7)
+        spatial = middle[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, h · w · 7)
         return Features(self.name, pooled.float(), spatial.float(), logits.float())
 
     def none(self) -> Features:
@@ -132,10 +132,10 @@ class FeatureExtractor:
     def fingerprint(self) -> str:
         """Returns a hash of the weights and of what is taken from them, for caches of features."""
         weights = fingerprint_tensors(self._network.state_dict())
-        return fingerprint((self.name, REVISION, weights))
+        return fingerprint((self.name, _REVISION, weights))
 
 
-REVISION = "1"
+_REVISION = "1"
 """To be raised when an extractor's preparation of images or its choice of layers changes: caches go by it."""
 
 
@@ -205,7 +205,7 @@ def _load_efficientnet(name: str) -> FeatureExtractor:
         pooled, middle = network.pooled_and_middle(resized.clamp(0, 255))
         return pooled, middle, network.classify(pooled)
 
-    sizes = (efficientnet.FEATURES, SPATIAL_CHANNELS * variant.middle_grid**2, efficientnet.CLASSES)
+    sizes = (efficientnet.FEATURES, _SPATIAL_CHANNELS * variant.middle_grid**2, efficientnet.CLASSES)
     return FeatureExtractor(name, sizes, network, forward)
 
 
@@ -237,4 +237,4 @@ def _load_inception() -> FeatureExtractor:
             hook.remove()
         return pooled, middle[0], logits
 
-    return FeatureExtractor("inception", (2048, SPATIAL_CHANNELS * 17**2, 1008), network, forward)
+    return FeatureExtractor("inception", (2048, _SPATIAL_CHANNELS * 17**2, 1008), network, forward)

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from ldmae.core.errors import UserError, nearest
 from ldmae.perception.names import DISTANCES, SMALLEST
 
-VGG16_STAGES = (2, 2, 3, 3, 3)
+_VGG16_STAGES = (2, 2, 3, 3, 3)
 """Convolutions before each reduction (the fifth has none behind it)."""
 
-Convolutions = Iterator[tuple[Tensor, Tensor]]
+_Convolutions = Iterator[tuple[Tensor, Tensor]]
 """Weights and biases in the network's order."""
 
 
@@ -279,7 +279,7 @@ def _halve(pool: int, *, shift_tolerant: bool) -> list[nn.Module]:
     return [nn.MaxPool2d(pool, stride=1), _Blur()] if shift_tolerant else [nn.MaxPool2d(pool, stride=2)]
 
 
-def _alexnet(convolutions: Convolutions, *, shift_tolerant: bool) -> list[nn.Sequential]:
+def _alexnet(convolutions: _Convolutions, *, shift_tolerant: bool) -> list[nn.Sequential]:
     weight, bias = next(convolutions)
     first = (
         _BlurredConv(weight, bias, padding=2) if shift_tolerant else _Conv(weight, bias, padding=2, stride=4)
@@ -292,9 +292,9 @@ def _alexnet(convolutions: Convolutions, *, shift_tolerant: bool) -> list[nn.Seq
     return stages
 
 
-def _vgg16(convolutions: Convolutions, *, shift_tolerant: bool) -> list[nn.Sequential]:
+def _vgg16(convolutions: _Convolutions, *, shift_tolerant: bool) -> list[nn.Sequential]:
     stages = []
-    for i, count in enumerate(VGG16_STAGES):
+    for i, count in enumerate(_VGG16_STAGES):
         layers = _halve(2, shift_tolerant=shift_tolerant) if i else []
         for _ in range(count):
             layers += [_Conv(*next(convolutions), padding=1), nn.ReLU()]
@@ -339,7 +339,7 @@ def _convolutions(state: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, T
 
 
 def _channel_weights(state: dict[str, Tensor]) -> list[Tensor]:
-    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(VGG16_STAGES))]
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(_VGG16_STAGES))]
 
 
 def _package_folder(package: str) -> Path:

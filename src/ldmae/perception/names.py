@@ -39,6 +39,6 @@ FEATURES = {
 }
 """By network: only the figures on Inception's features bear the literature's names."""
 
-DINOV2 = ("dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant")
-SPATIAL = ("efficientnet_lite0", *DINOV2)
+_DINOV2 = ("dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant")
+SPATIAL = ("efficientnet_lite0", *_DINOV2)
 """Networks whose features on a grid latents can be aligned with."""

@@ -15,7 +15,7 @@ from ldmae.perception.efficientnet import MIDDLE_CHANNELS, MIDDLE_STRIDE
 from ldmae.perception.features import load_efficientnet
 from ldmae.perception.names import SPATIAL
 
-DINOV2_PATCH = 14
+_DINOV2_PATCH = 14
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -95,8 +95,8 @@ def _load_dinov2(name: str, repository: str) -> SpatialFeatures:
 
     def forward(images: Tensor) -> Tensor:
         mean, std = (values.to(images.device) for values in moments)
-        h, w = (side // DINOV2_PATCH for side in images.shape[-2:])
+        h, w = (side // _DINOV2_PATCH for side in images.shape[-2:])
         tokens = network((images / 255 - mean) / std).last_hidden_state  # (b, 1 + h·w, F)
         return tokens[:, 1:].mT.unflatten(2, (h, w))
 
-    return SpatialFeatures(name, network.config.hidden_size, DINOV2_PATCH, network, forward)
+    return SpatialFeatures(name, network.config.hidden_size, _DINOV2_PATCH, network, forward)

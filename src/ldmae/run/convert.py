@@ -16,7 +16,7 @@ from ldmae.core.files import atomic_folder, atomic_path, read_json
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.loading import load_model
 
-TELLING = {"vmae": "to_latent.weight", "lightningdit": "x_embedder.proj.weight"}
+_TELLING = {"vmae": "to_latent.weight", "lightningdit": "x_embedder.proj.weight"}
 """A key that only this kind of official checkpoint has."""
 
 
@@ -40,7 +40,7 @@ def convert_official(file: Path, folder: Path, kind: str | None = None, **option
     kind = kind or _kind_of(file)
     load = {"vmae": load_official_vmae, "lightningdit": load_official_lightningdit}.get(kind)
     if load is None:
-        raise UserError(f"a checkpoint's kind is {' or '.join(TELLING)}, got {kind!r}")
+        raise UserError(f"a checkpoint's kind is {' or '.join(_TELLING)}, got {kind!r}")
     given = {name: value for name, value in options.items() if value is not None}
     foreign = set(given) - set(load.__annotations__)
     if foreign:
@@ -92,10 +92,10 @@ def convert_to_official(folder: Path, file: Path) -> Any:
 
 def _kind_of(file: Path) -> str:
     state = state_dict_of(read_official_checkpoint(file), "ema", "model")
-    for kind, key in TELLING.items():
+    for kind, key in _TELLING.items():
         if key in state:
             return kind
     raise UserError(
         f"{file} is neither a VMAE nor a LightningDiT checkpoint: it has neither "
-        f"{' nor '.join(TELLING.values())}; it holds {listed(state) or 'no tensors'}"
+        f"{' nor '.join(_TELLING.values())}; it holds {listed(state) or 'no tensors'}"
     )

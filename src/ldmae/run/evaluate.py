@@ -179,7 +179,7 @@ def check_measurable(run: Run) -> None:
 def evaluate(run: Run) -> dict[str, str]:
     """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
     if run.main:
-        measure(subject_of(run), run.folder, [load_measurement("reconstruction")])
+        measure(_subject_of(run), run.folder, [load_measurement("reconstruction")])
     run.accelerator.wait_for_everyone()
     metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:
@@ -189,7 +189,7 @@ def evaluate(run: Run) -> dict[str, str]:
     return {}
 
 
-def subject_of(run: Run) -> Subject:
+def _subject_of(run: Run) -> Subject:
     """Returns a run's autoencoder and images, to measure."""
     return Subject(
         autoencoder=run_autoencoder(run).to(run.accelerator.device).requires_grad_(False),
@@ -204,7 +204,7 @@ def subject_of(run: Run) -> Subject:
 def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> None:
     """Measures a run's autoencoder in all ways of the package, or the measurements named."""
     if run.main:
-        measure(subject_of(run), run.folder, only)
+        measure(_subject_of(run), run.folder, only)
     run.accelerator.wait_for_everyone()
 
 

@@ -41,7 +41,7 @@ from ldmae.run.kept_stream import open_streamed
 from ldmae.run.opening import open_accelerator
 from ldmae.run.results import merge_results, read_results, remove_results, write_results
 
-Trained = tuple[ImageSource, ImageSource] | None
+_Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""
 
 
@@ -101,7 +101,7 @@ def evaluate_samples(
             )
         )
         known: list[Reference] = []
-        own: Trained = None
+        own: _Trained = None
         if accelerator.is_main_process:
             cache = references or folder / "reference"
             own = None if reference is not None else _trained_on(source, config, folder)
@@ -197,7 +197,7 @@ def _reference(
     folder: Path,
     cache: Path,
     size: int,
-    own: Trained,
+    own: _Trained,
 ) -> Reference:
     keep = config.evaluation.real_images or 10_000
     if path is not None:
@@ -237,7 +237,7 @@ def _other_size(made: Generated, known: Reference) -> str:
     return told
 
 
-def _write_copies(folder: Path, made: Generated, own: Trained, config: Config) -> None:
+def _write_copies(folder: Path, made: Generated, own: _Trained, config: Config) -> None:
     """Compares some generated images with those the model was trained on, where these are known."""
     if own is None:  # what may be there is of other images
         remove_results(folder, "copies")
@@ -255,7 +255,7 @@ def _write_copies(folder: Path, made: Generated, own: Trained, config: Config) -
     _write(folder, "copies", copies, made)
 
 
-def _trained_on(source: str, config: Config, folder: Path) -> Trained:
+def _trained_on(source: str, config: Config, folder: Path) -> _Trained:
     """Returns the images that a source was trained on and those held out, where no others are named."""
     made_with = settings_of(source)
     if made_with is None or config.data != load_config(made_with).data:

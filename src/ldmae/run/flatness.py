@@ -15,7 +15,7 @@ from ldmae.run.kept_images import KEPT, forget_generated
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, with_settings
 
-FLAT = 0.02
+_FLAT = 0.02
 """Gain over the last quarter of a training below which it counts as done."""
 
 PIXELS = ("pixel", "visible")
@@ -90,7 +90,7 @@ def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str
     for stage, curve in found.items():
         curve["gain"] = last_quarter_gain(curve["points"], steps[stage])
         if curve["gain"] is not None:
-            flat = "flat" if curve["gain"] <= FLAT else "not flat yet"
+            flat = "flat" if curve["gain"] <= _FLAT else "not flat yet"
             console.print(
                 f"{stage}: {curve['name']} gained {curve['gain']:.1%} over the last quarter, {flat}",
                 soft_wrap=True,

@@ -39,7 +39,7 @@ from ldmae.run.threads import settle_alone, velocity
 KEPT = ".generated"
 """Folder in which batches are kept until they are measured; hidden, as it is deleted without asking."""
 
-Batches = Callable[[int, int], Iterator[Tensor]]
+_Batches = Callable[[int, int], Iterator[Tensor]]
 """From the first and the last but one image's number to images (b, 3, H, W) in uint8."""
 
 
@@ -47,7 +47,7 @@ Batches = Callable[[int, int], Iterator[Tensor]]
 class Generated:
     """Images that some model made."""
 
-    batches: Batches
+    batches: _Batches
     count: int
     size: int
     """Pixels along a side."""

@@ -30,9 +30,9 @@ from ldmae.run.components import autoencoder_trainings
 
 SECONDS = 2.0
 """How long loading is timed, over all stages."""
-SAMPLE = 1000
+_SAMPLE = 1000
 """Images at most that are timed."""
-DAY = 86400
+_DAY = 86400
 
 
 class _Sample(FileSource):
@@ -64,7 +64,7 @@ def _sample(config: Config) -> ImageSource:
     if is_stream(data) or not (path.exists() or (path.parent.is_dir() and data.source[-1:] in "}*]")):
         raise UserError(f"the images of {data.source or 'data.source'} are not on this machine")
     kinds = {"folder": _in_folder, "shards": _in_shards, "table": _in_table}
-    files = itertools.islice(kinds[kind_of(data.source)](data), SAMPLE)
+    files = itertools.islice(kinds[kind_of(data.source)](data), _SAMPLE)
     return _Sample(data.source, list(files))
 
 
@@ -128,7 +128,7 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         return []
     pixels = {name: training.image_size for name, training in autoencoder_trainings(config).items()}
     lines = [
-        f"{name} reads {images:,} images of {pixels[name]} px: {_rate(images / DAY)} images/s "
+        f"{name} reads {images:,} images of {pixels[name]} px: {_rate(images / _DAY)} images/s "
         "to finish in a day."
         for name, images, _ in trainings
     ]

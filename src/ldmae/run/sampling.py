@@ -31,7 +31,7 @@ from ldmae.run.recorded import plain
 from ldmae.run.run import Run, run_autoencoder
 from ldmae.run.threads import settle_alone, velocity
 
-MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
+_MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""
 
 
@@ -49,7 +49,7 @@ def save_pipeline(run: Run) -> dict[str, str]:
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
         ),
-        id2label={label: run.train.classes[label] for label in trained_classes(run)},
+        id2label={label: run.train.classes[label] for label in _trained_classes(run)},
         **({} if own else statistics),
     )
     if run.main:
@@ -65,14 +65,14 @@ def sample(run: Run) -> dict[str, str]:
     if run.main:
         # whose settings are this run's: what they name was typed, or allowed
         pipeline = load_pipeline(str(run.folder), allow_code=True).to(run.accelerator.device)
-        classes = class_choice(known_classes(pipeline), config.max_classes)
+        classes = _class_choice(known_classes(pipeline), config.max_classes)
         labels = [label for label in classes for _ in range(config.per_class)]
-        save_samples(pipeline, labels, config, run.folder / "samples")
+        _save_samples(pipeline, labels, config, run.folder / "samples")
     run.accelerator.wait_for_everyone()
     return {}
 
 
-def trained_classes(run: Run) -> list[int]:
+def _trained_classes(run: Run) -> list[int]:
     """Returns the classes that have a training image; all of a stream, of which only some are kept."""
     if run.stream is not None:
         return list(range(len(run.train.classes)))
@@ -86,13 +86,13 @@ def known_classes(pipeline: LDMAEPipeline) -> list[int]:
     return [label for label in range(count) if label in named] or list(range(count))
 
 
-def class_choice(classes: list[int], at_most: int) -> list[int]:
+def _class_choice(classes: list[int], at_most: int) -> list[int]:
     """Returns the classes of the grid, evenly spread where there are too many."""
     places = np.linspace(0, len(classes) - 1, min(len(classes), at_most)).round().astype(int)
     return np.array(classes)[np.unique(places)].tolist()
 
 
-def save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
+def _save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
     """Writes `images/*.png`, `grid.png` and `samples.json` into a folder, which replaces an older one."""
     names = pipeline_classes(pipeline)
     images = generate(pipeline, labels, config, description="sampling")
@@ -217,14 +217,14 @@ def sample_from(
     else:
         config = SamplingConfig(**own_sampling(pipeline))
     config = config.replace(**changes)
-    every = class_choice(known_classes(pipeline), config.max_classes)
+    every = _class_choice(known_classes(pipeline), config.max_classes)
     chosen = [pipeline.class_id(name) for name in classes] or every
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there and ("samples.json" not in there or there - MADE):  # all of it would be replaced
+    if there and ("samples.json" not in there or there - _MADE):  # all of it would be replaced
         raise UserError(f"{folder} holds other files; name another folder with --out")
     labels = [label for label in chosen for _ in range(config.per_class)]
     pipeline = pipeline.to(pick_device(device))
     amount = min(config.batch_size, len(labels))
     settle_alone(velocity(pipeline, amount), amount, pipeline.device, source=source)
-    save_samples(pipeline, labels, config, folder)
+    _save_samples(pipeline, labels, config, folder)
     return folder / "grid.png"

@@ -26,7 +26,7 @@ from ldmae.training.engine import Trainer
 from ldmae.training.rehearsal import rehearsal
 from ldmae.training.sharding import is_sharded
 
-SLOWER = 3.0
+_SLOWER = 3.0
 """A run says so when its steps take so many times as long as at its start."""
 
 PIXELS = 2**17
@@ -176,7 +176,7 @@ class SlowSteps:
         seconds = median(b - a for a, b in itertools.pairwise(self._marks))
         self._marks = self._marks[-1:]
         self._first = self._first or seconds
-        if seconds >= SLOWER * self._first:
+        if seconds >= _SLOWER * self._first:
             self._told = True
             console.print(self._message(trainer, seconds), soft_wrap=True)
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al., 2024), steep at 0, so that few are enough."""
 
-ITERATIONS = 4
+_ITERATIONS = 4
 """A fifth changes little; with three, the emoji preset's held-out error is 10 % higher."""
 
-BAND = 64
+_BAND = 64
 """Rows that are orthogonalised together: as many as a usual attention head has."""
 
 
@@ -73,7 +73,7 @@ class Muon(torch.optim.AdamW):
             parameter.add_(step, alpha=-group["lr"])
 
 
-def orthogonalised(matrices: list[Tensor], band: int = BAND) -> list[Tensor]:
+def orthogonalised(matrices: list[Tensor], band: int = _BAND) -> list[Tensor]:
     """Brings the singular values of each band of each matrix to between about 0.7 and 1.2.
 
     A matrix that FSDP keeps in pieces is gathered, and comes back in the same pieces.
@@ -112,9 +112,9 @@ def _newton_schulz(x: Tensor) -> Tensor:
     """Orthogonalises each of (n, r, c)."""
     if x.shape[1] > x.shape[2]:
         return _newton_schulz(x.mT).mT
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = _NEWTON_SCHULZ
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
+    for _ in range(_ITERATIONS):
         gram = x @ x.mT  # (n, r, r)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
