@@ -91,8 +91,7 @@ def test_no_module_is_imported_in_a_circle():
         assert name not in trail, " -> ".join((*trail, name))
         if name not in done:
             for other in graph.get(name, ()):
-                if not other.startswith("ldmae.run") or not name.startswith("ldmae.run"):
-                    visit(other, (*trail, name))
+                visit(other, (*trail, name))
             done.add(name)
 
     for name in graph:

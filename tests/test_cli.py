@@ -213,6 +213,30 @@ def test_dry_run_prints_the_plan_and_makes_nothing(made, ldmae):
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([], {"autoencoder.tuning": "done", "latents": "done", "diffusion": "done"}),
+        (["diffusion.training.steps=9000"], {"latents": "done", "diffusion": "resumed at step 3 of 9,000"}),
+        (
+            ["autoencoder.tuning.training.optimizer.learning_rate=0.5"],
+            {"autoencoder.tuning": "refused without --restart autoencoder.tuning (training.optimizer."},
+        ),
+        (["latents.flip=false"], {"latents": "made again (flip: True -> False)", "diffusion": "refused"}),
+        (
+            ["latents.flip=false", "--restart", "latents"],
+            {"autoencoder.tuning": "done", "latents": "to be made", "diffusion": "made again (latents: "},
+        ),
+    ],
+)
+def test_dry_run_says_what_becomes_of_each_stage_of_a_folder(made, ldmae, changes, told):
+    before = finished(made.folder)
+    shown = ldmae("run", made.yaml, "--dry-run", "--out", made.folder, *changes)
+    lines = dict(re.findall(r"^# ([a-z.]+): ([a-z].*)$", shown.out, re.MULTILINE))
+    assert {name: lines[name][: len(text)] for name, text in told.items()} == told
+    assert finished(made.folder) == before
+
+
+@pytest.mark.parametrize(
     ("verb", "told"),
     [("autoencoder", "autoencoder: {}/autoencoder"), ("diffusion", "diffusion model: {}/diffusion")],
 )

@@ -37,7 +37,7 @@ Restart = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print settings, parameters, steps and estimated memory; train nothing."),
+    typer.Option("--dry-run", help="Print settings, parameters, steps, memory and what is done; train nothing."),
 ]
 AutoencoderSource = Annotated[
     str,

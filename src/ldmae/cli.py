@@ -85,7 +85,8 @@ def run(
     config, folder = resolve(preset, overrides, out)
     runs = open_runs()
     if dry_run:
-        say(runs.describe_plan(config, folder))
+        there = runs.describe_standings(config, folder, restart)
+        say("\n".join([runs.describe_plan(config, folder), *(f"# {line}" for line in there)]))
         return
     runs.run_all(config, folder, restart)
     say(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")

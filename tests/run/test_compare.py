@@ -24,6 +24,7 @@ from ldmae.run.recorded import training_steps
 from ldmae.run.variants import VARIANTS
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+EXTEND = RESULTS.parents[1] / "examples" / "extend"
 COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
 TINY = [
     "device=cpu",
@@ -383,6 +384,18 @@ def test_unit_of_other_settings_is_named_with_what_changed(made, tmp_path):
             made / "results",
             only=["vmae"],
         )
+
+
+def test_an_autoencoder_of_ones_own_is_compared_and_shown(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(EXTEND)
+    mine = "my_ae:MyAutoencoder"
+    settings = [*TINY, f"comparison.autoencoders=[vmae,{mine}]", "comparison.ablation=[]"]
+    settings += ["autoencoder.options.training.steps=2", "evaluation.second_features=null"]
+    compare(str(made / "tiny.yaml"), settings, tmp_path / "runs", tmp_path / "results", [mine])
+    tables = (tmp_path / "results" / "tables.md").read_text()
+    assert "| MyAutoencoder | 1 |" in tables
+    assert "Not done yet: VMAE.\n" in tables
+    assert "SD-VAE" not in tables.partition("## Reconstruction")[2].partition("## Cost")[0]
 
 
 def test_a_seed_changes_the_unit_and_nothing_else():

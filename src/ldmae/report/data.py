@@ -294,7 +294,8 @@ def _read_unit(path: Path, name: str, problems: list[str]) -> Unit | None:
         if len(problems) == known:  # it is JSON, and can be read
             problems.append(f"{name} is left out: it holds no unit")
         return None
-    own = f"{record.get('variant')}/seed-{record.get('seed')}"
+    variant = str(record.get("variant"))
+    own = f"{variant.replace(':', '.')}/seed-{record.get('seed')}"  # of one's own: package.module:Name
     place = f"{path.parent.parent.name}/{path.parent.name}"
     if other := other_schema(record, name):
         problems.append(other)
@@ -303,7 +304,7 @@ def _read_unit(path: Path, name: str, problems: list[str]) -> Unit | None:
     elif not isinstance(record.get("results"), list):
         problems.append(f"{name} is left out: it holds no results")
     else:
-        return Unit(path.parent, path.parent.parent.name, record["seed"], record)
+        return Unit(path.parent, variant, record["seed"], record)
     return None
 
 

@@ -6,7 +6,7 @@ In a cell `**text**` is bold and `*text*` is set apart, in all three.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,6 +248,7 @@ def make_table(
     wanted: Sequence[Wanted],
     printed: Mapping[str, Mapping[str, str]] | None = None,
     expected: Mapping[str, str] = paper.TITLES,
+    planned: Collection[str] = (),
 ) -> ComparisonTable:
     """Makes a table of what the autoencoders have.
 
@@ -257,6 +258,7 @@ def make_table(
         wanted: the columns, left out where nobody has them.
         printed: the paper's metrics, by autoencoder and column.
         expected: titles of the rows that the paper has; those that are not there are named.
+        planned: the autoencoders that are compared, where that is known: no others are missed.
     """
     columns = find_columns(comparison, wanted)
     values = pivot(comparison, columns)
@@ -286,7 +288,8 @@ def make_table(
         index=[name for name, _ in rows],
         columns=["seeds", *(column.heading for column in columns)],
     )
-    missing = [text for name, text in expected.items() if name not in titles]
+    awaited = {name: text for name, text in expected.items() if not planned or name in planned}
+    missing = [text for name, text in awaited.items() if name not in titles]
     shown_table = Table(frame, frozenset({"seeds"}))
     return ComparisonTable(title, columns, mean, std, best, titles, shown_table, missing, notes)
 

@@ -19,7 +19,7 @@ from ldmae.run.external import encode_with, evaluate_with
 from ldmae.run.plan import describe_plan
 from ldmae.run.run import Run
 from ldmae.run.sampling import sample_from
-from ldmae.run.schedule import describe_stages, execute_stages, find, open_run, select
+from ldmae.run.schedule import describe_stages, describe_standings, execute_stages, find, open_run, select
 from ldmae.run.stages import stages
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "convert_to_official",
     "describe_comparison",
     "describe_plan",
+    "describe_standings",
     "encode_with",
     "evaluate_run",
     "evaluate_samples",

@@ -307,7 +307,8 @@ def _make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, 
         execute_stages(run, "report")
         for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
             tracker.finish()
-    evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references")
+    references = folder.parents[1] / "references"
+    evaluate_samples(str(folder), [], folder, references=references, allow_code=True)  # which was typed
     if run.main:
         seconds = time.monotonic() - began
         made_by = {"preset": preset, "command": command}

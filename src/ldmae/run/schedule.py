@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ldmae.config import Config, save_config
 from ldmae.config.autoencoder import AutoencoderConfig
-from ldmae.core.device import device_name
+from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
@@ -183,25 +183,42 @@ def standings(run: Run, restart: str | None = None) -> dict[str, Standing]:
         run: the run.
         restart: a stage that is about to be forgotten.
     """
+    return _standings(
+        run.stages, run.records.stages, run.config.autoencoder.kind, partial(_given, run), restart
+    )
+
+
+def _standings(
+    listed: tuple[Stage, ...],
+    records: Mapping[str, Record],
+    kind: str,
+    given: Callable[[str], str | None],
+    restart: str | None = None,
+) -> dict[str, Standing]:
     found: dict[str, Standing] = {}
     known: dict[str, str | None] = {}
     renewed: dict[str, tuple[str, ...]] = {}
-    for stage in run.stages:
-        inputs = {name: known[name] if name in known else _given(run, name) for name in stage.reads}
-        record = None if stage.name == restart else run.records.get(stage.name)
+    for stage in listed:
+        inputs = {name: known[name] if name in known else given(name) for name in stage.reads}
+        record = None if stage.name == restart else records.get(stage.name)
         before = tuple(dict.fromkeys(line for name in stage.reads for line in renewed.get(name, ())))
-        found[stage.name] = _standing(run, stage, record, inputs, before)
+        found[stage.name] = _standing(stage, record, inputs, before, _defaults(kind).get(stage.name))
         for output in stage.outputs:
-            known[output], renewed[output] = _expected(run, stage, record, found[stage.name], output, before)
+            expected = _expected(stage, record, found[stage.name], output, before, given)
+            known[output], renewed[output] = expected
     return found
 
 
 def _standing(
-    run: Run, stage: Stage, record: Record | None, inputs: dict[str, str | None], before: tuple[str, ...]
+    stage: Stage,
+    record: Record | None,
+    inputs: dict[str, str | None],
+    before: tuple[str, ...],
+    defaults: dict[str, Any] | None,
 ) -> Standing:
     if record is None:
         return Standing(ABSENT, inputs)
-    changes = record.changes(stage.settings, inputs, _defaults(run.config.autoencoder.kind).get(stage.name))
+    changes = record.changes(stage.settings, inputs, defaults)
     done = record.status == "done"
     if done and stage.steps < record.steps:
         changes.append(f"steps: {record.steps} -> {stage.steps}")
@@ -211,17 +228,17 @@ def _standing(
 
 
 def _expected(
-    run: Run,
     stage: Stage,
     record: Record | None,
     standing: Standing,
     output: str,
     before: tuple[str, ...],
+    given: Callable[[str], str | None],
 ) -> tuple[str | None, tuple[str, ...]]:
     """Returns the fingerprint that an output will have, where it is known, and why it will be another one."""
     if record is None:
-        given = _given(run, output)
-        return given, () if given else (f"{output}: still to be made by {stage.name}",)
+        there = given(output)
+        return there, () if there else (f"{output}: still to be made by {stage.name}",)
     if standing.state == STALE:
         own = (line for line in standing.changes if line not in before)
         return None, (*before, *(f"{stage.name}: {line}" for line in own))
@@ -255,7 +272,7 @@ def check(run: Run, restart: str | None = None) -> dict[str, Standing]:
     Raises:
         UserError: a training was begun with other settings or inputs.
     """
-    found, released = standings(run, restart), _dependents(run, restart)
+    found, released = standings(run, restart), _dependents(run.stages, restart)
     for stage in run.stages:
         record, standing = run.records.get(stage.name), found[stage.name]
         if not stage.costly or standing.state != STALE or stage.name in released:
@@ -275,11 +292,11 @@ def _has_trained(run: Run, stage: Stage, record: Record) -> bool:
     return broadcast_object_list([record.status == "done" or bool(states)])[0]
 
 
-def _dependents(run: Run, name: str | None) -> list[str]:
+def _dependents(listed: tuple[Stage, ...], name: str | None) -> list[str]:
     """Returns the stages that hang on a stage, however indirectly."""
     reached: set[str] = set()
     names = []
-    for stage in run.stages:
+    for stage in listed:
         if reached & set(stage.reads):
             names.append(stage.name)
         if stage.name == name or stage.name in names:
@@ -292,7 +309,7 @@ def _dependents(run: Run, name: str | None) -> list[str]:
 
 def _restart(run: Run, name: str) -> None:
     """Forgets a stage, and lets those that hang on it be made again where they become stale."""
-    for dependent in _dependents(run, name):
+    for dependent in _dependents(run.stages, name):
         if (record := run.records.get(dependent)) is not None:
             record.replaceable = True
     _forget(run, find(run.stages, name))
@@ -316,6 +333,39 @@ def _forget(run: Run, stage: Stage) -> None:
 
 
 # ---- what is told
+
+
+def describe_standings(config: Config, folder: Path, restart: str | None = None) -> list[str]:
+    """Returns a line for each stage that `ldmae run` would skip, resume, make again or refuse in a folder.
+
+    Images are not opened: whether they changed is not told.
+
+    Args:
+        config: the settings.
+        folder: the run folder.
+        restart: the stage of `--restart`.
+
+    Raises:
+        UserError: there is no such stage, or the folder's record is damaged or of another version.
+    """
+    listed = stages(config, resolve_precision(config.mixed_precision, config.device))
+    if restart is not None:
+        find(listed, restart)
+    records = Records(folder, writes=False).stages
+    found = _standings(listed, records, config.autoencoder.kind, lambda _: None, restart)
+    released, lines = {*_dependents(listed, restart)}, []
+    for stage in listed if records else ():
+        standing, changes = found[stage.name], "; ".join(found[stage.name].changes)
+        if stage.name in records and records[stage.name].replaceable:
+            released.add(stage.name)
+        states = list_checkpoints(folder / "checkpoints" / stage.name)
+        step = f" at step {states[-1][0]:,} of {stage.steps:,}" if states else ""
+        text = {ABSENT: "to be made", FRESH: "done", UNFINISHED: f"resumed{step}"}.get(standing.state)
+        if text is None and stage.costly and stage.name not in released:
+            text = f"refused without --restart {stage.name} ({changes})"
+        if not stage.always:
+            lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
+    return lines
 
 
 def describe_stages(config: Config, folder: Path) -> str:
