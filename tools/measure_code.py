@@ -14,12 +14,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 31_200,
+    "lines under src/ldmae (.py, .j2, .css)": 31_300,
     "public top-level names": 990,
     "raise UserError": 369,
     "package modules that one file of run/ imports, largest": 26,
     "import cycles": 0,
-    "lines of tests": 26_370,
+    "lines of tests": 26_400,
 }
 """None may grow, but by a commit of its own that says why."""
 
