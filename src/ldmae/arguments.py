@@ -37,7 +37,7 @@ Restart = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print settings, parameters, steps, memory and what is done; train nothing."),
+    typer.Option("--dry-run", help="Print settings, costs and what is done already; train nothing."),
 ]
 AutoencoderSource = Annotated[
     str,
