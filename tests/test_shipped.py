@@ -18,6 +18,7 @@ from ldmae.evaluation.copies import measure_copies
 from ldmae.evaluation.generation import generation_metrics
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference
+from ldmae.evaluation.results import write_results
 from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
@@ -25,7 +26,6 @@ from ldmae.perception.features import Features, load_features
 from ldmae.run import evaluate_with
 from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
-from ldmae.run.results import write_results
 
 LARGEST_BYTES, MOST_PARAMETERS = 25_000_000, 12_000_000
 

@@ -170,7 +170,7 @@ def compare(
 
 
 def _say_results(folder: Path) -> None:
-    from ldmae.run.results import describe_results
+    from ldmae.run import describe_results
 
     if main_process():
         path = folder / "results.json"

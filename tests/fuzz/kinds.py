@@ -31,12 +31,12 @@ from ldmae.core.files import read_json, write_json
 from ldmae.core.provenance import Record, Records
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.image_sets import read_samples
+from ldmae.evaluation.results import merge_results, write_results
 from ldmae.images.index import open_all_images
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import latent_statistics, load_statistics, save_statistics
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.report.run import render_report
-from ldmae.run.results import merge_results, write_results
 
 from .mutations import damage_file, damaged_bytes, damaged_value, odd
 

@@ -14,12 +14,12 @@ from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED
 from ldmae.evaluation.copies import measure_copies
+from ldmae.evaluation.results import write_results
 from ldmae.evaluation.subject import Subject
 from ldmae.images.sources import FolderSource
 from ldmae.perception.names import FEATURES
 from ldmae.run.evaluate import measure
 from ldmae.run.evaluate_images import evaluate_samples
-from ldmae.run.results import write_results
 
 from .drawn_units import crops, write_unit
 

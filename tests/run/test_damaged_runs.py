@@ -17,12 +17,12 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.provenance import Record, Records, read_record
 from ldmae.evaluation.api import Measured
+from ldmae.evaluation.results import merge_results, results_record, write_results
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.report.run import overview
 from ldmae.run.convert import convert_to_official
 from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.run.kept_images import _is_kept, _keep_only
-from ldmae.run.results import merge_results, results_record, write_results
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from ldmae import AutoencoderVMAE
 from ldmae.config import load_config
-from ldmae.run import timing
+from ldmae.run import durations, timing
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
@@ -72,8 +72,8 @@ def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
 
 
 def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "PATIENCE", 0.02)
-    whole = 32 * timing.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
+    monkeypatch.setattr(durations, "_PATIENCE", 0.02)
+    whole = 32 * durations.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
     assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24
 
 

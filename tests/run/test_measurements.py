@@ -26,9 +26,8 @@ from ldmae.core.provenance import Record
 from ldmae.evaluation import compression, groupings
 from ldmae.evaluation.probe import halves
 from ldmae.evaluation.subject import draw, image_keys
-from ldmae.run import encode_with, evaluate_with
+from ldmae.run import describe_results, encode_with, evaluate_with
 from ldmae.run.evaluate import perceptual_teachers
-from ldmae.run.results import describe_results
 from ldmae.run.run import latents_fingerprint
 
 SIZE = 24

@@ -1,6 +1,6 @@
 """The settings of a run: what can be set, and how presets, YAML files and overrides are read."""
 
-from ldmae.config.base import as_dict
+from ldmae.config.base import as_dict, plain
 from ldmae.config.load import (
     check_overrides,
     json_schema,
@@ -18,6 +18,7 @@ __all__ = [
     "check_overrides",
     "json_schema",
     "load_config",
+    "plain",
     "preset_names",
     "preset_text",
     "save_config",

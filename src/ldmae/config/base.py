@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -91,6 +92,11 @@ class Settings(BaseModel):
 def as_dict(settings: Settings) -> dict[str, Any]:
     """Returns settings as plain nested types."""
     return settings.model_dump()
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Returns settings as JSON holds them, so that they compare equal after a write and a read."""
+    return json.loads(json.dumps(settings if isinstance(settings, dict) else as_dict(settings)))
 
 
 def group_of(field: Any) -> type[Settings] | None:

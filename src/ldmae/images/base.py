@@ -289,3 +289,9 @@ def missing_path(name: str) -> UserError:
         f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "
         f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(SOURCES)}"
     )
+
+
+def spread(source: ImageSource, at_most: int) -> ImageSource:
+    """Returns evenly spread images of a source, which as a rule is sorted by class."""
+    count = min(at_most, len(source))
+    return Subset(source, np.arange(count) * len(source) // max(1, count))

@@ -1,118 +1,37 @@
 """Runs: the stages of a run folder, comparisons, and what is done with an autoencoder or pipeline alone."""
 
-import sys
-from pathlib import Path
+from importlib import import_module
+from typing import Any
 
-from ldmae.config import Config
-from ldmae.core.errors import UserError
-from ldmae.core.files import write_json
-from ldmae.core.locks import locked
-from ldmae.core.progress import console
-from ldmae.loading import is_run_folder, refuse_code
-from ldmae.report.run import render_report
-from ldmae.run.compare import compare, describe_comparison, plan_comparison
-from ldmae.run.convert import convert_official, convert_to_official
-from ldmae.run.estimate import RunEstimate
-from ldmae.run.evaluate import measure_autoencoder, named_measurements
-from ldmae.run.evaluate_images import evaluate_samples
-from ldmae.run.external import encode_with, evaluate_with
-from ldmae.run.plan import describe_plan
-from ldmae.run.run import Run
-from ldmae.run.sampling import sample_from
-from ldmae.run.schedule import describe_stages, describe_standings, execute_stages, find, open_run, select
-from ldmae.run.stages import stages
+_PLACES = {
+    "Run": "run.run",
+    "compare": "run.comparison",
+    "convert_official": "run.convert",
+    "convert_to_official": "run.convert",
+    "describe_comparison": "run.comparison_plan",
+    "describe_plan": "run.plan",
+    "describe_results": "run.reporting",
+    "describe_standings": "run.schedule",
+    "encode_with": "run.external_latents",
+    "evaluate_run": "run.commands",
+    "evaluate_samples": "run.evaluate_images",
+    "evaluate_with": "run.external_metrics",
+    "execute_stages": "run.schedule",
+    "is_run_folder": "loading",
+    "open_run": "run.schedule",
+    "plan_comparison": "run.comparison_plan",
+    "refuse_code": "loading",
+    "render_report": "report.run",
+    "run_all": "run.commands",
+    "run_stages": "run.commands",
+    "sample_from": "run.sampling",
+}
+"""Where the functions are, none of which is imported before it is asked for."""
 
-__all__ = [
-    "Run",
-    "compare",
-    "convert_official",
-    "convert_to_official",
-    "describe_comparison",
-    "describe_plan",
-    "describe_standings",
-    "encode_with",
-    "evaluate_run",
-    "evaluate_samples",
-    "evaluate_with",
-    "execute_stages",
-    "is_run_folder",
-    "open_run",
-    "plan_comparison",
-    "refuse_code",
-    "render_report",
-    "run_all",
-    "run_stages",
-    "sample_from",
-]
+__all__ = [*_PLACES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
-    """Runs every stage that is not done; the same call resumes where it was interrupted.
-
-    Args:
-        config: the settings.
-        folder: the run folder.
-        restart: a stage to begin again; what hangs on it is made again where it comes out otherwise.
-
-    Raises:
-        UserError: a mistake that the user can mend.
-    """
-    names = [stage.name for stage in stages(config)]
-    with locked(folder):
-        run = open_run(config, folder, names, restart)
-        if run.main:
-            if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
-                write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
-            console.print(describe_stages(config, folder), soft_wrap=True)
-        RunEstimate.watch(run)
-        execute_stages(run, *names)
-        run.accelerator.end_training()
-    return run
-
-
-def run_stages(config: Config, folder: Path, *names: str, restart: str | None = None) -> Run:
-    """Runs some stages, by name, whose inputs must be there; like `run_all` otherwise.
-
-    Raises:
-        UserError: as `run_all`; or `restart` is none of these stages.
-    """
-    made = [stage.name for stage in select(stages(config), names)]
-    if restart is not None and find(stages(config), restart).name not in made:
-        raise UserError(
-            f"this command makes {', '.join(made) or 'nothing'} and not {restart}; start that again with "
-            f"`ldmae run PRESET --restart {restart}`"
-        )
-    with locked(folder):
-        run = open_run(config, folder, names, restart)
-        execute_stages(run, *names)
-        run.accelerator.end_training()
-    return run
-
-
-def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) -> Run:
-    """Measures a run: its autoencoder in every way, and its generated images where there is a pipeline.
-
-    Args:
-        config: the run's settings.
-        folder: the run folder.
-        only: names of measurements, of the package's, of one's own, and `generation`; None: all.
-
-    Raises:
-        UserError: there is no such measurement.
-    """
-    chosen = named_measurements(only, ("generation",))
-    names: tuple[str, ...] = ()
-    if only is None and not (folder / "diffusion").exists():
-        console.print(
-            f"{folder} has no diffusion model yet: only its autoencoder is measured", soft_wrap=True
-        )
-    elif only is None or "generation" in only:
-        names = ("pipeline", "evaluation")
-    with locked(folder):
-        run = open_run(config, folder, names)
-        execute_stages(run, *names)
-        measure_autoencoder(run, chosen)
-        run.accelerator.end_training()
-    if run.main:
-        render_report(folder)
-    return run
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"ldmae.{_PLACES[name]}"), name)

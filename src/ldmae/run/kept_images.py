@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldmae.config import Config
+from ldmae.config import Config, plain
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
 from ldmae.core.files import (
@@ -32,7 +32,6 @@ from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.image_sets import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.run.recorded import plain
 from ldmae.run.sampling import generated_batches, known_classes, own_sampling, picture_size
 from ldmae.run.threads import settle_alone, velocity
 

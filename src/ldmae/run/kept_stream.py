@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmae.config import plain
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
@@ -15,7 +16,6 @@ from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.images.base import Subset
 from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, local_files, open_stream
-from ldmae.run.recorded import plain
 
 KEPT = {"train": 2000, "held_out": 500}
 """Images of each part that are kept on disk, for measurements and reports."""

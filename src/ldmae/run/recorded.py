@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from ldmae.config import Config, as_dict
+from ldmae.config import Config
+from ldmae.config.base import plain
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
 from ldmae.diffusion.backbones import backbone_settings
 from ldmae.run.components import autoencoder_trainings
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Returns settings as JSON holds them, so that they compare equal after a write and a read."""
-    return json.loads(json.dumps(settings if isinstance(settings, dict) else as_dict(settings)))
 
 
 def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any]]:

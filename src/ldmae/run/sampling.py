@@ -9,54 +9,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import load_config
+from ldmae.config import load_config, plain
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, write_json
 from ldmae.core.progress import progress_bar
 from ldmae.core.random import generator
-from ldmae.diffusion.backbones import backbone_class
-from ldmae.diffusion.flow import scheduler_shift
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import solver_class, solver_name
-from ldmae.latents.statistics import load_statistics
-from ldmae.loading import load_model, load_pipeline, refuse_code, settings_of
+from ldmae.loading import load_pipeline, refuse_code, settings_of
 from ldmae.report.grids import class_grid, save_png
-from ldmae.run.recorded import plain
-from ldmae.run.run import Run, run_autoencoder
+from ldmae.run.run import Run
 from ldmae.run.threads import settle_alone, velocity
 
 _MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""
-
-
-def save_pipeline(run: Run) -> dict[str, str]:
-    """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
-    mean, std = load_statistics(run.folder / "latents")
-    statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
-    vae: Any = run_autoencoder(run)
-    own = isinstance(vae, AutoencoderVMAE)
-    if own:
-        vae.register_to_config(**statistics)
-    pipeline = LDMAEPipeline(
-        vae=vae,
-        transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
-        ),
-        id2label={label: run.train.classes[label] for label in _trained_classes(run)},
-        **({} if own else statistics),
-    )
-    if run.main:
-        with atomic_folder(run.folder / "pipeline") as temporary:
-            pipeline.save_pretrained(temporary)
-    run.accelerator.wait_for_everyone()
-    return {"pipeline": run.records.stages["pipeline"].made_of}
 
 
 def sample(run: Run) -> dict[str, str]:
@@ -70,13 +40,6 @@ def sample(run: Run) -> dict[str, str]:
         _save_samples(pipeline, labels, config, run.folder / "samples")
     run.accelerator.wait_for_everyone()
     return {}
-
-
-def _trained_classes(run: Run) -> list[int]:
-    """Returns the classes that have a training image; all of a stream, of which only some are kept."""
-    if run.stream is not None:
-        return list(range(len(run.train.classes)))
-    return [label for label in np.unique(run.train.labels).tolist() if label >= 0]
 
 
 def known_classes(pipeline: LDMAEPipeline) -> list[int]:

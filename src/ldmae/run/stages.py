@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ldmae.config import Config
+from ldmae.config import Config, plain
 from ldmae.run.components import autoencoder_trainings
-from ldmae.run.evaluate import check_measurable, evaluate, report
+from ldmae.run.evaluate import check_evaluation, evaluate
 from ldmae.run.latents import adopt_latents, all_encoded, encode
-from ldmae.run.recorded import latents_settings, plain, training_settings
+from ldmae.run.pipeline import save_pipeline
+from ldmae.run.recorded import latents_settings, training_settings
+from ldmae.run.reporting import report
 from ldmae.run.run import Stage
-from ldmae.run.sampling import sample, save_pipeline
+from ldmae.run.sampling import sample
 from ldmae.run.training import between, load_networks, train_autoencoder, train_diffusion
 
 
@@ -110,7 +112,7 @@ def _results(config: Config) -> tuple[Stage, ...]:
             makes=("results.json", "results"),
             settings={"evaluation": plain(config.evaluation), "sampling": plain(config.sampling)},
             execute=evaluate,
-            prepare=check_measurable,
+            prepare=check_evaluation,
         ),
         Stage(
             name="report",

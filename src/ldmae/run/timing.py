@@ -4,41 +4,28 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from functools import cached_property
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from torch.nn.utils import clip_grad_norm_
 
-from ldmae.contracts import BatchKeys
-from ldmae.core.autoencoding import encode_moments, reconstruct
+from ldmae.core.autoencoding import encode_moments
 from ldmae.diffusion.backbones import patch_size
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations
-from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
-from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.images.dataset import ImageDataset
-from ldmae.perception.features import load_features
-from ldmae.perception.lpips import load_perceptual
 from ldmae.run.components import autoencoder_trainings
-from ldmae.run.plan import example_rows, untrained_objective
+from ldmae.run.durations import seconds_of, seconds_of_an_image
+from ldmae.run.plan import untrained_objective
 from ldmae.run.recorded import trainings
 from ldmae.run.run import Run, latent_channels, run_autoencoder
 from ldmae.run.sampling import generated_batches
-from ldmae.training.averaging import AveragedWeights
-from ldmae.training.data import split_rows
+from ldmae.run.trials import measuring_seconds, trial_step
 from ldmae.training.engine import Trainer
-from ldmae.training.optim import build_optimizer
-
-FEW, PATIENCE = 2, 1.0
-"""Images that a piece of work is tried on first, and seconds above which it is tried on no more."""
 
 
 class Timing:
@@ -99,59 +86,15 @@ class Timing:
         real = min(len(self.run.train), config.real_images or len(self.run.train))
         held_out = min(len(self.run.held_out), config.images or len(self.run.held_out))
         scale = sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
-        extractor = load_features(config.features, self.device)
-        perceptual = load_perceptual(config.perceptual, self.device)
-        pixels = torch.zeros(config.batch_size, 3, self.config.image_size, self.config.image_size)
-        pixels = pixels.to(self.device, torch.uint8)
-        judge = extractor if held_out >= FEWEST_IMAGES else None
-        metrics = PairMetrics(perceptual=perceptual, extractor=judge)
-
-        @torch.no_grad()
-        def measure(count: int) -> None:
-            images = pixels[:count].float()
-            metrics.update(images, reconstruct(self.autoencoder, images))
-
-        features = self._of_an_image(lambda count: extractor(pixels[:count]), min(8, config.batch_size))
-        restoring = self._of_an_image(measure, min(8, config.batch_size))
+        features, restoring, distances = measuring_seconds(self.run, self.autoencoder, held_out, real)
         shared = config.samples * (self._generating(scale) + features) + real * (features + self._reading)
         alone = held_out * (restoring + self._reading)
-        return (
-            shared / self.run.accelerator.num_processes
-            + alone
-            + self._distances(config.samples, real, extractor.dimensions)
-        )
+        return shared / self.run.accelerator.num_processes + alone + distances
 
     def _step_seconds(self, stage: str) -> tuple[float, float, int]:
         """Returns the seconds of a training's first and last step, and the step from which it is the last."""
-        config, accelerator = trainings(self.config)[stage], self.run.accelerator
-        with torch.random.fork_rng(devices=[]), torch.device(str(self.device)):
-            before: Any = None
-            if stage != next(iter(trainings(self.config))) or self.config.autoencoder.init is not None:
-                before = type(self.autoencoder).from_config(self.autoencoder.config)
-            classes = len(self.run.train.classes)
-            objective: Any = untrained_objective(self.config, stage, self.latent_shape, classes, before)
-        objective = objective.to(self.device)
-        model: Any = objective.model
-        optimizer = build_optimizer(objective.train(), config.optimizer)
-        average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
-        share = split_rows(
-            config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
-        )
-        rows = {
-            name: value.to(self.device)
-            for name, value in example_rows(self.config, stage, self.latent_shape, len(share[0])).items()
-        }
-
-        def step(count: int, number: int) -> None:
-            optimizer.zero_grad()
-            with accelerator.autocast():
-                piece = {name: value[:count] for name, value in rows.items()}
-                loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
-            loss.backward()
-            clip_grad_norm_(model.parameters(), math.inf)
-            optimizer.step()
-            if average is not None:
-                average.update(1)
+        config = trainings(self.config)[stage]
+        step, share = trial_step(self.run, stage, self.autoencoder, self.latent_shape)
 
         start = min(self._adversary_start(stage), config.steps)
         numbers = (0, config.steps) if start else (config.steps,)
@@ -222,54 +165,11 @@ class Timing:
         source = self.run.train
         dataset = ImageDataset(source, self.config.image_size, 0, None)
         some = np.linspace(0, len(source) - 1, 8).astype(int).tolist()
-        return _seconds(lambda: [dataset[(0, index)] for index in some]) / len(some)
+        return seconds_of(lambda: [dataset[(0, index)] for index in some]) / len(some)
 
     def _of_an_image(self, work: Callable[[int], object], count: int) -> float:
         return seconds_of_an_image(work, count, self.device)
 
-    def _distances(self, generated: int, real: int, dimensions: int) -> float:
-        rows, few = min(SUBSET_SIZE, generated, real), 2
-        first, second = torch.rand(2, rows, dimensions)
-        return _seconds(lambda: kernel_distance(first, second, num_subsets=few)) * SUBSETS / few
-
-
-def seconds_of_an_image(
-    work: Callable[[int], object], count: int, device: torch.device | None = None
-) -> float:
-    """Returns the seconds of an image in work on `count` of them.
-
-    Where all of them take more than `PATIENCE`, they are extrapolated from a few, by a line through two
-    counts: what a call costs by itself (an optimizer's step, say) does not grow with the images.
-
-    Args:
-        work: called with a number of images.
-        count: as many as the run takes at once.
-        device: whose queue is waited for.
-    """
-    few = min(FEW, count)
-    work(few)  # the first time is slower
-    seconds = min(_seconds(lambda: work(few), device) for _ in range(2))
-    if count == few or seconds > PATIENCE:
-        return seconds / few
-    more = min(2 * few, count)
-    growth = (min(_seconds(lambda: work(more), device) for _ in range(2)) - seconds) / (more - few)
-    expected = (seconds + max(0.0, growth) * (count - few)) / count
-    if expected * count > PATIENCE:
-        return expected
-    try:
-        work(count)
-    except torch.OutOfMemoryError:  # beside what the training holds
-        return expected
-    return median(_seconds(lambda: work(count), device) for _ in range(3)) / count
-
 
 def _images(count: int, size: int) -> torch.Tensor:
     return torch.zeros(count, 3, size, size)
-
-
-def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
-    began = time.perf_counter()
-    work()
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

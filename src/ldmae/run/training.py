@@ -12,11 +12,10 @@ from torch import nn
 
 from ldmae.autoencoders.trainings import Training
 from ldmae.config.training import TrainingConfig
-from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.images.base import Subset
+from ldmae.images.base import spread
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
@@ -127,12 +126,6 @@ def _train(
         on_start=[partial(settle_for_training, run), *run.on_start],
         on_step=[keep_time, SlowSteps(), *run.on_step],
     ).run()
-
-
-def spread(source: ImageSource, at_most: int) -> ImageSource:
-    """Returns evenly spread images of a source, which as a rule is sorted by class."""
-    count = min(at_most, len(source))
-    return Subset(source, np.arange(count) * len(source) // max(1, count))
 
 
 def _check_fit(run: Run, shards: LatentShards, grid: int) -> None:

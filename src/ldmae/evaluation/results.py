@@ -16,8 +16,6 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, read_json, write_json
 from ldmae.core.provenance import Record
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured
-from ldmae.report.data import metrics_of
-from ldmae.report.tables import metrics_table
 
 RESULTS = {
     "results": [
@@ -37,12 +35,6 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, damaged, of an older version, or holds something else.
     """
     return _read(path)["results"]
-
-
-def describe_results(path: Path) -> str:
-    """Returns the metrics in `results.json` as lines: name, value, direction, counts, remarks."""
-    metrics = metrics_of({"results": read_results(path)})
-    return metrics_table(metrics, "{:.4g}".format).terminal()
 
 
 def _read(path: Path) -> dict[str, Any]:

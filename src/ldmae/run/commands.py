@@ -1,0 +1,89 @@
+"""What the commands of a run folder do."""
+
+import sys
+from pathlib import Path
+
+from ldmae.config import Config
+from ldmae.core.errors import UserError
+from ldmae.core.files import write_json
+from ldmae.core.locks import locked
+from ldmae.core.progress import console
+from ldmae.evaluation.measuring import named_measurements
+from ldmae.report.run import render_report
+from ldmae.run.estimate import RunEstimate
+from ldmae.run.evaluate import measure_autoencoder
+from ldmae.run.run import Run
+from ldmae.run.schedule import describe_stages, execute_stages, find, open_run, select
+from ldmae.run.stages import stages
+
+
+def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
+    """Runs every stage that is not done; the same call resumes where it was interrupted.
+
+    Args:
+        config: the settings.
+        folder: the run folder.
+        restart: a stage to begin again; what hangs on it is made again where it comes out otherwise.
+
+    Raises:
+        UserError: a mistake that the user can mend.
+    """
+    names = [stage.name for stage in stages(config)]
+    with locked(folder):
+        run = open_run(config, folder, names, restart)
+        if run.main:
+            if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
+                write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
+            console.print(describe_stages(config, folder), soft_wrap=True)
+        RunEstimate.watch(run)
+        execute_stages(run, *names)
+        run.accelerator.end_training()
+    return run
+
+
+def run_stages(config: Config, folder: Path, *names: str, restart: str | None = None) -> Run:
+    """Runs some stages, by name, whose inputs must be there; like `run_all` otherwise.
+
+    Raises:
+        UserError: as `run_all`; or `restart` is none of these stages.
+    """
+    made = [stage.name for stage in select(stages(config), names)]
+    if restart is not None and find(stages(config), restart).name not in made:
+        raise UserError(
+            f"this command makes {', '.join(made) or 'nothing'} and not {restart}; start that again with "
+            f"`ldmae run PRESET --restart {restart}`"
+        )
+    with locked(folder):
+        run = open_run(config, folder, names, restart)
+        execute_stages(run, *names)
+        run.accelerator.end_training()
+    return run
+
+
+def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) -> Run:
+    """Measures a run: its autoencoder in every way, and its generated images where there is a pipeline.
+
+    Args:
+        config: the run's settings.
+        folder: the run folder.
+        only: names of measurements, of the package's, of one's own, and `generation`; None: all.
+
+    Raises:
+        UserError: there is no such measurement.
+    """
+    chosen = named_measurements(only, ("generation",))
+    names: tuple[str, ...] = ()
+    if only is None and not (folder / "diffusion").exists():
+        console.print(
+            f"{folder} has no diffusion model yet: only its autoencoder is measured", soft_wrap=True
+        )
+    elif only is None or "generation" in only:
+        names = ("pipeline", "evaluation")
+    with locked(folder):
+        run = open_run(config, folder, names)
+        execute_stages(run, *names)
+        measure_autoencoder(run, chosen)
+        run.accelerator.end_training()
+    if run.main:
+        render_report(folder)
+    return run

@@ -1,0 +1,97 @@
+"""The paper's comparison: autoencoders trained alike, the same diffusion model on each one's latents."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+from ldmae.core.errors import UserError
+from ldmae.core.files import read_json, write_json
+from ldmae.core.progress import console
+from ldmae.images.base import shortened
+from ldmae.report.comparison import render_comparison
+from ldmae.report.data import mapping
+from ldmae.run.comparison_plan import Unit, chosen_units, cost_lines, plan_comparison, refuse_changes
+from ldmae.run.opening import open_accelerator, open_run_images
+from ldmae.run.run import images_fingerprint
+from ldmae.run.unit import make_unit
+
+
+def compare(
+    preset: str,
+    overrides: list[str],
+    folder: Path,
+    results: Path,
+    only: list[str] | None = None,
+    seeds: list[int] | None = None,
+    command: list[str] | None = None,
+) -> None:
+    """Trains and measures every unit that is not done, then writes the comparison's report.
+
+    Each unit is a run folder of its own, `folder/NAME/seed-N`, resumable as any; when it is done, its figures
+    and pictures go to `results/units/NAME/seed-N`, and from those alone the report is made: they may come
+    from several machines and days.
+
+    Args:
+        preset: a preset or a YAML file.
+        overrides: settings as key=value, for all units.
+        folder: where the runs lie.
+        results: where figures, pictures and the report lie.
+        only: names in `VARIANTS` to take of those that the settings name; None: all.
+        seeds: seeds to take of those that the settings name; None: all.
+        command: the words that were typed, for the report.
+
+    Raises:
+        UserError: a setting is wrong, or a unit in `results` was made with other settings.
+    """
+    units, matching = plan_comparison(preset, overrides)
+    chosen = chosen_units(units, only, seeds)
+    for unit in chosen:
+        refuse_changes(unit, results)
+    accelerator = open_accelerator(units[0].config, folder)
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        _refuse_other_images(units[0], folder, results, main)
+    words = shlex.join(command or [])
+
+    def publish() -> None:
+        description = {
+            "schema": 1,
+            "preset": Path(preset).stem,
+            "command": words,
+            "matching": asdict(matching),
+            "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
+        }
+        write_json(results / "comparison.json", description)
+        render_comparison(results)
+
+    if main:
+        console.print("\n".join(cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
+    for number, unit in enumerate(chosen, 1):
+        made = results / "units" / unit.place
+        if not (made / "unit.json").exists():
+            if main:
+                console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
+            make_unit(unit, folder / unit.place, made, Path(preset).stem, words, matching)
+            if main:
+                publish()
+    if main:
+        publish()
+    accelerator.end_training()
+
+
+def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> None:
+    """Raises a UserError where finished units are of other images than the settings name now."""
+    paths = sorted((results / "units").glob("*/*/unit.json"))
+    known = {str(p.parent): mapping(read_json(p, dict).get("data")).get("fingerprint") for p in paths}
+    opened = any(known.values()) and open_run_images(unit.config.data, folder / unit.place / "data", say)
+    images = images_fingerprint(*opened[1:]) if opened else None
+    others = [place for place, fingerprint in known.items() if fingerprint not in (None, images)]
+    if others:
+        raise UserError(
+            f"{shortened(others)}: made of other images than {unit.config.data.source} holds now. Put those "
+            "back, name another folder with --results (and --out), or delete these to make them again"
+        )
+    if say and (silent := [place for place, fingerprint in known.items() if fingerprint is None]):
+        console.print(f"units that record no fingerprint of their images: {shortened(silent)}", markup=False)

@@ -1,0 +1,48 @@
+"""The stage that joins autoencoder and diffusion model: the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.core.files import atomic_folder
+from ldmae.diffusion.backbones import backbone_class
+from ldmae.diffusion.flow import scheduler_shift
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.latents.statistics import load_statistics
+from ldmae.loading import load_model
+from ldmae.run.run import Run, run_autoencoder
+
+
+def save_pipeline(run: Run) -> dict[str, str]:
+    """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
+    mean, std = load_statistics(run.folder / "latents")
+    statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    vae: Any = run_autoencoder(run)
+    own = isinstance(vae, AutoencoderVMAE)
+    if own:
+        vae.register_to_config(**statistics)
+    pipeline = LDMAEPipeline(
+        vae=vae,
+        transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
+        ),
+        id2label={label: run.train.classes[label] for label in _trained_classes(run)},
+        **({} if own else statistics),
+    )
+    if run.main:
+        with atomic_folder(run.folder / "pipeline") as temporary:
+            pipeline.save_pretrained(temporary)
+    run.accelerator.wait_for_everyone()
+    return {"pipeline": run.records.stages["pipeline"].made_of}
+
+
+def _trained_classes(run: Run) -> list[int]:
+    """Returns the classes that have a training image; all of a stream, of which only some are kept."""
+    if run.stream is not None:
+        return list(range(len(run.train.classes)))
+    return [label for label in np.unique(run.train.labels).tolist() if label >= 0]

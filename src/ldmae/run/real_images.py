@@ -1,0 +1,97 @@
+"""The real images that generated ones are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmae.config import Config, load_config
+from ldmae.contracts import ImageSource
+from ldmae.core.progress import console, progress_bar
+from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
+from ldmae.evaluation.subject import draw, image_keys, read_batches
+from ldmae.images.base import Subset
+from ldmae.images.index import open_all_images, open_images
+from ldmae.images.sources import is_stream
+from ldmae.images.transforms import preprocessing_fingerprint
+from ldmae.loading import is_run_folder, settings_of
+from ldmae.perception.features import FeatureExtractor
+from ldmae.run.kept_images import Generated
+from ldmae.run.kept_stream import open_streamed
+
+Trained = tuple[ImageSource, ImageSource] | None
+"""The images that a model was trained on, and those held out; None where they are not known."""
+
+
+def reference_of(
+    config: Config,
+    path: Path | None,
+    extractor: FeatureExtractor,
+    folder: Path,
+    cache: Path,
+    size: int,
+    own: Trained,
+) -> Reference:
+    """Returns the statistics of the real images: those of `path`, or computed of the settings' images.
+
+    Args:
+        config: the settings.
+        path: real images or statistics as they are; None: the images of `config.data`.
+        extractor: the network.
+        folder: where the index of images is kept.
+        cache: where computed statistics are kept.
+        size: pixels along a side of the generated images.
+        own: the images that the model was trained on, where no others are named.
+    """
+    keep = config.evaluation.real_images or 10_000
+    if path is not None:
+        console.print(f"reading the reference {path}", markup=False, soft_wrap=True)
+        return read_reference(path, extractor, keep=keep)
+    real: ImageSource
+    real = open_all_images(config.data, folder / "data") if own is None else own[0]
+    if config.evaluation.sample_labels == "training":
+        real = Subset(real, np.flatnonzero(np.asarray(real.labels) >= 0))
+
+    def batches() -> Iterator[Tensor]:
+        batch = config.evaluation.batch_size
+        everything = draw(image_keys(real), None, 0)
+        for _, images in read_batches(real, everything, size, batch, torch.device("cpu")):
+            yield to_uint8(images)
+
+    def compute() -> Reference:
+        with progress_bar("reference", len(real), "images") as advance:
+            return reference_from_images(batches(), extractor, keep=keep, advance=advance)
+
+    made_of = {
+        "data": real.fingerprint(),
+        "preprocessing": preprocessing_fingerprint(size),
+        "keep": str(keep),
+    }
+    return cached_reference(cache, made_of, extractor, compute)
+
+
+def trained_images(source: str, config: Config, folder: Path) -> Trained:
+    """Returns the images that a source was trained on and those held out, where no others are named."""
+    made_with = settings_of(source)
+    if made_with is None or config.data != load_config(made_with).data:
+        return None
+    cache = (Path(source) if is_run_folder(source) else folder) / "data"
+    if is_stream(config.data):  # what is kept of it
+        return open_streamed(config.data, cache)[1:]
+    return open_images(config.data, cache)
+
+
+def other_size(made: Generated, known: Reference) -> str:
+    """Says, also to the console, that the images are of another size than the reference's."""
+    size = (made.size, made.width or made.size)
+    if known.size in (None, size):
+        return ""
+    theirs = f"{known.size[0]}x{known.size[1]}"
+    told = f"the images are {size[0]}x{size[1]}, those of the reference {theirs}: resize one of them first"
+    console.print(told, soft_wrap=True)
+    return told

@@ -1,0 +1,103 @@
+"""Pieces of a run, tried on models with random weights: a step of a training, a batch of the measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from ldmae.contracts import BatchKeys
+from ldmae.core.autoencoding import reconstruct
+from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
+from ldmae.evaluation.reconstruction import PairMetrics
+from ldmae.perception.features import load_features
+from ldmae.perception.lpips import load_perceptual
+from ldmae.run.durations import seconds_of, seconds_of_an_image
+from ldmae.run.plan import example_rows, untrained_objective
+from ldmae.run.recorded import trainings
+from ldmae.run.run import Run
+from ldmae.training.averaging import AveragedWeights
+from ldmae.training.data import split_rows
+from ldmae.training.optim import build_optimizer
+
+
+def trial_step(
+    run: Run, stage: str, autoencoder: Any, latent_shape: tuple[int, int]
+) -> tuple[Callable[[int, int], None], list[range]]:
+    """Returns what makes a step of a training, and this process's pieces of a batch.
+
+    Args:
+        run: the run.
+        stage: the training's.
+        autoencoder: of the shape that the run's has.
+        latent_shape: channels of its latents and their cells along a side.
+
+    Returns:
+        A function of a number of images and the step's number; and the rows of each piece.
+    """
+    config, accelerator = trainings(run.config)[stage], run.accelerator
+    with torch.random.fork_rng(devices=[]), torch.device(str(accelerator.device)):
+        before: Any = None
+        if stage != next(iter(trainings(run.config))) or run.config.autoencoder.init is not None:
+            before = type(autoencoder).from_config(autoencoder.config)
+        classes = len(run.train.classes)
+        objective: Any = untrained_objective(run.config, stage, latent_shape, classes, before)
+    objective = objective.to(accelerator.device)
+    model: Any = objective.model
+    optimizer = build_optimizer(objective.train(), config.optimizer)
+    average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
+    share = split_rows(
+        config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+    rows = {
+        name: value.to(accelerator.device)
+        for name, value in example_rows(run.config, stage, latent_shape, len(share[0])).items()
+    }
+
+    def step(count: int, number: int) -> None:
+        optimizer.zero_grad()
+        with accelerator.autocast():
+            piece = {name: value[:count] for name, value in rows.items()}
+            loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
+        loss.backward()
+        clip_grad_norm_(model.parameters(), math.inf)
+        optimizer.step()
+        if average is not None:
+            average.update(1)
+
+    return step, share
+
+
+def measuring_seconds(run: Run, autoencoder: Any, held_out: int, real: int) -> tuple[float, float, float]:
+    """Times the measurements of a run.
+
+    Args:
+        run: the run.
+        autoencoder: of the shape that the run's has, on its device.
+        held_out: images that are reconstructed.
+        real: images that generated ones are compared with.
+
+    Returns:
+        Seconds of an image's features, of reconstructing and comparing an image, and of all distances.
+    """
+    config, size, device = run.config.evaluation, run.config.image_size, run.accelerator.device
+    extractor = load_features(config.features, device)
+    perceptual = load_perceptual(config.perceptual, device)
+    pixels = torch.zeros(config.batch_size, 3, size, size).to(device, torch.uint8)
+    metrics = PairMetrics(perceptual=perceptual, extractor=extractor if held_out >= FEWEST_IMAGES else None)
+
+    @torch.no_grad()
+    def measure(count: int) -> None:
+        images = pixels[:count].float()
+        metrics.update(images, reconstruct(autoencoder, images))
+
+    some = min(8, config.batch_size)
+    features = seconds_of_an_image(lambda count: extractor(pixels[:count]), some, device)
+    restoring = seconds_of_an_image(measure, some, device)
+    rows, few = min(SUBSET_SIZE, config.samples, real), 2
+    first, second = torch.rand(2, rows, extractor.dimensions)
+    distances = seconds_of(lambda: kernel_distance(first, second, num_subsets=few)) * SUBSETS / few
+    return features, restoring, distances
