@@ -18,7 +18,8 @@ from ldmae.config.registry import AUTOENCODERS
 from ldmae.config.schema import ABLATION
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import changed
-from ldmae.run.comparison import compare, plan_comparison, unit_changes
+from ldmae.run.comparison import compare
+from ldmae.run.comparison_plan import plan_comparison, unit_changes
 from ldmae.run.recorded import plain as plain_settings
 from ldmae.run.recorded import training_steps
 from ldmae.run.variants import VARIANTS
