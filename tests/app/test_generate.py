@@ -233,7 +233,7 @@ def test_another_format_is_no_png():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 251}, "takes 1 to 250 steps"),
+        ({"steps": 251}, "steps must be from 1 to 250"),
         ({"steps": "many"}, "incomplete or damaged"),
         ({"steps": 2.5}, "not an integer"),
         ({"steps": True}, "not a number"),
@@ -276,12 +276,12 @@ def test_a_class_is_found_by_its_name_where_its_number_is_another_here():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (request(count=0), f"1 to {_MOST_PICTURES} images"),
-        (request(count=_MOST_PICTURES + 1), f"1 to {_MOST_PICTURES} images"),
-        (request(num_inference_steps=MOST_STEPS + 1), f"1 to {MOST_STEPS} steps"),
+        (request(count=0), f"images must be from 1 to {_MOST_PICTURES}"),
+        (request(count=_MOST_PICTURES + 1), f"images must be from 1 to {_MOST_PICTURES}"),
+        (request(num_inference_steps=MOST_STEPS + 1), f"steps must be from 1 to {MOST_STEPS}"),
         (request(count=3, seed=SEEDS - 2), "the seed must be"),
-        (request(label=3), "there is no class 3"),
-        (request(label=-2), "there is no class -2"),
+        (request(label=3), "the class must be from 0 to 2, got 3"),
+        (request(label=-2), "the class must be from 0 to 2, got -2"),
     ],
 )
 def test_nobody_may_wish_for_too_much(bad, message):
@@ -306,7 +306,7 @@ def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
     assert most_pictures(size=256, cells=1024, parameters=10**12, device="cpu") == 1
     check_request(request(count=16), 3, 16)
     check_request(request(count=3, seed=SEEDS - 3), 3, _MOST_PICTURES)
-    with pytest.raises(UserError, match="1 to 16 images"):
+    with pytest.raises(UserError, match="images must be from 1 to 16"):
         check_request(request(count=17), 3, 16)
 
 

@@ -132,7 +132,7 @@ def test_a_job_that_is_stopped_while_it_waits_never_begins():
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    with waited.turns.turn():
+    with Job(waited.turns):
         asyncio.run(cancel())
     wait_until(lambda: not jobs())
     assert begun == []
@@ -171,7 +171,7 @@ def test_what_is_done_aside_holds_up_nobody():
         order.append("back")
 
     def other() -> None:
-        with waited.turns.turn():
+        with Job(waited.turns):
             order.append("other")
 
     async def follow() -> None:

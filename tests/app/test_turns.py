@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ldmae.app.turns import Turns
+from ldmae.app.turns import Job, Turns
 
 
 def in_thread(function: Callable[[], None]) -> threading.Thread:
@@ -21,17 +21,17 @@ def wait_until(true: Callable[[], bool], seconds: float = 5) -> None:
 
 
 def waiting(turns: Turns) -> int:
-    return len(turns._line)
+    return len(turns.line)
 
 
 def test_turns_are_given_in_the_order_in_which_they_were_asked_for():
     turns, order = Turns(), []
-    with turns.turn():
+    with Job(turns):
         threads = []
         for k in range(4):
 
             def work(k: int = k) -> None:
-                with turns.turn():
+                with Job(turns):
                     order.append(k)
 
             threads.append(in_thread(work))
@@ -46,7 +46,7 @@ def test_never_do_two_compute_at_once():
     turns, inside, most = Turns(), [], []
 
     def work() -> None:
-        with turns.turn() as turn:
+        with Job(turns) as turn:
             for _ in range(20):
                 inside.append(1)
                 most.append(len(inside))
@@ -65,10 +65,10 @@ def test_a_long_job_lets_a_short_one_in_between_two_of_its_steps():
     turns, order, ready = Turns(), [], threading.Event()
 
     def short() -> None:
-        with turns.turn():
+        with Job(turns):
             order.append("short")
 
-    with turns.turn() as turn:
+    with Job(turns) as turn:
         order.append("step 1")
         turn.hand_on()  # nobody waits: goes on at once
         thread = in_thread(short)
@@ -83,6 +83,6 @@ def test_a_long_job_lets_a_short_one_in_between_two_of_its_steps():
 
 def test_a_failed_turn_is_given_back():
     turns = Turns()
-    with pytest.raises(ZeroDivisionError), turns.turn():
+    with pytest.raises(ZeroDivisionError), Job(turns):
         _ = 1 / 0
     assert waiting(turns) == 0

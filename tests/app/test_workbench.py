@@ -13,7 +13,6 @@ from ldmae.app.generate import GenerationRequest, check_request, generate, reque
 from ldmae.app.samples import sample_images
 from ldmae.app.workbench import (
     _INTERVAL,
-    _load_named,
     is_loopback,
     may_name_sources,
     open_workbench,
@@ -207,7 +206,7 @@ def test_a_run_folder_whose_settings_name_code_is_refused_wherever_the_page_meet
     shutil.copytree(folders.run, run)
     (run / "config.yaml").write_text(PAYLOAD)
     with pytest.raises(UserError, match="names code to run"):
-        _load_named(str(run))
+        bench.load(str(run))
     assert "names code to run" in measure(str(run), photo(), 32, bench.perceptual, load=bench.load).problem
     with pytest.raises(UserError, match="names code to run"):
         open_workbench(str(run))

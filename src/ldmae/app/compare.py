@@ -45,6 +45,8 @@ _MOST_WORK = {"cpu": 6e12, "": 3e14}
 """Parameters times pixels of one image, by kind of device, with "" for all others. A convolutional
 autoencoder of 84 M parameters may take 256 x 256 pixels on a processor, where a pass takes some seconds:
 others have their turn only between two passes."""
+STRENGTH = 4.0
+"""How much differences are amplified."""
 _ROUNDS, _FEWEST_ROUNDS, _LONG = 7, 3, 5.0
 """Rounds in which the autoencoders are timed one after the other, so that whatever else the computer does
 slows all of them; after so many seconds fewer will do."""
@@ -220,7 +222,6 @@ def measure(
     size: int,
     perceptual: PerceptualDistance,
     device: torch.device | str = "cpu",
-    strength: float = 4.0,
     load: Callable[[str], Any] = load_autoencoder,
     between: Callable[[], None] = lambda: None,
     aside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
@@ -234,9 +235,8 @@ def measure(
         image: RGB; its centred square counts.
         size: pixels that its side is brought to, S. An autoencoder that does not take it gets the nearest
             size, and its picture is brought back to S.
-        perceptual: the perceptual distance, on the CPU.
+        perceptual: on the CPU.
         device: where to compute.
-        strength: how much the difference is amplified.
         load: makes an autoencoder of a name.
         between: called between pieces of work; what it raises ends the measuring.
         aside: a context in which the autoencoder is loaded, which may be a download.
@@ -250,7 +250,7 @@ def measure(
         most, side = _most_side(parameters[1], torch.device(device).type), Fit.of(autoencoder).nearest(size)
         if side > most:
             return Measured(name, problem=_too_much(parameters[1], side, most))
-        return _measured(name, autoencoder, image, size, side, perceptual, strength)
+        return _measured(name, autoencoder, image, size, side, perceptual)
     except UserError as error:
         return Measured(name, problem=str(error))
     except torch.OutOfMemoryError:
@@ -275,7 +275,6 @@ def _measured(
     size: int,
     side: int,
     perceptual: PerceptualDistance,
-    strength: float,
 ) -> Measured:
     images = squared(image, side)  # (1, 3, T, T)
     try:
@@ -286,13 +285,14 @@ def _measured(
         raise UserError(f"it can't take this image at {side} × {side} pixels; choose another size") from error
     if restored.shape[1] != images.shape[1]:
         raise UserError(f"it decodes to {restored.shape[1]} channels, and this page compares RGB images")
-    picture = _resized(as_picture(as_saved(restored.cpu(), "a decoded image")), size)
+    decoded = Image.fromarray(as_picture(as_saved(restored.cpu(), "a decoded image")))
+    picture = np.array(decoded.resize((size, size), Image.Resampling.BICUBIC))
     original = squared(image, size)
     saved = torch.tensor(picture).permute(2, 0, 1)[None]
     return Measured(
         name,
         picture=picture,
-        difference=difference(as_picture(to_uint8(original)), picture, strength),
+        difference=difference(as_picture(to_uint8(original)), picture, STRENGTH),
         metrics=metrics_of(to_uint8(original), saved, perceptual),
         parameters=count_parameters(autoencoder)[0],
         latents=tuple(latents.shape[1:]),
@@ -302,12 +302,6 @@ def _measured(
             "decode": lambda: decode(autoencoder, latents),
         },
     )
-
-
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    if picture.shape[:2] == (size, size):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
 
 
 @torch.no_grad()

@@ -13,22 +13,19 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import FEWEST, MOST, Measured, Timing, check_names, measure, timed
+from ldmae.app.compare import FEWEST, MOST, STRENGTH, Measured, Timing, check_names, measure, timed
 from ldmae.app.components import (
     KEPT_FOR,
-    PICKING,
     forgotten,
-    picked,
     picker,
     start_button,
     stoppable,
     take_image,
     told,
-    uploaded,
     visitor_of,
 )
 from ldmae.app.explorer import as_picture
-from ldmae.app.lines import Waiting, answered, followed
+from ldmae.app.lines import Waiting, followed
 from ldmae.app.markup import Card
 from ldmae.app.turns import Job
 from ldmae.app.uploads import squared
@@ -37,7 +34,6 @@ from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.report.formatting import format_count
 
-_STRENGTH = 4.0
 _EMPTY = "Press Compare to encode and decode this image with each autoencoder."
 _ALONE = "Only one autoencoder is available. Start the page with `ldmae app --compare NAME` to offer more."
 _WELL_KNOWN = ("madebyollin/taesd", "stabilityai/sd-vae-ft-mse")
@@ -59,7 +55,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
     chosen = gr.Checkbox(False, visible="hidden")  # remembered by the browser when the image is forgotten
     choices = [(name, name) for name in bench.choices]
     if bench.may_name:
-        choices += [(short_name(name), name) for name in _named_for_them(bench)]
+        choices += [(short_name(name), name) for name in [*runs_nearby(bench.source), *_WELL_KNOWN]]
     enough = len(choices) >= FEWEST
     with gr.Row(equal_height=False, elem_classes="ld-work"):
         with gr.Column(scale=1, min_width=300):
@@ -99,27 +95,10 @@ def _layout(bench: Workbench) -> SimpleNamespace:
 
 def _listen_for_image(bench: Workbench, parts: SimpleNamespace) -> None:
     def chosen(picture: Image.Image, side: int) -> list[Any]:
-        return [picture, True, markup.note(_EMPTY), _chosen(picture, side)]
+        return [picture, True, _chosen(picture, _checked_size(bench, side)), markup.note(_EMPTY)]
 
-    @told(parts.status)
-    async def choose_uploaded(http: gr.Request, content: bytes | None, side: int) -> list[Any]:
-        def work(job: Job) -> list[Any]:
-            with job.aside():
-                return chosen(uploaded(bench, content), checked(side))
-
-        return await answered(work, bench.light, visitor_of(http))
-
-    @told(parts.status)
-    async def choose_picked(event: gr.EventData, http: gr.Request, side: int) -> list[Any]:
-        picture = picked(bench, event)
-        return await answered(lambda job: chosen(picture, checked(side)), bench.light, visitor_of(http))
-
-    def checked(side: int) -> int:
-        return _checked_size(bench, side)
-
-    shown = [parts.image, parts.chosen, parts.status, parts.result]
-    take_image(parts.drop, parts.thumbs, choose_uploaded, [parts.drop, parts.size], shown, parts.status)
-    parts.thumbs.click(choose_picked, parts.size, shown, **PICKING)
+    shown = [parts.image, parts.chosen, parts.result, parts.status]
+    take_image(bench, parts.drop, parts.thumbs, chosen, [parts.size], shown)
 
 
 def _checked_size(bench: Workbench, side: int) -> int:
@@ -156,11 +135,6 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
     stoppable(parts.buttons, run, inputs, [parts.status, parts.result])
 
 
-def _named_for_them(bench: Workbench) -> list[str]:
-    """Returns what a visitor who may name anything is likely to want."""
-    return [*runs_nearby(bench.source), *_WELL_KNOWN]
-
-
 def _how_to_name(bench: Workbench) -> str:
     if bench.may_name:
         return (
@@ -189,15 +163,7 @@ def _compared(
             job.report(list(done))
             done.append(
                 measure(
-                    name,
-                    picture,
-                    size,
-                    bench.perceptual,
-                    bench.device,
-                    _STRENGTH,
-                    bench.load,
-                    job.hand_on,
-                    job.aside,
+                    name, picture, size, bench.perceptual, bench.device, bench.load, job.hand_on, job.aside
                 )
             )
         job.report(list(done))
@@ -246,7 +212,7 @@ def _side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, lab
             for kind, value in rows[one.name].items()
         ]
         lines = [] if one.side == size else [f"computed at {one.side} × {one.side} pixels"]
-        title, below = titles[one.name], f"difference × {_STRENGTH:g}"
+        title, below = titles[one.name], f"difference × {STRENGTH:g}"
         items.append(Card(one.picture, title, lines, table, one.difference, below))
     return markup.beside(_original(picture, size), items, "the autoencoders side by side")
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.lines import Visitor
-from ldmae.app.turns import Stopped
+from ldmae.app.lines import Visitor, answered
+from ldmae.app.turns import Job, Stopped
 from ldmae.app.uploads import MIB, decode_picture
 from ldmae.app.workbench import Workbench
 from ldmae.core.errors import UserError
@@ -148,16 +148,42 @@ def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs:
 
 
 def take_image(
+    bench: Workbench,
     drop: gr.File,
     thumbnails: gr.HTML,
-    handler: Callable[..., Any],
+    taken: Callable[..., list[Any]],
     inputs: list[Any],
     outputs: list[Any],
-    status: gr.HTML,
 ) -> None:
-    """Lets a handler take an image that is dropped, after which no thumbnail is marked as picked."""
+    """Hands an image that is dropped or picked to a function, whose result is shown.
+
+    Args:
+        bench: of the page.
+        drop: as `picker` gives it. What is dropped leaves no thumbnail marked as picked.
+        thumbnails: likewise.
+        taken: gets the image, RGB, and the inputs' values.
+        inputs: further ones.
+        outputs: a status bar last.
+    """
+    status = outputs[-1]
+
+    @told(status)
+    async def take_upload(http: gr.Request, content: bytes | None, *values: Any) -> list[Any]:
+        def work(job: Job) -> list[Any]:
+            with job.aside():
+                image = uploaded(bench, content)
+            return taken(image, *values)
+
+        return await answered(work, bench.light, visitor_of(http))
+
+    @told(status)
+    async def take_picked(event: gr.EventData, http: gr.Request, *values: Any) -> list[Any]:
+        image = picked(bench, event)
+        return await answered(lambda job: taken(image, *values), bench.light, visitor_of(http))
+
     unmark = markup.unmark(str(thumbnails.elem_id))
-    take(drop, handler, inputs, outputs).success(None, status, None, js=unmark, **INSTANT)
+    take(drop, take_upload, [drop, *inputs], outputs).success(None, status, None, js=unmark, **INSTANT)
+    thumbnails.click(take_picked, inputs, outputs, **PICKING)
 
 
 def _afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:

@@ -19,7 +19,7 @@ from ldmae.autoencoders.masking import random_visible_indices, visible_mask
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import encode_moments, placement, reconstruct, require_finite
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_range
 from ldmae.evaluation.components import Components, fit_components
 from ldmae.evaluation.interpolation import interpolated_decodings
 from ldmae.evaluation.reconstruction import as_saved, pair_values, to_uint8
@@ -107,18 +107,15 @@ class AutoencoderExplorer:
     def noisy(self, latent: Latent, epsilon: float) -> Seen:
         """Returns what the decoder makes of z + ε · σ_c · N(0, 1); the noise is the same at every ε.
 
-        Args:
-            latent: of the image.
-            epsilon: from 0 to `STRONGEST_NOISE`, in deviations of each latent channel.
+        ε is from 0 to `STRONGEST_NOISE`, in standard deviations σ_c of each latent channel.
 
         Raises:
             UserError: ε is out of range.
         """
-        if not 0 <= epsilon <= STRONGEST_NOISE:
-            raise UserError(f"ε must be from 0 to {STRONGEST_NOISE:g}, got {epsilon}; try 0.1")
+        check_range("ε", epsilon, 0, STRONGEST_NOISE, "try 0.1")
         device, _ = placement(self.autoencoder)
-        latents, deviation = latent.mean.to(device), self.deviation.to(device)
-        [(_, images)] = noisy_decodings(self.autoencoder, ["page"], latents, deviation, [epsilon])
+        latents, std = latent.mean.to(device), self.deviation.to(device)
+        [(_, images)] = noisy_decodings(self.autoencoder, ["page"], latents, std, [epsilon])
         return self._seen(latent, images)
 
     @property
@@ -155,10 +152,7 @@ class AutoencoderExplorer:
         """
         if self.cannot_hide:
             raise UserError(f"{self.cannot_hide}; open the page with such a model")
-        if not 0 <= share <= MOST_HIDDEN:
-            raise UserError(
-                f"the mask ratio must be from 0 to {MOST_HIDDEN}, got {share}; the paper uses 0.6"
-            )
+        check_range("the mask ratio", share, 0, MOST_HIDDEN, "the paper uses 0.6")
         h, w = latent.mean.shape[2:]
         device, dtype = placement(self.autoencoder)
         name = type(self.autoencoder).__name__
@@ -182,8 +176,8 @@ class AutoencoderExplorer:
         Raises:
             UserError: a fraction is out of [0, 1].
         """
-        if not all(0 <= t <= 1 for t in fractions):
-            raise UserError(f"t must be from 0 to 1, got {list(fractions)}; 0.5 is halfway")
+        for t in fractions:
+            check_range("t", t, 0, 1, "0.5 is halfway")
         device, _ = placement(self.autoencoder)
         ends = first.mean.to(device), second.mean.to(device)
         decoded = interpolated_decodings(self.autoencoder, *ends, fractions)

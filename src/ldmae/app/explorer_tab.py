@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,17 +17,14 @@ from ldmae.app.components import (
     PICKING,
     QUICK,
     forgotten,
-    picked,
     picker,
     take_image,
     told,
-    uploaded,
     visitor_of,
 )
-from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent
+from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent, Seen
 from ldmae.app.lines import answered
 from ldmae.app.markup import Card
-from ldmae.app.turns import Job
 from ldmae.app.workbench import Workbench
 from ldmae.config.evaluation import EPSILONS, FRACTIONS
 from ldmae.core.errors import UserError
@@ -43,25 +40,20 @@ class _Views:
     """What the tab shows of a visitor's images, as HTML; nothing of a visitor's is kept in it."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench, self.explorer = bench, bench.explorer
+        self.size, self.explorer = bench.size, bench.explorer
 
     def whole(self, latent: Latent) -> str:
-        """Original, reconstruction, latents."""
-        seen = self.explorer.reconstruction(latent)
         channels, h, w = latent.mean.shape[1:]
         ratio = latent.image.numel() / latent.mean.numel()
         about = [f"Latent {channels} × {h} × {w} · {ratio:.3g}× compression", "3 principal components as RGB"]
-        return markup.cards(
-            [
-                Card(latent.picture, "Original", [f"{self.bench.size} × {self.bench.size} pixels"]),
-                Card(seen.picture, "Reconstruction", markup.metrics(seen.metrics)),
-                Card(self.explorer.colours(latent), "Latents", about),
-            ],
-            "the image and its latents",
-        )
+        shown = [
+            Card(latent.picture, "Original", [f"{self.size} × {self.size} pixels"]),
+            _card(self.explorer.reconstruction(latent), "Reconstruction"),
+            Card(self.explorer.colours(latent), "Latents", about),
+        ]
+        return markup.cards(shown, "the image and its latents")
 
     def gap(self, latent: Latent, strength: float) -> str:
-        """What the reconstruction lost."""
         restored = self.explorer.reconstruction(latent).picture
         lost = difference(latent.picture, restored, strength)
         return markup.cards(
@@ -69,46 +61,36 @@ class _Views:
         )
 
     def noise(self, latent: Latent, epsilon: float) -> str:
-        """What noise on the latents does."""
-        now = self.explorer.noisy(latent, epsilon)
-        return markup.cards(
-            [Card(now.picture, f"ε = {epsilon:g}", markup.metrics(now.metrics))], "with noise"
-        )
+        return markup.cards(self._noisy(latent, [epsilon]), "with noise")
 
     def noise_steps(self, latent: Latent) -> str:
-        """The same, at the ε of the smoothness measurement."""
-        steps = [self.explorer.noisy(latent, value) for value in EPSILONS]
-        row = [
-            Card(seen.picture, f"ε = {value:g}", markup.metrics(seen.metrics))
-            for value, seen in zip(EPSILONS, steps, strict=True)
-        ]
-        return markup.strip(row, "with more and more noise")
+        return markup.strip(self._noisy(latent, EPSILONS), "with more and more noise")
+
+    def _noisy(self, latent: Latent, epsilons: Sequence[float]) -> list[Card]:
+        return [_card(self.explorer.noisy(latent, value), f"ε = {value:g}") for value in epsilons]
 
     def masked(self, latent: Latent, share: float, draw: int) -> str:
-        """What is made of the visible patches."""
         if self.explorer.cannot_hide:
             return markup.note(f"Not available: {self.explorer.cannot_hide}.")
         sees, made = self.explorer.hidden(latent, share, draw)
-        tokens = latent.mean.shape[2] * latent.mean.shape[3]
-        return markup.cards(
-            [
-                Card(sees, "Encoder input", [f"{share:.0%} of {tokens} patches masked"]),
-                Card(made.picture, "Decoder output", markup.metrics(made.metrics)),
-            ],
-            "the image with masked patches",
-        )
+        masked = f"{share:.0%} of {latent.mean[0, 0].numel()} patches masked"
+        shown = [Card(sees, "Encoder input", [masked]), _card(made, "Decoder output")]
+        return markup.cards(shown, "the image with masked patches")
 
     def between(self, first: Latent, second: Latent, t: float) -> str:
-        """One image between two."""
-        [now] = self.explorer.between(first, second, [t])
         ends = Card(first.picture, "First"), Card(second.picture, "Second")
-        return markup.cards([ends[0], Card(now, f"t = {t:g}"), ends[1]], "between the two images")
+        return markup.cards([ends[0], *self._mixed(first, second, [t]), ends[1]], "between the two images")
 
     def between_steps(self, first: Latent, second: Latent) -> str:
-        """Images from one to another."""
-        pictures = self.explorer.between(first, second, FRACTIONS)
-        row = [Card(picture, f"t = {place:g}") for picture, place in zip(pictures, FRACTIONS, strict=True)]
-        return markup.strip(row, "from the first to the second image")
+        return markup.strip(self._mixed(first, second, FRACTIONS), "from the first to the second image")
+
+    def _mixed(self, first: Latent, second: Latent, fractions: Sequence[float]) -> list[Card]:
+        pictures = self.explorer.between(first, second, fractions)
+        return [Card(picture, f"t = {t:g}") for picture, t in zip(pictures, fractions, strict=True)]
+
+
+def _card(seen: Seen, title: str) -> Card:
+    return Card(seen.picture, title, markup.metrics(seen.metrics))
 
 
 def build(bench: Workbench, page: gr.Blocks) -> None:
@@ -213,43 +195,23 @@ def _interpolation_layout(bench: Workbench) -> dict[str, Any]:
 def _listen_for_images(bench: Workbench, parts: SimpleNamespace, page: gr.Blocks) -> None:
     """Encodes what is dropped or picked, and the first samples as the page opens."""
 
-    def encoded(image: Image.Image) -> tuple[Latent, float]:
-        return bench.explorer.encode(image), time.time()
+    def encoded(*images: Image.Image) -> list[Any]:
+        return [part for image in images for part in (bench.explorer.encode(image), time.time())] + [""]
 
     @told(parts.status)
-    async def encode_uploaded(http: gr.Request, content: bytes | None) -> tuple[Latent, float, str]:
-        def work(job: Job) -> tuple[Latent, float, str]:
-            with job.aside():
-                image = uploaded(bench, content)
-            return *encoded(image), ""
-
-        return await answered(work, bench.light, visitor_of(http))
-
-    @told(parts.status)
-    async def encode_picked(event: gr.EventData, http: gr.Request) -> tuple[Latent, float, str]:
-        image = picked(bench, event)
-        return await answered(lambda job: (*encoded(image), ""), bench.light, visitor_of(http))
-
-    @told(parts.status)
-    async def encode_samples(http: gr.Request) -> tuple[Latent, float, Latent, float, str]:
-        def work(job: Job) -> tuple[Latent, float, Latent, float, str]:
-            first, second = (encoded(sample.image) for sample in bench.samples[:2])
-            return *first, *second, ""
-
+    async def encode_samples(http: gr.Request) -> list[Any]:
+        samples = [sample.image for sample in bench.samples[:2]]
         try:
-            return await answered(work, bench.light, visitor_of(http))
-        except UserError as busy:  # the page asks again by itself, see ASK_AGAIN
+            return await answered(lambda job: encoded(*samples), bench.light, visitor_of(http))
+        except UserError as busy:  # the page asks again by itself, see _ASK_AGAIN
             raise gr.Error(str(busy), visible=False, print_exception=False) from None
 
-    status = parts.status
     first, second = [parts.first, parts.first_came], [parts.second, parts.second_came]
-    take_image(parts.drop, parts.thumbs, encode_uploaded, [parts.drop], [*first, status], status)
-    take_image(parts.drop_2, parts.thumbs_2, encode_uploaded, [parts.drop_2], [*second, status], status)
-    parts.thumbs.click(encode_picked, None, [*first, status], **PICKING)
-    parts.thumbs_2.click(encode_picked, None, [*second, status], **PICKING)
+    take_image(bench, parts.drop, parts.thumbs, encoded, [], [*first, parts.status])
+    take_image(bench, parts.drop_2, parts.thumbs_2, encoded, [], [*second, parts.status])
     # the first look is asked for again after a while where the page was too busy for it
     for asked in (page.load, parts.again.click):
-        looked = asked(encode_samples, None, [*first, *second, status], **PICKING)
+        looked = asked(encode_samples, None, [*first, *second, parts.status], **PICKING)
         looked.failure(None, None, None, js=_ASK_AGAIN, **INSTANT)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ldmae import __version__
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.config.registry import SOLVERS
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_range, nearest
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations, solver_class
@@ -130,20 +130,16 @@ def check_request(request: GenerationRequest, classes: int, most: int) -> None:
     Raises:
         UserError: something is out of range.
     """
-    seed, steps = request.sampling.seed, request.sampling.num_inference_steps
-    if not 1 <= request.count <= most:
-        raise UserError(f"this page generates 1 to {most} images at once, got {request.count}; choose fewer")
-    if not 1 <= steps <= MOST_STEPS:
-        raise UserError(f"this page takes 1 to {MOST_STEPS} steps, got {steps}; 50 is usual")
-    if not 0 <= seed <= SEEDS - request.count:  # so that each picture's own is one, too
-        raise UserError(f"the seed must be from 0 to {SEEDS - request.count}, got {seed}; choose another")
-    scale, shift = request.sampling.guidance_scale, request.sampling.timestep_shift
-    if not GUIDANCE[0] <= scale <= GUIDANCE[1]:
-        raise UserError(f"guidance must be from {GUIDANCE[0]:g} to {GUIDANCE[1]:g}, got {scale}; 3 is usual")
-    if shift is not None and not SHIFTS[0] <= shift <= SHIFTS[1]:
-        raise UserError(f"the time shift must be from {SHIFTS[0]} to {SHIFTS[1]:g}, got {shift}; 1 = off")
-    if request.label is not None and not 0 <= request.label < classes:
-        raise UserError(f"there is no class {request.label}; this model knows 0 to {classes - 1}")
+    sampling = request.sampling
+    check_range("the number of images", request.count, 1, most, "choose fewer")
+    check_range("the number of steps", sampling.num_inference_steps, 1, MOST_STEPS, "50 is usual")
+    highest = SEEDS - request.count  # so that each picture's own is one, too
+    check_range("the seed", sampling.seed, 0, highest, "choose another")
+    check_range("guidance", sampling.guidance_scale, *GUIDANCE, "3 is usual")
+    if sampling.timestep_shift is not None:
+        check_range("the time shift", sampling.timestep_shift, *SHIFTS, "1 = off")
+    if request.label is not None:
+        check_range("the class", request.label, 0, classes - 1, "choose one of this model's")
 
 
 def estimate_seconds(request: GenerationRequest, pace: float) -> float:

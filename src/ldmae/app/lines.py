@@ -106,7 +106,7 @@ class Line:
         Raises:
             UserError: the session, its address or all visitors together have too many requests here already.
         """
-        place = _Place(self, visitor, start)
+        place = _Place(visitor, start)
         with self._lock:
             self._check(visitor)
             self._waiting.append(place)
@@ -131,18 +131,18 @@ class Line:
 
     def _check(self, visitor: Visitor) -> None:
         everyone = [each.visitor for each in [*self._running, *self._waiting]]
-        if len(everyone) >= self.bounds.in_all:
-            raise UserError(f"the page is busy with {len(everyone)} requests; try again in a minute")
-        if sum(each.address == visitor.address for each in everyone) >= self.bounds.per_address:
-            raise UserError(
-                f"your network address has {self.bounds.per_address} requests running or waiting, which is "
-                "the limit; try again when some have finished"
-            )
-        if sum(each.session == visitor.session for each in everyone) >= self.bounds.per_session:
-            raise UserError(
-                f"{self.bounds.per_session} of your requests are running or waiting, which is the limit; "
-                "wait for one to finish, or stop it"
-            )
+        addresses, sessions = [each.address for each in everyone], [each.session for each in everyone]
+
+        def refuse(found: int, most: int, text: str) -> None:
+            if found >= most:
+                raise UserError(text.format(most))
+
+        limit = "running or waiting, which is the limit;"
+        refuse(len(everyone), self.bounds.in_all, "the page is busy with {} requests; try again in a minute")
+        text = f"your network address has {{}} requests {limit} try again when some have finished"
+        refuse(addresses.count(visitor.address), self.bounds.per_address, text)
+        text = f"{{}} of your requests are {limit} wait for one to finish, or stop it"
+        refuse(sessions.count(visitor.session), self.bounds.per_session, text)
 
     def _ordered(self) -> list[_Place]:
         """Returns the waiting requests in the order in which they will start."""
@@ -165,11 +165,12 @@ class Line:
             place.start()
 
 
+@dataclass(frozen=True, eq=False)
 class _Place:
     """One request in a line."""
 
-    def __init__(self, line: Line, visitor: Visitor, start: Callable[[], None]) -> None:
-        self.line, self.visitor, self.start = line, visitor, start
+    visitor: Visitor
+    start: Callable[[], None]
 
 
 async def followed(work: Callable[[Job], Any], line: Line, visitor: Visitor) -> AsyncGenerator[Any, None]:
@@ -201,10 +202,10 @@ async def followed(work: Callable[[Job], Any], line: Line, visitor: Visitor) -> 
 
     def run() -> None:
         try:
-            with line.turns.turn() as turn:
+            with Job(line.turns, stop, lambda item: tell("report", item)) as job:
                 if stop.is_set():
                     return
-                result = work(Job(turn, stop, lambda item: tell("report", item), line.turns.loads))
+                result = work(job)
             tell("result", result)
         except Stopped:
             pass

@@ -40,25 +40,10 @@ def serve(
     allowed_hosts: tuple[str, ...] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until it is interrupted; the options are those of `ldmae app`.
 
     On an address that other machines reach, and where the page is shared, visitors can compare only the
     autoencoders in `compare`: see `workbench.may_name_sources`.
-
-    Args:
-        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
-        host: address to listen on; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from all.
-        port: to listen on; None takes the first free one from 7860 on, 0 any.
-        share: also open a public address through gradio.live, which needs the network.
-        device: `auto`, or a device's name.
-        perceptual: name of the perceptual distance.
-        compare: autoencoders to offer for comparison.
-        only_offered: let no visitor name further ones, also where the address is this machine's alone.
-        max_upload_mb: MiB of an uploaded file at most.
-        max_megapixels: million pixels of an uploaded picture at most.
-        open_browser: open the page in the browser here.
-        allowed_hosts: names that the page answers to beside its own, as behind a reverse proxy.
-        say: prints.
 
     Raises:
         UserError: Gradio is missing, the port can't be had, an allowed host is no host name, or the source
@@ -106,7 +91,6 @@ def serve(
 
 
 def _wait_for_interrupt() -> None:
-    """Returns when the user presses Ctrl+C, or the process is told to end."""
     ended = threading.Event()
     with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -116,7 +100,6 @@ def _wait_for_interrupt() -> None:
 
 
 def _check_gradio() -> None:
-    """Raises a UserError where Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(f'the web app needs Gradio, which is not installed; type: pip install "{GRADIO}"')
 

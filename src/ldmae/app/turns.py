@@ -22,77 +22,56 @@ _LOADS = 2
 
 
 class Turns:
-    """A lock that is given out in the order in which it was asked for."""
+    """Whose turn it is to compute, in the order in which it was asked for."""
 
     def __init__(self) -> None:
         self.loads = threading.Semaphore(_LOADS)
-        self._changed = threading.Condition()
-        self._line: deque[object] = deque()
-
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[_Turn]:
-        """Waits for a turn and holds it."""
-        turn = _Turn(self._changed, self._line)
-        turn.take()
-        try:
-            yield turn
-        finally:
-            turn.give()
-
-
-class _Turn:
-    """A place in the line; whoever is first in it computes."""
-
-    def __init__(self, changed: threading.Condition, line: deque[object]) -> None:
-        self._changed, self._line = changed, line
-
-    def take(self) -> None:
-        """Queues up and waits."""
-        with self._changed:
-            self._line.append(self)
-            self._changed.wait_for(lambda: self._line[0] is self)
-
-    def give(self) -> None:
-        """Lets the next one go on."""
-        with self._changed:
-            self._line.remove(self)
-            self._changed.notify_all()
-
-    def hand_on(self) -> None:
-        """Lets all who wait go first, then goes on."""
-        if len(self._line) > 1:
-            self.give()
-            self.take()
+        self.changed = threading.Condition()
+        self.line: deque[Job] = deque()
 
 
 class Job:
-    """What a job's function is given, to keep in touch."""
+    """A job, which computes in a `with` block when its turn comes; what its function keeps in touch by.
+
+    Args:
+        turns: of the computer.
+        stop: set when nobody wants the job any more.
+        tell: takes news for the visitor.
+    """
 
     def __init__(
         self,
-        turn: _Turn,
-        stop: threading.Event,
-        tell: Callable[[Any], None],
-        loads: threading.Semaphore,
+        turns: Turns,
+        stop: threading.Event | None = None,
+        tell: Callable[[Any], None] = lambda news: None,
     ) -> None:
-        self._turn, self._stop, self._tell, self._loads = turn, stop, tell, loads
+        self._turns, self._stop, self._tell = turns, stop or threading.Event(), tell
+
+    def __enter__(self) -> Job:
+        with self._turns.changed:
+            self._turns.line.append(self)
+            self._turns.changed.wait_for(lambda: self._turns.line[0] is self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._turns.changed:
+            self._turns.line.remove(self)
+            self._turns.changed.notify_all()
 
     def report(self, news: Any) -> None:
-        """Tells the visitor news, and lets others have their turn.
-
-        Raises:
-            Stopped: nobody wants the job any more.
-        """
+        """Tells the visitor news and hands on the turn; see `hand_on`."""
         self._tell(news)
         self.hand_on()
 
     def hand_on(self) -> None:
-        """Lets others have their turn.
+        """Lets all who wait go first.
 
         Raises:
             Stopped: nobody wants the job any more.
         """
-        self._turn.hand_on()
+        if len(self._turns.line) > 1:
+            self.__exit__()
+            self.__enter__()
         self._check()
 
     @contextlib.contextmanager
@@ -102,13 +81,13 @@ class Job:
         Raises:
             Stopped: nobody wants the job any more.
         """
-        self._turn.give()
+        self.__exit__()
         try:
-            with self._loads:
+            with self._turns.loads:
                 self._check()
                 yield
         finally:
-            self._turn.take()
+            self.__enter__()
         self._check()
 
     def _check(self) -> None:

@@ -109,12 +109,19 @@ class Workbench:
     def load(self, name: str) -> Any:
         """Loads an autoencoder by its name in `choices`, or one that a visitor named (see `check_names`).
 
+        Of a visitor's only weights as safetensors are loaded, into known classes, and never code.
+
         Raises:
-            UserError: there is no such autoencoder.
+            UserError: there is none, it lies where visitors' files lie, its folder names code, or its weights
+                are not safetensors.
         """
         if name == self.name:
             return self.pipeline.vae
-        return _load_offered(self.offered[name]) if name in self.offered else _load_named(name)
+        if name in self.offered:
+            return _load(self.offered[name])
+        if Path(name).resolve().is_relative_to(upload_folder()):
+            raise UserError(f"{name} is where the page keeps visitors' uploads; choose another folder")
+        return _load(name, use_safetensors=True)
 
     @cached_property
     def pace(self) -> float:
@@ -199,7 +206,7 @@ def open_workbench(
     distance = load_perceptual(perceptual)
     images = [sample.image for sample in samples]
     # a mistake is told before the page opens; each is loaded again when it is asked for
-    fits = [Fit.of(pipeline.vae), *(Fit.of(_load_offered(other)) for other in offered)]
+    fits = [Fit.of(pipeline.vae), *(Fit.of(_load(other)) for other in offered)]
     return Workbench(
         source=source,
         pipeline=pipeline,
@@ -217,27 +224,10 @@ def open_workbench(
     )
 
 
-def _load_offered(source: str) -> Any:
-    """Loads an autoencoder that the owner named on the command line."""
+def _load(source: str, **options: Any) -> Any:
     if may_be_hub_name(source) and not Path(source).exists():
         check_hub(source)
-    return load_autoencoder(source)
-
-
-def _load_named(source: str) -> Any:
-    """Loads the autoencoder that a visitor named, in a form that `compare.check_names` allows: weights as
-    safetensors into known classes, and never code.
-
-    Raises:
-        UserError: there is none, it lies where visitors' files lie, its folder names code, or its weights are
-            not safetensors.
-    """
-    folder = Path(source)
-    if folder.resolve().is_relative_to(upload_folder()):
-        raise UserError(f"{source} is where the page keeps visitors' uploads; choose another folder")
-    if may_be_hub_name(source) and not folder.exists():
-        check_hub(source)
-    return load_autoencoder(source, use_safetensors=True)
+    return load_autoencoder(source, **options)
 
 
 def short_name(source: str) -> str:
@@ -260,7 +250,8 @@ def _named(sources: tuple[str, ...], own: str) -> dict[str, str]:
 
 def runs_nearby(source: str) -> list[str]:
     """Returns run folders with a trained autoencoder beside a source and in `runs/`, but for the source."""
-    parents = dict.fromkeys([Path(source).parent, Path("runs")] if Path(source).exists() else [Path("runs")])
+    beside = [Path(source).parent] if Path(source).exists() else []
+    parents = dict.fromkeys([*beside, Path("runs")])
     found = [path for parent in parents for path in sorted(parent.glob("*/autoencoder/config.json"))[:20]]
     own = Path(source).resolve()
     return [str(path.parents[1]) for path in found if path.parents[1].resolve() != own]

@@ -45,6 +45,23 @@ _LOADER_DIED = re.compile(
 )
 
 
+def check_range(name: str, value: float, low: float, high: float, move: str) -> None:
+    """Refuses a value outside [low, high], or one that is nan.
+
+    Args:
+        name: what the value is, as the subject of a sentence.
+        value: as given.
+        low: smallest allowed value.
+        high: largest allowed value.
+        move: what to do instead.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{name} must be from {low:.10g} to {high:.10g}, got {value}; {move}")
+
+
 def reason_of(error: BaseException) -> str:
     """Returns what an exception says, in one line for users."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__

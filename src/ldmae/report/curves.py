@@ -9,18 +9,19 @@ import itertools
 import json
 import math
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from ldmae.report.data import evenly
 
 _MAX_POINTS = 400
 """Points a drawn line has at most."""
@@ -54,37 +55,6 @@ STAGE_TITLES = {
 }
 
 
-@dataclass
-class Curve:
-    """The logged points of one loss or term."""
-
-    steps: array[float] = field(default_factory=lambda: array("d"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps and finite values; of a step logged twice (a resumed run) the last counts."""
-        steps, values = np.array(self.steps), np.array(self.values)
-        steps, last = np.unique(steps[::-1], return_index=True)
-        values = values[::-1][last]
-        finite = np.abs(values) < _LARGEST
-        return steps[finite], values[finite]
-
-
-@dataclass
-class StageCurves:
-    """All curves of a stage, by name, `loss` among them."""
-
-    training: dict[str, Curve] = field(default_factory=dict)
-    validation: dict[str, Curve] = field(default_factory=dict)
-
-    def unusable(self) -> int:
-        """Returns how many logged values are not finite numbers and so are not drawn."""
-        found = [
-            np.array(curve.values) for side in (self.training, self.validation) for curve in side.values()
-        ]
-        return sum(int((~(np.abs(values) < _LARGEST)).sum()) for values in found)
-
-
 def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
     """Yields the lines of a metrics file that are whole; the last may be half-written during a run."""
     with Path(path).open("rb") as file:
@@ -97,47 +67,55 @@ def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, StageCurves]:
+def collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """Sorts logged records into curves, by stage in the order of a run.
 
     Args:
         metrics: records as the training loop logs them: `stage`, `step`, and `loss` and `terms`, or
             `validation` with these.
+
+    Returns:
+        `kind` (`training` or `validation`), `name` (`loss` or a term), `step` and `value`, nan where it is no
+        number below 1e30; of a step logged twice (a resumed run) the last counts.
     """
-    stages: dict[str, StageCurves] = {}
-    for record in metrics:
-        stage, step = record.get("stage"), _number(record.get("step"))
-        if not isinstance(stage, str) or not math.isfinite(step):
-            continue
-        curves = stages.setdefault(stage, StageCurves())
-        _add(curves.training, step, record)
-        _add(curves.validation, step, record.get("validation"))
-    order = list(STAGE_TITLES)
-    known = {name: curves for name, curves in stages.items() if curves.training or curves.validation}
-    return dict(
-        sorted(known.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    )
+    rows = [
+        (record.get("stage"), kind, str(name), _number(record.get("step")), _number(value))
+        for record in metrics
+        for kind, part in (("training", record), ("validation", record.get("validation")))
+        for name, value in _named(part).items()
+    ]
+    frame = pd.DataFrame(rows, columns=["stage", "kind", "name", "step", "value"])
+    frame = frame[frame.stage.map(lambda stage: isinstance(stage, str)).astype(bool)].dropna(subset="step")
+    frame = frame.drop_duplicates(["stage", "kind", "name", "step"], keep="last")
+    stages = dict(list(frame.sort_values("step", kind="stable").groupby("stage")))
+    order = dict.fromkeys([*STAGE_TITLES, *frame.stage])
+    return {name: stages[name] for name in order if name in stages}
 
 
-def _add(curves: dict[str, Curve], step: float, record: Any) -> None:
+def _named(record: Any) -> dict[str, Any]:
+    """Returns a record's loss and terms by name."""
     if not isinstance(record, Mapping):
-        return
+        return {}
     terms = record.get("terms")
-    named = {"loss": record["loss"]} if "loss" in record else {}
-    for name, value in (named | (dict(terms) if isinstance(terms, Mapping) else {})).items():
-        curve = curves.setdefault(str(name), Curve())
-        curve.steps.append(step)
-        curve.values.append(_number(value))
+    loss = {"loss": record["loss"]} if "loss" in record else {}
+    return loss | (dict(terms) if isinstance(terms, Mapping) else {})
 
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+    return number if abs(number) < _LARGEST else math.nan
 
 
-def loss_curves(curves: StageCurves) -> Figure:
+def points(curves: pd.DataFrame, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and values of one curve that can be drawn; see `collect_curves`."""
+    found = curves[(curves.kind == kind) & (curves.name == name)].dropna()
+    return found.step.to_numpy(), found.value.to_numpy()
+
+
+def loss_curves(curves: pd.DataFrame) -> Figure:
     """Plots a stage's loss and its unweighted terms over the steps.
 
     There are two axes where terms are of very different size. Raw values are faint below their moving mean
@@ -156,34 +134,34 @@ def loss_curves(curves: StageCurves) -> Figure:
             place = terms.index(name) if name in terms else 0
             colour = INK if name == "loss" else COLOURS[place % len(COLOURS)]
             dashes = "-" if place < len(COLOURS) else "--"
-            values.append(_draw_line(ax, curves.training.get(name, Curve()), colour, dashes))
-            values.append(_draw_dots(ax, curves.validation.get(name, Curve()), colour))
+            values.append(_draw_line(ax, *points(curves, "training", name), colour, dashes))
+            values.append(_draw_dots(ax, *points(curves, "validation", name), colour))
             handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain_label(name)))
-        if ax is axes[0] and curves.validation:
+        if ax is axes[0] and "validation" in curves.kind.values:
             dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
             handles.append(Line2D([], [], linestyle="", label="validation", **dot))
         logarithmic = _set_scale(ax, np.concatenate(values))
         subject = "loss and terms" if len(group) > 1 else plain_label(group[0])
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
         _add_legend(ax, handles)
-    left_out = len(set(curves.training) | set(curves.validation)) - len(names)
+    left_out = curves.name.nunique() - len(names)
     note = f" ({left_out} more terms are not shown)" if left_out and len(names) == _MAX_LINES else ""
     axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)
     return figure
 
 
-def _groups(curves: StageCurves) -> list[list[str]]:
+def _groups(curves: pd.DataFrame) -> list[list[str]]:
     """Splits a stage's curves where their sizes have a gap of 30 times; the loss is in the first group."""
-    names = list(dict.fromkeys([*curves.training, *curves.validation]))
+    names = list(curves.sort_values("kind", kind="stable").name.unique())  # training's first
     if len(names) == 2 and "loss" in names:  # the loss is its only term: one line says it
-        (other,) = set(names) - {"loss"}
-        a, b = (curves.training.get(name, Curve()).points()[1] for name in ("loss", other))
+        a, b = (points(curves, "training", name)[1] for name in names)
         if a.shape == b.shape and np.allclose(a, b):
             names = ["loss"]
     names = sorted(names, key=lambda name: name != "loss")[:_MAX_LINES]
     sizes = {}
     for name in names:
-        values = np.abs(curves.training.get(name, curves.validation.get(name, Curve())).points()[1])
+        values = points(curves, "training", name)[1]
+        values = np.abs(values if len(values) else points(curves, "validation", name)[1])
         sizes[name] = float(np.median(values)) if values.any() else math.nan
     ranked = sorted((name for name in names if sizes[name] > 0), key=lambda name: sizes[name])
     if len(ranked) < 2:
@@ -197,31 +175,24 @@ def _groups(curves: StageCurves) -> list[list[str]]:
     return sorted(halves, key=lambda half: "loss" not in half)
 
 
-def _draw_line(ax: Axes, curve: Curve, colour: str, dashes: str) -> np.ndarray:
+def _draw_line(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dashes: str) -> np.ndarray:
     """Draws a training curve, faint as logged and strong as smoothed, and returns its values."""
-    steps, values = curve.points()
     if len(values) < 3:
         ax.plot(steps, values, color=colour, linewidth=1.5, linestyle=dashes, marker=".")
         return values
     raw = _thin_keeping_peaks(values)
     ax.plot(steps[raw], values[raw], color=colour, alpha=0.3, linewidth=0.7)
-    kept = _spread_over(len(values), _MAX_POINTS)
+    kept = evenly(len(values), _MAX_POINTS)
     ax.plot(steps[kept], _moving_mean(values, kept), color=colour, linewidth=1.5, linestyle=dashes)
     return values
 
 
-def _draw_dots(ax: Axes, curve: Curve, colour: str) -> np.ndarray:
+def _draw_dots(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> np.ndarray:
     """Draws a validation curve and returns its values."""
-    steps, values = curve.points()
-    kept = _spread_over(len(values), 100)
+    kept = evenly(len(values), 100)
     style = {"marker": "o", "markersize": 4, "markeredgewidth": 1.2, "markeredgecolor": colour}
     ax.plot(steps[kept], values[kept], linestyle="", markerfacecolor="none", zorder=3, **style)
     return values
-
-
-def _spread_over(count: int, most: int) -> np.ndarray:
-    """Returns at most `most` of `count` indices, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _moving_mean(values: np.ndarray, at: np.ndarray, share: float = 0.05) -> np.ndarray:
@@ -260,9 +231,7 @@ def _set_scale(ax: Axes, values: np.ndarray) -> bool:
 def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
     if not handles:
         return
-    widths = [
-        len(str(handle.get_label())) + 6 for handle in handles
-    ]  # in characters, with the line beside it
+    widths = [len(str(handle.get_label())) + 6 for handle in handles]  # characters, with the line beside it
     columns = len(handles) if sum(widths) <= _LEGEND_WIDTH else max(1, _LEGEND_WIDTH // max(widths))
     ax.legend(
         handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,

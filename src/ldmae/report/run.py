@@ -319,11 +319,11 @@ def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(f"{path.name} holds {len(stages):,} stages; {_MAX_PANELS} are plotted")
     panels = []
     for name, stage in list(stages.items())[:_MAX_PANELS]:
-        steps, values = stage.training.get("loss", curves.Curve()).points()
+        steps, values = curves.points(stage, "training", "loss")
         title, ends = curves.STAGE_TITLES.get(name, name), ""
         if len(values):
             first, last = (format_value(float(values[i])) for i in (0, -1))
             ends = f": from {first} to {last} at step {int(steps[-1]):,}"
         drawn = chart(curves.loss_curves(stage), title, f"Loss curves of {title}{ends}")
-        panels.append(drawn | {"unusable": stage.unusable()})
+        panels.append(drawn | {"unusable": int(stage.value.isna().sum())})
     return panels
