@@ -15,7 +15,7 @@ def random_images(count, seed):
 
 @pytest.mark.parametrize("at_once", [1, 7, 256])
 def test_neighbours_are_those_of_brute_force(at_once, monkeypatch):
-    monkeypatch.setattr(copies, "AT_ONCE", at_once)
+    monkeypatch.setattr(copies, "_AT_ONCE", at_once)
     images, training = random_images(5, 0), random_images(20, 1)
     found = nearest_images(images, training)
     for i, image in enumerate(images):

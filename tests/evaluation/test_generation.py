@@ -186,7 +186,7 @@ def test_precision_and_recall_depend_neither_on_the_order_nor_on_the_memory(monk
     generated, real = features(70) * 0.7, features(50, 0.8, seed=1)
     value = precision_recall(generated, real)
     assert precision_recall(generated.flip(0), real[torch.randperm(50)]) == value
-    monkeypatch.setattr(distances, "DISTANCE_ROWS", 7)
+    monkeypatch.setattr(distances, "_DISTANCE_ROWS", 7)
     assert precision_recall(generated, real) == value
 
 

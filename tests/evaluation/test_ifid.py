@@ -3,7 +3,7 @@ import math
 import torch
 
 from ldmae.core.random import generator
-from ldmae.evaluation.ifid import choose_neighbours, nearest_latents, slerp
+from ldmae.evaluation.ifid import _choose_neighbours, _nearest_latents, slerp
 
 
 def latents(count, seed):
@@ -12,7 +12,7 @@ def latents(count, seed):
 
 def test_neighbours_are_those_of_the_largest_cosines():
     ours, training = latents(4, 0), latents(30, 1)
-    found = nearest_latents(ours, training, 5)
+    found = _nearest_latents(ours, training, 5)
     for i, z in enumerate(ours):
         cosines = [
             sum(float(p) * float(q) for p, q in zip(z.flatten(), t.flatten(), strict=True))
@@ -24,23 +24,23 @@ def test_neighbours_are_those_of_the_largest_cosines():
 
 def test_an_image_is_not_its_own_neighbour():
     ours = latents(6, 0)
-    assert nearest_latents(ours, ours, 1)[:, 0].tolist() == list(range(6))
-    found = nearest_latents(ours, ours, 3, own=torch.arange(6))
+    assert _nearest_latents(ours, ours, 1)[:, 0].tolist() == list(range(6))
+    found = _nearest_latents(ours, ours, 3, own=torch.arange(6))
     assert all(i not in found[i] for i in range(6))
-    assert nearest_latents(ours, ours, 10, own=torch.arange(6)).shape == (6, 5)
+    assert _nearest_latents(ours, ours, 10, own=torch.arange(6)).shape == (6, 5)
 
 
 def test_a_neighbour_is_drawn_by_the_softmax_of_the_negative_mean_squared_difference():
     z, training = latents(1, 0), latents(40, 1) * 1.5
-    nearest = nearest_latents(z, training, 4)
+    nearest = _nearest_latents(z, training, 4)
     keys = [str(k) for k in range(4000)]
     many = z.expand(4000, -1, -1, -1)
-    chosen = choose_neighbours(many, training, nearest.expand(4000, -1), keys)
+    chosen = _choose_neighbours(many, training, nearest.expand(4000, -1), keys)
     squares = torch.stack([(training[n] - z[0]).square().mean() for n in nearest[0]])
     expected = torch.softmax(-squares, dim=0)
     shares = torch.stack([(chosen == n).double().mean() for n in nearest[0]])
     torch.testing.assert_close(shares, expected.double(), atol=0.03, rtol=0)
-    again = choose_neighbours(many[:1], training, nearest, [keys[7]])
+    again = _choose_neighbours(many[:1], training, nearest, [keys[7]])
     assert again == chosen[7], "an image's draw hangs on its key alone"
     assert float(torch.rand((), generator=generator(0, "iFID", "7"), dtype=torch.float64)) >= 0
 

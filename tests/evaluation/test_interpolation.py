@@ -13,7 +13,7 @@ from ldmae.core.errors import UserError
 from ldmae.evaluation.interpolation import (
     FRACTIONS,
     InterpolationMetrics,
-    choose_pairs,
+    _choose_pairs,
     interpolated_decodings,
 )
 from ldmae.evaluation.reconstruction import to_uint8
@@ -115,17 +115,17 @@ def test_metrics_do_not_depend_on_batches(ends, perceptual):
 
 def test_pairs_hold_no_image_twice_and_do_not_depend_on_the_files_order():
     keys = [f"{i}.png" for i in range(11)]
-    chosen = choose_pairs(keys, 99, seed=1)
+    chosen = _choose_pairs(keys, 99, seed=1)
     assert len({i for pair in chosen for i in pair}) == 10
     turned = keys[::-1]
-    named = [[(names[a], names[b]) for a, b in choose_pairs(names, 3, seed=1)] for names in (keys, turned)]
+    named = [[(names[a], names[b]) for a, b in _choose_pairs(names, 3, seed=1)] for names in (keys, turned)]
     assert named[0] == named[1] == [(keys[a], keys[b]) for a, b in chosen[:3]]
-    assert choose_pairs(keys, 3, seed=2) != chosen[:3]
+    assert _choose_pairs(keys, 3, seed=2) != chosen[:3]
 
 
 def test_one_image_makes_no_pair():
     with pytest.raises(UserError, match="interpolation needs at least 2 images, got 1"):
-        choose_pairs(["a"], 1)
+        _choose_pairs(["a"], 1)
 
 
 # ---- what is refused

@@ -6,7 +6,7 @@ from scipy.stats import wasserstein_distance
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation.distances import kernel_distance, mind
-from ldmae.evaluation.generation import drawn, floor_metrics, mind_count, mind_metric
+from ldmae.evaluation.generation import _drawn, _mind_count, floor_metrics, mind_metric
 from ldmae.perception.names import FEATURES
 
 
@@ -60,7 +60,7 @@ def test_minds_floor_is_of_as_many_images_as_mind():
     labels = FEATURES["efficientnet_lite2"]
     found = mind_metric(generated, real, labels.mind, seed=0)
     floor = {result.name.removeprefix("floor "): result for result in floor_metrics(real, 80, labels)}
-    assert mind_count(80, 100) == 50
+    assert _mind_count(80, 100) == 50
     assert found.counts == {"generated": 50, "real": 50}
     assert floor[labels.mind].counts == {"one half": 50, "other half": 50}
     assert floor[labels.mind].value < found.value / 3
@@ -72,5 +72,5 @@ def test_minds_floor_is_of_as_many_images_as_mind():
 def test_halves_do_not_hang_on_the_order_of_the_images():
     real = features(30, 0)
     other = real[torch.randperm(30, generator=torch.manual_seed(1))]
-    assert torch.equal(drawn(real, 12, 5), drawn(other, 12, 5))
-    assert not torch.equal(drawn(real, 12, 5), drawn(real, 12, 6))
+    assert torch.equal(_drawn(real, 12, 5), _drawn(other, 12, 5))
+    assert not torch.equal(_drawn(real, 12, 5), _drawn(real, 12, 6))

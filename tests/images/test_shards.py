@@ -11,7 +11,7 @@ from ldmae.images import shards
 from ldmae.images.index import open_images
 from ldmae.images.shards import ShardSource, expand_braces
 from ldmae.images.sources import open_source
-from ldmae.images.tar import split_key
+from ldmae.images.tar import _split_key
 
 
 def write_shards(make, folder, count=3, each=4):
@@ -118,7 +118,7 @@ def test_index_is_arrays_not_objects(make, tmp_path):
 
 
 def test_no_more_shards_stay_open_than_allowed(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
     source = ShardSource(str(write_shards(make, tmp_path / "set", count=5)))
     for k in [*range(20), *range(20)]:
         source.read(k)
@@ -196,7 +196,7 @@ def opened(path, **settings):
 
 
 def test_key_ends_at_the_first_dot_and_a_mask_beside_the_picture_is_counted(make, tmp_path):
-    assert split_key("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
+    assert _split_key("a.b/c.seg.PNG") == ("a.b/c", "seg.png")
     picture = make.encoded(make.image(1))
     make.tar(
         tmp_path / "x.tar", [("a.cls", b"3"), ("a.mask.png", b"mask"), ("a.png", picture), ("a.txt", b"")]

@@ -30,7 +30,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "_WAIT_SECONDS", 0.0)
     for k in range(4):
         members = []
         for j in range(10):

@@ -8,7 +8,7 @@ from PIL import Image
 from ldmae.core.errors import UserError
 from ldmae.images import wallpapers
 from ldmae.images.packages import Package
-from ldmae.images.wallpapers import SUBJECTS, prepare_wallpapers
+from ldmae.images.wallpapers import _SUBJECTS, prepare_wallpapers
 
 
 def write_package(path, names):
@@ -43,13 +43,13 @@ def given(tmp_path, monkeypatch):
         ["backgrounds/A.jpg", "backgrounds/drawn.jpg", "wallpapers/B/contents/images/9x9.jpg"],
     )
     monkeypatch.setattr(
-        wallpapers, "PACKAGES", {"a": package, "b": write_package(folder / "b.deb", ["C.jpg"])}
+        wallpapers, "_PACKAGES", {"a": package, "b": write_package(folder / "b.deb", ["C.jpg"])}
     )
     return folder
 
 
 def test_all_crops_of_a_photograph_are_on_one_side_of_the_split(tmp_path, given, monkeypatch):
-    monkeypatch.setattr(wallpapers, "SUBJECTS", {"things": "A B C"})
+    monkeypatch.setattr(wallpapers, "_SUBJECTS", {"things": "A B C"})
     counts = prepare_wallpapers(tmp_path / "out", size=16, held_out=0.3, given=given)
     sides = {
         side: {path.name[0] for path in (tmp_path / "out" / side / "things").iterdir()}
@@ -68,13 +68,13 @@ def test_all_crops_of_a_photograph_are_on_one_side_of_the_split(tmp_path, given,
 
 
 def test_a_package_without_its_photographs_is_refused_and_nothing_is_left(tmp_path, given, monkeypatch):
-    monkeypatch.setattr(wallpapers, "SUBJECTS", {"things": "A absent"})
+    monkeypatch.setattr(wallpapers, "_SUBJECTS", {"things": "A absent"})
     with pytest.raises(UserError, match="lack the photographs absent"):
         prepare_wallpapers(tmp_path / "out", size=16, given=given)
     assert not list((tmp_path / "out").glob("train"))
 
 
 def test_every_subject_has_photographs_to_train_on_and_to_hold_out():
-    names = [name for names in SUBJECTS.values() for name in names.split()]
+    names = [name for names in _SUBJECTS.values() for name in names.split()]
     assert len(names) == len(set(names)) == 36
-    assert min(len(names.split()) for names in SUBJECTS.values()) >= 3
+    assert min(len(names.split()) for names in _SUBJECTS.values()) >= 3

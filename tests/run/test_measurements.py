@@ -24,7 +24,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
 from ldmae.core.provenance import Record
 from ldmae.evaluation import compression, groupings
-from ldmae.evaluation.probe import halves
+from ldmae.evaluation.probe import _halves
 from ldmae.evaluation.subject import draw, image_keys
 from ldmae.run import describe_results, encode_with, evaluate_with
 from ldmae.run.evaluate import perceptual_teachers
@@ -349,10 +349,10 @@ def test_near_duplicates_lie_in_one_half():
     keys = [f"{k:02d}" for k in range(40)]
     labels = np.arange(40) // 10 % 2
     pairs = [k // 2 for k in range(40)]
-    half = halves(labels, keys, pairs, 0)
+    half = _halves(labels, keys, pairs, 0)
     assert (half[::2] == half[1::2]).all()
     assert [int((half[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
-    alone = halves(labels, keys, keys, 0)
+    alone = _halves(labels, keys, keys, 0)
     assert sorted(np.bincount(alone)) == [20, 20]
     assert (alone[::2] != alone[1::2]).any()
 

@@ -22,10 +22,10 @@ _COPY_RATIO = 1 / 3
 nearest's distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to
 memorize")."""
 
-COMPARED, TRAINING, SHOWN = 200, 10_000, 12
+COMPARED, _TRAINING, _SHOWN = 200, 10_000, 12
 """Generated images that are looked at, training images they are compared with, pairs kept as pictures."""
 
-AT_ONCE = 256
+_AT_ONCE = 256
 """Training images that are compared at once: as float32, 200 MB at 256 px."""
 
 
@@ -80,8 +80,8 @@ def _two_nearest(images: Tensor, training: Tensor, mirrored: bool) -> tuple[Tens
     """Returns indices and distances (N, 2) of the two nearest training images."""
     nearest = torch.full((len(images), 2), torch.inf)
     indices = torch.zeros(len(images), 2, dtype=torch.int64)
-    for first in range(0, len(training), AT_ONCE):
-        piece = training[first : first + AT_ONCE]
+    for first in range(0, len(training), _AT_ONCE):
+        piece = training[first : first + _AT_ONCE]
         distances = _distances(images, piece)
         if mirrored:
             distances = torch.minimum(distances, _distances(images, piece.flip(-1)))
@@ -141,10 +141,10 @@ def measure_copies(
         batches = read_batches(source, chosen, size, batch_size, device)
         return torch.cat([to_uint8(batch) for _, batch in batches])
 
-    real = read(training, TRAINING)
+    real = read(training, _TRAINING)
     found = nearest_images(generated, real, mirrored=mirrored)
     reference = nearest_images(read(held_out, COMPARED), real, mirrored=mirrored)
-    first = _nearest_first(found)[:SHOWN]
+    first = _nearest_first(found)[:_SHOWN]
     pictures = {"generated": generated[first], "nearest": real[found.indices[first, 0]]}
     return Measured(
         copy_metrics(found, reference, searched=len(real), training=len(training)),

@@ -32,13 +32,13 @@ SPLIT_SIZE = 5000
 NEIGHBOURS = 3
 """k of precision and recall, the literature's."""
 
-DISTANCE_ROWS = 1000
+_DISTANCE_ROWS = 1000
 """Rows of a distance matrix held at a time; bounds the memory, not the result."""
 
 DIRECTIONS = 1000
 """P, the random directions."""
 
-AT_ONCE = 100
+_AT_ONCE = 100
 """Directions at a time; bounds the memory, not the result."""
 
 
@@ -215,7 +215,7 @@ def precision_recall(
         in_order(generated).to(device),
         in_order(real).to(device),
         prc_neighborhood=neighbours,
-        prc_batch_size=DISTANCE_ROWS,
+        prc_batch_size=_DISTANCE_ROWS,
         save_cpu_ram=True,
         verbose=False,
     )
@@ -256,7 +256,7 @@ def mind(
     a, b = features_a.cpu().double(), features_b.cpu().double()
     squares = [
         ((a @ some).sort(dim=0).values - (b @ some).sort(dim=0).values).square().sum(dim=0)  # (AT_ONCE,)
-        for some in u.split(AT_ONCE, dim=1)
+        for some in u.split(_AT_ONCE, dim=1)
     ]
     each = torch.cat(squares) * (3 * dimensions / n)  # (P,), whose mean is MIND
     return float(each.mean()), float(each.std()) / directions**0.5 if directions > 1 else float("nan")

@@ -214,20 +214,20 @@ def _too_few(needed: int, generated: int, real: int | None) -> str:
 # ---- MIND, and the floor
 
 
-def mind_count(generated: int, real: int) -> int:
+def _mind_count(generated: int, real: int) -> int:
     """Returns n for MIND: no more than half of the real images, so that its floor is of as many."""
     return min(generated, real // 2)
 
 
-def drawn(features: Tensor, count: int, seed: int) -> Tensor:
+def _drawn(features: Tensor, count: int, seed: int) -> Tensor:
     """Returns the features of some images, drawn by the seed; the order of all plays no part."""
     return in_order(features)[torch.randperm(len(features), generator=generator(seed, "half"))[:count]]
 
 
 def mind_metric(generated: Tensor, real: Tensor, name: str, seed: int) -> Metric:
     """Measures MIND of generated features (N, D) against real ones (M, D), at equal numbers."""
-    count = mind_count(len(generated), len(real))
-    value, error = mind(drawn(generated, count, seed), drawn(real, count, seed), seed=seed)
+    count = _mind_count(len(generated), len(real))
+    value, error = mind(_drawn(generated, count, seed), _drawn(real, count, seed), seed=seed)
     return Metric(
         name=name,
         value=value,
@@ -255,9 +255,9 @@ def floor_metrics(
     """
     if len(real) < 2 * FEWEST_IMAGES:
         return []
-    shuffled = drawn(real, len(real), seed)
+    shuffled = _drawn(real, len(real), seed)
     one, other = shuffled[: len(real) // 2], shuffled[len(real) // 2 :]
-    count = mind_count(generated, len(real))
+    count = _mind_count(generated, len(real))
     precision, recall = precision_recall(one, other, device=device)
     halves = len(one), len(other)
     found = (

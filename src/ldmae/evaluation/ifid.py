@@ -21,15 +21,15 @@ from ldmae.evaluation.distances import FEWEST_IMAGES
 from ldmae.evaluation.reconstruction import feature_distances, to_uint8
 from ldmae.evaluation.subject import Subject
 
-NEIGHBOURS = 10
+_NEIGHBOURS = 10
 """k, the paper's."""
 
 _PARALLEL = 1e-6
 """Below this sine of the angle, slerp is linear."""
 
 
-def nearest_latents(
-    latents: Tensor, training: Tensor, neighbours: int = NEIGHBOURS, own: Tensor | None = None
+def _nearest_latents(
+    latents: Tensor, training: Tensor, neighbours: int = _NEIGHBOURS, own: Tensor | None = None
 ) -> Tensor:
     """Returns the training latents nearest by cosine over the whole flattened latent, (B, k) int64.
 
@@ -47,7 +47,7 @@ def nearest_latents(
     return cosines.topk(min(neighbours, len(training) - (own is not None)), dim=1).indices
 
 
-def choose_neighbours(
+def _choose_neighbours(
     latents: Tensor, training: Tensor, nearest: Tensor, keys: Sequence[str], seed: int = 0
 ) -> Tensor:
     """Draws one neighbour for each latent, with probability softmax(−mean squared difference).
@@ -104,8 +104,8 @@ def _measure(subject: Subject) -> Measured:
         places = {int(row): place for place, row in enumerate(subject.train_drawn)}
         own = torch.tensor([places.get(int(row), -1) for row in subject.chosen])
     keys = [subject.keys[row] for row in subject.chosen]
-    nearest = nearest_latents(latents, training, own=own)
-    chosen = training[choose_neighbours(latents, training, nearest, keys, config.seed)]
+    nearest = _nearest_latents(latents, training, own=own)
+    chosen = training[_choose_neighbours(latents, training, nearest, keys, config.seed)]
     between = slerp(latents, chosen, 0.5)
     decoded, originals, done = [], [], 0
     for rows, images in subject.batches("iFID"):

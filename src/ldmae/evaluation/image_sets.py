@@ -20,7 +20,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, atomic_path, is_junk
 from ldmae.core.progress import console
 
-MAX_PIXELS = 2**26
+_MAX_PIXELS = 2**26
 """Of a picture: a small file may claim a size that takes gigabytes."""
 
 BROKEN = Exception
@@ -28,7 +28,7 @@ BROKEN = Exception
 
 
 @dataclass(frozen=True)
-class Samples:
+class _Samples:
     """N images in uint8 that lie in a folder or an .npz, read in batches; made by `read_samples`."""
 
     path: Path
@@ -82,7 +82,7 @@ class Samples:
             raise broken_npz(self.path, error) from error
 
 
-def read_samples(path: Path | str) -> Samples:
+def read_samples(path: Path | str) -> _Samples:
     """Opens images to be measured; none is read yet.
 
     Args:
@@ -122,17 +122,17 @@ def read_samples(path: Path | str) -> Samples:
         )
     if not shape[0]:
         raise UserError(f"{path} holds no images; generate some first")
-    if min(shape) < 1 or math.prod(shape) > room or shape[1] * shape[2] > MAX_PIXELS:
+    if min(shape) < 1 or math.prod(shape) > room or shape[1] * shape[2] > _MAX_PIXELS:
         raise UserError(
-            f"arr_0 of {path} says that it is {shape}, for which it has no room, or more than {MAX_PIXELS:,} "
-            "pixels an image; write it again"
+            f"arr_0 of {path} says that it is {shape}, for which it has no room, or more than "
+            f"{_MAX_PIXELS:,} pixels an image; write it again"
         )
     if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
         raise UserError(
             f"arr_1 of {path} is {labels.shape} in {labels.dtype}; expected one whole number for each of the "
             f"{shape[0]} images, or none"
         )
-    return Samples(path, shape[0], shape[1:3], None if labels is None else labels.astype(np.int64))
+    return _Samples(path, shape[0], shape[1:3], None if labels is None else labels.astype(np.int64))
 
 
 def write_samples_npz(
@@ -206,7 +206,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def _open_folder(folder: Path) -> Samples:
+def _open_folder(folder: Path) -> _Samples:
     if (folder / "samples.json").exists() and (folder / "images").is_dir():
         folder = folder / "images"  # beside it lies the grid, which is no sample
     everything = sorted(
@@ -230,16 +230,16 @@ def _open_folder(folder: Path) -> Samples:
             soft_wrap=True,
         )
     height, width = _picture(files[0], None).shape[:2]
-    return Samples(folder, len(files), (height, width), files=tuple(files))
+    return _Samples(folder, len(files), (height, width), files=tuple(files))
 
 
 def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """Returns a picture (H, W, 3) as a viewer shows it: upright, alpha composited on white."""
     try:
         with Image.open(file) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
+            if opened.width * opened.height > _MAX_PIXELS:
                 raise UserError(
-                    f"{file} is of {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,} in all; "
+                    f"{file} is of {opened.width}x{opened.height} pixels, more than {_MAX_PIXELS:,} in all; "
                     "make it smaller"
                 )
             image = ImageOps.exif_transpose(opened)

@@ -32,11 +32,11 @@ from ldmae.perception.lpips import PerceptualDistance
 _ENDS = {"first": 0.0, "second": 1.0}
 """A line's ends, and where they lie on it."""
 
-SHOWN = 4
+_SHOWN = 4
 """Pairs that are kept as pictures."""
 
 
-def choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
+def _choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
     """Chooses pairs of images, no image twice, by their keys' hash: the images' order plays no part.
 
     Args:
@@ -141,7 +141,7 @@ class InterpolationMetrics:
 def _measure(subject: Subject) -> Measured:
     config, shown = subject.config, []
     metrics = InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
-    pairs = choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
+    pairs = _choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
     for i in range(0, len(pairs), config.batch_size):
         places = np.array(pairs[i : i + config.batch_size])  # (P, 2)
         ends = [subject.images(subject.chosen[places[:, end]]) for end in (0, 1)]
@@ -149,7 +149,7 @@ def _measure(subject: Subject) -> Measured:
         decoded = list(interpolated_decodings(subject.autoencoder, first, second, metrics.fractions))
         metrics.update(ends[0], ends[1], decoded)
         if not shown:
-            shown = [images[:SHOWN] for images in (ends[0], *(images for _, images in decoded), ends[1])]
+            shown = [images[:_SHOWN] for images in (ends[0], *(images for _, images in decoded), ends[1])]
     pictures = {"rows": hwc(torch.stack(shown, dim=1)), "fractions": np.array(metrics.fractions)}
     return Measured(metrics.compute(), pictures)
 

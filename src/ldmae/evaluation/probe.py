@@ -21,13 +21,13 @@ from ldmae.core.random import key_seed
 from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.subject import Subject
 
-FEWEST_IMAGES = 10
+_FEWEST_IMAGES = 10
 """Images with a class, for training and held out each, below which an accuracy says nothing."""
 
-Labels = Tensor | np.ndarray | list[int]
+_Labels = Tensor | np.ndarray | list[int]
 
 
-def mean_pooled(latents: Tensor) -> Tensor:
+def _mean_pooled(latents: Tensor) -> Tensor:
     """Averages latents (B, C, h, w) over the grid: (B, C) float32 on the CPU, what the probe looks at."""
     assert latents.ndim == 4, f"expected latents (B, C, h, w), got {tuple(latents.shape)}"
     # float64, so that the rounded mean does not depend on how a device sums
@@ -35,7 +35,7 @@ def mean_pooled(latents: Tensor) -> Tensor:
 
 
 def linear_probe(
-    train_features: Tensor, train_labels: Labels, held_out_features: Tensor, held_out_labels: Labels
+    train_features: Tensor, train_labels: _Labels, held_out_features: Tensor, held_out_labels: _Labels
 ) -> list[Metric]:
     """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
 
@@ -43,7 +43,7 @@ def linear_probe(
     (L2, C = 1). Images without a class (label -1) are left out.
 
     Args:
-        train_features: (N, C) `mean_pooled` latents.
+        train_features: (N, C) `_mean_pooled` latents.
         train_labels: (N,) classes.
         held_out_features: (M, C) those of other images.
         held_out_labels: (M,) their classes.
@@ -58,9 +58,9 @@ def linear_probe(
     x, y = _labelled(train_features, train_labels)
     unseen, truth = _labelled(held_out_features, held_out_labels)
     classes = np.unique(y)
-    if min(len(y), len(truth)) < FEWEST_IMAGES:
+    if min(len(y), len(truth)) < _FEWEST_IMAGES:
         raise UserError(
-            f"a linear probe needs at least {FEWEST_IMAGES} training and {FEWEST_IMAGES} held-out images "
+            f"a linear probe needs at least {_FEWEST_IMAGES} training and {_FEWEST_IMAGES} held-out images "
             f"that have a class, got {len(y)} and {len(truth)}; give more images, or hold out more "
             "with data.val"
         )
@@ -98,7 +98,7 @@ def linear_probe(
     ]
 
 
-def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(features: Tensor, labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features and labels of the images that have a class."""
     x = features.detach().cpu().double().numpy()
     y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
@@ -109,7 +109,7 @@ def _labelled(features: Tensor, labels: Labels) -> tuple[np.ndarray, np.ndarray]
     return x[y >= 0], y[y >= 0]
 
 
-def halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
+def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
     """Returns 0 or 1 for each image, drawn by its key: halves of every class, near-duplicates in one."""
     order = sorted(range(len(keys)), key=lambda k: (labels[k], key_seed(seed, "probe", keys[k])))
     members: dict[Any, list[int]] = {}
@@ -124,18 +124,18 @@ def halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int)
 
 
 def _measure(subject: Subject) -> Measured:
-    unseen = mean_pooled(subject.held_out_latents)
+    unseen = _mean_pooled(subject.held_out_latents)
     truth = np.asarray(subject.held_out.labels)[subject.chosen]
     if subject.train is subject.held_out:  # trained on one half, tested on the other
         keys = [subject.keys[row] for row in subject.chosen]
         group = getattr(subject.held_out, "group", None)
         alike = keys if group is None else group[subject.chosen].tolist()
-        half = halves(truth, keys, alike, subject.config.seed)
+        half = _halves(truth, keys, alike, subject.config.seed)
         return Measured(
             linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
         )
     latents, labels = subject.train_latents
-    return Measured(linear_probe(mean_pooled(latents), labels, unseen, truth))
+    return Measured(linear_probe(_mean_pooled(latents), labels, unseen, truth))
 
 
 PROBE = Measurement(

@@ -20,20 +20,20 @@ from torch import Tensor
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
 
-DIRECTIONS = 9
+_DIRECTIONS = 9
 """Bins of gradient direction over half a turn, so that light on dark and dark on light look alike."""
 
 _CELLS = 7
 """Histograms in each direction over the image; neighbours overlap by half."""
 
-SMALLEST = 2 * (_CELLS + 1)
+_SMALLEST = 2 * (_CELLS + 1)
 """Pixels along a side that images need."""
 
 _PENALTY = 10.0
 """The support vector machine's C; from 1 to 100 it changes the accuracy on digits by 0.4 %."""
 
-Images = Tensor | np.ndarray
-Labels = Tensor | np.ndarray | list[int]
+_Images = Tensor | np.ndarray
+_Labels = Tensor | np.ndarray | list[int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Recogniser:
     trained_on: int
     """How many images it was trained on."""
 
-    def predict(self, images: Images) -> np.ndarray:
+    def predict(self, images: _Images) -> np.ndarray:
         """Returns the labels (N,) that images (N, 3, H, W) or (N, H, W) in uint8 are taken for."""
         images = _as_tensor(images)
         if tuple(images.shape[-2:]) != self.size:
@@ -56,7 +56,7 @@ class _Recogniser:
             )
         return self.machine.predict(_gradient_histograms(images)) if len(images) else np.empty(0, np.int64)
 
-    def accuracy(self, images: Images, labels: Labels) -> float:
+    def accuracy(self, images: _Images, labels: _Labels) -> float:
         """Returns the share of images, in [0, 1], that are taken for their labels."""
         return float(np.mean(self.predict(images) == _as_labels(labels)))
 
@@ -75,15 +75,15 @@ def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
     wanted = None
     if len(np.unique(labels)) < 2:
         wanted = "images of at least two classes, got one"
-    elif size < SMALLEST:
-        wanted = f"images of at least {SMALLEST} pixels a side, got {size}x{size}"
+    elif size < _SMALLEST:
+        wanted = f"images of at least {_SMALLEST} pixels a side, got {size}x{size}"
     elif not held_out:
         wanted = "held-out images that have a class, got none"
     if wanted is not None:
         raise UserError(f"a recogniser needs {wanted}; set evaluation.recogniser=false")
 
 
-def train_recogniser(images: Images, labels: Labels) -> _Recogniser:
+def train_recogniser(images: _Images, labels: _Labels) -> _Recogniser:
     """Trains a classifier on real images; deterministic.
 
     Args:
@@ -103,10 +103,10 @@ def train_recogniser(images: Images, labels: Labels) -> _Recogniser:
 
 def recognition_metric(
     recogniser: _Recogniser,
-    generated: Images,
-    generated_labels: Labels,
-    held_out: Images,
-    held_out_labels: Labels,
+    generated: _Images,
+    generated_labels: _Labels,
+    held_out: _Images,
+    held_out_labels: _Labels,
 ) -> Metric:
     """Measures how many generated images are recognised as the class that was asked for.
 
@@ -150,21 +150,21 @@ def _histograms_of(images: Tensor) -> Tensor:
     across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     # Each pixel votes with its gradient's size for the two nearest directions: (N, K, H, W)
-    direction = torch.remainder(torch.atan2(down, across) / torch.pi, 1.0) * DIRECTIONS
-    distance = (direction - torch.arange(DIRECTIONS).view(1, -1, 1, 1)).abs()
-    votes = (1 - torch.minimum(distance, DIRECTIONS - distance)).clamp(min=0) * torch.hypot(across, down)
+    direction = torch.remainder(torch.atan2(down, across) / torch.pi, 1.0) * _DIRECTIONS
+    distance = (direction - torch.arange(_DIRECTIONS).view(1, -1, 1, 1)).abs()
+    votes = (1 - torch.minimum(distance, _DIRECTIONS - distance)).clamp(min=0) * torch.hypot(across, down)
     # Halves of cells, then each cell as two by two of them
     halves = F.adaptive_avg_pool2d(votes, _CELLS + 1)
     cells = F.avg_pool2d(halves, 2, stride=1).flatten(1)
     return F.normalize(cells.sqrt(), dim=1)
 
 
-def _as_tensor(images: Images) -> Tensor:
+def _as_tensor(images: _Images) -> Tensor:
     images = torch.as_tensor(images).cpu()
     assert images.dtype == torch.uint8, f"expected uint8 images, got {images.dtype}"
     assert images.ndim in (3, 4), f"expected (N, 3, H, W) or (N, H, W), got {tuple(images.shape)}"
     return images
 
 
-def _as_labels(labels: Labels) -> np.ndarray:
+def _as_labels(labels: _Labels) -> np.ndarray:
     return torch.as_tensor(labels).cpu().numpy().astype(np.int64)

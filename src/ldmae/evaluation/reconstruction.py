@@ -26,7 +26,7 @@ from ldmae.perception.lpips import PerceptualDistance
 _SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
 
-NAMES = ("L1", "PSNR", "SSIM")
+_NAMES = ("L1", "PSNR", "SSIM")
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def pair_values(
     Args:
         x: uint8 (B, 3, H, W).
         y: uint8 (B, 3, H, W).
-        names: of `NAMES`.
+        names: of `_NAMES`.
         perceptual: the distance, or None.
     """
     exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
@@ -117,7 +117,7 @@ class PairMetrics:
     counted in the note. Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
 
     Args:
-        names: which of `NAMES`.
+        names: which of `_NAMES`.
         perceptual: the perceptual distance to measure besides, or None.
         trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
         extractor: what makes the features for `feature_distances`, or None for none.
@@ -128,7 +128,7 @@ class PairMetrics:
 
     def __init__(
         self,
-        names: Sequence[str] = NAMES,
+        names: Sequence[str] = _NAMES,
         perceptual: PerceptualDistance | None = None,
         trained_on: Collection[str] = (),
         extractor: FeatureExtractor | None = None,
@@ -207,7 +207,7 @@ class PairMetrics:
             unit="dB" if name == "PSNR" else "",
             better="higher" if name in ("PSNR", "SSIM") else "lower",
             counts={self._counted: len(values)},
-            trained_on_metric=self._trained_on_it and name not in NAMES,
+            trained_on_metric=self._trained_on_it and name not in _NAMES,
             note="; ".join(notes),
         )
 
@@ -269,7 +269,7 @@ def judges(subject: Subject) -> dict[str, Any]:
 
 
 def _measure(subject: Subject) -> Measured:
-    metrics = PairMetrics(NAMES, **judges(subject))
+    metrics = PairMetrics(_NAMES, **judges(subject))
     shown = subject.chosen[subject.shown].tolist()
     kept: dict[int, np.ndarray] = {}
     for rows, images in subject.batches("reconstructing"):

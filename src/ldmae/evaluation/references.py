@@ -28,7 +28,7 @@ from ldmae.perception.features import FeatureExtractor, Features
 _KEEP = 10_000
 """Images whose features are kept beside the statistics of all; ADM's references hold as many."""
 
-SCHEMA = "1"
+_SCHEMA = "1"
 """Of our .npz files; to be raised when they change."""
 
 
@@ -139,7 +139,7 @@ def cached_reference(
         compute: makes the reference.
     """
     key = fingerprint(
-        [SCHEMA, extractor.fingerprint(), *(part for item in sorted(made_of.items()) for part in item)]
+        [_SCHEMA, extractor.fingerprint(), *(part for item in sorted(made_of.items()) for part in item)]
     )
     path = Path(folder) / f"reference-{extractor.name}-{key}.npz"
     if path.exists():

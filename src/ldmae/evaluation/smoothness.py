@@ -27,11 +27,11 @@ from ldmae.evaluation.reconstruction import PairMetrics, judges
 from ldmae.evaluation.subject import Subject
 from ldmae.perception.lpips import PerceptualDistance
 
-Key = int | str
+_Key = int | str
 
 
 def latent_noise(
-    keys: Sequence[Key], shape: tuple[int, ...], seed: int = 0, device: torch.device | str = "cpu"
+    keys: Sequence[_Key], shape: tuple[int, ...], seed: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draws N(0, 1) of (B, *shape), each image's by (seed, its key) alone, on the CPU so for every device."""
     rows = [torch.randn(shape, generator=generator(seed, "smoothness", key)) for key in keys]
@@ -48,7 +48,7 @@ def perturbed(latents: Tensor, std: Tensor, noise: Tensor, epsilon: float) -> Te
 @torch.no_grad()
 def noisy_decodings(
     autoencoder: Any,
-    keys: Sequence[Key],
+    keys: Sequence[_Key],
     latents: Tensor,
     std: Tensor,
     epsilons: Sequence[float] = EPSILONS,

@@ -24,7 +24,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.perception.features import FeatureExtractor, load_features
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 
-SHOWN = 12
+_SHOWN = 12
 """Images that are kept as pictures: originals, reconstructions, principal components."""
 
 
@@ -63,7 +63,7 @@ class Subject:
     def shown(self) -> np.ndarray:
         """Places in `chosen` of the images that are kept as pictures: of all classes alike."""
         by_class = np.argsort(np.asarray(self.held_out.labels)[self.chosen], kind="stable")
-        places = np.linspace(0, len(self.chosen) - 1, min(SHOWN, len(self.chosen))).round().astype(int)
+        places = np.linspace(0, len(self.chosen) - 1, min(_SHOWN, len(self.chosen))).round().astype(int)
         return by_class[places]
 
     @cached_property

@@ -17,10 +17,10 @@ def numbered(stamps: np.ndarray | int, numbers: np.ndarray) -> np.ndarray:
         stamps: the file's, or one of each image's file, (N,) uint64.
         numbers: (N,), where each image is in its file.
     """
-    return mixed(np.asarray(stamps, np.uint64) ^ mixed(numbers.astype(np.uint64)))
+    return _mixed(np.asarray(stamps, np.uint64) ^ _mixed(numbers.astype(np.uint64)))
 
 
-def mixed(values: np.ndarray) -> np.ndarray:
+def _mixed(values: np.ndarray) -> np.ndarray:
     """Returns another 64 bits for each 64, one to one: SplitMix64 (Steele, Lea and Flood 2014)."""
     with np.errstate(over="ignore"):
         values = values + np.uint64(0x9E3779B97F4A7C15)

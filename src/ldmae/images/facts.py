@@ -10,7 +10,7 @@ import numpy as np
 
 from ldmae.core.errors import counted
 
-NAMED = 3
+_NAMED = 3
 """How many names a fact gives."""
 
 
@@ -25,14 +25,14 @@ class Ignored:
         """Counts a file; by its ending, where no kind is given."""
         kind = kind or PurePath(name).suffix.lower()[:20] or "without an ending"
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        if len(self.names) < NAMED:
+        if len(self.names) < _NAMED:
             self.names.append(name)
 
     def join(self, other: Ignored) -> None:
         """Counts those of another place, too."""
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
-        self.names = (self.names + other.names)[:NAMED]
+        self.names = (self.names + other.names)[:_NAMED]
 
     def facts(self) -> list[str]:
         """Returns a fact, or none where nothing was passed over."""
@@ -59,8 +59,8 @@ def label_facts(labels: np.ndarray, classes: list[str], what: str) -> list[str]:
         facts.append(f"{counted(without, 'image')} without a label")
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     if len(absent := np.flatnonzero(counts == 0)):
-        names = ", ".join(f'"{classes[k]}"' for k in absent[:NAMED])
-        more = ", …" if len(absent) > NAMED else ""
+        names = ", ".join(f'"{classes[k]}"' for k in absent[:_NAMED])
+        more = ", …" if len(absent) > _NAMED else ""
         several = f"{len(absent):,} classes have no {what}: {names}{more}"
         facts.append(several if len(absent) > 1 else f"class {names} has no {what}")
     return facts

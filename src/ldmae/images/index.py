@@ -27,17 +27,17 @@ from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = "3"
+_INDEX_VERSION = "3"
 _HASH_SIDE = 16
 """Side of the difference hash: 16 × 16 bits."""
 _THUMB_SIDE = 8
 """Side of the colour thumbnail that a match of hashes is verified on."""
-NAMED = 5
+_NAMED = 5
 """How many unreadable images a message names."""
 
 
 @dataclass(frozen=True)
-class Index:
+class _Index:
     """What one look at every image of a source found; arrays only."""
 
     readable: np.ndarray
@@ -149,7 +149,7 @@ def _look_at(
 
 def build_index(
     source: ImageSource, cache_dir: Path | None, progress: bool = True, max_unreadable: float = 1.0
-) -> Index:
+) -> _Index:
     """Looks at every image once; what was found is kept in `cache_dir`, by the stamps of the files.
 
     The next call reads only files of another path, size or time of modification than before.
@@ -208,11 +208,11 @@ def _reasons(kept: dict[str, np.ndarray], known: np.ndarray, before: np.ndarray)
 
 def _index(
     source: ImageSource, found: dict[str, np.ndarray], group: np.ndarray, reasons: dict[int, str]
-) -> Index:
-    broken = [f"{source.describe(k)} ({reasons[k]})" for k in sorted(reasons)[:NAMED]]
+) -> _Index:
+    broken = [f"{source.describe(k)} ({reasons[k]})" for k in sorted(reasons)[:_NAMED]]
     deep = found["span"][found["readable"] & np.isfinite(found["span"]).all(axis=1)]
     span = (float(deep[:, 0].min()), float(deep[:, 1].max())) if len(deep) else None
-    return Index(found["readable"], found["content"], group, span, broken)
+    return _Index(found["readable"], found["content"], group, span, broken)
 
 
 _FOUND = {
@@ -244,7 +244,9 @@ def _root(source: ImageSource) -> Any:
 def _place(source: ImageSource) -> str:
     """Returns a name for where the images are, whatever they are now."""
     source = _root(source)
-    return fingerprint(("index", INDEX_VERSION, type(source).__name__, getattr(source, "place", source.name)))
+    return fingerprint(
+        ("index", _INDEX_VERSION, type(source).__name__, getattr(source, "place", source.name))
+    )
 
 
 def _load(cache: Path | None, *names: str) -> dict[str, np.ndarray] | None:
@@ -330,7 +332,7 @@ def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) 
     return images
 
 
-def _facts(source: ImageSource, index: Index, images: Subset, what: str) -> list[str]:
+def _facts(source: ImageSource, index: _Index, images: Subset, what: str) -> list[str]:
     """Returns what is to be said about images that were opened."""
     facts = [*getattr(_root(source), "facts", [])]
     if unreadable := int(np.count_nonzero(~index.readable)):
@@ -342,7 +344,7 @@ def _facts(source: ImageSource, index: Index, images: Subset, what: str) -> list
     return [*facts, *label_facts(images.labels, images.classes, what)]
 
 
-def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
+def _subset(source: ImageSource, indices: np.ndarray, index: _Index) -> Subset:
     subset = Subset(source, indices)
     subset.content, subset.group = index.content[indices], index.group[indices]
     return subset
@@ -350,7 +352,7 @@ def _subset(source: ImageSource, indices: np.ndarray, index: Index) -> Subset:
 
 def _usable(
     source: ImageSource, config: DataConfig, cache_dir: Path, progress: bool
-) -> tuple[np.ndarray, Index]:
+) -> tuple[np.ndarray, _Index]:
     """Returns the indices of the images that can be read, and what was found in all."""
     index = build_index(source, cache_dir, progress, config.max_unreadable)
     usable = np.flatnonzero(index.readable)
@@ -361,7 +363,7 @@ def _usable(
     if not unreadable:
         return usable, index
     listed = "; ".join(index.broken) + (
-        f"; and {unreadable - len(index.broken)} more" if unreadable > NAMED else ""
+        f"; and {unreadable - len(index.broken)} more" if unreadable > _NAMED else ""
     )
     if unreadable == len(source) or unreadable > config.max_unreadable * len(source):
         raise UserError(

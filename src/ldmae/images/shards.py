@@ -31,10 +31,10 @@ from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
 from ldmae.images.tar import folders, part_name, scan
 
-INDEX_VERSION = "3"
+_INDEX_VERSION = "3"
 _MOST_FILES = 1_000_000
 """That a pattern may name."""
-OPEN_SHARDS = 64
+_OPEN_SHARDS = 64
 """How many shards a process keeps open at most."""
 
 
@@ -142,7 +142,7 @@ class ShardSource(FileSource):
         self.name = self._paths[0].stem if len(self._paths) == 1 else self._paths[0].resolve().parent.name
         self.place = "\n".join([image_part or "", *(str(path.resolve()) for path in self._paths)])
         self._stamps = np.array([stamp(path) for path in self._paths], np.uint64)
-        key = fingerprint(("shards", INDEX_VERSION, self.place))
+        key = fingerprint(("shards", _INDEX_VERSION, self.place))
         found = self._scan(None if cache_dir is None else Path(cache_dir) / f"shards-{key}.npz")
         self._shard = np.repeat(np.arange(len(self._paths), dtype=np.int32), found["count"])
         self._offset, self._size = found["offset"], found["size"]
@@ -225,7 +225,7 @@ class ShardSource(FileSource):
         if file is None:
             file = io.FileIO(self._paths[shard])
         self._open[shard] = file
-        while len(self._open) > OPEN_SHARDS:
+        while len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return file
 

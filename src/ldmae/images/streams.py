@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 60.0
 _ATTEMPTS = 3
 """How often in a row a shard is opened again after its connection broke."""
-WAIT_SECONDS = 0.5
+_WAIT_SECONDS = 0.5
 """Pause before the first such attempt; the next ones wait longer."""
 
 
-class Item(NamedTuple):
+class _Item(NamedTuple):
     """A picture file as it came, undecoded (a shuffle buffer of these is small)."""
 
     name: str
@@ -136,7 +136,7 @@ class StreamSource:
                 continue
             yield image, self._label(item)
 
-    def _items(self, order: np.ndarray, slot: int, slots: int) -> Iterator[Item]:
+    def _items(self, order: np.ndarray, slot: int, slots: int) -> Iterator[_Item]:
         if len(order) >= slots:
             for k in order[slot::slots]:
                 yield from self._shards[k].items()
@@ -144,7 +144,7 @@ class StreamSource:
             everything = itertools.chain.from_iterable(self._shards[k].items() for k in order)
             yield from itertools.islice(everything, slot, None, slots)
 
-    def _label(self, item: Item) -> int:
+    def _label(self, item: _Item) -> int:
         if self._one_class:
             if item.label is not None and not self._told:
                 self._told = True
@@ -172,11 +172,11 @@ class StreamSource:
 class _Shard:
     """One shard of a stream; after a broken connection it is opened again, and what was read is skipped."""
 
-    def __init__(self, name: str, opener: Callable[[], Iterable[Item]]):
+    def __init__(self, name: str, opener: Callable[[], Iterable[_Item]]):
         self.name = name
         self._opener = opener
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[_Item]:
         """Yields the shard's items.
 
         Raises:
@@ -199,11 +199,11 @@ class _Shard:
                         "then run the same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
-                time.sleep(WAIT_SECONDS * failures)
+                time.sleep(_WAIT_SECONDS * failures)
 
 
-def _shuffled(items: Iterator[Item], size: int, rng: np.random.Generator) -> Iterator[Item]:
-    buffer: list[Item] = []
+def _shuffled(items: Iterator[_Item], size: int, rng: np.random.Generator) -> Iterator[_Item]:
+    buffer: list[_Item] = []
     for item in items:
         if len(buffer) < size:
             buffer.append(item)
@@ -247,7 +247,7 @@ class _TarOpener:
         request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
         return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
-    def __call__(self) -> Iterator[Item]:
+    def __call__(self) -> Iterator[_Item]:
         with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             # a stream can't go back to a sample's files once it has passed them: they are read while grouping
             for sample in runs(_read_along(tar), self.wanted):
@@ -256,7 +256,7 @@ class _TarOpener:
                 if extension is not None:
                     part = sample.parts[extension]
                     folders = tuple(part.name.split("/")[:-1])
-                    yield Item(f"{self.address}:{part.name}", part.content, label, folders)
+                    yield _Item(f"{self.address}:{part.name}", part.content, label, folders)
                 elif labels and not self.warned:
                     self.warned = True
                     logger.warning(
@@ -284,7 +284,7 @@ class _TableOpener:
         self.dataset, self.index = dataset, index
         self.image_column, self.label_column = image_column, label_column
 
-    def __call__(self) -> Iterator[Item]:
+    def __call__(self) -> Iterator[_Item]:
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.index)
         batches = part.iter(batch_size=1)  # unlike iterating over it, this does not split by worker
         for k, row in enumerate(batches):
@@ -304,7 +304,7 @@ class _TableOpener:
                 except OSError:  # counted as unreadable
                     content = b""
             label = plain_label(row[self.label_column][0]) if self.label_column else None
-            yield Item(f"shard {self.index}, row {k}", content, label)
+            yield _Item(f"shard {self.index}, row {k}", content, label)
 
 
 def local_files(config: DataConfig) -> list[Path]:

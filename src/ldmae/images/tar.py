@@ -30,14 +30,14 @@ class Part(NamedTuple):
     """Of a shard that is read front to back."""
 
 
-class Sample(NamedTuple):
+class _Sample(NamedTuple):
     """What a shard holds of one sample, told by the extensions after its key."""
 
     key: str
     parts: dict[str, Part]
 
 
-def split_key(name: str, wanted: str | None = None) -> tuple[str, str]:
+def _split_key(name: str, wanted: str | None = None) -> tuple[str, str]:
     """Returns (key, extension) of a member: webdataset splits the base name at its first dot.
 
     With `wanted` "all" it is split at its last dot.
@@ -52,7 +52,7 @@ def _is_picture(extension: str) -> bool:
     return "." + extension.rpartition(".")[2] in EXTENSIONS
 
 
-def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
+def image_part(sample: _Sample, wanted: str | None, place: str) -> str | None:
     """Returns which of a sample's extensions is the picture: `png` rather than `mask.png`; None: it has none.
 
     Args:
@@ -77,7 +77,7 @@ def image_part(sample: Sample, wanted: str | None, place: str) -> str | None:
     return best[0] if best else None
 
 
-def label_of(sample: Sample, read: Callable[[Part], bytes]) -> tuple[int | str | None, list[str]]:
+def label_of(sample: _Sample, read: Callable[[Part], bytes]) -> tuple[int | str | None, list[str]]:
     """Returns a sample's label, None where it has none, and the extensions of the parts that may hold it."""
     parts = [part for part in sample.parts if part.rpartition(".")[2] in ("cls", "class", "label")]
     parts += [part for part in sample.parts if part.rpartition(".")[2] == "json"]  # may say more
@@ -100,28 +100,28 @@ def _parse_label(extension: str, content: bytes) -> int | str | None:
     return next((label for label in labels if label is not None), None)
 
 
-def runs(parts: Iterable[Part], wanted: str | None) -> Iterator[Sample]:
+def runs(parts: Iterable[Part], wanted: str | None) -> Iterator[_Sample]:
     """Yields the samples of a shard that is read front to back: runs of files with the same key."""
     sample = None
     for part in parts:
-        key, extension = split_key(part.name, wanted)
+        key, extension = _split_key(part.name, wanted)
         if sample is None or sample.key != key or extension in sample.parts:
             if sample is not None:
                 yield sample
-            sample = Sample(key, {})
+            sample = _Sample(key, {})
         sample.parts[extension] = part
     if sample is not None:
         yield sample
 
 
-class Picture(NamedTuple):
+class _Picture(NamedTuple):
     """A picture in a shard, with its label if it has one."""
 
     part: Part
     label: int | str | None
 
 
-def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
+def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[_Picture]:
     """Yields the pictures of a shard in the order of their samples, whose files may be far from one another.
 
     Args:
@@ -132,14 +132,14 @@ def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
     Raises:
         UserError: the file is truncated or not a tar file, or a sample holds several pictures.
     """
-    samples: dict[str, list[Sample]] = {}
+    samples: dict[str, list[_Sample]] = {}
     try:
         with path.open("rb") as file:
             for part in _parts(file, ignored):
-                key, extension = split_key(part.name, wanted)
-                same = samples.setdefault(key, [Sample(key, {})])
+                key, extension = _split_key(part.name, wanted)
+                same = samples.setdefault(key, [_Sample(key, {})])
                 if extension in same[-1].parts:
-                    same.append(Sample(key, {}))
+                    same.append(_Sample(key, {}))
                 same[-1].parts[extension] = part
             for sample in (sample for same in samples.values() for sample in same):
                 yield from _picture(file, sample, image_part(sample, wanted, str(path)), ignored)
@@ -149,14 +149,14 @@ def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[Picture]:
         ) from error
 
 
-def _picture(file: IO[bytes], sample: Sample, chosen: str | None, ignored: Ignored) -> Iterator[Picture]:
+def _picture(file: IO[bytes], sample: _Sample, chosen: str | None, ignored: Ignored) -> Iterator[_Picture]:
     def read(part: Part) -> bytes:
         file.seek(part.offset)
         return file.read(part.size)
 
     label, labels = label_of(sample, read)
     if chosen is not None:
-        yield Picture(sample.parts[chosen], label)
+        yield _Picture(sample.parts[chosen], label)
     for extension, part in sample.parts.items():
         if extension in labels and chosen is None:
             ignored.add(part.name, "labels without an image")

@@ -16,7 +16,7 @@ from ldmae.core.progress import console
 from ldmae.images.packages import Package, fetch
 
 _POOL = "http://deb.debian.org/debian/pool/main"  # as apt: what is fetched is checked by its hash
-PACKAGES = {
+_PACKAGES = {
     "mate-backgrounds": Package(
         f"{_POOL}/m/mate-backgrounds/mate-backgrounds_1.26.0-1_all.deb",
         "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
@@ -35,7 +35,7 @@ PACKAGES = {
     ),
 }
 
-SUBJECTS = {
+_SUBJECTS = {
     "flowers": "FreshFlower Garden LadyBird TwoWings YellowFlower seeding_by_Clements_Engelhardt",
     "land": "Dune aitzgorri_by_Aitzol_Berasategi life_by_Aitzol_Berasategi "
     "picosdeeuropa_by_Aitzol_Berasategi",
@@ -48,7 +48,7 @@ SUBJECTS = {
 }
 """The photographs among the wallpapers, by what they show; the others are drawings."""
 
-LICENCES = """# Licences of these images
+_LICENCES = """# Licences of these images
 
 Crops of photographs from Debian's packages mate-backgrounds (GPL-2+), lomiri-wallpapers (CC-BY 4.0, CC-BY-SA
 3.0 and 4.0, CC0, by photograph) and plasma-workspace-wallpapers (GPL-2+ by its copyright file, LGPLv3 or
@@ -78,12 +78,12 @@ def prepare_wallpapers(
     Raises:
         UserError: a package is missing, can't be downloaded, or lacks a photograph.
     """
-    subjects = {name: subject for subject, names in SUBJECTS.items() for name in names.split()}
-    unseen = {name for names in SUBJECTS.values() for name in _drawn(names.split(), held_out)}
+    subjects = {name: subject for subject, names in _SUBJECTS.items() for name in names.split()}
+    unseen = {name for names in _SUBJECTS.values() for name in _drawn(names.split(), held_out)}
     counts: dict[str, dict[str, dict[str, int]]] = {"train": {}, "val": {}}
     copyrights, missing = [], set(subjects)
     with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
-        for title, package in PACKAGES.items():
+        for title, package in _PACKAGES.items():
             path = fetch(
                 package, folder / "packages", given, lambda text: console.print(text, soft_wrap=True)
             )
@@ -103,7 +103,7 @@ def prepare_wallpapers(
                     of["crops"] += 1
         if missing:
             raise UserError(f"the packages lack the photographs {', '.join(sorted(missing))}")
-    write_text(folder / "LICENCES.md", LICENCES + "\n".join(copyrights))
+    write_text(folder / "LICENCES.md", _LICENCES + "\n".join(copyrights))
     write_json(folder / "counts.json", {"size": size, "counts": counts})
     return counts
 
