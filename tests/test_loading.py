@@ -286,7 +286,7 @@ def test_a_class_function_or_module_of_the_users_own_is_loaded_in_fp32_for_use(o
         ("OWN.models:Plain", "gave Plain, without encode and decode"),
         ("OWN.models:Methods", r"gave Methods, which is not a torch\.nn\.Module; expected"),
         ("OWN.models:", "there is no .*; expected a run folder, .*package.module:Name"),
-        ("pretrained:emojis", "nothing called 'emojis' ships with ldmae; did you mean 'emoji'"),
+        ("pretrained:emojis", "ldmae has no pretrained model 'emojis'; did you mean 'emoji'"),
         ("OWN/models.py:Half", "there is no .*; expected a run folder, .*package.module:Name"),
     ],
 )

@@ -21,7 +21,7 @@ from torch import nn
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.registry import DIFFUSION
 from ldmae.conversion import load_official_vmae
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import read_json
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.core.paths import at_home
@@ -58,11 +58,7 @@ def pretrained(name: str = "emoji") -> Path:
     Raises:
         UserError: nothing of that name ships, or this copy of the package came without it.
     """
-    if name not in SHIPPED:
-        raise UserError(
-            f"nothing called {name!r} ships with ldmae{nearest(name, SHIPPED)}; there is: "
-            f"{', '.join(SHIPPED)}"
-        )
+    check_known("pretrained model", name, SHIPPED, "ldmae")
     folder = SHIPPED_FOLDER / name
     if not folder.is_dir():
         raise UserError(

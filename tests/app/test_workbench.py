@@ -88,7 +88,7 @@ def test_a_model_of_one_class_begins_without_guidance(tmp_path):
     [
         ("nowhere", {}, "there is no pipeline nowhere"),
         ("PIPELINE", {"device": "tpu"}, "no device 'tpu'"),
-        ("PIPELINE", {"perceptual": "lpips"}, "unknown perceptual distance"),
+        ("PIPELINE", {"perceptual": "lpips"}, "no perceptual distance 'lpips'"),
         ("PIPELINE", {"offered": ("nowhere",)}, "there is no nowhere"),
         ("OTHER", {}, "no model_index.json"),
     ],

@@ -70,7 +70,7 @@ def test_fewer_than_three_channels_leave_the_other_colours_grey():
 
 
 def test_latents_without_components_are_refused(latents):
-    with pytest.raises(UserError, match="no latents"):
+    with pytest.raises(UserError, match="at least 1 image, got 0"):
         fit_components(latents[:0])
     with pytest.raises(UserError, match="all the same number"):
         fit_components(torch.ones(2, 4, 3, 3))

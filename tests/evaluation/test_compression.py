@@ -181,7 +181,7 @@ def test_a_level_without_groups_is_said_and_spoils_no_other():
 
 def test_what_cannot_be_measured_is_refused():
     latents, groups = some_latents()
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="at least 1 image, got 0"):
         measured(latents[:0], groups[:0])
     with pytest.raises(UserError, match="NaN"):
         measured(latents * math.nan, groups)

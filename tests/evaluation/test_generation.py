@@ -82,7 +82,7 @@ def test_frechet_distance_matches_the_closed_form():
 
 def test_frechet_distance_needs_more_images_than_features():
     assert frechet_distance(features(9), features(9, seed=1)) > 0
-    with pytest.raises(UserError, match=r"at least 9 images of each kind, got 9 and 8.*KID"):
+    with pytest.raises(UserError, match=r"at least 9 images of each kind, got 8.*KID"):
         frechet_distance(features(9), features(8))
 
 
@@ -192,7 +192,7 @@ def test_precision_and_recall_depend_neither_on_the_order_nor_on_the_memory(monk
 
 def test_precision_and_recall_need_more_images_than_neighbours():
     assert precision_recall(features(4), features(4)) == (1, 1)
-    with pytest.raises(UserError, match=r"at least 4 images of each kind, got 3 generated and 9 real"):
+    with pytest.raises(UserError, match=r"at least 4 images of each kind, got 3"):
         precision_recall(features(3), features(9))
 
 
@@ -201,7 +201,7 @@ def test_precision_and_recall_need_more_images_than_neighbours():
 
 @pytest.mark.parametrize(("size", "needed"), [(None, 10), (30, 30)])
 def test_too_few_images_are_told_how_many_are_needed(size, needed):
-    with pytest.raises(UserError, match=f"at least {needed} images of each kind, got 9 and 500"):
+    with pytest.raises(UserError, match=f"at least {needed} images of each kind, got 9"):
         kernel_distance(features(9), features(500), size)
 
 
@@ -326,7 +326,7 @@ def test_statistics_alone_give_frechet_distances_and_the_inception_score():
 
 
 def test_hardly_any_generated_images_are_refused():
-    with pytest.raises(UserError, match="at least 2 generated images are needed to measure, got 1"):
+    with pytest.raises(UserError, match="at least 2 generated images, got 1"):
         generation_metrics(measured(1), referred(measured(70)))
 
 

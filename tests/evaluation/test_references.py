@@ -92,7 +92,7 @@ def test_a_reference_tells_of_its_progress_and_needs_two_images():
     told = []
     reference_from_images(images(5).split(2), extractor(), advance=lambda n, note: told.append(n))
     assert told == [2, 2, 1]
-    with pytest.raises(UserError, match="at least two images, got 1"):
+    with pytest.raises(UserError, match="at least 2 images, got 1"):
         reference_from_images([images(1)], extractor())
 
 

@@ -27,7 +27,7 @@ def test_features_lie_on_the_grid_asked_for_and_are_the_networks_own():
 
 
 def test_an_unknown_network_is_refused_with_those_there_are():
-    with pytest.raises(UserError, match=r"unknown spatial features 'dinov2'.*dinov2-small"):
+    with pytest.raises(UserError, match=r"no network for spatial features 'dinov2'.*dinov2-small"):
         load_spatial_features("dinov2")
 
 

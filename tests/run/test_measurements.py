@@ -233,7 +233,7 @@ def test_figures_of_weights_that_changed_do_not_stay_beside_the_new_ones(picture
 def test_a_measurement_that_fails_leaves_no_older_figures(pictures):
     source = autoencoder()
     evaluated(source, pictures, *FEW, only=["probe", "components"])
-    with pytest.raises(UserError, match="at least 10 training and 10 held-out images"):
+    with pytest.raises(UserError, match=r"at least 10 (training|held-out) images"):
         evaluated(source, pictures, "evaluation.images=12", only=["probe"])
     results = json.loads(Path("figures/results.json").read_text())["results"]
     assert {row["measurement"] for row in results} == {"components"}

@@ -61,7 +61,7 @@ def test_its_folder_is_what_every_loader_opens(shipped):
 
 
 def test_what_does_not_ship_and_what_is_missing_are_told_apart(shipped):
-    with pytest.raises(UserError, match="nothing called 'tinny' ships with ldmae; did you mean 'tiny'"):
+    with pytest.raises(UserError, match="ldmae has no pretrained model 'tinny'; did you mean 'tiny'"):
         load_pipeline("pretrained:tinny")
     with pytest.raises(UserError, match=r"this copy of ldmae has no trained lost.*`ldmae run emoji`"):
         load_autoencoder("pretrained:lost")

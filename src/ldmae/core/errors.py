@@ -62,6 +62,41 @@ def check_range(name: str, value: float, low: float, high: float, move: str) -> 
         raise UserError(f"{name} must be from {low:.10g} to {high:.10g}, got {value}; {move}")
 
 
+def check_enough(what: str, needed: int, count: int, things: str, move: str) -> None:
+    """Refuses fewer things than something needs.
+
+    Args:
+        what: what needs them, as the subject of a sentence.
+        needed: how many.
+        count: how many there are.
+        things: what is counted, in the plural.
+        move: what to do.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if count < needed:
+        raise UserError(f"{what} needs at least {needed} {things}, got {count}; {move}")
+
+
+def check_known(what: str, name: str, known: Iterable[str], owner: str = "") -> None:
+    """Refuses a name that is unknown, with the nearest known one.
+
+    Args:
+        what: what has the name.
+        name: as given.
+        known: the names that there are.
+        owner: what has only these; the package by default.
+
+    Raises:
+        UserError: the name is none of the known ones.
+    """
+    known = list(map(str, known))
+    if name not in known:
+        lacks, has = (f"{owner} has", "it has") if owner else ("there is", "there are")
+        raise UserError(f"{lacks} no {what} {name!r}{nearest(name, known)}; {has}: {', '.join(known)}")
+
+
 def reason_of(error: BaseException) -> str:
     """Returns what an exception says, in one line for users."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__

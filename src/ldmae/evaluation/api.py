@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.evaluation.subject import Subject
 
@@ -77,11 +77,7 @@ def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
     """
     path = MEASUREMENTS.get(name, name)
     if not is_import_path(path):
-        known = [*MEASUREMENTS, *others]
-        raise UserError(
-            f"no measurement {name!r}{nearest(name, known)}; there are: {', '.join(known)}, or "
-            "package.module:Name of your own"
-        )
+        check_known("measurement", name, [*MEASUREMENTS, *others, "package.module:Name of your own"])
     found = import_object(path)
     if not isinstance(found, Measurement):
         raise UserError(

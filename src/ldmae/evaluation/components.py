@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
 from ldmae.evaluation.api import Measured, Measurement
-from ldmae.evaluation.compression import channel_statistics, standardised
+from ldmae.evaluation.compression import flat_latents, standardised, varied_latents
 from ldmae.evaluation.groupings import enlarged
 from ldmae.evaluation.reconstruction import hwc
 from ldmae.evaluation.subject import Subject
@@ -49,7 +48,7 @@ class Components:
         Returns:
             (N, H, W, 3) uint8. A component that does not vary is shown as 128.
         """
-        values = _as_images(latents)
+        values = flat_latents(latents)
         assert values.shape[1] == len(self.mean), (
             f"fitted on {len(self.mean)} channels, got {values.shape[1]}"
         )
@@ -75,15 +74,7 @@ def fit_components(latents: Tensor) -> Components:
     Raises:
         UserError: there are no latents, they are not finite, or all the same.
     """
-    if not len(latents):
-        raise UserError("there are no latents to find principal components of; hold images out with data.val")
-    values = _as_images(latents)
-    mean, std = channel_statistics(list(values))
-    if not std.any():
-        raise UserError(
-            f"the latents of {len(values)} images are all the same number and have no principal components; "
-            "was the autoencoder trained?"
-        )
+    values, mean, std = varied_latents(latents)
     cells = np.concatenate([standardised(x, mean, std) for x in values])  # (N · h · w, C)
     variances, axes = np.linalg.eigh(cells.T @ cells / len(cells))  # ascending
     shares = np.zeros(3)
@@ -94,15 +85,6 @@ def fit_components(latents: Tensor) -> Components:
     chosen *= np.where(np.take_along_axis(chosen, np.abs(chosen).argmax(axis=0)[None], axis=0) < 0, -1, 1)
     low, high = np.percentile(cells @ chosen, _PERCENTILES, axis=0)
     return Components(mean, std, chosen, low, high, (float(shares[0]), float(shares[1]), float(shares[2])))
-
-
-def _as_images(latents: Tensor) -> np.ndarray:
-    """Returns latents as (N, C, h · w) float32."""
-    assert latents.ndim == 4, f"expected latents (N, C, h, w), got {tuple(latents.shape)}"
-    values = latents.detach().float().cpu().numpy()
-    if not np.isfinite(values).all():
-        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
-    return values.reshape(*values.shape[:2], -1)
 
 
 def _measure(subject: Subject) -> Measured:

@@ -29,7 +29,7 @@ import numpy as np
 from torch import Tensor
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_enough
 from ldmae.core.random import key_seed
 from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.groupings import cell_groups
@@ -62,16 +62,7 @@ def compression_metrics(
     Raises:
         UserError: there is no image, latents are not finite or constant, or no level has a metric.
     """
-    if not len(latents):
-        raise UserError("there are no images to measure compression on; hold some out with data.val")
-    values = latents.detach().float().cpu().flatten(2).numpy()  # (N, C, n)
-    if not np.isfinite(values).all():
-        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
-    mean, std = channel_statistics(list(values))
-    if not std.any():
-        raise UserError(
-            f"the latents of {len(values)} images are all the same number; was the autoencoder trained?"
-        )
+    values, mean, std = varied_latents(latents)  # (N, C, n)
     note = "" if drawn_from in (None, len(values)) else f"on {len(values)} images drawn from {drawn_from}; "
     cells = [standardised(image, mean, std) for image in values]  # (n, C) each
     found: list[Metric | str] = []
@@ -127,6 +118,43 @@ def _separability(
         spread={"standard deviation over images": std},
         note=f"mean silhouette (cosine); {note}",
     )
+
+
+def varied_latents(latents: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns latents (N, C, h, w) as (N, C, h · w) float32, and their channels' mean and std (C,).
+
+    Raises:
+        UserError: there are none, they are not finite, or all the same.
+    """
+    check_enough("a measurement of latents", 1, len(latents), "image", "hold some out with data.val")
+    values = flat_latents(latents)
+    mean, std = channel_statistics(list(values))
+    if not std.any():
+        raise UserError(
+            f"the latents of {len(values)} images are all the same number; was the autoencoder trained?"
+        )
+    return values, mean, std
+
+
+def flat_latents(latents: Tensor) -> np.ndarray:
+    """Returns latents (N, C, h, w) as (N, C, h · w) float32.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    assert latents.ndim == 4, f"expected latents (N, C, h, w), got {tuple(latents.shape)}"
+    return check_finite(latents.detach().float().cpu().flatten(2).numpy())
+
+
+def check_finite(latents: np.ndarray) -> np.ndarray:
+    """Returns latents as they are.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    if not np.isfinite(latents).all():
+        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
+    return latents
 
 
 def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

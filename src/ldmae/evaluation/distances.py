@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_enough
 from ldmae.core.random import generator
 
 SUBSET_SIZE = 1000
@@ -87,11 +87,7 @@ def kernel_distance(
 
     fewest = min(len(features_a), len(features_b))
     needed = max(subset_size or 0, FEWEST_IMAGES)
-    if fewest < needed:
-        raise UserError(
-            f"a kernel distance needs at least {needed} images of each kind, "
-            f"got {len(features_a)} and {len(features_b)}; generate or hold out more"
-        )
+    check_enough("a kernel distance", needed, fewest, "images of each kind", "generate or hold out more")
     figures = metric_kid.kid_features_to_metric(
         in_order(features_a),
         in_order(features_b),
@@ -118,12 +114,13 @@ def frechet_distance(features_a: Tensor, features_b: Tensor, shrink: bool = Fals
     """
     needed = features_a.shape[1] + 1
     fewest = min(len(features_a), len(features_b))
-    if fewest < (FEWEST_IMAGES if shrink else needed):
-        raise UserError(
-            f"a Fréchet distance on {needed - 1} features needs at least "
-            f"{FEWEST_IMAGES if shrink else needed} images of each kind, got "
-            f"{len(features_a)} and {len(features_b)}; take more images, or the kernel distance (KID) instead"
-        )
+    check_enough(
+        f"a Fréchet distance on {needed - 1} features",
+        FEWEST_IMAGES if shrink else needed,
+        fewest,
+        "images of each kind",
+        "take more images, or the kernel distance (KID) instead",
+    )
     return frechet_of_statistics(
         *(fit_gaussian(f, shrink and len(f) < needed) for f in (features_a, features_b))
     )
@@ -206,11 +203,9 @@ def precision_recall(
     """
     from torch_fidelity import metric_prc
 
-    if min(len(generated), len(real)) <= neighbours:
-        raise UserError(
-            f"precision and recall with k = {neighbours} need at least {neighbours + 1} images of each kind, "
-            f"got {len(generated)} generated and {len(real)} real; take more"
-        )
+    fewest = min(len(generated), len(real))
+    metric = f"precision with recall at k = {neighbours}"
+    check_enough(metric, neighbours + 1, fewest, "images of each kind", "take more")
     figures = metric_prc.prc_features_to_metric(
         in_order(generated).to(device),
         in_order(real).to(device),

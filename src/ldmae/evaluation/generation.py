@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
+from ldmae.core.errors import check_enough
 from ldmae.core.random import generator
 from ldmae.evaluation.distances import (
     DIRECTIONS,
@@ -86,10 +86,7 @@ def generation_metrics(
         UserError: there are not even two generated images.
     """
     assert generated.extractor == reference.extractor, f"{generated.extractor} is not {reference.extractor}"
-    if len(generated) < 2:
-        raise UserError(
-            f"at least 2 generated images are needed to measure, got {len(generated)}; generate more"
-        )
+    check_enough("a measurement of samples", 2, len(generated), "generated images", "generate more")
     labels, images = FEATURES[generated.extractor], reference.images
     pooled, spatial = (None, None) if images is None else (images.pooled, images.spatial)
     found: list[Metric | str] = [

@@ -22,7 +22,7 @@ from torch import Tensor
 from ldmae.config.evaluation import FRACTIONS
 from ldmae.contracts import Metric
 from ldmae.core.autoencoding import decode, encode_moments
-from ldmae.core.errors import UserError
+from ldmae.core.errors import check_enough
 from ldmae.core.random import key_seed
 from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.reconstruction import PairMetrics, hwc
@@ -50,8 +50,7 @@ def _choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[
     Raises:
         UserError: there are fewer than two images.
     """
-    if len(keys) < 2:
-        raise UserError(f"interpolation needs at least 2 images, got {len(keys)}; hold out more")
+    check_enough("interpolation", 2, len(keys), "images", "hold out more")
     order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), str(keys[i])))
     return [(order[2 * i], order[2 * i + 1]) for i in range(min(pairs, len(keys) // 2))]
 

@@ -16,9 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
+from ldmae.core.errors import check_enough
 from ldmae.core.random import key_seed
 from ldmae.evaluation.api import Measured, Measurement
+from ldmae.evaluation.compression import check_finite
 from ldmae.evaluation.subject import Subject
 
 _FEWEST_IMAGES = 10
@@ -58,17 +59,11 @@ def linear_probe(
     x, y = _labelled(train_features, train_labels)
     unseen, truth = _labelled(held_out_features, held_out_labels)
     classes = np.unique(y)
-    if min(len(y), len(truth)) < _FEWEST_IMAGES:
-        raise UserError(
-            f"a linear probe needs at least {_FEWEST_IMAGES} training and {_FEWEST_IMAGES} held-out images "
-            f"that have a class, got {len(y)} and {len(truth)}; give more images, or hold out more "
-            "with data.val"
-        )
-    if len(classes) < 2:
-        raise UserError(
-            f"a linear probe needs training images of at least two classes, got the class {classes[0]} "
-            "alone; sort the images into one subfolder per class, or measure without the probe"
-        )
+    move = "give more images, or hold out more with data.val"
+    for kind, count in (("training", len(y)), ("held-out", len(truth))):
+        check_enough("a linear probe", _FEWEST_IMAGES, count, f"{kind} images that have a class", move)
+    move = "sort the images into one subfolder per class, or measure without the probe"
+    check_enough("a linear probe", 2, len(classes), "classes of training images", move)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-6))
     order = np.lexsort((*x.T, y))  # sums are rounded by their order: the images' must not matter
     named = probe.fit(x[order], y[order]).predict(unseen)
@@ -100,12 +95,10 @@ def linear_probe(
 
 def _labelled(features: Tensor, labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features and labels of the images that have a class."""
-    x = features.detach().cpu().double().numpy()
+    x = check_finite(features.detach().cpu().double().numpy())
     y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
-    assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents with mean_pooled first"
+    assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents first"
     assert y.shape == (len(x),), f"{len(x)} features, labels {y.shape}"
-    if not np.isfinite(x).all():
-        raise UserError("latents hold NaN or infinity; did the autoencoder's training diverge?")
     return x[y >= 0], y[y >= 0]
 
 

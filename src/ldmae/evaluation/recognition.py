@@ -18,7 +18,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_enough
 
 _DIRECTIONS = 9
 """Bins of gradient direction over half a turn, so that light on dark and dark on light look alike."""
@@ -122,11 +122,9 @@ def recognition_metric(
         UserError: there are no images of either kind.
     """
     counts = {"generated": len(generated), "real": recogniser.trained_on, "held-out": len(held_out)}
-    if counts["generated"] == 0 or counts["held-out"] == 0:
-        raise UserError(
-            "recognition needs generated and held-out images, got "
-            f"{counts['generated']} and {counts['held-out']}; raise evaluation.samples or data.val"
-        )
+    for kind in ("generated", "held-out"):
+        move = "raise evaluation.samples or data.val"
+        check_enough("recognition", 1, counts[kind], f"{kind} image", move)
     return Metric(
         name="recognised-as-asked",
         value=recogniser.accuracy(generated, generated_labels),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_enough
 from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console
 from ldmae.evaluation.distances import Statistics
@@ -79,8 +79,7 @@ def reference_from_images(
         kept.add(images, features)
         if advance is not None:
             advance(len(images), "")
-    if pooled.count < 2:
-        raise UserError(f"a reference needs at least two images, got {pooled.count}; check the path")
+    check_enough("a reference", 2, pooled.count, "images", "check the path")
     return Reference(extractor.name, pooled.statistics(), spatial.statistics(), kept.features())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import atomic_folder, write_json, write_text
 from ldmae.core.progress import console
 from ldmae.images.emoji_classes import EmojiClasses, code_points, package_folder
@@ -127,10 +127,7 @@ def prepare_emoji_sets(
     """
     names = list(dict.fromkeys(sets))
     for name in names:
-        if name not in SETS:
-            raise UserError(
-                f"there is no emoji set {name!r}{nearest(name, SETS)}; there are: {', '.join(SETS)}"
-            )
+        check_known("emoji set", name, SETS)
     if {"openmoji", "noto"} & set(names):
         package_folder("resvg_py", "SVG is rendered by", "'ldmae[emoji-sets]'")
 

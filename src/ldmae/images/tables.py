@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmae.core.errors import UserError, counted, nearest
+from ldmae.core.errors import UserError, check_known, counted
 from ldmae.core.files import stamp, stamp_of
 from ldmae.images.base import LABEL_NAMES, FileSource, is_pattern, nfc, number_labels, plain_label, shortened
 from ldmae.images.cache import numbered
@@ -184,10 +184,7 @@ def load_table(
         table = table._resolve_features()
         features = table.features
     for wanted in filter(None, (image_column, label_column)):
-        if wanted not in features:
-            raise UserError(
-                f"{name} has no column {wanted!r}{nearest(wanted, features)}; it has: {', '.join(features)}"
-            )
+        check_known("column", wanted, features, name)
     image_column = image_column or _find_image_column(name, features)
     label_column = label_column or _find_label_column(features)
     feature = features[label_column] if label_column else None
@@ -229,11 +226,7 @@ def _load(name: str, split: str, streaming: bool) -> Any:
             str(folder)
         )  # what Dataset.save_to_disk wrote; already memory-mapped arrow
         if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise UserError(
-                    f"{name} has no split {split!r}{nearest(split, map(str, saved))}; it has: "
-                    f"{', '.join(map(str, saved))}"
-                )
+            check_known("split", split, saved, name)
             saved = saved[split]
         return saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files))) if streaming else saved
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import fingerprint, fingerprint_tensors
 from ldmae.perception import efficientnet
 from ldmae.perception.names import FEATURES
@@ -153,10 +153,7 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     Raises:
         UserError: the name is unknown, or the weights can't be had.
     """
-    if name not in FEATURES:
-        raise UserError(
-            f"unknown features {name!r}{nearest(name, FEATURES)}; expected one of {', '.join(FEATURES)}"
-        )
+    check_known("network for features", name, FEATURES)
     extractor = _load_inception() if name == "inception" else _load_efficientnet(name)
     return extractor.to(device)
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.perception.names import DISTANCES, SMALLEST
 
 _VGG16_STAGES = (2, 2, 3, 3, 3)
@@ -108,11 +108,7 @@ def load_perceptual(name: str, device: torch.device | str = "cpu") -> Perceptual
     Raises:
         UserError: the name is unknown, or the weights can't be had.
     """
-    if name not in DISTANCES:
-        raise UserError(
-            f"unknown perceptual distance {name!r}{nearest(name, DISTANCES)}; "
-            f"expected one of {', '.join(DISTANCES)}"
-        )
+    check_known("perceptual distance", name, DISTANCES)
     family, _, network = name.rpartition("-")
     read = _read_shift_tolerant if family == "st-lpips" else _read_lpips
     convolutions, channel_weights = read(network)

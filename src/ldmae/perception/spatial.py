@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known
 from ldmae.perception.efficientnet import MIDDLE_CHANNELS, MIDDLE_STRIDE
 from ldmae.perception.features import load_efficientnet
 from ldmae.perception.names import SPATIAL
@@ -65,10 +65,7 @@ def load_spatial_features(name: str, device: torch.device | str = "cpu") -> Spat
     Raises:
         UserError: the name is unknown, or the weights can't be had.
     """
-    if name not in SPATIAL:
-        raise UserError(
-            f"unknown spatial features {name!r}{nearest(name, SPATIAL)}; expected one of {', '.join(SPATIAL)}"
-        )
+    check_known("network for spatial features", name, SPATIAL)
     if name == "efficientnet_lite0":
         network = load_efficientnet("efficientnet_lite0")
         return SpatialFeatures(name, MIDDLE_CHANNELS, MIDDLE_STRIDE, network, network.middle).to(device)
