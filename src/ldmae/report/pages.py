@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,21 +33,26 @@ def write_page(
         context: what it shows.
         pictures: what it shows as `pictures`, encoded into fewer bytes where the page comes out too large.
     """
+    page = ""
+    for budget in _PICTURE_BYTES:
+        shown = {name: picture and encode_picture(picture, budget) for name, picture in pictures.items()}
+        page = load_template("ldmae.report", template).render(context, pictures=shown)
+        if len(page.encode(errors="backslashreplace")) < _MAX_BYTES:
+            break
+    write_text(path, page)
+
+
+def load_template(package: str, name: str) -> Template:
+    """Returns a template that lies in a package; what it is filled with is escaped."""
     environment = Environment(
-        loader=PackageLoader("ldmae.report", "."),
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"wordbreaks": _wordbreaks, "marked": _marked}
-    page = ""
-    for budget in _PICTURE_BYTES:
-        shown = {name: picture and encode_picture(picture, budget) for name, picture in pictures.items()}
-        page = environment.get_template(template).render(context, pictures=shown)
-        if len(page.encode(errors="backslashreplace")) < _MAX_BYTES:
-            break
-    write_text(path, page)
+    return environment.get_template(name)
 
 
 def _wordbreaks(text: Any) -> Markup:
