@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.images.transforms import center_crop, open_picture, to_rgb, to_tensor
 
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
@@ -77,7 +77,17 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
     Raises:
         UserError: it is too large, no picture, of another format, or broken.
     """
-    image, tile = _opened(content, limits)
+    if len(content) > limits.bytes:
+        raise too_large(len(content), limits)
+    move = "upload a PNG, JPEG, WebP, BMP, GIF or TIFF"
+    try:
+        image = open_picture(content)
+        tags: Any = getattr(image, "tag_v2", {})  # of a TIFF, each of whose tiles is decoded whole
+        tile = int(tags.get(_TIFF_TILE_WIDTH, 0)), int(tags.get(_TIFF_TILE_HEIGHT, 0))
+    except Exception as error:  # decoders raise whatever they like
+        raise UserError(f"this page can't read the file as an image ({reason_of(error)}); {move}") from error
+    if image.format not in _FORMATS:
+        raise UserError(f"this page can't read {image.format} images; {move}")
     for width, height in (image.size, tile):
         if width * height > limits.pixels:
             raise UserError(
@@ -87,41 +97,10 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
     try:
         with _DECODING:
             return to_rgb(image)
-    except Exception as error:  # decoders raise whatever they like on broken files
-        raise UserError(
-            f"the {image.format} image is damaged or incomplete ({_first_line(error)}); upload it again"
-        ) from error
-
-
-def _tile(image: Image.Image) -> tuple[int, int]:
-    """Returns the size of the tiles that a TIFF is made of, each of which is decoded whole."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(_TIFF_TILE_WIDTH, 0)), int(tags.get(_TIFF_TILE_HEIGHT, 0))
-
-
-def _opened(content: bytes, limits: Limits) -> tuple[Image.Image, tuple[int, int]]:
-    """Returns a picture of which only the head was read, and the size of its tiles."""
-    if len(content) > limits.bytes:
-        raise too_large(len(content), limits)
-    try:
-        image = open_picture(content)
-        tile = _tile(image)
-    except Image.DecompressionBombError as error:
-        raise UserError("the image has more pixels than this page takes; upload a smaller one") from error
     except Exception as error:  # as above
         raise UserError(
-            f"this page can't read the file as an image ({_first_line(error)}); upload a PNG, JPEG, WebP, "
-            "BMP, GIF or TIFF"
+            f"the {image.format} image is damaged or incomplete ({reason_of(error)}); upload it again"
         ) from error
-    if image.format not in _FORMATS:
-        raise UserError(
-            f"this page can't read {image.format} images; upload a PNG, JPEG, WebP, BMP, GIF or TIFF"
-        )
-    return image, tile
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def squared(image: Image.Image, size: int) -> Tensor:

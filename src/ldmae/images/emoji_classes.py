@@ -33,8 +33,7 @@ _CLASSES: dict[str, tuple[str, str, str]] = {
         "cat-face monkey-face",
         "",
         "1f42d 1f42e 1f42f 1f430 1f431 1f434 1f435 1f436 1f437 1f438 1f439 1f43a 1f43b 1f43b-200d-2744 "
-        "1f43c 1f417 1f428 "
-        "1f981 1f984 1f98a 1f98c 1f98d 1f98f 1f99d 1f9a7 1face 1f432 1f994",
+        "1f43c 1f417 1f428 1f981 1f984 1f98a 1f98c 1f98d 1f98f 1f99d 1f9a7 1face 1f432 1f994",
     ),
     "food": ("food-fruit food-vegetable", "1f95c 1fad8 1f330 1fada 1f33d", ""),
     "clocks": ("", "", " ".join(f"1f5{k:02x}" for k in range(0x50, 0x68))),

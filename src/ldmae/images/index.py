@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
@@ -119,7 +119,7 @@ def _look_at_chunk(source: ImageSource, chunk: np.ndarray, out: dict[str, np.nda
         try:
             found = _look(source, k)
         except Exception as error:  # decoders raise whatever they like on broken files
-            broken[k] = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+            broken[k] = reason_of(error)
             continue
         for name, value in found.items():
             out[name][k] = value

@@ -90,8 +90,8 @@ class FolderSource(FileSource):
         if flat and len(self) > flat:
             raise UserError(
                 f"{self.folder} has {flat} images directly in it and {len(self) - flat} in subfolders; "
-                f"expected one or "
-                "the other: move all into subfolders, one per class, or point data.source at one of them"
+                f"expected one or the other: move all into subfolders, one per class, or point data.source "
+                "at one of them"
             )
         if not self.flat and {name.lower() for name in self.classes} <= SPLIT_NAMES:
             train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
@@ -197,8 +197,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     if is_stream(config):
         raise UserError(
             f"{config.source!r} can only be streamed, and this needs images with random access (an exact "
-            f"order, "
-            "latents): download it first and give the local path, or omit data.stream"
+            f"order, latents): download it first and give the local path, or omit data.stream"
         )
     name = config.source
     kind = "set" if name in SOURCES else kind_of(name)

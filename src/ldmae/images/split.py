@@ -27,14 +27,12 @@ def split_by_group(group: np.ndarray, share: float, labels: np.ndarray | None = 
     if len(group) < 2:
         raise UserError(
             f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or "
-            f"name held-out ones "
-            "with data.val=PATH"
+            f"name held-out ones with data.val=PATH"
         )
     if group.min() == group.max():
         raise UserError(
             f"all {len(group)} images are near-duplicates of one another, so none can be held out; add "
-            f"different ones, or "
-            "name held-out ones with data.val=PATH"
+            f"different ones, or name held-out ones with data.val=PATH"
         )
     kept = _kept_for_classes(group, labels)
     free = group[~kept]

@@ -164,8 +164,8 @@ class StreamSource:
             return self.classes.index(str(item.label))
         raise UserError(
             f"{item.name} has the label {item.label!r}, for which there is no "
-            f"class{nearest(str(item.label), self.classes)}"
-            f"; name all classes in data.classes (got {len(self.classes)}), in the order of their numbers"
+            f"class{nearest(str(item.label), self.classes)}; name all classes in data.classes (got "
+            f"{len(self.classes)}), in the order of their numbers"
         )
 
 
@@ -195,8 +195,7 @@ class _Shard:
                 if refused or failures >= _ATTEMPTS:
                     raise UserError(
                         f"cannot read {self.name} after {read} images: {error}; check the address and the "
-                        f"network, "
-                        "then run the same command again"
+                        f"network, then run the same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
                 time.sleep(_WAIT_SECONDS * failures)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmae.core.errors import UserError, check_known, counted
+from ldmae.core.errors import UserError, check_known, counted, reason_of
 from ldmae.core.files import stamp, stamp_of
 from ldmae.images.base import LABEL_NAMES, FileSource, is_pattern, nfc, number_labels, plain_label, shortened
 from ldmae.images.cache import numbered
@@ -168,16 +168,11 @@ def load_table(
         raise
     except Exception as error:  # the Hub, the network, broken files: `datasets` lets each raise its own
         local = Path(name).expanduser().exists() or is_pattern(name)
-        where = (
-            "as a parquet or arrow dataset"
-            if local
-            else "from the Hugging Face Hub (nor is there such a folder here)"
-        )
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        hub = "from the Hugging Face Hub (nor is there such a folder here)"
+        where = "as a parquet or arrow dataset" if local else hub
         raise UserError(
-            f"cannot open {name}, split {split!r}, {where}: {first_line}; check data.source, data.split, "
-            f"the network, and "
-            "for private datasets `hf auth login`"
+            f"cannot open {name}, split {split!r}, {where}: {reason_of(error)}; check data.source, "
+            "data.split, the network, and for private datasets `hf auth login`"
         ) from error
     features = table.features
     if features is None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldmae.core.errors import reason_of
 from ldmae.core.files import fingerprint
 
 _PREPROCESSING_VERSION = "1"
@@ -90,8 +91,7 @@ def load_picture(image: Image.Image) -> None:
             image.seek(0)
         image.load()
     except Exception as error:  # OSError, SyntaxError, EOFError, ValueError, struct.error, …
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise UnreadablePictureError(reason) from error
+        raise UnreadablePictureError(reason_of(error)) from error
 
 
 def to_rgb(image: Image.Image, span: tuple[float, float] | None = None) -> Image.Image:
