@@ -103,11 +103,6 @@ def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) 
     a Hub name is: these forms read data and run no code (weights as safetensors, or as tensors only; classes
     out of diffusers and this package). `package.module:Name` is refused whatever it is.
 
-    Args:
-        names: what was typed.
-        offered: what the owner offers, by the names that the page shows.
-        may_name: whether visitors may name others.
-
     Raises:
         UserError: too few or too many, or one that may not or can't be loaded.
     """
@@ -310,13 +305,7 @@ def timed(
     device: torch.device | str = "cpu",
     between: Callable[[], None] = lambda: None,
 ) -> list[Measured]:
-    """Times the works of several autoencoders in turn, and lets the autoencoders go.
-
-    Args:
-        done: as `measure` gives them.
-        device: where they compute.
-        between: called between pieces of work; what it raises ends the timing.
-    """
+    """Times what was measured in turn, and lets the autoencoders go; `between` as in `measure`."""
     taken: dict[tuple[int, str], list[float]] = {}
     began = time.monotonic()
     for number in range(_ROUNDS):

@@ -191,14 +191,7 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
-    """Returns the cards of a comparison; the best value of each kind is marked where it is clearly the best.
-
-    Args:
-        done: what was measured so far.
-        picture: RGB.
-        size: pixels along a side.
-        label: the perceptual distance's.
-    """
+    """Returns the cards of a comparison; of each kind the value that is clearly the best is marked."""
     rows = {one.name: _rows(one, label) for one in done if not one.problem}
     titles = _short_names([one.name for one in done])
     items: list[Card | str] = []

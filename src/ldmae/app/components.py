@@ -59,10 +59,9 @@ def _message_of(error: Exception) -> str:
 
 
 def told(status: gr.HTML) -> Callable[..., Callable[..., Any]]:
-    """Makes handlers of coroutine functions and async generators, whose errors become a status bar's text.
+    """Makes handlers of coroutine functions and async generators: errors become the text of a status bar.
 
-    Args:
-        status: the bar, which must be among the handlers' outputs.
+    The bar must be among the handlers' outputs.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,13 +115,7 @@ def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
 
 
 def picker(bench: Workbench, what: str, key: str) -> tuple[gr.File, gr.HTML]:
-    """Adds a place to drop an image on, and images to pick from, whose clicks `picked` understands.
-
-    Args:
-        bench: of the page.
-        what: the drop zone's label.
-        key: beginning of the elements' ids.
-    """
+    """Adds a place to drop an image on, and images to pick from; their ids begin with `key`."""
     limits = bench.limits
     hint = f"Up to {limits.bytes / MIB:g} MiB and {limits.pixels / 1e6:g} megapixels."
     with gr.Column(elem_classes="ld-picker"):
@@ -137,11 +130,7 @@ def picker(bench: Workbench, what: str, key: str) -> tuple[gr.File, gr.HTML]:
 
 
 def take(drop: gr.File, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Lets a handler take what is dropped; the drop zone is empty again afterwards, also where it failed.
-
-    Returns:
-        The event, for what happens after it.
-    """
+    """Lets a handler take what is dropped; the drop zone is empty again afterwards, also where it failed."""
     taken = drop.upload(handler, inputs, outputs, **PICKING)
     _afterwards(taken, lambda: None, drop)
     return taken
@@ -155,15 +144,10 @@ def take_image(
     inputs: list[Any],
     outputs: list[Any],
 ) -> None:
-    """Hands an image that is dropped or picked to a function, whose result is shown.
+    """Hands what is dropped or picked (see `picker`) to a function, and its result to the outputs.
 
-    Args:
-        bench: of the page.
-        drop: as `picker` gives it. What is dropped leaves no thumbnail marked as picked.
-        thumbnails: likewise.
-        taken: gets the image, RGB, and the inputs' values.
-        inputs: further ones.
-        outputs: a status bar last.
+    The function gets the image, RGB, and the inputs' values; the last output is a status bar. What is dropped
+    leaves no thumbnail marked as picked.
     """
     status = outputs[-1]
 
@@ -193,11 +177,7 @@ def _afterwards(event: Any, function: Callable[[], Any], output: Any) -> None:
 
 
 def arrived(content: bytes | None) -> bytes:
-    """Returns the content of a file that a visitor sent.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Returns the content of a file that a visitor sent; a UserError where there is none."""
     if content is None:
         raise UserError("no file arrived; upload it again")
     return content
@@ -241,13 +221,9 @@ def stoppable(
     inputs: list[Any],
     outputs: list[Any],
 ) -> None:
-    """Lets a `start_button` start a long job, and stop it while it waits or runs.
+    """Lets a `start_button` start a long job, an async generator, and stop it while it waits or runs.
 
-    Args:
-        buttons: as `start_button` gives them.
-        job: an async generator of what the outputs show.
-        inputs: what the job gets.
-        outputs: a status bar first; what else there is so far stays when the job is stopped.
+    The first output is a status bar; what the others show so far stays when the job is stopped.
     """
     go, stop = buttons
     status = outputs[0]

@@ -66,15 +66,8 @@ class Gatekeeper:
     """ASGI middleware that passes on the requests which the page itself makes, and answers all others.
 
     It refuses foreign hosts and sites (`Hosts`), closed routes (`_OPEN`), requests which say no size or too
-    large a one, those that no page sends, and uploads when many came lately. It counts who listens.
-
-    Args:
-        app: Gradio's.
-        page: the page, a `gr.Blocks`.
-        limits: of uploads.
-        hosts: that are allowed.
-        audience: told who listens.
-        uploads: folder that Gradio keeps uploads in, whose empty folders are removed.
+    large a one, those that no page sends, and uploads when many came lately. It tells the audience who
+    listens, and removes empty folders of uploads.
     """
 
     def __init__(

@@ -109,23 +109,15 @@ class Generated:
 def most_pictures(size: int, cells: int, parameters: int, device: str) -> int:
     """Returns how many pictures one job may make, at least 1.
 
-    Args:
-        size: pixels along a side of a picture.
-        cells: of the latent grid of a picture.
-        parameters: of the diffusion model.
-        device: kind of device that it computes on.
+    A picture has `size` pixels along a side and `cells` in its latent grid; the parameters are the diffusion
+    model's, the device is of this kind.
     """
     work = _MOST_WORK.get(device, _MOST_WORK[""])
     return max(1, min(_MOST_PICTURES, _MOST_PIXELS // (size * size), int(work // (cells * parameters))))
 
 
 def check_request(request: GenerationRequest, classes: int, most: int) -> None:
-    """Refuses what one visitor should not ask of a computer that others wait for.
-
-    Args:
-        request: what is asked for.
-        classes: how many the model knows.
-        most: pictures of one job, see `most_pictures`.
+    """Refuses what one visitor should not ask of a computer that others wait for; see `most_pictures`.
 
     Raises:
         UserError: something is out of range.
@@ -145,9 +137,7 @@ def check_request(request: GenerationRequest, classes: int, most: int) -> None:
 def estimate_seconds(request: GenerationRequest, pace: float) -> float:
     """Returns about how long a request takes, without decoding and without waiting for others.
 
-    Args:
-        request: what to make.
-        pace: seconds of one evaluation of the network for one picture.
+    The pace is in seconds an evaluation of the network for one picture.
     """
     config = request.sampling
     count = evaluations(config.solver, config.num_inference_steps)
@@ -293,10 +283,7 @@ def saved_images(path: Path) -> list[Generated]:
 
 
 def read_settings(content: bytes) -> dict[str, Any]:
-    """Returns the settings that a PNG carries.
-
-    Args:
-        content: the file. Only its head and its text are read, its pixels are not decoded.
+    """Returns the settings that a PNG carries; its pixels are not decoded.
 
     Raises:
         UserError: it is no PNG, or carries none.
@@ -325,12 +312,7 @@ def _text_behind_pixels(image: PngImageFile) -> Any:
 
 
 def request_from(settings: dict[str, Any], class_names: list[str], most: int) -> GenerationRequest:
-    """Returns the request for exactly the picture that carries these settings: one picture.
-
-    Args:
-        settings: as `read_settings` gives them; anybody may have written them.
-        class_names: of the model that is to make it.
-        most: pictures of one job, see `most_pictures`.
+    """Returns the request for exactly the picture that carries settings, which anybody may have written.
 
     Raises:
         UserError: a setting is missing or out of range, or the model does not know the class.

@@ -86,11 +86,8 @@ class Line:
     """Requests that run or wait, across all visitors.
 
     The next to start is the earliest request of the address that has had the fewest before it, so that many
-    requests from one address do not hold up the first one from another.
-
-    Args:
-        bounds: how many requests it takes.
-        heard: says whether anybody listens to a session.
+    requests from one address do not hold up the first one from another. `heard` says whether anybody listens
+    to a session.
     """
 
     def __init__(self, bounds: _Bounds, heard: Callable[[str], bool] = lambda session: True) -> None:
@@ -181,11 +178,6 @@ async def followed(work: Callable[[Job], Any], line: Line, visitor: Visitor) -> 
 
     Whoever closes the generator, or cancels the task that waits for it, stops the job: its next report raises
     `Stopped`. The job keeps its place in the line until then. The event loop stays free all the while.
-
-    Args:
-        work: the job. It is called in its turn.
-        line: where the job waits.
-        visitor: whose job it is.
 
     Raises:
         UserError: the line takes no more.

@@ -49,12 +49,7 @@ class _Page(gr.Blocks):
 
 
 def build_page(bench: Workbench) -> gr.Blocks:
-    """Returns the page, not yet served.
-
-    Args:
-        bench: what it works with, shared by all visitors. What a visitor does is kept in their own session,
-            and forgotten after they left.
-    """
+    """Returns the page, not yet served; what a visitor does is kept in their own session, and forgotten."""
     with _Page(
         title=f"LDMAE · {bench.name}", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_FOR)
     ) as page:

@@ -49,11 +49,6 @@ def sample_images(
     was trained on; else pictures of the built-in set whose classes the model knows; else photographs that lie
     in scikit-image and scikit-learn.
 
-    Args:
-        run_folder: of the model, or None.
-        class_names: that the model knows, by label.
-        data: what the model was trained on, where that is known.
-
     Returns:
         The images, at least two, and words on where they are from.
     """

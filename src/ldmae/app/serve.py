@@ -105,11 +105,7 @@ def _check_gradio() -> None:
 
 
 def free_port(host: str, port: int | None) -> int:
-    """Returns a port that can be listened on.
-
-    Args:
-        host: the address.
-        port: None takes the first free one from `_FIRST_PORT` on, 0 any.
+    """Returns a port that can be listened on: the one given, any for 0, the first free one for None.
 
     Raises:
         UserError: the port is in use or not allowed, no port is free, or the address is not this machine's.

@@ -70,10 +70,6 @@ def decode_picture(content: bytes, limits: Limits) -> Image.Image:
     Its format and its height and width are read first and refused where they are too large, so that a few
     kilobytes that unfold to gigabytes (a decompression bomb) are never decoded.
 
-    Args:
-        content: the file.
-        limits: how large it may be.
-
     Raises:
         UserError: it is too large, no picture, of another format, or broken.
     """

@@ -13,12 +13,13 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, atomic_path, is_junk
 from ldmae.core.progress import console
+from ldmae.images.transforms import is_deep, to_rgb
 
 _MAX_PIXELS = 2**26
 """Of a picture: a small file may claim a size that takes gigabytes."""
@@ -242,13 +243,9 @@ def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
                     f"{file} is of {opened.width}x{opened.height} pixels, more than {_MAX_PIXELS:,} in all; "
                     "make it smaller"
                 )
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
+            if is_deep(opened):
                 raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
-            if image.has_transparency_data:
-                layer = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(to_rgb(opened))
     except UserError:
         raise
     except Exception as error:  # decoders raise whatever they like

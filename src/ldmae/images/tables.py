@@ -221,7 +221,7 @@ def _load(name: str, split: str, streaming: bool) -> Any:
             str(folder)
         )  # what Dataset.save_to_disk wrote; already memory-mapped arrow
         if isinstance(saved, datasets.DatasetDict):
-            check_known("split", split, saved, name)
+            check_known("split", split, map(str, saved), name)
             saved = saved[split]
         return saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files))) if streaming else saved
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)

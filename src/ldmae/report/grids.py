@@ -172,7 +172,7 @@ def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **o
 
 
 def interpolation_grid(
-    images: Sequence[Any], fractions: np.ndarray, columns: int, **options: Any
+    images: np.ndarray | Sequence[Any], fractions: np.ndarray, columns: int, **options: Any
 ) -> Image.Image:
     """Lays rows out that turn from one image into another, with the originals at both ends.
 

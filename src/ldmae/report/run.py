@@ -163,8 +163,7 @@ def _picture(name: str, arrays: dict[str, np.ndarray]) -> Image.Image:
         return grids.interpolation_grid(images, arrays["fractions"], rows.shape[1])
     rows = {label: arrays[key] for label, key in _ROWS[name].items()}
     if name == "reconstruction":
-        original, restored = rows.values()
-        rows["difference × 4"] = grids.difference(original, restored, 4)
+        rows["difference × 4"] = grids.difference(rows["original"], rows["reconstruction"], 4)
     return grids.image_rows(rows, _COLUMNS)
 
 
