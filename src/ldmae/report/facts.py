@@ -31,9 +31,7 @@ _ON_FEATURES = re.compile(r"r?(?:FI?D|KID|sFI?D|IS|precision|recall)(?:-(.+))?")
 def gather_facts(comparison: Comparison, plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns what was compared, as names and texts; where units differ in it, who has what.
 
-    Args:
-        comparison: the autoencoders.
-        plan: what `comparison.json` says, empty where there is none.
+    The plan is what `comparison.json` says, empty where there is none.
     """
     several = len({str(unit.at("data", "fingerprint") or "") for unit in comparison.units} - {""}) > 1
     by = partial(_by_value, comparison.variants)
@@ -85,12 +83,7 @@ def _diffusion(unit: Unit) -> str:
 
 
 def against_the_paper(comparison: Comparison, made: Sequence[ComparisonTable]) -> str:
-    """Says what the paper's metrics were measured on, and ours; nothing where there are none of ours.
-
-    Args:
-        comparison: the autoencoders.
-        made: the tables of the metrics that are compared with the paper's.
-    """
+    """Says what the paper's metrics were measured on, and ours in the tables; nothing without any of ours."""
     units = comparison.units
     names = [column.name for table in made for column in table.columns]
     features = [match[1] for name in names if (match := _ON_FEATURES.fullmatch(name))]

@@ -91,13 +91,8 @@ def dots(
 ) -> Figure:
     """Draws a panel a metric: a row an autoencoder, its mean with a standard deviation over seeds.
 
-    Each panel has its own axis, the better end on the right.
-
-    Args:
-        columns: the metrics.
-        mean: by autoencoder's name and column's number.
-        std: likewise.
-        variants: the rows.
+    Means and deviations are as `tables.pivot` gives them. Each panel has its own axis, the better end on the
+    right.
     """
     across = math.ceil(math.sqrt(len(columns)))
     down = math.ceil(len(columns) / across)
@@ -136,9 +131,7 @@ def _rescaled(values: Sequence[float], better: str) -> list[float]:
 def radar(axes: Sequence[Axis], variants: Sequence[Variant]) -> Figure:
     """Draws each autoencoder as a polygon, every axis rescaled from the worst (inner ring) to the best (rim).
 
-    Args:
-        axes: three or more, none with all its values equal.
-        variants: those to draw. One that lacks an axis has a gap there.
+    There are three axes or more, none with all its values equal. One that an autoencoder lacks is a gap.
     """
     assert len(axes) > 2, f"a radar needs three axes, got {len(axes)}"
     figure = new_figure(6.8, 4.75, layout=None)

@@ -53,17 +53,9 @@ class Agreement:
 def _compare_orders(
     name: str, ours: pd.DataFrame, better: str, paper_name: str, says_nothing: bool = False
 ) -> Agreement:
-    """Compares two orders of the same things.
+    """Compares our metric's order with that of the paper's column: by title, `mean`, `std` and `paper`.
 
-    Args:
-        name: our metric's.
-        ours: by title, `mean` and `std` of ours, and `paper`, the paper's value.
-        better: `higher` or `lower`, of ours.
-        paper_name: the paper's column.
-        says_nothing: see `Agreement`.
-
-    Returns:
-        The comparison; its correlations and their chance are nan where all values are equal.
+    The correlations and their chance are nan where all values are equal.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -111,14 +103,9 @@ def _chance(x: pd.Series, y: pd.Series) -> float:
 
 
 def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
-    """Compares the order by each column with that of the paper's column it answers to.
+    """Compares the order by each column of ours with that of the printed column that it answers to.
 
-    Args:
-        table: ours.
-        printed: the paper's metrics, by autoencoder and column.
-
-    Returns:
-        One comparison a column that has at least three autoencoders in both.
+    Only columns are compared that have at least three autoencoders in both.
     """
     found = []
     for k, column in enumerate(table.columns):
