@@ -23,6 +23,7 @@ from ldmae.app.components import (
     take_image,
     told,
     visitor_of,
+    work_columns,
 )
 from ldmae.app.explorer import as_picture
 from ldmae.app.lines import Waiting, followed
@@ -49,48 +50,40 @@ def build(bench: Workbench) -> None:
 
 def _layout(bench: Workbench) -> SimpleNamespace:
     """Returns the tab's components by name."""
-    first, sizes = bench.samples[0].image, bench.compared_sizes
+    parts, sizes = SimpleNamespace(), bench.compared_sizes
     side = min(sizes, key=lambda each: abs(each - bench.size))
-    image = gr.State(None, time_to_live=KEPT_FOR)  # RGB, or None before one is chosen: then the first sample
-    chosen = gr.Checkbox(False, visible="hidden")  # remembered by the browser when the image is forgotten
+    # RGB, or None before one is chosen: then the first sample
+    parts.image = gr.State(None, time_to_live=KEPT_FOR)
+    # remembered by the browser when the image is forgotten
+    parts.chosen = gr.Checkbox(False, visible="hidden")
     choices = [(name, name) for name in bench.choices]
     if bench.may_name:
         choices += [(short_name(name), name) for name in [*runs_nearby(bench.source), *_WELL_KNOWN]]
     enough = len(choices) >= FEWEST
-    with gr.Row(equal_height=False, elem_classes="ld-work"):
-        with gr.Column(scale=1, min_width=300):
-            names = gr.Dropdown(
-                choices,
-                value=[name for _, name in choices[: min(MOST, max(FEWEST, len(bench.choices)))]],
-                multiselect=True,
-                max_choices=MOST,
-                allow_custom_value=bench.may_name,
-                label="Autoencoders",
-                info=_how_to_name(bench),
-                elem_id="compare-names",
-            )
-            buttons = start_button("Compare", "compare", interactive=enough)
-            size = gr.Dropdown(
-                [(f"{each} × {each} pixels", each) for each in sizes],
-                value=side,
-                label="Image size",
-                info="The centre square of the image is resized to it.",
-            )
-            drop, thumbs = picker(bench, "Your image", "compare")
-        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
-            status = gr.HTML(markup.note(_EMPTY if enough else _ALONE), elem_id="compare-status")
-            result = gr.HTML(_chosen(first, side), elem_id="compare-result")
-    return SimpleNamespace(
-        image=image,
-        chosen=chosen,
-        names=names,
-        size=size,
-        drop=drop,
-        thumbs=thumbs,
-        buttons=buttons,
-        status=status,
-        result=result,
-    )
+    controls, results = work_columns()
+    with controls:
+        parts.names = gr.Dropdown(
+            choices,
+            value=[name for _, name in choices[: min(MOST, max(FEWEST, len(bench.choices)))]],
+            multiselect=True,
+            max_choices=MOST,
+            allow_custom_value=bench.may_name,
+            label="Autoencoders",
+            info=_how_to_name(bench),
+            elem_id="compare-names",
+        )
+        parts.buttons = start_button("Compare", "compare", interactive=enough)
+        parts.size = gr.Dropdown(
+            [(f"{each} × {each} pixels", each) for each in sizes],
+            value=side,
+            label="Image size",
+            info="The centre square of the image is resized to it.",
+        )
+        parts.drop, parts.thumbs = picker(bench, "Your image", "compare")
+    with results:
+        parts.status = gr.HTML(markup.note(_EMPTY if enough else _ALONE), elem_id="compare-status")
+        parts.result = gr.HTML(_chosen(bench.samples[0].image, side), elem_id="compare-result")
+    return parts
 
 
 def _listen_for_image(bench: Workbench, parts: SimpleNamespace) -> None:

@@ -96,6 +96,12 @@ def visitor_of(http: gr.Request) -> Visitor:
     return Visitor(http.session_hash or "", "" if client is None else client.host)
 
 
+def work_columns() -> tuple[gr.Column, gr.Column]:
+    """Adds two columns: for controls, and for results, which narrow windows show first."""
+    with gr.Row(equal_height=False, elem_classes="ld-work"):
+        return gr.Column(scale=1, min_width=300), gr.Column(scale=3, min_width=600, elem_classes="ld-results")
+
+
 def drop_zone(label: str, key: str, hint: str = "") -> gr.File:
     """Adds a place to drop a file on, low, with its label above it."""
     gr.HTML(markup.label(label, hint))

@@ -21,6 +21,7 @@ from ldmae.app.components import (
     take_image,
     told,
     visitor_of,
+    work_columns,
 )
 from ldmae.app.explorer import MOST_HIDDEN, STRONGEST_NOISE, Latent, Seen
 from ldmae.app.lines import answered
@@ -102,32 +103,32 @@ def build(bench: Workbench, page: gr.Blocks) -> None:
 
 def _layout(bench: Workbench) -> SimpleNamespace:
     """Returns the tab's components by name."""
+    parts = SimpleNamespace()
     # the page itself presses it, to ask for the first images once more
-    parts: dict[str, Any] = {"again": gr.Button(visible="hidden", elem_id="look-again")}
+    parts.again = gr.Button(visible="hidden", elem_id="look-again")
     # of each image a visitor's `Latent`, or None, and when it came: what changes for the browser to notice
-    for name in ("first", "second"):
-        parts[name] = gr.State(None, time_to_live=KEPT_FOR)
-        parts[f"{name}_came"] = gr.Number(0, visible="hidden")
-    parts["status"] = gr.HTML(elem_id="look-status")
-    with gr.Row(equal_height=False, elem_classes="ld-work"):
-        with gr.Column(scale=1, min_width=300):
-            parts["drop"], parts["thumbs"] = picker(bench, "Your image", "look")
-        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"), _row():
-            with gr.Column(scale=3, min_width=320):
-                parts["whole"] = gr.HTML(markup.waiting("Encoding the first example…"), elem_id="look-whole")
-            with gr.Column(scale=1, min_width=200):
-                parts["gap"] = gr.HTML(elem_id="look-gap")
-                parts["strength"] = gr.Slider(
-                    1, 20, value=_STRENGTH, step=1, label="Amplification", elem_id="strength"
-                )
+    parts.first, parts.second = (gr.State(None, time_to_live=KEPT_FOR) for _ in range(2))
+    parts.first_came, parts.second_came = (gr.Number(0, visible="hidden") for _ in range(2))
+    parts.status = gr.HTML(elem_id="look-status")
+    controls, results = work_columns()
+    with controls:
+        parts.drop, parts.thumbs = picker(bench, "Your image", "look")
+    with results, _row():
+        with gr.Column(scale=3, min_width=320):
+            parts.whole = gr.HTML(markup.waiting("Encoding the first example…"), elem_id="look-whole")
+        with gr.Column(scale=1, min_width=200):
+            parts.gap = gr.HTML(elem_id="look-gap")
+            parts.strength = gr.Slider(
+                1, 20, value=_STRENGTH, step=1, label="Amplification", elem_id="strength"
+            )
     with gr.Tabs():
         with gr.Tab("Latent noise"), _row():
-            parts |= _noise_layout()
+            _noise_layout(parts)
         with gr.Tab("Masking"), _row():
-            parts |= _masking_layout(can_mask=not bench.explorer.cannot_hide)
+            _masking_layout(parts, can_mask=not bench.explorer.cannot_hide)
         with gr.Tab("Interpolation"):
-            parts |= _interpolation_layout(bench)
-    return SimpleNamespace(**parts)
+            _interpolation_layout(parts, bench)
+    return parts
 
 
 def _row() -> gr.Row:
@@ -135,11 +136,11 @@ def _row() -> gr.Row:
     return gr.Row(equal_height=False, elem_classes="ld-row")
 
 
-def _noise_layout() -> dict[str, Any]:
+def _noise_layout(parts: SimpleNamespace) -> None:
     with gr.Column(scale=1, min_width=240):
-        noise = gr.HTML(elem_id="look-noise")
+        parts.noise = gr.HTML(elem_id="look-noise")
     with gr.Column(scale=4, min_width=320):
-        epsilon = gr.Slider(
+        parts.epsilon = gr.Slider(
             0,
             STRONGEST_NOISE,
             value=_NOISE,
@@ -149,15 +150,14 @@ def _noise_layout() -> dict[str, Any]:
             "the diffusion model stay small errors in the image.",
             elem_id="epsilon",
         )
-        steps = gr.HTML(elem_id="look-noise-steps")
-    return {"noise": noise, "epsilon": epsilon, "noise_steps": steps}
+        parts.noise_steps = gr.HTML(elem_id="look-noise-steps")
 
 
-def _masking_layout(can_mask: bool) -> dict[str, Any]:
+def _masking_layout(parts: SimpleNamespace, can_mask: bool) -> None:
     with gr.Column(scale=2, min_width=320):
-        masked = gr.HTML(elem_id="look-masked")
+        parts.masked = gr.HTML(elem_id="look-masked")
     with gr.Column(scale=3, min_width=320):
-        share = gr.Slider(
+        parts.share = gr.Slider(
             0,
             MOST_HIDDEN,
             value=_HIDDEN,
@@ -168,28 +168,26 @@ def _masking_layout(can_mask: bool) -> dict[str, Any]:
             interactive=can_mask,
             elem_id="mask-ratio",
         )
-        redraw = gr.Button("New random mask", interactive=can_mask, elem_id="new-mask")
-    draw = gr.Number(0, visible="hidden", precision=0)
-    return {"masked": masked, "share": share, "redraw": redraw, "draw": draw}
+        parts.redraw = gr.Button("New random mask", interactive=can_mask, elem_id="new-mask")
+    parts.draw = gr.Number(0, visible="hidden", precision=0)
 
 
-def _interpolation_layout(bench: Workbench) -> dict[str, Any]:
-    with gr.Row(equal_height=False, elem_classes="ld-work"):
-        with gr.Column(scale=1, min_width=300):
-            drop, thumbs = picker(bench, "Second image", "second")
-        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
-            mixed = gr.HTML(elem_id="look-between")
-            t = gr.Slider(
-                0,
-                1,
-                value=_HALF_WAY,
-                step=0.01,
-                label="Interpolation t",
-                info="Mixes the latents, not the pixels: (1 − t) · first + t · second.",
-                elem_id="between-t",
-            )
-            steps = gr.HTML(elem_id="look-between-steps")
-    return {"drop_2": drop, "thumbs_2": thumbs, "mixed": mixed, "t": t, "mixed_steps": steps}
+def _interpolation_layout(parts: SimpleNamespace, bench: Workbench) -> None:
+    controls, results = work_columns()
+    with controls:
+        parts.drop_2, parts.thumbs_2 = picker(bench, "Second image", "second")
+    with results:
+        parts.mixed = gr.HTML(elem_id="look-between")
+        parts.t = gr.Slider(
+            0,
+            1,
+            value=_HALF_WAY,
+            step=0.01,
+            label="Interpolation t",
+            info="Mixes the latents, not the pixels: (1 − t) · first + t · second.",
+            elem_id="between-t",
+        )
+        parts.mixed_steps = gr.HTML(elem_id="look-between-steps")
 
 
 def _listen_for_images(bench: Workbench, parts: SimpleNamespace, page: gr.Blocks) -> None:

@@ -23,6 +23,7 @@ from ldmae.app.components import (
     take,
     told,
     visitor_of,
+    work_columns,
 )
 from ldmae.app.generate import (
     GUIDANCE,
@@ -61,18 +62,17 @@ _SEED, _GUIDANCE = 2, 4
 
 def build(bench: Workbench) -> None:
     """Adds the tab's content."""
-    with gr.Row(equal_height=False, elem_classes="ld-work"):
-        with gr.Column(scale=1, min_width=300):
-            parts = _controls(bench)
-        with gr.Column(scale=3, min_width=600, elem_classes="ld-results"):
-            made = bench.examples
-            hint = f"{len(made)} example images, made by this model. {_EMPTY}" if made else _EMPTY
-            shown = markup.gallery(made) if made else markup.waiting("Images appear here.")
-            parts["status"] = gr.HTML(markup.note(hint), elem_id="generate-status")
-            parts["pictures"] = gr.HTML(shown, js_on_load=markup.USE_SEED, elem_id="generate-pictures")
-    built = SimpleNamespace(**parts)
-    _listen_to_go(bench, built)
-    _listen_to_settings(bench, built)
+    controls, results = work_columns()
+    with controls:
+        parts = _controls(bench)
+    with results:
+        made = bench.examples
+        hint = f"{len(made)} example images, made by this model. {_EMPTY}" if made else _EMPTY
+        shown = markup.gallery(made) if made else markup.waiting("Images appear here.")
+        parts.status = gr.HTML(markup.note(hint), elem_id="generate-status")
+        parts.pictures = gr.HTML(shown, js_on_load=markup.USE_SEED, elem_id="generate-pictures")
+    _listen_to_go(bench, parts)
+    _listen_to_settings(bench, parts)
 
 
 def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
@@ -156,17 +156,16 @@ def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*values[:_SEED], seed, *values[_SEED + 1 :])
 
 
-def _controls(bench: Workbench) -> dict[str, Any]:
+def _controls(bench: Workbench) -> SimpleNamespace:
     """Adds the controls: those of `_request_of` in its order, and others."""
-    own = bench.defaults
-    most = bench.most_pictures
+    parts, own, most = SimpleNamespace(), bench.defaults, bench.most_pictures
     label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
     count = gr.Slider(1, most, value=min(8, most), step=1, label="Images")
     with gr.Row(elem_classes="ld-level"):
         seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120)
-        lock = gr.Checkbox(False, label="Lock seed", min_width=110, elem_id="lock-seed")
-    buttons = start_button("Generate", "generate")
-    estimate = gr.HTML(elem_id="generate-estimate")
+        parts.lock = gr.Checkbox(False, label="Lock seed", min_width=110, elem_id="lock-seed")
+    parts.buttons = start_button("Generate", "generate")
+    parts.estimate = gr.HTML(elem_id="generate-estimate")
     steps = gr.Slider(1, MOST_STEPS, value=min(own.num_inference_steps, MOST_STEPS), step=1, label="Steps")
     off = "" if bench.guidable else "Off: this model has no null class to guide away from."
     guidance = gr.Slider(
@@ -200,11 +199,11 @@ def _controls(bench: Workbench) -> dict[str, Any]:
         )
     # no control: it follows the run's settings, or those of a PNG
     channels = gr.Number(own.guidance_channels or _ALL_CHANNELS, precision=0, visible="hidden")
-    drop = drop_zone(
+    parts.drop = drop_zone(
         "Recreate an image", "settings-drop", "Drop a PNG saved from this page to fill in its settings."
     )
-    controls = [label, count, seed, steps, guidance, start, end, solver, shift, channels]
-    return {"controls": controls, "lock": lock, "buttons": buttons, "estimate": estimate, "drop": drop}
+    parts.controls = [label, count, seed, steps, guidance, start, end, solver, shift, channels]
+    return parts
 
 
 def _within(value: float, limits: tuple[float, float]) -> float:
