@@ -7,12 +7,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,7 +25,7 @@ from PIL import Image
 from ldmae.app.explorer import as_picture, metrics_of
 from ldmae.app.uploads import squared
 from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_range, nearest
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
 from ldmae.evaluation.reconstruction import as_saved, to_uint8
 from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
@@ -107,38 +107,27 @@ def check_names(names: Sequence[str], offered: Collection[str], may_name: bool) 
         UserError: too few or too many, or one that may not or can't be loaded.
     """
     chosen = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if len(chosen) < FEWEST:
-        more = "two" if not chosen else "one more"
-        raise UserError(f"Choose at least {more} autoencoder{'s' * (not chosen)} ({FEWEST}–{MOST}).")
-    if len(chosen) > MOST:
-        raise UserError(f"Choose at most {MOST} autoencoders, got {len(chosen)}.")
+    check_range("the number of autoencoders", len(chosen), FEWEST, MOST, f"choose {FEWEST} to {MOST}")
     for name in chosen:
-        if name in offered:
-            continue
-        if not may_name:
-            raise UserError(
-                f"this page compares only {', '.join(offered)}, not {name}; its owner can offer more with "
-                "`ldmae app --compare NAME`"
-            )
-        _check_form(name, offered)
+        if name not in offered:
+            _check_form(name, offered, may_name)
     return chosen
 
 
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).is_dir()
-    except OSError:  # a name of any length may have been typed
-        return False
-
-
-def _check_form(name: str, offered: Collection[str]) -> None:
+def _check_form(name: str, offered: Collection[str], may_name: bool) -> None:
+    if not may_name:
+        raise UserError(
+            f"this page compares only {', '.join(offered)}, not {name}; its owner can offer more with "
+            "`ldmae app --compare NAME`"
+        )
     drive = re.match(r"[A-Za-z]:[\\/]", name)
     if ":" in name and not is_shipped(name) and not drive:
         raise UserError(
             f"{name}: the page loads only folders and Hub names, nothing that runs code or reads other "
             "files; start it with `ldmae app --compare NAME` for that"
         )
-    if not (is_shipped(name) or _is_folder(name) or may_be_hub_name(name)):
+    folder = os.path.isdir(name)  # noqa: PTH112, Path.is_dir raises where it is too long
+    if not (is_shipped(name) or folder or may_be_hub_name(name)):
         raise UserError(
             f"there is no folder {name}{nearest(name, offered)}; expected a run folder, an autoencoder's "
             "diffusers folder, or OWNER/NAME on the Hugging Face Hub"

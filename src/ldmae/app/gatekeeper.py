@@ -10,8 +10,8 @@ import time
 from collections import deque
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import compile_path
 
@@ -87,15 +87,17 @@ class Gatekeeper:
         route = _open_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
         refused = self._refused(scope, route)
         if refused is None and route in (_JOIN, _RUN):
-            body = await _read(receive)
+            try:
+                body = await Request(scope, receive).body()
+            except ClientDisconnect:
+                return None
             receive = _once_more(body, receive)
             refused = self._forged(body)
         if refused is not None:
             return await PlainTextResponse(*refused)(scope, receive, send)
         listens: Any = contextlib.nullcontext()
         if route == _LISTEN:
-            query = parse_qs(scope["query_string"].decode("latin-1"))
-            listens = self.audience.listening(query.get("session_hash", [""])[0])
+            listens = self.audience.listening(Request(scope).query_params.get("session_hash", ""))
         with listens:
             await self._pass_on(scope, receive, send)
 
@@ -173,16 +175,6 @@ class Gatekeeper:
                 with contextlib.suppress(OSError):  # it holds a file, or another has removed it
                     if folder.is_dir() and folder.stat().st_mtime < old:
                         folder.rmdir()
-
-
-async def _read(receive: Any) -> bytes:
-    """Returns a request's body, of which the server takes no more than the request says."""
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message["type"] == "http.request" and message.get("more_body", False)
-    return b"".join(parts)
 
 
 def _once_more(body: bytes, receive: Any) -> Any:

@@ -159,7 +159,8 @@ def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _controls(bench: Workbench) -> SimpleNamespace:
     """Adds the controls: those of `_request_of` in its order, and others."""
     parts, own, most = SimpleNamespace(), bench.defaults, bench.most_pictures
-    label = gr.Dropdown(_class_choices(bench.class_names), label="Class", value=_first(bench))
+    classes = _class_choices(bench.class_names)
+    label = gr.Dropdown(classes, label="Class", value=classes[0][1])
     count = gr.Slider(1, most, value=min(8, most), step=1, label="Images")
     with gr.Row(elem_classes="ld-level"):
         seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120)
@@ -214,10 +215,6 @@ def _class_choices(names: list[str]) -> list[tuple[str, int]]:
     seen = Counter(names)
     choices = [(name if seen[name] == 1 else f"{name} ({k})", k) for k, name in enumerate(names)]
     return choices if len(names) == 1 else [("All classes", _EVERY_CLASS), *choices]
-
-
-def _first(bench: Workbench) -> int:
-    return 0 if len(bench.class_names) == 1 else _EVERY_CLASS
 
 
 def _request_of(values: tuple[Any, ...]) -> GenerationRequest:
