@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,13 +101,9 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-@overload
-def cut(text: None, length: int = ...) -> None: ...
-@overload
-def cut(text: str, length: int = ...) -> str: ...
-def cut(text: str | None, length: int = _MAX_TEXT) -> str | None:
+def cut(text: str, length: int = _MAX_TEXT) -> str:
     """Shortens a text that is longer than `length` and says by how much."""
-    if text is None or len(text) <= length:
+    if len(text) <= length:
         return text
     return text[:length] + f"… ({len(text) - length:,} more characters)"
 

@@ -136,7 +136,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         "panels": _panels(folder / "metrics.jsonl", problems),
         "stages": stages,
         "data": _data(data),
-        "settings": cut(config_text, _MAX_SETTINGS),
+        "settings": None if config_text is None else cut(config_text, _MAX_SETTINGS),
         "command": _command(mapping(read_json(folder / "run.json", problems))),
         "versions": _versions(),
     }
