@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ldmae.config import schema
 from ldmae.core.files import atomic_path, write_json, write_text
@@ -79,19 +80,36 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     ]
     drawn = _plots(compared)
     pictures, seed = make_mosaics(compared.variants, problems)
-    made = _tables(compared, whole.select(ABLATION), plan)
-    judged = (made["reconstruction"], paper.RECONSTRUCTION), (made["generation"], paper.GENERATION)
-    orders = [agreement for table, printed in judged for agreement in ranking.agreements(table, printed)]
-    ablation = ranking.agreements(made["ablation"], paper.ABLATION) if "ablation" in made else []
     missing = [f"{plot.file}.png: {plot.said}" for plot in drawn if plot.figure is None]
     missing += [f"{name}.png: no unit has such images" for name, picture in pictures.items() if not picture]
-    context = {
-        "title": title or _title(whole, plan),
-        "lead": _lead(compared, [table for table, _ in judged], ranking.summary(orders)),
-        "problems": problems,
-        "facts": gather_facts(whole, plan),
-        "against": against_the_paper(whole, [table for table, _ in judged]),
+    context = _context(whole, plan) | {
         "missing_units": [*missing_units(whole.variants, plan), *missing],
+        "plots": {plot.file: _shown(plot) for plot in drawn},
+        "problems": problems,
+        "seed": seed,
+        "title": title or _title(whole, plan),
+    }
+    write_text(folder / "tables.md", _markdown(context))
+    write_json(folder / "summary.json", summarise(whole))
+    for name, content in [*((plot.file, plot.figure) for plot in drawn), *pictures.items()]:
+        _save(content, folder / f"{name}.png")
+    path = folder / "comparison.html"
+    write_page(path, "comparison.html.j2", context, pictures)
+    return path
+
+
+def _context(whole: Comparison, plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the page and the Markdown say in words and tables."""
+    compared = whole.select(AUTOENCODERS)
+    made = _tables(compared, whole.select(ABLATION), plan)
+    judged = [made["reconstruction"], made["generation"]]
+    orders = ranking.agreements(judged[0], paper.RECONSTRUCTION)
+    orders += ranking.agreements(judged[1], paper.GENERATION)
+    ablation = ranking.agreements(made["ablation"], paper.ABLATION) if "ablation" in made else []
+    return {
+        "lead": _lead(compared, judged, ranking.summary(orders)),
+        "facts": gather_facts(whole, plan),
+        "against": against_the_paper(whole, judged),
         "tables": made,
         "beyond": "ablation" in made and made["ablation"].titles.keys() - paper.ABLATION_TITLES.keys(),
         "ablation_order": ranking.summary(ablation),
@@ -100,24 +118,19 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "order": ranking.summary(orders),
         "order_table": ranking.order_table(orders) if orders else None,
         "chance": f"1 in {math.factorial(len(paper.TITLES)):,}",
-        "plots": {plot.file: _shown(plot) for plot in drawn},
-        "seed": seed,
         "commands": commands(whole, plan),
     }
-    write_text(folder / "tables.md", _markdown(context))
-    write_json(folder / "summary.json", summarise(whole))
-    for name, content in [*((plot.file, plot.figure) for plot in drawn), *pictures.items()]:
-        path = folder / f"{name}.png"
-        if content is None:
-            path.unlink(missing_ok=True)
-        elif isinstance(content, Figure):
-            with atomic_path(path) as temporary:
-                content.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-        else:
-            save_png(content, path)
-    path = folder / "comparison.html"
-    write_page(path, "comparison.html.j2", context, pictures)
-    return path
+
+
+def _save(content: Figure | Image.Image | None, path: Path) -> None:
+    """Writes a plot or a picture as PNG; where there is none, an old file is removed."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif isinstance(content, Figure):
+        with atomic_path(path) as temporary:
+            content.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    else:
+        save_png(content, path)
 
 
 def _tables(compared: Comparison, ablated: Comparison, plan: dict[str, Any]) -> dict[str, ComparisonTable]:
