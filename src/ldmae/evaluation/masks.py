@@ -16,7 +16,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, stamp
 from ldmae.core.paths import at_home
-from ldmae.images.base import Subset
+from ldmae.images.base import Subset, shortened
 from ldmae.images.sources import FolderSource
 
 NO_GROUP = -1
@@ -100,10 +100,10 @@ class MaskFolder:
         missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: {_some(missing)}; "
-                f"expected files of the same name, such as {_stem(missing[0])}.png (one of "
-                f"{', '.join(_MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure images "
-                "that have masks"
+                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: "
+                f"{shortened(missing, 4)}; expected files of the same name, such as {_stem(missing[0])}.png "
+                f"(one of {', '.join(_MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure "
+                "images that have masks"
             )
         several = [stem for stem in stems if len(found[stem]) > 1]
         if several:
@@ -135,7 +135,7 @@ class MaskFolder:
         if wrong:
             raise UserError(
                 f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
-                f"{_some(wrong)}; expected masks of the images as they are before any cropping. Make "
+                f"{shortened(wrong, 4)}; expected masks of the images as they are before any cropping. Make "
                 "them again"
             )
 
@@ -186,7 +186,3 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 def _stem(name: Path | str) -> str:
     return Path(name).with_suffix("").as_posix()
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from ldmae.core.progress import duration
+
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -27,16 +29,10 @@ def format_value(value: Any) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Formats a duration by its two largest units."""
+    """Formats a duration by its two largest units, below ten seconds to a tenth."""
     if seconds is None:
         return "—"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
 def format_count(number: float | None) -> str:
