@@ -5,7 +5,7 @@ import pickle
 import pytest
 from torch._utils import ExceptionWrapper
 
-from ldmae.core.errors import UserError, closest, nearest
+from ldmae.core.errors import UserError, check_enough, check_known, check_range, closest, nearest
 
 
 def test_a_loading_process_hands_on_the_message_without_its_traceback():
@@ -28,3 +28,15 @@ def test_nearest_names_what_was_probably_meant_or_nothing():
     assert nearest("qqq", ["emoji", "digits"]) == ""
     assert closest("qqq", ["emoji", "digits"], cutoff=0) in ("emoji", "digits")
     assert closest("x", []) is None
+
+
+def test_values_counts_and_names_are_refused_in_the_same_words_everywhere():
+    check_range("t", 1.0, 0, 1, "try 0.5")
+    with pytest.raises(UserError, match=r"^t must be from 0 to 1, got nan; try 0\.5$"):
+        check_range("t", float("nan"), 0, 1, "try 0.5")
+    with pytest.raises(UserError, match=r"^iFID needs at least 2 images, got 1; hold out more$"):
+        check_enough("iFID", 2, 1, "images", "hold out more")
+    with pytest.raises(
+        UserError, match=r"^there is no set 'emojy'; did you mean 'emoji'\?; there are: emoji$"
+    ):
+        check_known("set", "emojy", ["emoji"])
