@@ -159,8 +159,7 @@ def _pictures(folder: Path, problems: list[str]) -> dict[str, Image.Image | None
 def _picture(name: str, arrays: dict[str, np.ndarray]) -> Image.Image:
     if name == "interpolation":
         rows = arrays["rows"]  # (P, F + 2, H, W, 3)
-        images = [*rows.reshape(-1, *rows.shape[2:])]
-        return grids.interpolation_grid(images, arrays["fractions"], rows.shape[1])
+        return grids.interpolation_grid(rows.reshape(-1, *rows.shape[2:]), arrays["fractions"], rows.shape[1])
     rows = {label: arrays[key] for label, key in _ROWS[name].items()}
     if name == "reconstruction":
         rows["difference × 4"] = grids.difference(rows["original"], rows["reconstruction"], 4)
