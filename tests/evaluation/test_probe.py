@@ -89,7 +89,7 @@ def test_one_class_too_few_images_and_nan_are_refused(data):
         linear_probe(x, np.zeros(200, int), unseen, truth)
     with pytest.raises(UserError, match=r"at least 10 held-out images .* got 9"):
         linear_probe(x, y, unseen[:9], truth[:9])
-    with pytest.raises(UserError, match=r"got 0 and 100"):
+    with pytest.raises(UserError, match=r"training images .* got 0;"):
         linear_probe(x, [-1] * 200, unseen, truth)
     with pytest.raises(UserError, match="NaN"):
         linear_probe(x * math.inf, y, unseen, truth)
