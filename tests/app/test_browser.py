@@ -22,6 +22,7 @@ from ldmae import LDMAEPipeline
 from ldmae.app.explorer import as_picture
 from ldmae.app.generate import read_settings
 from ldmae.app.lines import Visitor
+from ldmae.app.turns import Job
 from ldmae.app.uploads import MIB, Limits, squared
 from ldmae.app.workbench import Workbench, open_workbench
 from ldmae.evaluation.reconstruction import to_uint8
@@ -571,7 +572,7 @@ def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: S
     for visitor in (page, other):
         tab(visitor, "Autoencoder")
         expect(visitor.locator("#look-whole img")).to_have_count(3)
-    with served.bench.light.turns.turn():  # nothing is looked at before both have sent it
+    with Job(served.bench.light.turns):  # nothing is looked at before both have sent it
         for visitor in (page, other):
             drop(visitor, "look-drop", "same.png", png(photo(seed=12)))
             visitor.wait_for_timeout(500)
