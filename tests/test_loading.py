@@ -12,6 +12,7 @@ import torch
 import typer
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.arguments import run_config
@@ -164,6 +165,15 @@ def test_weights_of_another_shape_or_none_at_all_are_named(saved, tmp_path):
         load_autoencoder(other)
 
 
+def test_position_tables_that_are_missing_are_named(saved, tmp_path):
+    folder = damaged(saved, tmp_path / "x")
+    tensors = load_file(Path(folder, WEIGHTS))
+    del tensors["decoder_pos_embed"]
+    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"AutoencoderVMAE in .* lacks decoder_pos_embed; download it again"):
+        load_autoencoder(folder)
+
+
 def test_a_hub_name_that_cannot_be_had_is_named(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     told = "nobody/nothing is neither a folder here nor an autoencoder on the Hub"
@@ -185,6 +195,7 @@ def test_an_rae_without_transformers_says_what_to_install(saved, tmp_path, monke
 
 OWN = """
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 

@@ -31,8 +31,9 @@ Restart = Annotated[
         "--restart",
         metavar="STAGE",
         help="Run this stage again, and those that depend on it where its result changes theirs: "
-        "autoencoder.pretraining, autoencoder.tuning, autoencoder.baseline, latents, diffusion, pipeline, "
-        "samples, evaluation or report. A frozen encoder, for one, leaves latents and diffusion model.",
+        "autoencoder.pretraining, autoencoder.tuning, autoencoder.baseline, autoencoder.decoder, latents, "
+        "diffusion, pipeline, samples, evaluation or report. A frozen encoder, for one, leaves latents and "
+        "diffusion model.",
     ),
 ]
 DryRun = Annotated[
@@ -107,10 +108,20 @@ def open_runs(overrides: list[str] | None = None) -> Any:
 
 
 def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
-    """Returns the settings of a preset, and the run folder."""
-    from ldmae.config import load_config
+    """Returns the settings of a preset, and the run folder.
 
-    return load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+    Raises:
+        UserError: a setting is wrong, or contradicts the autoencoder that training starts from.
+    """
+    from ldmae.config import load_config, typed_settings
+
+    config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+    if config.autoencoder.init is not None:
+        from ldmae.run.initial import initial_shape, with_shape
+
+        shape = initial_shape(config, folder)
+        config = with_shape(config, shape, typed_settings(preset, overrides))
+    return config, folder
 
 
 def run_config(folder: Path, overrides: list[str] | None = None, allow_code: bool = False) -> Any:

@@ -297,8 +297,12 @@ def load_model(kind: Any, source: str | Path, **arguments: Any) -> Any:
         f"the {kind.__name__} in {source}",
         "Make or fetch it again: a file is missing, damaged, or does not belong to its config.json",
     ):
-        model = kind.from_pretrained(source, **arguments).eval()
+        model, found = kind.from_pretrained(source, output_loading_info=True, **arguments)
+    model.eval()
     _check_weights(model, source)
+    if lacking := [name for name, _ in model.named_buffers() if name in found["missing_keys"]]:
+        # tables and statistics, which diffusers leaves as an untrained model has them
+        raise UserError(f"the {kind.__name__} in {source} lacks {', '.join(lacking)}; download it again")
     return model
 
 

@@ -10,13 +10,8 @@ from ldmae.autoencoders.baselines import (
     norm_groups,
 )
 from ldmae.autoencoders.reconstruction_objective import gaussian_kl
-from ldmae.config.autoencoder import (
-    KINDS,
-    VAE_PIXEL_STD,
-    BaselineConfig,
-    baseline_objective,
-    elbo_kl_weight,
-)
+from ldmae.config.autoencoder import KINDS, BaselineConfig
+from ldmae.config.baselines import VAE_PIXEL_STD, baseline_objective, elbo_kl_weight
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 

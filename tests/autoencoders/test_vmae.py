@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from safetensors.torch import load_file
 
+from ldmae.autoencoders.objective import last_weight
 from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify, unpatchify
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_tensors
@@ -521,7 +522,9 @@ def test_a_wider_head_convolves_features_before_the_image():
     features = unpatchify(head.linear_pred(tokens), 4, (4, 4))  # (2, 5, 16, 16)
     expected = head.conv_smoother(torch.nn.functional.gelu(head.conv_features(features)))
     torch.testing.assert_close(head(tokens, (4, 4)), expected)
-    assert head.last is head.conv_smoother
+    assert last_weight(model) is head.conv_smoother.weight
+    plain = tiny(smooth_output=False)
+    assert last_weight(plain) is plain.decoder_pred.linear_pred.weight
     assert model(images()).sample.shape == (2, 3, 16, 16)
 
 

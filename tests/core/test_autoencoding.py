@@ -12,7 +12,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import nn
 
-from ldmae import AutoencoderVMAE
 from ldmae.contracts import Autoencoder
 from ldmae.core.autoencoding import (
     decode,
@@ -24,83 +23,7 @@ from ldmae.core.autoencoding import (
 )
 from ldmae.core.errors import UserError
 
-IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def tiny_vmae() -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    arguments = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **arguments).eval()
-
-
-def tiny_kl(**arguments) -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, **arguments).eval()
-
-
-TWO_STAGES = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "norm_num_groups": 2,
-    "latent_channels": 4,
-}
-
-DIFFUSERS = {
-    "AutoencoderKL": dict(TWO_STAGES, block_out_channels=(4, 4), scaling_factor=1.5, shift_factor=0.1),
-    "AutoencoderKLFlux2": dict(TWO_STAGES, block_out_channels=(4, 4)),
-    "AsymmetricAutoencoderKL": dict(
-        TWO_STAGES, down_block_out_channels=(4, 4), up_block_out_channels=(8, 8), layers_per_up_block=1
-    ),
-    "VQModel": dict(TWO_STAGES, block_out_channels=(4, 4), num_vq_embeddings=8),
-    "AutoencoderTiny": {
-        "encoder_block_out_channels": (4, 4),
-        "decoder_block_out_channels": (4, 4),
-        "num_encoder_blocks": (1, 1),
-        "num_decoder_blocks": (1, 1),
-        "latent_channels": 2,
-    },
-    "AutoencoderDC": {
-        "latent_channels": 4,
-        "attention_head_dim": 2,
-        "encoder_block_out_channels": (4, 4),
-        "decoder_block_out_channels": (4, 4),
-        "encoder_layers_per_block": (1, 1),
-        "decoder_layers_per_block": (1, 1),
-        "encoder_qkv_multiscales": ((), ()),
-        "decoder_qkv_multiscales": ((), ()),
-        "encoder_block_types": "ResBlock",
-        "decoder_block_types": "ResBlock",
-        "decoder_norm_types": "rms_norm",
-        "decoder_act_fns": "silu",
-    },
-    "AutoencoderKLHunyuanImage": {
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 4,
-        "block_out_channels": (32, 32),
-        "layers_per_block": 1,
-        "spatial_compression_ratio": 2,
-        "sample_size": 16,
-        "scaling_factor": 0.75,
-    },
-    "AutoencoderKLKVAE": {
-        "channels": 32,
-        "num_enc_blocks": 1,
-        "num_dec_blocks": 1,
-        "z_channels": 4,
-        "ch_mult": (1, 1),
-    },
-}
-"""Tiny models of every 2-D autoencoder class, of two stages; those that this diffusers lacks are left out."""
-
-THERE = [name for name in DIFFUSERS if hasattr(diffusers, name)]
-
-
-def tiny(name):
-    torch.manual_seed(0)
-    return getattr(diffusers, name)(**DIFFUSERS[name]).eval()
-
+from .tiny import IMAGES, THERE, tiny, tiny_kl, tiny_rae, tiny_vmae
 
 # ---- the classes of diffusers, and ours
 
@@ -190,19 +113,6 @@ def test_an_autoencoder_that_changes_the_image_is_refused():
 
 
 # ---- RAE, which sees [0, 1] and normalises inside itself
-
-
-def tiny_rae():
-    kind = getattr(diffusers, "AutoencoderRAE", None)
-    if kind is None:
-        pytest.skip("this diffusers has no AutoencoderRAE")
-    pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    small = {"encoder_num_hidden_layers": 1, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
-    small |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
-    sizes = {"encoder_hidden_size": 64, "encoder_patch_size": 16, "encoder_input_size": 64, "patch_size": 4}
-    statistics = {"latents_mean": [0.5], "latents_std": [2.0], "scaling_factor": 3.0}
-    return kind(encoder_type="mae", **sizes, **small, **statistics).eval()
 
 
 @torch.no_grad()

@@ -49,6 +49,9 @@ def test_a_training_from_a_file_keeps_its_stretched_positions(size: int) -> None
         model.load_state_dict({**model.state_dict(), name: table})
     copy = resized(model, size)
     assert copy.config["sample_size"] == size
+    if size == model.config["sample_size"]:
+        found = copy.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in model.state_dict().items())
     images = torch.rand(2, 3, size, size) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(copy(images).sample, model(images).sample)

@@ -153,7 +153,9 @@ def test_validation_is_of_the_model_alone(tmp_path):
 # ---- a batch in pieces is the whole batch
 
 
-@pytest.mark.parametrize(("name", "micro"), [("sd-vae", 4), ("sd-vae", 3), ("sd-vae", 1), ("vmae", 3)])
+@pytest.mark.parametrize(
+    ("name", "micro"), [("sd-vae", 4), ("sd-vae", 3), ("sd-vae", 1), ("vmae", 3), ("decoder", 3)]
+)
 def test_micro_batches_are_the_whole_batch_to_rounding(tmp_path, name, micro):
     whole = trained(tmp_path / "whole", OBJECTIVES[name]())
     pieces = trained(tmp_path / "pieces", OBJECTIVES[name](), micro_batch_size=micro)
@@ -241,6 +243,7 @@ def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
         ("sd-vae", 5, None),
         ("vmae", 3, 3),
         ("vmae", 5, None),
+        ("decoder", 5, 3),
     ],
 )
 def test_an_interrupted_training_ends_as_an_uninterrupted_one_bitwise(tmp_path, name, step, micro):

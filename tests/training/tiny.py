@@ -12,12 +12,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ldmae.autoencoders.baselines import build_baseline
+from ldmae.autoencoders.decoder_training import DecoderObjective, freeze_all_but_decoder
 from ldmae.autoencoders.discriminator import PatchDiscriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.autoencoder import (
     BaselineConfig,
+    DecoderObjectiveConfig,
     MaskedObjectiveConfig,
     MaskingConfig,
     ReconstructionObjectiveConfig,
@@ -146,7 +148,19 @@ def everything() -> MaskedObjective:
     return MaskedObjective(model, config, None, PatchDiscriminator(1, 8), features)
 
 
-OBJECTIVES = {"sd-vae": adversarial, "vmae": everything}
+def decoder() -> DecoderObjective:
+    """Returns the decoder of a small AutoencoderKL with all that its objective can have."""
+    torch.manual_seed(0)
+    model: Any = build_baseline(BaselineConfig(factor=2, latent_channels=2, width=1 / 32), 12)
+    freeze_all_but_decoder(model)
+    model.enable_gradient_checkpointing()
+    config = DecoderObjectiveConfig(
+        perceptual_weight=0.0, latent_noise=0.3, adversarial_weight=0.5, adversarial_start_step=2
+    )
+    return DecoderObjective(model, config, None, PatchDiscriminator(1, 8))
+
+
+OBJECTIVES = {"sd-vae": adversarial, "vmae": everything, "decoder": decoder}
 
 
 def adversarial_trainer(folder: Path, objective: nn.Module | None = None, **changes: Any) -> Trainer:

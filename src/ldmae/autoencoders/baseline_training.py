@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
+from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline, continued_baseline
 from ldmae.autoencoders.discriminator import build_discriminator
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
 from ldmae.autoencoders.trainings import Training
 from ldmae.config import as_dict
 from ldmae.config.autoencoder import AutoencoderConfig, ReconstructionObjectiveConfig
-from ldmae.core.errors import UserError
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 
 
@@ -30,11 +29,11 @@ class Baseline:
         stage = config.baseline
 
         def build(before: Any, device: torch.device) -> ReconstructionObjective:
-            if before is not None:
-                raise UserError(f"autoencoder.init starts a VMAE; autoencoder.kind is {config.kind!r}")
             start = (not stage.objective.sample_posterior, stage.initial_logvar)
-            if config.is_vit:
-                model: Any = build_vit_baseline(as_dict(config.model), image_size, *start)
+            if before is not None:
+                model: Any = continued_baseline(before, config.is_vit, image_size, start[0])
+            elif config.is_vit:
+                model = build_vit_baseline(as_dict(config.model), image_size, *start)
             else:
                 model = build_baseline(stage.model, image_size, *start)
             objective, perceptual = stage.objective, None

@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.autoencoders.vmae_training import resized
 from ldmae.config.autoencoder import BaselineConfig
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
@@ -79,6 +80,35 @@ def build_vit_baseline(
     vit = AutoencoderVMAE(sample_size=sample_size, **model)
     _set_logvar(vit.to_latent, deterministic, initial_logvar)
     return vit
+
+
+def continued_baseline(model: Any, vit: bool, sample_size: int, deterministic: bool) -> Any:
+    """Returns a copy of an autoencoder, to be trained further by a baseline's objective.
+
+    Args:
+        model: an AutoencoderKL of any shape, or a VMAE.
+        vit: whether a VMAE is wanted.
+        sample_size: pixels along a side of the images it is for.
+        deterministic: as in `build_baseline`.
+
+    Raises:
+        UserError: it is of the other class.
+    """
+    if vit:
+        copy: Any = resized(model, sample_size)
+        copy.mask_token.requires_grad_(False)  # nothing is masked
+        moments = copy.to_latent
+    elif isinstance(model, AutoencoderKL):
+        copy = AutoencoderKL.from_config(model.config, sample_size=sample_size)
+        copy.load_state_dict(model.state_dict())
+        moments = copy.encoder.conv_out if copy.quant_conv is None else copy.quant_conv
+    else:
+        raise UserError(
+            f"a baseline starts from an AutoencoderKL, got {type(model).__name__}; name one, or take another "
+            "autoencoder.kind"
+        )
+    _set_logvar(moments, deterministic, None)
+    return copy
 
 
 def _set_logvar(moments: nn.Conv2d | nn.Linear, deterministic: bool, initial: float | None) -> None:

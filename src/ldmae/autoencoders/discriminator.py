@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.config.autoencoder import BaselineTrainingConfig, PretrainingConfig, TuningConfig, smallest_image
+from ldmae.config.autoencoder import (
+    BaselineTrainingConfig,
+    DecoderTrainingConfig,
+    PretrainingConfig,
+    TuningConfig,
+    smallest_image,
+)
 from ldmae.core.errors import UserError
 
 
@@ -61,7 +67,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def build_discriminator(
-    stage: PretrainingConfig | TuningConfig | BaselineTrainingConfig,
+    stage: PretrainingConfig | TuningConfig | BaselineTrainingConfig | DecoderTrainingConfig,
 ) -> PatchDiscriminator | None:
     """Builds the discriminator of a training whose objective has one."""
     if stage.objective.adversarial_weight == 0:

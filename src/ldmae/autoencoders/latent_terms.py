@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldmae.contracts import BatchKeys
-from ldmae.core.random import uniforms
+from ldmae.core.random import normal, uniform, uniforms
 
 FLOOR = 1e-12
 """Added where a flat latent would divide by 0."""
@@ -78,6 +78,26 @@ def variance_expansion(mean: Tensor, logvar: Tensor, relative: bool) -> Tensor:
     if relative:
         variance = variance / mean.flatten(1).var(1, keepdim=True).clamp_min(FLOOR)
     return (1 / (variance + EXPANSION_FLOOR)).mean(1)
+
+
+def scaled_noise(z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
+    """Draws normal noise (b, C, …) of the standard deviation of each image's own latents."""
+    noise = normal(tuple(z.shape[1:]), keys, stream=stream, device=z.device)
+    return z.detach().float().std(tuple(range(1, z.ndim)), keepdim=True) * noise
+
+
+def with_latent_noise(z: Tensor, keys: BatchKeys, largest: float) -> Tensor:
+    """Adds normal noise to latents; each image draws its size evenly from [0, largest] (arXiv 2510.11690).
+
+    Args:
+        z: (b, C, …) latents.
+        keys: what determines the noise.
+        largest: standard deviation, as a share of that of an image's own latents; 0: no noise.
+    """
+    if largest == 0:
+        return z
+    share = uniform((1,) * (z.ndim - 1), keys, stream="latent noise share", device=z.device)
+    return z + (largest * share * scaled_noise(z, keys, "latent noise")).to(z.dtype)
 
 
 def scale_guard(z: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from ldmae.autoencoders.latent_terms import (
     draw_transform,
     relative_std,
     scale_guard,
+    scaled_noise,
     spectrum_kl,
     variance_expansion,
     variance_kl,
+    with_latent_noise,
 )
 from ldmae.autoencoders.masking import mask_share, num_visible, random_visible_indices, visible_mask
 from ldmae.autoencoders.objective import AutoencoderObjective, Balanced, Losses
@@ -150,23 +152,12 @@ class MaskedObjective(AutoencoderObjective):
 
     def _noisy(self, z: Tensor, keys: BatchKeys) -> Tensor:
         """Returns latents with the noise that the settings put on them before decoding."""
-        if self.config.latent_noise > 0:
-            share = self._share(z, keys, "latent noise share")
-            noise = self._scaled_noise(z, keys, "latent noise")
-            z = z + (self.config.latent_noise * share * noise).to(z.dtype)
+        z = with_latent_noise(z, keys, self.config.latent_noise)
         if self.config.interpolation_noise > 0:
-            share = self._share(z, keys, "interpolation share")
-            noise = self._scaled_noise(z, keys, "interpolation")
+            share = uniform((1,) * (z.ndim - 1), keys, stream="interpolation share", device=z.device)
+            noise = scaled_noise(z, keys, "interpolation")
             z = ((1 - share) * z + share * self.config.interpolation_noise * noise).to(z.dtype)
         return z
-
-    def _share(self, z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
-        return uniform((1,) * (z.ndim - 1), keys, stream=stream, device=z.device)
-
-    def _scaled_noise(self, z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
-        """Returns noise of the standard deviation of each image's own latents."""
-        noise = normal(tuple(z.shape[1:]), keys, stream=stream, device=z.device)
-        return z.detach().float().std(tuple(range(1, z.ndim)), keepdim=True) * noise
 
     def _pixel_terms(
         self, images: Tensor, decoded: Tensor, visible: Tensor | None, share: float

@@ -73,11 +73,12 @@ class AutoencoderObjective(nn.Module):
     term's pull, and the training would have one state more.
 
     Args:
-        model: a VMAE, or a diffusers autoencoder that ends in `decoder.conv_out`; trained, averaged, saved.
+        model: a VMAE, or an autoencoder with a `decoder`; trained, averaged, saved.
         config: the terms' weights, `adversarial_weight` and `adversarial_start_step` among them.
         perceptual: frozen distance (x, y) of images in [-1, 1] → (b,); kept out of the module tree, so that
             it is never trained, wrapped, put in training mode or saved.
         discriminator: trained along and kept in the training states, never saved.
+        image_size: pixels along a side of the images; None: the model's `sample_size`.
 
     Raises:
         UserError: a setting that the model, or a missing network, does not allow.
@@ -89,6 +90,7 @@ class AutoencoderObjective(nn.Module):
         config: Any,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         discriminator: PatchDiscriminator | None = None,
+        image_size: int | None = None,
     ):
         super().__init__()
         if config.perceptual_weight > 0 and perceptual is None:
@@ -101,10 +103,11 @@ class AutoencoderObjective(nn.Module):
                 f"adversarial_weight={config.adversarial_weight} was given with"
                 f"{'out' if discriminator is None else ''} a discriminator; give both, or neither (weight 0)"
             )
-        if discriminator is not None and model.config["sample_size"] < discriminator.smallest_image:
+        size = image_size or model.config["sample_size"]
+        if discriminator is not None and size < discriminator.smallest_image:
             raise UserError(
-                f"images of {model.config['sample_size']} px are too small for this discriminator, which "
-                f"needs {discriminator.smallest_image}; give it fewer layers"
+                f"images of {size} px are too small for this discriminator, which needs "
+                f"{discriminator.smallest_image}; give it fewer layers"
             )
         self.model = model
         self.adversary = discriminator  # by this name the training engine knows it
@@ -201,11 +204,8 @@ class AutoencoderObjective(nn.Module):
 
 def last_weight(model: Any) -> Tensor:
     """Returns the decoder's last weight, by which VQGAN takes the gradients that it balances."""
-    return (
-        model.decoder_pred.last.weight
-        if isinstance(model, AutoencoderVMAE)
-        else model.decoder.conv_out.weight
-    )
+    decoder = model.decoder_pred if isinstance(model, AutoencoderVMAE) else model.decoder
+    return [weight for weight in decoder.parameters() if weight.ndim > 1][-1]
 
 
 def _gradients(found: Losses, balanced: Balanced, keys: BatchKeys) -> Tensor:

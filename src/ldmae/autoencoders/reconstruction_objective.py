@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ldmae.autoencoders.latent_terms import relative_std, variance_kl
 from ldmae.autoencoders.objective import AutoencoderObjective, Losses
-from ldmae.config.autoencoder import ReconstructionObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.random import normal
 
@@ -22,8 +21,6 @@ class ReconstructionObjective(AutoencoderObjective):
     The terms are `pixel`, `perceptual` and `kl` (those that have a weight), and `relative_std` where the
     posterior is drawn from.
     """
-
-    config: ReconstructionObjectiveConfig
 
     def losses(self, batch: dict[str, Any], keys: BatchKeys) -> Losses:
         """Computes the losses of a piece of a batch, without the discriminator's."""

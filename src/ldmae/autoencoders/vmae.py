@@ -134,11 +134,6 @@ class PixelHead(nn.Module):
         self.act = get_activation(activation) if features else None
         self.conv_smoother = nn.Conv2d(inner, channels, kernel_size=3, padding=1) if smooth else None
 
-    @property
-    def last(self) -> nn.Linear | nn.Conv2d:
-        """The layer that gives the pixels."""
-        return self.linear_pred if self.conv_smoother is None else self.conv_smoother
-
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) → (B, channels, H, W)."""
         images = unpatchify(self.linear_pred(tokens), self.patch_size, grid)

@@ -9,6 +9,7 @@ from ldmae.config.load import (
     preset_text,
     save_config,
     to_yaml,
+    typed_settings,
 )
 from ldmae.config.schema import Config
 
@@ -23,4 +24,5 @@ __all__ = [
     "preset_text",
     "save_config",
     "to_yaml",
+    "typed_settings",
 ]

@@ -29,18 +29,10 @@ from ldmae.config.base import (
 from ldmae.config.data import AugmentConfig
 from ldmae.config.evaluation import Distance
 from ldmae.config.registry import AUTOENCODERS, OneOf
-from ldmae.config.training import TrainingConfig
-from ldmae.core.errors import UserError
+from ldmae.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 
 KINDS = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE"}
 """The baselines' names in settings, and in tables."""
-
-VAE_PIXEL_STD = 0.16
-"""Standard deviation of the VAE's Gaussian decoder, in images in [-1, 1]; the paper names none.
-
-At the optimum each latent number adds its square to a patch's squared error: 16 times it over 192 numbers
-makes about the step from the paper's AE (32.2 dB) to its VAE (29.4 dB).
-"""
 
 
 class VMAEConfig(Settings):
@@ -203,20 +195,11 @@ class BaselineConfig(Settings):
         return self
 
 
-class ReconstructionObjectiveConfig(Settings):
-    """The terms' weights and what they are taken of; the pixel loss has weight 1."""
+class RestorationConfig(Settings):
+    """What compares the decoded image with the image; the pixel loss has weight 1."""
 
     pixel_loss: Literal["mse", "l1"] = "mse"
     """The mean over pixels and colours of the squared or absolute error, in [-1, 1]."""
-    input_noise: Noise = 0.0
-    """Standard deviation of Gaussian noise on the image that is encoded; the clean one is to be restored
-    (DAE)."""
-    sample_posterior: bool = True
-    """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
-    kl_weight: Weight = 1e-6
-    """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
-    variance_kl: bool = False
-    """Take the KL of the variance alone, with a free mean: VMAE's L_reg in place of a VAE's."""
     perceptual_weight: Weight = 1.0
     """Weight of the perceptual distance between the image and the decoded image."""
     perceptual: Distance = "lpips-vgg"
@@ -227,6 +210,32 @@ class ReconstructionObjectiveConfig(Settings):
     """Weight of the discriminator's term, after the adaptive weight; 0: no discriminator. Usual: 0.5."""
     adversarial_start_step: CountOrZero = 0
     """Step from which the discriminator learns and counts: before, reconstruction warms up alone."""
+
+
+class ReconstructionObjectiveConfig(RestorationConfig):
+    """The terms' weights and what they are taken of."""
+
+    input_noise: Noise = 0.0
+    """Standard deviation of Gaussian noise on the image that is encoded; the clean one is to be restored
+    (DAE)."""
+    sample_posterior: bool = True
+    """Whether a draw from the posterior is decoded (VAE, SD-VAE) rather than its mean (AE, DAE)."""
+    kl_weight: Weight = 1e-6
+    """Weight of the KL to N(0, 1), summed over channels, averaged over cells; 0 for AE and DAE."""
+    variance_kl: bool = False
+    """Take the KL of the variance alone, with a free mean: VMAE's L_reg in place of a VAE's."""
+
+
+class DecoderObjectiveConfig(RestorationConfig):
+    """The terms' weights and what they are taken of, where the decoder alone is trained."""
+
+    pixel_loss: Literal["mse", "l1"] = "l1"
+    """The mean over pixels and colours of the squared or absolute error, in [-1, 1]."""
+    perceptual: Distance = "st-lpips-alex"
+    """The network of the perceptual distance."""
+    latent_noise: Noise = 0.0
+    """Largest standard deviation of normal noise added before decoding, as a share of the standard deviation
+    of an image's own latents; each draws its share evenly from [0, this] (arXiv 2510.11690)."""
 
 
 class DiscriminatorConfig(Settings):
@@ -289,19 +298,40 @@ class BaselineTrainingConfig(DiscriminatorConfig):
     """Steps, batch, optimizer."""
 
 
+class DecoderTrainingConfig(DiscriminatorConfig):
+    """Training of the decoder alone of `autoencoder.init`, at the run's image size; its latents stay."""
+
+    gradient_checkpointing: bool = False
+    """Compute the decoder's activations again in the backward pass: less memory, slower steps. Not every
+    class of diffusers has it."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random crops and mirror images."""
+    objective: DecoderObjectiveConfig = DecoderObjectiveConfig()
+    """Weights of the loss's terms."""
+    training: TrainingConfig = TrainingConfig(
+        steps=2000,
+        batch_size=16,
+        ema_decay=0.998,
+        optimizer=OptimizerConfig(schedule="cosine", warmup_steps=100, gradient_clip=1.0),
+        checkpoint=CheckpointConfig(every_steps=200),
+    )
+    """Steps, batch, optimizer."""
+
+
 class AutoencoderConfig(Settings):
     """The autoencoder: its shape and its trainings, or where to take it from."""
 
     kind: Annotated[str, OneOf(AUTOENCODERS)] = "vmae"
-    """What is trained: `vmae`, a baseline, or `package.module:Name`, a class of yours."""
+    """What is trained: `vmae`, a baseline, `decoder` (of `init`, alone), or `package.module:Name`, a class of
+    yours."""
     options: dict[str, Any] = {}
     """Settings of a class of yours: fields of its `Config`."""
     source: str | None = None
     """Take this one as it is, train none: a run folder, a diffusers folder or Hub name, `official:FILE`,
     `pretrained:NAME`, or `package.module:Name`, a class or function of yours."""
     init: str | None = None
-    """Start training from this VMAE (same forms as `source`); its own shape holds, and `model` and
-    `pretraining.initial_logvar` say nothing."""
+    """Start training from this autoencoder (same forms as `source`), whose shape is then that of `model`, or
+    of `baseline.model`. The run folder keeps a copy."""
     model: VMAEConfig = VMAEConfig()
     """Its shape."""
     pretraining: PretrainingConfig = PretrainingConfig()
@@ -310,6 +340,8 @@ class AutoencoderConfig(Settings):
     """Second stage."""
     baseline: BaselineTrainingConfig = BaselineTrainingConfig()
     """The one stage of a baseline, in place of both."""
+    decoder: DecoderTrainingConfig = DecoderTrainingConfig()
+    """The one stage of `kind=decoder`."""
 
     @property
     def own_kind(self) -> str | None:
@@ -321,7 +353,12 @@ class AutoencoderConfig(Settings):
         """The package's trainings that make it, by the names of their settings."""
         if self.source is not None or self.own_kind is not None:
             return ()
-        return ("pretraining", "tuning") if self.kind == "vmae" else ("baseline",)
+        return {"vmae": ("pretraining", "tuning"), "decoder": ("decoder",)}.get(self.kind, ("baseline",))
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether the settings give the shape of what is trained."""
+        return bool(self.stages) and self.kind != "decoder"
 
     @property
     def is_vit(self) -> bool:
@@ -339,35 +376,6 @@ class AutoencoderConfig(Settings):
         return self.model.latent_channels if self.is_vit else self.baseline.model.latent_channels
 
 
-def baseline_objective(kind: str, factor: int = 8) -> ReconstructionObjectiveConfig:
-    """Returns what sets a baseline apart, its objective, by its name in `KINDS`.
-
-    AE: squared error. DAE: the same, of the clean image from a noisy one. VAE: the negative evidence bound of
-    a decoder with deviation `VAE_PIXEL_STD`. SD-VAE: L1 + LPIPS + 1e-6 · KL + the adversary's adaptive term.
-    """
-    if kind == "ae":
-        return ReconstructionObjectiveConfig(sample_posterior=False, kl_weight=0.0, perceptual_weight=0.0)
-    if kind == "dae":
-        return ReconstructionObjectiveConfig(
-            sample_posterior=False, kl_weight=0.0, perceptual_weight=0.0, input_noise=0.1
-        )
-    if kind == "vae":
-        weight = elbo_kl_weight(VAE_PIXEL_STD, factor)
-        return ReconstructionObjectiveConfig(kl_weight=weight, perceptual_weight=0.0)
-    if kind == "sd-vae":
-        return ReconstructionObjectiveConfig(pixel_loss="l1", adversarial_weight=0.5)
-    raise UserError(f"there is no baseline {kind!r}; take one of: {', '.join(KINDS)}")
-
-
 def smallest_image(discriminator_layers: int) -> int:
     """Returns the pixels along a side that a `PatchDiscriminator` needs, to have at least one patch."""
     return 3 * 2**discriminator_layers
-
-
-def elbo_kl_weight(pixel_std: float, factor: int) -> float:
-    """Returns the weight that makes MSE + weight · KL the negative evidence bound, up to its scale.
-
-    The bound of an image is Σ error² / (2 s²) + Σ_cells KL. Times 2 s² / (3 H W) its first term is the mean
-    squared error; there are H W / f² cells, so the mean over cells of the KL bears the weight 2 s² / (3 f²).
-    """
-    return 2 * pixel_std**2 / (3 * factor**2)

@@ -19,6 +19,9 @@ class DataConfig(Settings):
     `package.module:Name`."""
     val: str = "0.05"
     """Held-out images: a share in (0, 1) drawn by hash of the content, another source, or `split:NAME`."""
+    against: str | None = None
+    """Other images on which a decoder that is trained alone is measured too, before and after: those of its
+    source, to see what it loses there. Same forms as `source`."""
     max_unreadable: Share = 0.01
     """Share of the images that may be unreadable (named, skipped and counted) before it is an error."""
     split: str = "train"

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from ldmae.config.autoencoder import KINDS, AutoencoderConfig, baseline_objective
+from ldmae.config.autoencoder import KINDS, AutoencoderConfig
 from ldmae.config.base import Settings, as_dict, explain, group_of
+from ldmae.config.baselines import baseline_objective
 from ldmae.config.schema import Config
 from ldmae.config.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.core.errors import UserError, nearest
@@ -47,7 +48,7 @@ def load_config(preset: str | dict[str, Any], overrides: list[str] | None = None
         preset: the name of a preset, or the path of a YAML file, or what such a file holds. It may name the
             one it builds on as `base`: a preset, or a file beside it.
         overrides: `key=value` each, such as `diffusion.training.steps=2000`; `data=PATH` means
-            `data.source=PATH`.
+            `data.source=PATH`, and `against=PATH` means `data.against=PATH`.
 
     Raises:
         UserError: an unknown preset or key (with the nearest valid one), a wrong type, an impossible
@@ -74,6 +75,18 @@ def json_schema() -> dict[str, Any]:
     fields["data"]["anyOf"] = [{"type": "string"}, {"$ref": fields["data"].pop("$ref")}]
     schema["properties"] = {"base": base, **fields}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def typed_settings(preset: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Returns the settings that a user wrote: in a YAML file of theirs, which may be based on others, and as
+    overrides.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    own = {} if preset in preset_names() else {k: v for k, v in _read_layer(preset).items() if k != "base"}
+    merged = OmegaConf.to_container(OmegaConf.merge(own, _override_layer(overrides or [])))
+    return typing.cast(dict[str, Any], merged)
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -242,7 +255,8 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
             group, name = _PATHS[key]
             settings: Any = layer.setdefault(group, {})
             if isinstance(settings, dict):  # what else it may be is refused with the other layers' slips
-                settings[name] = None if group == "autoencoder" and value == "null" else _literal(value)
+                optional = group == "autoencoder" or name == "against"
+                settings[name] = None if optional and value == "null" else _literal(value)
     return typing.cast(dict[str, Any], layer)
 
 
@@ -250,6 +264,8 @@ _PATHS = {
     "data": ("data", "source"),
     "data.source": ("data", "source"),
     "data.val": ("data", "val"),
+    "data.against": ("data", "against"),
+    "against": ("data", "against"),
     "autoencoder.source": ("autoencoder", "source"),
     "autoencoder.init": ("autoencoder", "init"),
 }

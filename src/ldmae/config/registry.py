@@ -22,6 +22,7 @@ from ldmae.core.imports import import_object, is_import_path
 AUTOENCODERS = {
     "vmae": "ldmae.autoencoders.vmae_training:VMAE",
     **dict.fromkeys(("ae", "dae", "vae", "sd-vae"), "ldmae.autoencoders.baseline_training:Baseline"),
+    "decoder": "ldmae.autoencoders.decoder_training:DecoderTuning",
 }
 """Autoencoders that are trained: classes whose `trainings` says how. One's own is the model's class too."""
 SOLVERS = {

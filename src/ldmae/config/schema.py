@@ -40,13 +40,14 @@ Ablation = Literal[
 """VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
 the paper does not have, each told in `run/variants.py`."""
 ABLATION: tuple[str, ...] = get_args(Ablation)
-COMPARED = {**AUTOENCODERS, **dict.fromkeys(ABLATION, "")}
+_WHOLE = {name: path for name, path in AUTOENCODERS.items() if name != "decoder"}
+COMPARED = {**_WHOLE, **dict.fromkeys(ABLATION, "")}
 
 
 class ComparisonConfig(Settings):
     """What `ldmae compare` compares; a single run ignores it."""
 
-    autoencoders: list[Annotated[str, OneOf(AUTOENCODERS)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
+    autoencoders: list[Annotated[str, OneOf(_WHOLE)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
     """Autoencoders, each with a diffusion model of its own: those of `autoencoder.kind`."""
     seeds: list[Seed] = [0]
     """Each autoencoder is trained and measured once with each."""
@@ -117,7 +118,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:
-        self._check_sizes()
+        if self.autoencoder.init is None:
+            self.check_sizes()
         self._check_perceptual()
         self._check_discriminator()
         self._check_frozen()
@@ -130,10 +132,14 @@ class Config(Settings):
             )
         return self
 
-    def _check_sizes(self) -> None:
-        """Raises for an autoencoder whose sizes do not fit the images or the diffusion model."""
+    def check_sizes(self) -> None:
+        """Checks an autoencoder's sizes, which with `autoencoder.init` are known once that is opened.
+
+        Raises:
+            ValueError: they do not fit the images or the diffusion model.
+        """
         autoencoder = self.autoencoder
-        if autoencoder.source is not None or autoencoder.own_kind is not None:
+        if not autoencoder.has_shape:
             return
         name = "model.patch_size" if autoencoder.is_vit else "baseline.model.factor"
         patch = autoencoder.patch_size
@@ -153,11 +159,11 @@ class Config(Settings):
     def _check_perceptual(self) -> None:
         """Raises for images too small for a perceptual distance."""
         judges = {"evaluation.perceptual": (self.evaluation.perceptual, self.image_size)}
-        sizes = {"pretraining": self.pretraining_size, "tuning": self.image_size, "baseline": self.image_size}
         for stage in self.autoencoder.stages:
             objective = getattr(self.autoencoder, stage).objective
+            size = self.pretraining_size if stage == "pretraining" else self.image_size
             if objective.perceptual_weight > 0:
-                judges[f"autoencoder.{stage}.objective.perceptual"] = (objective.perceptual, sizes[stage])
+                judges[f"autoencoder.{stage}.objective.perceptual"] = (objective.perceptual, size)
         for key, (name, size) in judges.items():
             if size < SMALLEST[name]:
                 raise ValueError(

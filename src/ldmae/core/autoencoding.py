@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ldmae.core.errors import UserError
 
+DECODER = ("decoder", "post_quant_conv")
+"""Parts of a diffusers autoencoder that no latent depends on."""
 _BY_ROW = "image {} of the batch".format
 
 
@@ -101,6 +103,8 @@ def decode(
     latents: Tensor,
     device: torch.device | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    *,
+    clip: bool = True,
 ) -> Tensor:
     """Decodes raw latents (B, C, h, w), as `encode_moments` gives them, to images (B, 3, H, W) in [-1, 1].
 
@@ -110,7 +114,7 @@ def decode(
 
     `decode` of the autoencoder may return a tensor; an object or a dictionary with `sample`, or whose only
     tensor of four dimensions the images are; or a tuple, whose first such counts. Values outside [-1, 1] are
-    clipped. A VQModel's `decode` quantises what it gets.
+    clipped, but for `clip=False`, as a loss wants them. A VQModel's `decode` quantises what it gets.
 
     Raises:
         UserError: it failed, or its output holds no images, or NaN or infinity.
@@ -128,7 +132,8 @@ def decode(
         )
     images = images.float()
     require_finite(images, f"{_name(autoencoder)}.decode", dtype)
-    return (images * 2 - 1 if _sees_zero_to_one(autoencoder) else images).clamp(-1, 1)
+    images = images * 2 - 1 if _sees_zero_to_one(autoencoder) else images
+    return images.clamp(-1, 1) if clip else images
 
 
 def _noise(autoencoder: Any, latents: Tensor, generator: Any) -> dict[str, Any]:
@@ -195,6 +200,24 @@ def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
         for t in (mean, std)
     )
     return (latents - mean) / std * scale
+
+
+def decoder_modules(autoencoder: Any) -> list[torch.nn.Module]:
+    """Returns the modules that make images of latents as `encode` gives them; the others make the latents.
+
+    Of a diffusers autoencoder they are `decoder` and `post_quant_conv`. A quantising layer, which latents
+    pass on their way, is none of them.
+
+    Raises:
+        UserError: it has not one encoder and one decoder.
+    """
+    parts = (getattr(autoencoder, name, None) for name in ("encoder", "decoder"))
+    if not all(isinstance(part, torch.nn.Module) for part in parts):
+        raise UserError(
+            f"{_name(autoencoder)} has no encoder and decoder of these names, so that its decoder can't be "
+            "trained alone; name an AutoencoderVMAE or an autoencoder of diffusers, such as an AutoencoderKL"
+        )
+    return [part for name in DECODER if (part := getattr(autoencoder, name, None)) is not None]
 
 
 def size_multiple(autoencoder: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,14 +59,19 @@ def open_run_images(
     return None, *open_images(data, cache_dir, progress)
 
 
-def check_models(config: Config) -> None:
-    """Builds the models of a run without memory, so that what they refuse is not found out after hours."""
+def check_models(config: Config, initial: Any = None) -> None:
+    """Builds the models of a run without memory, so that what they refuse is not found out after hours.
+
+    Args:
+        config: the settings.
+        initial: the autoencoder that training starts from, on the device `meta`.
+    """
     auto = config.autoencoder
     with torch.device("meta"):
         for stage in [*autoencoder_trainings(config)][-1:]:  # which builds those before it
-            untrained(config, stage)
+            untrained(config, stage, initial)
         # the grid of a foreign autoencoder is not known yet
-        grid = config.image_size // auto.patch_size if auto.stages else patch_size(config.diffusion)
+        grid = config.image_size // auto.patch_size if auto.has_shape else patch_size(config.diffusion)
         build_backbone(config.diffusion, grid, auto.latent_channels, num_classes=2)
 
 

@@ -19,6 +19,7 @@ from ldmae.contracts import BatchKeys
 from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.run.components import autoencoder_trainings, untrained
+from ldmae.run.initial import initial_shape
 from ldmae.run.loading_rate import Reading, describe_loading
 from ldmae.run.recorded import trainings
 from ldmae.run.run import latent_channels
@@ -44,6 +45,7 @@ def plan_trainings(
     processes: int = 1,
     num_classes: int | None = None,
     latent_shape: tuple[int, int] | None = None,
+    initial: Any = None,
 ) -> list[TrainingPlan]:
     """Counts what each training of a run costs.
 
@@ -53,19 +55,21 @@ def plan_trainings(
         num_classes: of the data; 1000 where it is not known.
         latent_shape: channels of the latents and their cells along a side; of another's autoencoder, where
             they are not known, 16 and an eighth of the image's.
+        initial: the autoencoder that training starts from, on the device `meta`.
     """
     auto = config.autoencoder
-    if auto.stages:
+    if auto.has_shape:
         latent_shape = (auto.latent_channels, config.image_size // auto.patch_size)
     elif own := [*autoencoder_trainings(config)]:
-        model: Any = untrained(config, own[-1]).model
-        latent_shape = latent_channels(model, config.image_size)
+        with torch.device("meta" if initial is not None else "cpu"):
+            model: Any = untrained(config, own[-1], initial).model
+            latent_shape = latent_channels(model, config.image_size)
     patch = patch_size(config.diffusion)
     shape = latent_shape or (16, -(-config.image_size // (8 * patch)) * patch)
     plans = []
     for stage, training in trainings(config).items():
         with torch.device("meta"):
-            objective = untrained_objective(config, stage, shape, num_classes or 1000)
+            objective = untrained_objective(config, stage, shape, num_classes or 1000, initial)
             row = example_rows(config, stage, shape, 1)
         plans.append(_count(stage, objective, row, training, processes))
     return plans
@@ -157,17 +161,21 @@ def _peta(flops: float) -> str:
     return f"{peta:,.0f}" if peta >= 100 else f"{peta:.3g}"
 
 
+def describe_training(plan: TrainingPlan) -> str:
+    """Returns the line of a training in the text of `--dry-run`."""
+    return (
+        f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M trainable), "
+        f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
+        f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
+    )
+
+
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
     lines = [to_yaml(config), f"# run folder: {folder}"]
-    plans = plan_trainings(config)
-    for plan in plans:
-        lines.append(
-            f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M "
-            "trainable), "
-            f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
-            f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
-        )
+    initial = initial_shape(config, folder)
+    plans = plan_trainings(config, initial=initial)
+    lines += [describe_training(plan) for plan in plans]
     if config.autoencoder.source is not None:
         lines.append(
             f"# {config.autoencoder.source} is not opened; its latents are assumed to have 16 channels "

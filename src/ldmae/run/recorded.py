@@ -20,14 +20,12 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
     """
     common = {"seed": config.seed, "mixed_precision": precision}
     parts: dict[str, dict[str, Any]] = {}
-    init: dict[str, Any] = {"init": config.autoencoder.init}
     for name, training in autoencoder_trainings(config).items():
-        parts[name] = {"image_size": training.image_size, **init, **plain(training.settings)}
+        parts[name] = {"image_size": training.image_size, **plain(training.settings)}
         if training.config is not None:
             adversarial = training.adversarial_start is not None or config.autoencoder.own_kind is not None
             schedule = _weighty(training.config, adversarial)
             parts[name] |= {**common, "training": schedule, "augment": plain(training.augment)}
-        init = {}
     parts["diffusion"] = {
         **common,
         "training": _weighty(config.diffusion.training),

@@ -29,7 +29,8 @@ def report(run: Run) -> dict[str, str]:
         shape = latent_shape(
             read_json(run.folder / "diffusion" / "config.json", {"in_channels": int, "sample_size": int})
         )
-        plans = plan_trainings(run.config, num_classes=len(run.train.classes), latent_shape=shape)
+        classes = len(run.train.classes)
+        plans = plan_trainings(run.config, num_classes=classes, latent_shape=shape, initial=run.initial)
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts[plans[0].stage], "diffusion": counts["diffusion"]}
         if run.config.autoencoder.source is not None:

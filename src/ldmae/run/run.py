@@ -16,7 +16,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config
 from ldmae.config.data import AugmentConfig
 from ldmae.contracts import ImageSource
-from ldmae.core.autoencoding import encode_moments, placement
+from ldmae.core.autoencoding import DECODER, encode_moments, placement
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors
 from ldmae.core.imports import import_object
@@ -41,6 +41,8 @@ class Run:
     held_out: ImageSource
     stream: StreamSource | None = None
     """What training reads where the images are streamed; `train` is then what is kept of it."""
+    initial: Any = None
+    """What the autoencoder's training starts from, without memory; None where it is drawn."""
     on_start: list[Callable[[Trainer], None]] = field(default_factory=list)
     """Called before the first step of each training that this start does."""
     on_step: list[Callable[[Trainer], None]] = field(default_factory=list)
@@ -155,8 +157,8 @@ def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:
         # which are in no tensor
         shape = [str(autoencoder.config[key]) for key in ("encoder_num_attention_heads", "hidden_act")]
     else:
-        decoder = ("decoder", "post_quant_conv")  # what is called otherwise may be the encoder's
-        weights = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith(decoder)}
+        # what is called otherwise may be the encoder's
+        weights = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith(DECODER)}
     return fingerprint([fingerprint_tensors(weights), *shape, preprocessing_fingerprint(image_size)])
 
 

@@ -19,6 +19,7 @@ from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
+from ldmae.run.initial import initial_shape, with_shape
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
 from ldmae.run.recorded import trainings
@@ -55,7 +56,9 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     """
     if restart is not None:
         find(stages(config), restart)  # its name is looked at before anything is opened
-    check_models(config)
+    initial = initial_shape(config, folder)
+    config = with_shape(config, initial)
+    check_models(config, initial)
     accelerator = open_accelerator(config, folder)
     for name, training in trainings(config).items():
         check_share(name, training, accelerator)
@@ -69,7 +72,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
         stream, train, held_out = open_run_images(config.data, folder / "data", accelerator.is_main_process)
     listed = stages(config, accelerator.mixed_precision)
     records.order = [stage.name for stage in listed]
-    run = Run(config, folder, accelerator, records, listed, train, held_out, stream)
+    run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
     standings = check(run, restart)
     for stage in select(listed, names):
         if stage.prepare is not None and standings[stage.name].state != FRESH:

@@ -14,6 +14,8 @@ from typing import Any
 from ldmae.config import Config, plain
 from ldmae.run.components import autoencoder_trainings
 from ldmae.run.evaluate import check_evaluation, evaluate
+from ldmae.run.finetuning import TABLE, check_change, measure_change
+from ldmae.run.initial import COPY, INITIAL, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
 from ldmae.run.pipeline import save_pipeline
 from ldmae.run.recorded import latents_settings, training_settings
@@ -36,13 +38,25 @@ def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
 
 def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator[Stage]:
     """Images → autoencoder, by the trainings that its kind declares; the last one makes it."""
-    listed = autoencoder_trainings(config)
-    for before, (name, training) in zip(["images", *listed], listed.items(), strict=False):
+    listed, init = autoencoder_trainings(config), config.autoencoder.init
+    if listed and init is not None:
+        yield Stage(
+            name=INITIAL,
+            title="initial weights",
+            outputs=(INITIAL,),
+            makes=(COPY,),
+            settings={"init": init},
+            execute=keep_initial,
+            command="ldmae train autoencoder",
+        )
+    first = ("images",) if init is None else ("images", INITIAL)
+    befores = [first, *((name,) for name in listed)]
+    for reads, (name, training) in zip(befores, listed.items(), strict=False):
         last = name == [*listed][-1]
         yield Stage(
             name=name,
             title=training.title,
-            reads=(before,),
+            reads=reads,
             outputs=("autoencoder", "encoder") if last else (name,),
             makes=("autoencoder",) if last else (between(name),),
             settings=trained[name],
@@ -52,6 +66,15 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
             keeps=("encoder",) if training.keeps_encoder else (),
             command="ldmae train autoencoder",
             prepare=partial(load_networks, training) if training.prepare is not None else None,
+        )
+    if listed and config.autoencoder.kind == "decoder":
+        yield Stage(
+            name="autoencoder.change",
+            title="before and after",
+            makes=(TABLE,),
+            execute=measure_change,
+            prepare=check_change,
+            always=True,
         )
 
 

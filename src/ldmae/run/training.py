@@ -19,8 +19,8 @@ from ldmae.images.base import spread
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
-from ldmae.loading import load_autoencoder
 from ldmae.run.components import autoencoder_trainings
+from ldmae.run.initial import load_copy
 from ldmae.run.run import (
     Run,
     autoencoder_fingerprints,
@@ -48,7 +48,7 @@ def train_autoencoder(name: str, run: Run) -> dict[str, str]:
     if name != names[0]:
         before = load_trained(run, run.folder / between(names[names.index(name) - 1]))
     elif run.config.autoencoder.init is not None:
-        before = load_autoencoder(run.config.autoencoder.init)
+        before = load_copy(run)
     torch.manual_seed(run.config.seed)
     with run.accelerator.main_process_first():  # which may fetch networks
         objective: Any = training.build(before, run.accelerator.device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.nn.utils import clip_grad_norm_
 
+from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import reconstruct
 from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
@@ -45,30 +47,41 @@ def trial_step(
             before = type(autoencoder).from_config(autoencoder.config)
         classes = len(run.train.classes)
         objective: Any = untrained_objective(run.config, stage, latent_shape, classes, before)
-    objective = objective.to(accelerator.device)
-    model: Any = objective.model
-    optimizer = build_optimizer(objective.train(), config.optimizer)
-    average = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
     share = split_rows(
         config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
     )
-    rows = {
-        name: value.to(accelerator.device)
-        for name, value in example_rows(run.config, stage, latent_shape, len(share[0])).items()
-    }
+    rows = example_rows(run.config, stage, latent_shape, len(share[0]))
+    return step_of(objective, rows, config, accelerator), share
+
+
+def step_of(
+    objective: Any, rows: Mapping[str, torch.Tensor], config: TrainingConfig, accelerator: Accelerator
+) -> Callable[[int, int], None]:
+    """Returns what makes a step of a training: a function of a number of images and the step's number.
+
+    Args:
+        objective: whose weights the steps change.
+        rows: as many as a device gets at once.
+        config: of the training.
+        accelerator: where it computes.
+    """
+    objective = objective.to(accelerator.device).train()
+    optimizer = build_optimizer(objective, config.optimizer)
+    average = None if config.ema_decay is None else AveragedWeights(objective.model, config.ema_decay)
+    placed = {name: value.to(accelerator.device) for name, value in rows.items()}
 
     def step(count: int, number: int) -> None:
         optimizer.zero_grad()
         with accelerator.autocast():
-            piece = {name: value[:count] for name, value in rows.items()}
+            piece = {name: value[:count] for name, value in placed.items()}
             loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
         loss.backward()
-        clip_grad_norm_(model.parameters(), math.inf)
+        clip_grad_norm_(objective.model.parameters(), math.inf)
         optimizer.step()
         if average is not None:
             average.update(1)
 
-    return step, share
+    return step
 
 
 def measuring_seconds(run: Run, autoencoder: Any, held_out: int, real: int) -> tuple[float, float, float]:

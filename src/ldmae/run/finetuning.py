@@ -1,0 +1,86 @@
+"""What a decoder that was trained alone gained and lost: metrics before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldmae.config.data import DataConfig
+from ldmae.core.errors import UserError
+from ldmae.evaluation.api import load_measurement
+from ldmae.evaluation.measuring import measure
+from ldmae.evaluation.results import read_results
+from ldmae.evaluation.subject import Subject
+from ldmae.images.index import open_all_images
+from ldmae.perception.features import load_features
+from ldmae.perception.lpips import load_perceptual
+from ldmae.report.before_after import Section, write_change
+from ldmae.run.evaluate import perceptual_teachers
+from ldmae.run.initial import load_copy
+from ldmae.run.run import Run, run_autoencoder
+
+_FOLDER = "before-after"
+"""In the run folder: metrics of both decoders, by images and side."""
+TABLE, _PICTURE = f"{_FOLDER}.md", f"{_FOLDER}.png"
+_OWN, _AGAINST = "own", "against"
+_TITLES = {_OWN: "Held-out images", _AGAINST: "Images of data.against"}
+
+
+def check_change(run: Run) -> None:
+    """Opens what `measure_change` reads, so that what is missing is reported before training.
+
+    Raises:
+        UserError: no image is held out, or images or a network can't be had.
+    """
+    if not len(run.held_out):
+        raise UserError("there are no held-out images to measure the decoder on; hold some out with data.val")
+    _images(run)
+    with run.accelerator.main_process_first():
+        load_perceptual(run.config.evaluation.perceptual)
+        load_features(run.config.evaluation.features)
+
+
+def measure_change(run: Run) -> dict[str, str]:
+    """Measures reconstructions by the old and the new decoder; writes a table and a picture of them."""
+    if run.main:
+        models = {"before": load_copy(run), "after": run_autoencoder(run)}
+        sections = []
+        for name, images in _images(run).items():
+            folders = {side: run.folder / _FOLDER / name / side for side in models}
+            for side, model in models.items():
+                subject = _subject(run, model.to(run.accelerator.device), images, side == "after")
+                measure(subject, folders[side], [load_measurement("reconstruction")])
+            metrics = {side: read_results(folder / "results.json") for side, folder in folders.items()}
+            sections.append(Section(name, _TITLES[name], metrics, folders))
+        write_change(sections, run.folder / TABLE, run.folder / _PICTURE)
+    run.accelerator.wait_for_everyone()
+    return {}
+
+
+def describe_change(folder: Path) -> str:
+    """Returns the tables of a run's metrics before and after, as Markdown."""
+    return (folder / TABLE).read_text(encoding="utf-8")
+
+
+def _images(run: Run) -> dict[str, tuple[Any, Any]]:
+    """Returns the images to measure on, by name: each those to measure, and those that were trained on."""
+    found = {_OWN: (run.held_out, run.train)}
+    if run.config.data.against is not None:
+        data = DataConfig(source=run.config.data.against)
+        others = open_all_images(data, run.folder / "data", progress=run.main)
+        found[_AGAINST] = (others, others)
+    return found
+
+
+def _subject(run: Run, model: Any, images: tuple[Any, Any], trained: bool = True) -> Subject:
+    config = run.config
+    if not trained:
+        config = config.replace(autoencoder=config.autoencoder.replace(source=config.autoencoder.init))
+    return Subject(
+        autoencoder=model,
+        held_out=images[0],
+        train=images[1],
+        size=config.image_size,
+        config=config.evaluation,
+        trained_on=perceptual_teachers(config),
+    )
