@@ -29,6 +29,7 @@ VERBS = [
     "run",
     "train autoencoder",
     "train diffusion",
+    "finetune decoder",
     "encode",
     "sample",
     "evaluate",
