@@ -28,13 +28,16 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"images"},  # what is measured on
     "conversion": LEAVES | MODELS,
     "loading": LEAVES | MODELS | {"conversion"},
-    "run": ANY - {"app", "arguments", "cli", "finetuning", "measuring", "preparing", "terminal"},
+    "run": ANY
+    - {"app", "arguments", "cli", "finetuning", "measuring", "preparing", "publishing", "terminal"},
     "terminal": {"core"},
     "arguments": {"config", "core", "run"},
     "measuring": {"arguments", "core", "run", "terminal"},
     "preparing": {"arguments", "images", "terminal"},
     "finetuning": {"arguments", "run", "terminal"},
-    "cli": {"app", "arguments", "config", "core", "finetuning", "measuring", "preparing", "run", "terminal"},
+    "publishing": {"arguments", "core", "run", "terminal"},
+    "cli": {"app", "arguments", "config", "core", "run", "terminal"}
+    | {"finetuning", "measuring", "preparing", "publishing"},
     "app": LEAVES | {"autoencoders", "diffusion", "evaluation", "images", "loading", "run", "report"},
     "__main__": {"cli", "terminal"},
     "__init__": ANY,

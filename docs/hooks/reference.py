@@ -50,7 +50,7 @@ def command_line() -> str:
 
 ORDER = (
     *("run", "train", "encode", "sample", "evaluate", "evaluate-samples", "compare"),
-    *("report", "app", "convert", "presets", "schema"),
+    *("report", "publish", "app", "convert", "presets", "schema"),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ldmae import __version__, finetuning, measuring, preparing
+from ldmae import __version__, finetuning, measuring, preparing, publishing
 from ldmae.arguments import (
     AllowCode,
     AutoencoderSource,
@@ -46,7 +46,8 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 app.add_typer(preparing.app, name="prepare")
 app.add_typer(finetuning.app, name="finetune")
-app.add_typer(measuring.app)  # without a name: its verbs stand beside the others
+for verbs in (measuring.app, publishing.app):
+    app.add_typer(verbs)  # without a name: its verbs stand beside the others
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,6 +12,8 @@ from ldmae.config.base import (
     Batch,
     Cells,
     Channels,
+    Count,
+    CountOrZero,
     Factor,
     Guidance,
     Layers,
@@ -80,6 +82,18 @@ class FlowConfig(Settings):
     """Standard deviation of the normal inside `logit_normal`, usually 1."""
 
 
+class LoraConfig(Settings):
+    """LoRA: small matrices are trained beside the frozen weights of `init`; needs the extra `lora`."""
+
+    rank: CountOrZero = 0
+    """Rank of the matrices, 4 to 64 as a rule; 0: the whole model is trained."""
+    alpha: Count | None = None
+    """The matrices' product counts alpha / rank times; null: as the rank, so once."""
+    targets: Annotated[list[str], Field(min_length=1)] = ["attn.qkv", "attn.proj"]
+    """Linear layers that get them: `attn.qkv`, `attn.proj`, `mlp.w12`, `mlp.w3` (`mlp.fc1`, `mlp.fc2` without
+    SwiGLU), `adaLN_modulation.1`."""
+
+
 class DiffusionConfig(Settings):
     """The diffusion model: its shape, its objective, its training."""
 
@@ -88,11 +102,26 @@ class DiffusionConfig(Settings):
     options: dict[str, Any] = {}
     """Settings of another kind than `lightningdit`: its constructor's arguments or its `Config`'s fields."""
     model: LightningDiTConfig = LightningDiTConfig()
-    """The shape of a LightningDiT."""
+    """The shape of a LightningDiT; with `init` that of the source."""
+    init: str | None = None
+    """Weights that training starts from: a run folder, a pipeline's folder or Hub name, `pretrained:NAME`,
+    `official:FILE` (a LightningDiT's). Classes are matched by name; null: from nothing."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters of `init` in place of the whole model."""
     flow: FlowConfig = FlowConfig()
     """Flow matching: the density of the times."""
     training: TrainingConfig = TrainingConfig()
     """Steps, batch, optimizer."""
+
+    @model_validator(mode="after")
+    def _starts_from_what_it_can(self) -> Self:
+        if self.lora.rank and self.init is None:
+            raise ValueError(
+                "lora.rank adapts weights that exist; set diffusion.init, or diffusion.lora.rank=0"
+            )
+        if self.init is not None and self.other_kind is not None:
+            raise ValueError(f"init is for a LightningDiT, not for kind={self.kind}; omit one of the two")
+        return self
 
     @property
     def other_kind(self) -> str | None:

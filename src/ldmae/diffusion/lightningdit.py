@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
@@ -244,7 +245,7 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(class_labels)
 
 
-class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin):
+class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A class-conditional transformer that predicts the flow-matching velocity of latents.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -39,7 +40,7 @@ IMAGES_DECODED_AT_ONCE = 8
 """Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
 
 
-class LDMAEPipeline(SavedPipeline, DiffusionPipeline):
+class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # its LoRA is of any transformer
     """Generates images of classes: flow matching in an autoencoder's latents.
 
     Args:

@@ -18,8 +18,10 @@ from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
+from ldmae.diffusion.lora import add_adapter
 from ldmae.run.components import autoencoder_trainings, untrained
 from ldmae.run.initial import initial_shape
+from ldmae.run.initial_diffusion import with_initial_diffusion
 from ldmae.run.loading_rate import Reading, describe_loading
 from ldmae.run.recorded import trainings
 from ldmae.run.run import latent_channels
@@ -95,6 +97,7 @@ def untrained_objective(
         return untrained(config, stage, before)
     channels, grid = latent_shape
     transformer = build_backbone(config.diffusion, grid, channels, num_classes)
+    transformer = add_adapter(transformer, config.diffusion.lora)
     return FlowMatchingObjective(transformer, config.diffusion.flow)
 
 
@@ -166,12 +169,14 @@ def describe_training(plan: TrainingPlan) -> str:
     return (
         f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M trainable), "
         f"{plan.steps:,} steps of {plan.batch_size}, {_peta(plan.flops)} PFLOP, "
-        f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32"
+        f"about {plan.memory / 2**30:.2f} GiB of memory on one device in fp32 "
+        f"({12 * plan.trainable / 2**20:,.1f} MiB of it for gradients and optimizer)"
     )
 
 
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
+    config = with_initial_diffusion(config, folder)
     lines = [to_yaml(config), f"# run folder: {folder}"]
     initial = initial_shape(config, folder)
     plans = plan_trainings(config, initial=initial)

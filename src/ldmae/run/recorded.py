@@ -32,6 +32,7 @@ def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any
         "model": backbone_settings(config.diffusion),
         "flow": plain(config.diffusion.flow),
         **({} if config.diffusion.other_kind is None else {"kind": config.diffusion.other_kind}),
+        **({"lora": plain(config.diffusion.lora)} if config.diffusion.lora.rank else {}),
     }
     return parts
 

@@ -19,7 +19,7 @@ from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
-from ldmae.run.initial import initial_shape, with_shape
+from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
 from ldmae.run.recorded import trainings
@@ -56,8 +56,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     """
     if restart is not None:
         find(stages(config), restart)  # its name is looked at before anything is opened
-    initial = initial_shape(config, folder)
-    config = with_shape(config, initial)
+    config, initial = with_initial_weights(config, folder)
     check_models(config, initial)
     accelerator = open_accelerator(config, folder)
     for name, training in trainings(config).items():

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from ldmae.config import Config, plain
+from ldmae.run import initial_diffusion
 from ldmae.run.components import autoencoder_trainings
 from ldmae.run.evaluate import check_evaluation, evaluate
 from ldmae.run.finetuning import TABLE, check_change, measure_change
@@ -80,6 +81,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
 
 def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stage, ...]:
     """Autoencoder → latents → diffusion → pipeline."""
+    first = config.diffusion.init
     return (
         Stage(
             name="latents",
@@ -93,14 +95,16 @@ def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stag
             adopt=adopt_latents,
             complete=all_encoded,
         ),
+        *_initial_diffusion(config),
         Stage(
             name="diffusion",
             title="diffusion",
-            reads=("latents",),
+            reads=("latents",) if first is None else ("latents", initial_diffusion.INITIAL),
             outputs=("diffusion",),
-            makes=("diffusion",),
+            makes=("diffusion", initial_diffusion.ADAPTER) if config.diffusion.lora.rank else ("diffusion",),
             settings=trained["diffusion"],
             execute=train_diffusion,
+            prepare=None if first is None else initial_diffusion.check_initial_diffusion,
             steps=config.diffusion.training.steps,
             costly=True,
             command="ldmae train diffusion",
@@ -113,6 +117,23 @@ def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stag
             makes=("pipeline",),
             settings={"timestep_shift": config.sampling.timestep_shift},
             execute=save_pipeline,
+        ),
+    )
+
+
+def _initial_diffusion(config: Config) -> tuple[Stage, ...]:
+    """A diffusion model that exists → the run's copy of it, where training starts from one."""
+    if config.diffusion.init is None:
+        return ()
+    return (
+        Stage(
+            name=initial_diffusion.INITIAL,
+            title="initial weights",
+            outputs=(initial_diffusion.INITIAL,),
+            makes=(initial_diffusion.COPY, initial_diffusion.CLASSES),
+            settings={"init": config.diffusion.init},
+            execute=initial_diffusion.keep_initial_diffusion,
+            command="ldmae train diffusion",
         ),
     )
 

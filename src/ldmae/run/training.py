@@ -13,7 +13,6 @@ from torch import nn
 from ldmae.autoencoders.trainings import Training
 from ldmae.config.training import TrainingConfig
 from ldmae.core.errors import UserError
-from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.images.base import spread
 from ldmae.images.dataset import ImageDataset
@@ -21,6 +20,7 @@ from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
 from ldmae.run.components import autoencoder_trainings
 from ldmae.run.initial import load_copy
+from ldmae.run.initial_diffusion import model_to_train, without_adapter
 from ldmae.run.run import (
     Run,
     autoencoder_fingerprints,
@@ -86,10 +86,11 @@ def train_diffusion(run: Run) -> dict[str, str]:
     if not len(keep):
         raise UserError(f"no latent in {shards.folder} has a class; give data with classes")
     torch.manual_seed(run.config.seed)
-    model = build_backbone(config, grid, channels, len(run.train.classes))
+    model = model_to_train(run, channels, grid)
     latents = LatentDataset(shards, channels, mean, std, run.config.seed, keep)
-    model = _train(run, "diffusion", FlowMatchingObjective(model, config.flow), config.training, latents)
-    return {"diffusion": save_model(run, model, run.folder / "diffusion")}
+    objective = FlowMatchingObjective(model, config.flow)
+    model = _train(run, "diffusion", objective, config.training, latents, started=config.init is not None)
+    return {"diffusion": save_model(run, without_adapter(run, model), run.folder / "diffusion")}
 
 
 def _train(
@@ -99,6 +100,7 @@ def _train(
     training: TrainingConfig,
     dataset: Any,
     held_out_size: int | None = None,
+    started: bool = False,
 ) -> Any:
     """Trains a stage up to its steps, going on from its last checkpoint."""
     record = run.records.stages[name]
@@ -122,6 +124,7 @@ def _train(
         seed=run.config.seed,
         accelerator=run.accelerator,
         made_of=record.made_of,
+        started=started,
         validation=validation,
         on_start=[partial(settle_for_training, run), *run.on_start],
         on_step=[keep_time, SlowSteps(), *run.on_step],

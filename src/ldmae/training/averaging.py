@@ -13,19 +13,22 @@ class AveragedWeights:
     Args:
         model: its trainable and frozen parameters are averaged; buffers are not.
         decay: share of the old average that a step keeps, in [0, 1).
+        started: whether the weights are worth averaging before the first step, as those of a trained model
+            are.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, started: bool = False) -> None:
+        self.started = started
         self.parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
         self.averages = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self._mix = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after a step; before the first one, `step` 0, there is nothing to keep."""
+        """Takes in the weights after a step; before the first one, `step` 0, random ones are not kept."""
         averages = [piece(average) for average in self.averages.values()]
         now = [piece(parameter.detach()) for parameter in self.parameters.values()]
-        if step == 0:
+        if step == 0 and not self.started:
             for average, parameter in zip(averages, now, strict=True):
                 average.copy_(parameter)
         else:

@@ -51,10 +51,9 @@ class Trainer:
     with the weights of one that was left alone.
 
     An objective may hold a second network, `adversary`, which learns from the same backward pass: each is
-    clipped by a norm of its own, one optimizer steps both, training states hold both, and only the model is
-    averaged and returned. Where terms are weighed by something of the whole batch, and a step's batch comes
-    in pieces, the objective's `look_ahead(batch, keys)` gives a piece's share of it, tensors by name (None if
-    this step needs none); their sums over all pieces are in every batch as `whole_batch`.
+    clipped by its own norm, one optimizer steps both, training states hold both, and only the model is
+    averaged. Where terms depend on the whole batch, and a step's batch comes in pieces, the objective's
+    `look_ahead(batch, keys)` gives a piece's share, tensors by name or None; all have the sums `whole_batch`.
 
     Raises:
         UserError: fewer steps are asked for than done, a loss is not finite, the batch is too small for the
@@ -75,6 +74,8 @@ class Trainer:
     accelerator: Accelerator
     made_of: str = ""
     """Fingerprint of settings and inputs: a training state that bears another is refused."""
+    started: bool = False
+    """Whether the model was trained before: its average starts at its weights."""
     validation: Dataset[Any] | None = None
     on_start: list[Callable[["Trainer"], None]] = field(default_factory=list)
     """Called once all is ready for the first step of this start, where there is one."""
@@ -201,7 +202,8 @@ class Trainer:
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
-        self._average = None if config.ema_decay is None else AveragedWeights(self._model, config.ema_decay)
+        decay = config.ema_decay
+        self._average = None if decay is None else AveragedWeights(self._model, decay, self.started)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._logged, self._data_seconds = 0, 0.0
@@ -280,9 +282,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {"objective": objective, "optimizer": optimizer, "made_of": self.made_of}
             state["planned"] = self.config.steps
-            # what the next line of metrics.jsonl is the mean of
-            totals = {name: total.cpu() for name, total in self._totals.items()}
-            state |= {"logged": self._logged, "totals": totals}
+            state["totals"] = {name: total.cpu() for name, total in self._totals.items()}  # of the next line
+            state["logged"] = self._logged
             if average is not None:
                 state["average"] = average
             if self.accelerator.scaler is not None:

@@ -1,0 +1,229 @@
+"""The diffusion model that training starts from, `diffusion.init`: the copy that a run keeps, its classes."""
+
+# K classes of the run, D width, h w latent grid
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmae.config import Config
+from ldmae.config.diffusion import LightningDiTConfig
+from ldmae.conversion import load_official_lightningdit
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, read_json, write_json
+from ldmae.core.progress import console
+from ldmae.core.provenance import Records
+from ldmae.diffusion.backbones import build_backbone
+from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
+from ldmae.loading import load_model, load_pipeline
+from ldmae.run.initial import initial_shape, with_shape
+from ldmae.run.run import Run, latent_channels, run_autoencoder, save_model
+
+INITIAL = "diffusion.init"
+"""The stage that copies it, and the artefact that this makes."""
+COPY = f"checkpoints/{INITIAL}/model"
+"""Where the copy is in the run folder: a run resumes without the source."""
+CLASSES = f"checkpoints/{INITIAL}/classes.json"
+"""The names of its classes."""
+ADAPTER = "lora"
+"""Where a run's adapter goes, for `LDMAEPipeline.load_lora_weights`."""
+_OFFICIAL = "official:"
+
+
+def load_initial(source: str) -> tuple[LightningDiTTransformer2DModel, list[str]]:
+    """Loads a diffusion model and the names of its classes, where it has any.
+
+    Args:
+        source: a run folder, a pipeline's folder or Hub name, `pretrained:NAME`, or `official:FILE`, a
+            LightningDiT checkpoint.
+
+    Raises:
+        UserError: it holds no LightningDiT.
+    """
+    if source.startswith(_OFFICIAL):
+        return load_official_lightningdit(source.removeprefix(_OFFICIAL)), []
+    pipeline = load_pipeline(source)
+    model = pipeline.transformer
+    if not isinstance(model, LightningDiTTransformer2DModel):
+        raise UserError(
+            f"diffusion.init={source} holds a {type(model).__name__}; name a pipeline with a LightningDiT"
+        )
+    named = dict(pipeline.config["id2label"] or {})
+    names = [str(named.get(i, named.get(str(i), i))) for i in range(model.config["num_classes"])]
+    return model.float(), names if named else []
+
+
+def keep_initial_diffusion(run: Run) -> dict[str, str]:
+    """Copies the diffusion model that training starts from into the run folder."""
+    assert run.config.diffusion.init is not None
+    model, names = load_initial(run.config.diffusion.init)
+    if run.main:
+        write_json(run.folder / CLASSES, names)
+    return {INITIAL: save_model(run, model, run.folder / COPY)}
+
+
+def _open_initial(config: Config, folder: Path) -> tuple[LightningDiTTransformer2DModel, list[str]]:
+    """Loads what training starts from: the run's copy where it has one of this source."""
+    source = config.diffusion.init
+    assert source is not None
+    record = Records(folder).get(INITIAL)
+    kept = record is not None and record.status == "done" and record.settings == {"init": source}
+    if kept and (folder / COPY).exists() and (folder / CLASSES).exists():
+        return load_model(LightningDiTTransformer2DModel, folder / COPY), read_json(folder / CLASSES, list)
+    return load_initial(source)
+
+
+def with_initial_diffusion(config: Config, folder: Path) -> Config:
+    """Returns a run's settings with the shape of the diffusion model that training starts from.
+
+    Raises:
+        UserError: `diffusion.init` can't be loaded, or its latents are not those of the run's autoencoder.
+    """
+    if config.diffusion.init is None:
+        return config
+    model, _ = _open_initial(config, folder)
+    auto = config.autoencoder
+    if auto.has_shape:
+        check_latents(config, model, auto.latent_channels, config.image_size // auto.patch_size)
+    shape = {name: model.config[name] for name in LightningDiTConfig.model_fields if name in model.config}
+    return config.replace(diffusion=config.diffusion.replace(model=config.diffusion.model.replace(**shape)))
+
+
+def with_initial_weights(config: Config, folder: Path) -> tuple[Config, Any]:
+    """Returns a run's settings with the shapes of what its trainings start from, and that autoencoder.
+
+    Raises:
+        UserError: a source can't be loaded, or does not fit the settings.
+    """
+    initial = initial_shape(config, folder)
+    return with_initial_diffusion(with_shape(config, initial), folder), initial
+
+
+def check_initial_diffusion(run: Run) -> None:
+    """Raises a UserError, before the first stage, where training could not start from `diffusion.init`."""
+    model, names = _open_initial(run.config, run.folder)
+    if run.takes_autoencoder:
+        channels, grid = latent_channels(run_autoencoder(run), run.config.image_size)
+        check_latents(run.config, model, channels, grid)
+    if run.config.diffusion.lora.rank:
+        require_peft()
+        _refuse_new(run, names, _matched(list(run.train.classes), names, model.config["num_classes"]))
+
+
+def check_latents(config: Config, model: LightningDiTTransformer2DModel, channels: int, grid: int) -> None:
+    """Raises a UserError where a diffusion model's latents differ in more than the grid's size."""
+    own, patch = model.config["in_channels"], model.config["patch_size"]
+    source = config.diffusion.init
+    if own != channels:
+        raise UserError(
+            f"diffusion.init={source} generates latents of {own} channels, the autoencoder has {channels}; "
+            "take the autoencoder that it was trained with, as autoencoder.source, or train it from nothing"
+        )
+    if grid % patch:
+        raise UserError(
+            f"diffusion.init={source} has patches of {patch} x {patch} cells, which do not divide the latent "
+            f"grid of {grid} x {grid}; set image_size to a multiple of {config.image_size // grid * patch}"
+        )
+
+
+def model_to_train(run: Run, channels: int, grid: int) -> Any:
+    """Returns a run's diffusion model before its first step: with an adapter, where one is trained.
+
+    Args:
+        run: the run.
+        channels: of its latents.
+        grid: their cells along a side.
+    """
+    config = run.config.diffusion
+    if config.init is None:
+        return build_backbone(config, grid, channels, len(run.train.classes))
+    return add_adapter(initial_model(run, channels, grid), config.lora)
+
+
+def without_adapter(run: Run, model: Any) -> Any:
+    """Saves what a trained model has of an adapter, and returns the model with it merged."""
+    if not run.config.diffusion.lora.rank:
+        return model
+    if run.main:
+        with atomic_folder(run.folder / ADAPTER) as temporary:
+            save_adapter(model, temporary)
+    return merged(model)
+
+
+def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer2DModel:
+    """Returns the copy that the run keeps, for its own classes and latent grid.
+
+    Classes are matched by name. The embedding of a new one is the mean of the old ones; the null class is
+    kept. Positions are interpolated where the grid differs.
+
+    Args:
+        run: the run.
+        channels: of its latents.
+        grid: their cells along a side.
+
+    Raises:
+        UserError: the latents have other channels.
+    """
+    model, names = _open_initial(run.config, run.folder)
+    check_latents(run.config, model, channels, grid)
+    classes, old = list(run.train.classes), model.config["num_classes"]
+    rows = _matched(classes, names, old)
+    _report(run, classes, names, rows)
+    with torch.random.fork_rng(devices=[]):
+        made: Any = LightningDiTTransformer2DModel.from_config(
+            model.config, sample_size=grid, num_classes=len(classes)
+        )
+    state = model.state_dict()
+    key, patch = "y_embedder.embedding_table.weight", model.config["patch_size"]
+    state["pos_embed"] = model._positions(grid // patch, grid // patch).clone()
+    state[key] = _embeddings(state[key], rows, old, made.null_class, model.null_class)
+    made.load_state_dict(state)
+    return made
+
+
+def _matched(classes: list[str], names: list[str], old: int) -> list[int | None]:
+    """Returns for each class of the run its number in the model, or None for a new one."""
+    if not names and len(classes) == old:
+        return [*range(old)]  # it does not name them: taken in their order
+    number = {name: i for i, name in reversed([*enumerate(names)])}
+    return [number.get(name) for name in classes]
+
+
+def _embeddings(
+    table: Tensor, rows: list[int | None], old: int, null: int | None, old_null: int | None
+) -> Tensor:
+    """Returns the class embeddings (K or K + 1, D) of a run's classes, from those of the model's."""
+    mean = table[:old].mean(0)
+    made = [mean if row is None else table[row] for row in rows]
+    if null is not None:
+        made.append(mean if old_null is None else table[old_null])
+    return torch.stack(made)
+
+
+def _refuse_new(run: Run, names: list[str], rows: list[int | None]) -> None:
+    """Raises a UserError for new classes, which an adapter can't tell apart."""
+    source = run.config.diffusion.init
+    new = [name for name, row in zip(run.train.classes, rows, strict=True) if row is None]
+    if new:
+        raise UserError(
+            f"diffusion.lora.rank trains no class embeddings, and diffusion.init={source} does not have "
+            f"{', '.join(new[:8])}; give the classes names that it has "
+            f"({', '.join(names[:12]) or 'none'}), or set diffusion.lora.rank=0 to train the whole model"
+        )
+
+
+def _report(run: Run, classes: list[str], names: list[str], rows: list[int | None]) -> None:
+    """Prints which classes are matched, and which are new."""
+    new = [name for name, row in zip(classes, rows, strict=True) if row is None]
+    if run.main:
+        kept = [name for name in classes if name not in new]
+        how = "by name" if names else "by number, for the source does not name its classes"
+        lines = [f"{len(kept)} matched {how}" + (f" ({', '.join(kept[:12])})" if kept else "")]
+        lines += [f"{len(new)} new, from the mean of the old ones ({', '.join(new[:12])})"] if new else []
+        source = run.config.diffusion.init
+        console.print(f"diffusion.init={source}: classes {'; '.join(lines)}", markup=False, soft_wrap=True)

@@ -1,0 +1,301 @@
+"""A folder that others can use: a run's pipeline or autoencoder in diffusers' format, with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from PIL import Image
+from torch import nn
+
+from ldmae.autoencoders.onnx import export_onnx, require_onnx
+from ldmae.config import Config, load_config, to_yaml
+from ldmae.core.errors import UserError
+from ldmae.core.files import atomic_folder, read_json, write_json, write_text
+from ldmae.diffusion.own_autoencoder import OwnAutoencoder
+from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.evaluation.results import read_results
+from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name
+from ldmae.report import grids
+from ldmae.report.card import Card, write_card
+from ldmae.report.data import read_arrays
+from ldmae.run.initial_diffusion import ADAPTER
+
+_PLAIN = ("ldmae", "diffusers")
+"""Packages of the classes that a published folder can be loaded with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What whoever publishes decides."""
+
+    licence: str
+    """Of the weights, as the Hub names licences: `apache-2.0`, `cc-by-4.0`, `other`, …"""
+    data: str | None = None
+    """What the card calls the training data; None: what the run calls it."""
+    limits: Path | None = None
+    """A text file of further limits, a sentence a line."""
+    autoencoder: bool = False
+    """Publish the autoencoder alone."""
+    half: bool = False
+    """Save the weights in half precision."""
+    onnx: bool = False
+    """Add encoder and decoder as ONNX files."""
+    push: str | None = None
+    """Upload to this repository of the Hub, OWNER/NAME."""
+    private: bool = False
+    """Make that repository a private one."""
+    allow_code: bool = False
+    """Whether the run folder may name code to run."""
+
+
+def publish(run: Path, folder: Path, how: Publication) -> str | None:
+    """Writes a run's pipeline, or its autoencoder, into a folder with a model card, and uploads it.
+
+    Args:
+        run: a finished run folder.
+        folder: where it goes; it must be empty or not exist.
+        how: licence, names, extras.
+
+    Returns:
+        The address on the Hub, where it was uploaded.
+
+    Raises:
+        UserError: the run is not finished, something lacks, the folder holds something, or there is no login.
+    """
+    config, whole = _checked(run, folder, how)
+    limits = read_limits(how.limits)
+    if how.push is not None:
+        _check_login(how.push)
+    if how.onnx:
+        require_onnx()
+    model: Any = (
+        load_pipeline(str(run), how.allow_code) if whole else load_autoencoder(str(run), how.allow_code)
+    )
+    _check_classes(run, model)
+    path = run / "results.json"
+    results = read_results(path) if path.is_file() else []
+    data = how.data or read_json(run / "data.json", dict)["name"]
+    with atomic_folder(folder) as temporary:
+        save_model_files(model, temporary, how.half)
+        told = summary(model, config, data)  # before what exports makes its weights fp32
+        write_pictures(run, temporary, whole)
+        write_text(temporary / "settings.yaml", to_yaml(_without_paths(config, data)))
+        if results:
+            shutil.copy(path, temporary / "results.json")
+        if whole and (run / ADAPTER).is_dir():
+            shutil.copytree(run / ADAPTER, temporary / ADAPTER)
+        autoencoder = model.vae if whole else model
+        shapes = export_onnx(autoencoder, temporary / "onnx", config.image_size) if how.onnx else None
+        name, (started, base) = how.push or folder.name, _started(config, whole)
+        card = Card(
+            title=name.split("/")[-1],
+            summary=told,
+            licence=how.licence,
+            example=_example(model, name, config),
+            seeds=seeds(config),
+            data=data,
+            limits=limits,
+            made=started,
+            base_model=base,
+            command=f"ldmae evaluate {run.name}",
+            onnx=shapes,
+        )
+        write_card(temporary, card, run, results if whole else _of_autoencoder(results))
+    return None if how.push is None else _upload(folder, how.push, how.private)
+
+
+def save_model_files(model: Any, folder: Path, half: bool) -> None:
+    """Saves a pipeline or an autoencoder as safetensors, without the paths that it was loaded from."""
+    for part in (model.vae, model.transformer) if isinstance(model, LDMAEPipeline) else (model,):
+        if half:
+            nn.Module.half(part)  # diffusers' own warns of layers to be kept, also where there are none
+    model.save_pretrained(folder, safe_serialization=True)
+    for path in folder.rglob("*.json"):
+        kept = read_json(path)
+        if isinstance(kept, dict) and kept.pop("_name_or_path", None) is not None:
+            write_json(path, kept)
+
+
+def write_pictures(measured: Path, folder: Path, whole: bool) -> None:
+    """Writes the pictures of a card: those of samples, reconstructions and copies that there are.
+
+    Args:
+        measured: the folder that `results/` and `samples/` are in.
+        folder: where they go.
+        whole: whether generated images are shown.
+    """
+    rows = {"reconstructions": ("originals", "reconstructions")}
+    if whole:
+        rows["nearest"] = ("generated", "nearest")
+        if (grid := measured / "samples" / "grid.png").is_file():
+            _save_small(Image.open(grid), folder / "samples.png")
+    for name, parts in rows.items():
+        measurement = {"reconstructions": "reconstruction", "nearest": "copies"}[name]
+        arrays = read_arrays(measured / "results" / f"{measurement}.npz", [])
+        if all(part in arrays for part in parts):
+            picture = grids.image_rows({part: arrays[part] for part in parts}, 99)
+            _save_small(picture, folder / f"{name}.png")
+
+
+def _save_small(picture: Image.Image, path: Path) -> None:
+    picture.convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def summary(model: Any, config: Config, data: str) -> str:
+    """Returns what a published model is, in a sentence or two."""
+    whole = isinstance(model, LDMAEPipeline)
+    vae = model.vae if whole else model
+    text = (
+        f"{type(vae).__name__} ({_millions(vae)} parameters), an image autoencoder at {config.image_size} px"
+    )
+    if whole:
+        kind, count = type(model.transformer).__name__, model.transformer.config["num_classes"]
+        classes = f", in {count} classes" if count > 1 else ""
+        text += f", and {kind} ({_millions(model.transformer)}), which generates its latents{classes}"
+    half = " In half precision." if next(vae.parameters()).dtype == torch.float16 else ""
+    return f"{text}. Trained on {data.rstrip('.')}.{half}"
+
+
+def _millions(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g} M"
+
+
+def seeds(config: Config) -> str:
+    """Returns the seeds of a run."""
+    return f"training {config.seed}, sampling {config.sampling.seed}, evaluation {config.evaluation.seed}"
+
+
+def _example(model: Any, name: str, config: Config) -> str:
+    if not isinstance(model, LDMAEPipeline):
+        return (
+            "import torch\nfrom diffusers import AutoModel\n\n"
+            f'autoencoder = AutoModel.from_pretrained("{name}", trust_remote_code=True)  # needs ldmae\n'
+            f"images = torch.zeros(1, 3, {config.image_size}, {config.image_size})  # in [-1, 1]\n"
+            "latents = autoencoder.encode(images).latent_dist.mode()\n"
+            "restored = autoencoder.decode(latents).sample"
+        )
+    sampling, names = config.sampling, dict(model.config["id2label"] or {})
+    label = next(iter(names.values()), 0)
+    scale = sampling.guidance_scale if model.transformer.config["num_classes"] > 1 else 1.0
+    call = f"guidance_scale={scale}, num_inference_steps={sampling.num_inference_steps}"
+    return (
+        "from diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # needs ldmae\n'
+        f"image = pipeline([{label!r}], {call}).images[0]"
+    )
+
+
+def _of_autoencoder(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in results if entry["measurement"] not in ("generation", "samples", "copies")]
+
+
+def _without_paths(config: Config, data: str) -> Config:
+    """Returns the settings without the paths of the machine: images are called what the card calls them."""
+    paths = {key: data for key in ("source", "val") if Path(getattr(config.data, key)).is_absolute()}
+
+    def named(part: Any, *keys: str) -> Any:
+        given = {key: getattr(part, key) for key in keys}
+        return part.replace(**{k: Path(v).name for k, v in given.items() if v and Path(v).is_absolute()})
+
+    return config.replace(
+        data=config.data.replace(**paths),
+        autoencoder=named(config.autoencoder, "source", "init"),
+        diffusion=named(config.diffusion, "init"),
+    )
+
+
+def _started(config: Config, whole: bool) -> tuple[str, str | None]:
+    """Returns what the card says of weights that training started from, and their name on the Hub."""
+    sources = {"autoencoder": config.autoencoder.source or config.autoencoder.init}
+    sources |= {"diffusion model": config.diffusion.init} if whole else {}
+    found = {what: source for what, source in sources.items() if source}
+    told = [f"The {what} is, or started from, `{Path(source).name}`." for what, source in found.items()]
+    hub = [s for s in found.values() if may_be_hub_name(s) and not Path(s).exists()]
+    return " ".join(told), hub[-1] if hub else None
+
+
+# ---- what is checked before anything is written
+
+
+def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
+    """Returns the settings of the run, and whether its pipeline is published or the autoencoder alone."""
+    if not is_run_folder(str(run)):
+        raise UserError(f"{run} is not a run folder (it has no config.yaml); name one that `ldmae run` made")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name another folder, or delete it")
+    if not how.licence.strip():
+        raise UserError("--licence is empty; name the licence of the weights, such as --licence apache-2.0")
+    path = run / "stages.json"
+    stages = read_json(path, {"stages": list})["stages"] if path.is_file() else []
+    whole = not how.autoencoder and any(str(stage.get("name")) == "diffusion" for stage in stages)
+    wanted = ("autoencoder.", "diffusion", "pipeline") if whole else ("autoencoder.",)
+    status = {s["name"]: s.get("status") for s in stages if str(s.get("name")).startswith(wanted)}
+    unfinished = [name for name, state in status.items() if state != "done"]
+    lacking = [] if whole and "pipeline" in status else ["pipeline"] if whole else []
+    if not status or unfinished or lacking:
+        what = ", ".join([*unfinished, *lacking]) or "nothing is trained yet"
+        alone = "; or publish its autoencoder alone with --autoencoder" if whole else ""
+        raise UserError(f"{run} is not finished ({what}); finish it with `ldmae run`{alone}")
+    return load_config(str(run / "config.yaml")), whole
+
+
+def read_limits(path: Path | None) -> list[str]:
+    """Returns the limits in a text file, a sentence or two a line."""
+    if path is None:
+        return []
+    if not path.is_file():
+        raise UserError(f"--limits={path} is no file; write a sentence a line into it, or omit it")
+    lines = (line.strip().removeprefix("- ") for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _check_classes(run: Path, model: Any) -> None:
+    parts = [model.vae, model.transformer, model.scheduler] if isinstance(model, LDMAEPipeline) else [model]
+    for part in parts:
+        inner = type(part.module if isinstance(part, OwnAutoencoder) else part)
+        if isinstance(part, OwnAutoencoder) or inner.__module__.split(".")[0] not in _PLAIN:
+            raise UserError(
+                f"{run} has a {inner.__name__} of {inner.__module__}, which others lack; "
+                "publish your code as a package, and save the model with it yourself"
+            )
+
+
+# ---- the Hub
+
+
+def _check_login(name: str) -> None:
+    if not may_be_hub_name(name):
+        raise UserError(f"--push={name} is no repository of the Hub; expected OWNER/NAME")
+    try:
+        HfApi().whoami()
+    except LocalTokenNotFoundError as error:
+        raise UserError("--push needs a login on the Hub; type `hf auth login`, or set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        raise UserError(f"the Hub refuses the login: {_first_line(error)}; type `hf auth login`") from error
+    except OSError as error:
+        raise UserError(
+            f"the Hub cannot be reached: {error}; try again, or publish without --push"
+        ) from error
+
+
+def _upload(folder: Path, name: str, private: bool) -> str:
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="ldmae publish")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"uploading to {name} failed: {_first_line(error)}. The folder {folder} is whole: upload it with "
+            f"`hf upload {name} {folder}`"
+        ) from error
+    return str(address)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,277 @@
+"""`diffusion.init` and LoRA: what training starts from, what becomes of classes, what a run keeps of it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+
+from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.config import load_config
+from ldmae.config.diffusion import LoraConfig
+from ldmae.core.errors import UserError
+from ldmae.diffusion.lora import add_adapter, merged
+from ldmae.run.initial_diffusion import (
+    CLASSES,
+    COPY,
+    check_initial_diffusion,
+    initial_model,
+    with_initial_diffusion,
+)
+from ldmae.run.plan import plan_trainings
+
+from .test_processes import WEIGHT, finish_two, start_two, weights
+
+TABLE = "y_embedder.embedding_table.weight"
+needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+
+
+def tiny_transformer(**changes):
+    sizes = {"sample_size": 6, "patch_size": 2, "in_channels": 4, "num_layers": 1, "num_classes": 3}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8}
+    model = LightningDiTTransformer2DModel(**{**sizes, **heads, **changes})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # its last layers start at zero, which would hide differences
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_vae(**changes):
+    parts = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in parts.items()}
+    return AutoencoderVMAE(**{"sample_size": 24, "patch_size": 4, "latent_channels": 4, **shape, **changes})
+
+
+def save_source(folder: Path, names=("discs", "bars", "waves"), **changes) -> Path:
+    torch.manual_seed(1)
+    pipeline = LDMAEPipeline(
+        tiny_vae(), tiny_transformer(**changes), FlowMatchEulerDiscreteScheduler(), dict(enumerate(names))
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The folder of a pipeline with other class numbers than the pictures have."""
+    return save_source(tmp_path_factory.mktemp("source") / "pipeline")
+
+
+def opened(source, folder, classes=("bars", "discs", "waves"), **lora):
+    settings = [f"diffusion.init={source}", *(f"diffusion.lora.{key}={value}" for key, value in lora.items())]
+    config = load_config("smoke", [*settings, "image_size=24"])
+    return SimpleNamespace(
+        config=config, folder=folder, main=True, train=SimpleNamespace(classes=[*classes]), source=source
+    )
+
+
+def state_of(source):
+    return load_file(Path(source) / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def test_training_starts_from_the_source_s_weights_with_its_classes_matched_by_name(source, tmp_path, capsys):
+    model = initial_model(opened(source, tmp_path), 4, 6)
+    before = state_of(source)
+    table = before.pop(TABLE)
+    after = model.state_dict()
+    assert torch.equal(after.pop(TABLE), table[[1, 0, 2, 3]])  # the null class, row 3, is kept
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert "classes 3 matched by name (bars, discs, waves)" in capsys.readouterr().err
+
+
+def test_new_classes_start_at_the_mean_of_the_old_ones(source, tmp_path, capsys):
+    model = initial_model(opened(source, tmp_path, ("waves", "cats", "dogs", "bars")), 4, 6)
+    table, made = state_of(source)[TABLE], model.state_dict()[TABLE]
+    torch.testing.assert_close(made[1], table[:3].mean(0))
+    assert torch.equal(made[[0, 3, 4]], table[[2, 1, 3]])
+    assert torch.equal(made[1], made[2])
+    assert "2 new, from the mean of the old ones (cats, dogs)" in capsys.readouterr().err
+
+
+def test_classes_of_a_source_without_names_are_taken_in_their_order(tmp_path, capsys):
+    model, names = tiny_transformer(), {}
+    LDMAEPipeline(tiny_vae(), model, FlowMatchEulerDiscreteScheduler(), names or None).save_pretrained(
+        tmp_path / "s"
+    )
+    made = initial_model(opened(tmp_path / "s", tmp_path), 4, 6)
+    assert torch.equal(made.state_dict()[TABLE], model.state_dict()[TABLE])
+    assert "3 matched by number, for the source does not name its classes" in capsys.readouterr().err
+
+
+def test_another_grid_interpolates_positions_alone(source, tmp_path):
+    model = initial_model(opened(source, tmp_path), 4, 8)
+    before, after = state_of(source), model.state_dict()
+    whole = LightningDiTTransformer2DModel.from_pretrained(source, subfolder="transformer")
+    assert torch.equal(after["pos_embed"], whole._positions(4, 4))
+    others = [name for name in before if name not in ("pos_embed", TABLE)]
+    assert all(torch.equal(after[name], before[name]) for name in others)
+    assert model.config["sample_size"] == 8
+
+
+def test_the_model_s_settings_come_from_the_source(source, tmp_path):
+    config = opened(source, tmp_path).config.replace(image_size=24)
+    auto = load_config("smoke", ["autoencoder.model.latent_channels=4", "image_size=24"]).autoencoder
+    made = with_initial_diffusion(config.replace(autoencoder=auto), tmp_path)
+    assert made.diffusion.model.attention_head_dim == 8
+    assert made.diffusion.model.patch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["diffusion.init=missing"], "there is no pipeline missing"),
+        (["diffusion.init={run}"], "there is no pipeline .*begun/pipeline; make it with `ldmae run`"),
+        (["diffusion.init=official:no.pt"], "no.pt"),
+        (["diffusion.init={vae}"], "holds no pipeline"),
+        (
+            ["diffusion.init={source}", "autoencoder.model.latent_channels=3"],
+            "of 4 channels, the autoencoder has 3",
+        ),
+        (
+            ["diffusion.init={source}", "image_size=28", "diffusion.model.patch_size=1"],
+            r"do not divide the latent grid of 7 x 7; set image_size",
+        ),
+        (["diffusion.lora.rank=4"], "adapts weights that exist; set diffusion.init"),
+        (["diffusion.init={source}", "diffusion.kind=my_models:Mine"], "is for a LightningDiT"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(
+    source, tmp_path, settings, message
+):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").touch()
+    named = {"source": source, "run": tmp_path / "begun", "vae": source / "vae"}
+    model = "autoencoder.model.latent_channels=4"
+    written = ["image_size=24", model, *(text.format(**named) for text in settings)]
+    with pytest.raises(UserError, match=message):
+        with_initial_diffusion(load_config("smoke", written), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_peft
+def test_lora_refuses_classes_that_the_source_does_not_have(source, tmp_path):
+    run = opened(source, tmp_path, ("bars", "cats"), rank=4)
+    run.takes_autoencoder = False
+    with pytest.raises(
+        UserError, match=r"does not have cats; give the classes names that it has \(discs, bars"
+    ):
+        check_initial_diffusion(run)
+
+
+def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_first_stage(source, tmp_path):
+    run = opened(source, tmp_path)
+    run.takes_autoencoder = True
+    tiny_vae(latent_channels=3).save_pretrained(tmp_path / "vae")
+    auto = run.config.autoencoder.replace(source=str(tmp_path / "vae"))
+    run.config = run.config.replace(autoencoder=auto)
+    with pytest.raises(UserError, match="of 4 channels, the autoencoder has 3"):
+        check_initial_diffusion(run)
+
+
+# ---- LoRA
+
+
+@needs_peft
+def test_an_adapter_begins_as_the_source_and_merges_to_the_same_model():
+    torch.manual_seed(0)
+    plain = tiny_transformer()
+    model = add_adapter(copy.deepcopy(plain), LoraConfig(rank=2, alpha=4))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 4
+    inputs = torch.randn(2, 4, 6, 6), torch.rand(2), torch.tensor([0, 2])
+    assert torch.equal(model(*inputs).sample, plain(*inputs).sample)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted = model(*inputs).sample
+    assert (adapted - plain(*inputs).sample).abs().max() > 1e-3
+    whole = merged(model)
+    torch.testing.assert_close(whole(*inputs).sample, adapted, atol=1e-5, rtol=1e-5)
+    assert whole.state_dict().keys() == plain.state_dict().keys()
+
+
+@needs_peft
+def test_a_target_that_no_layer_is_called_is_refused_by_name():
+    with pytest.raises(UserError, match=r"names 'attn\.q', which no layer.*its blocks have .*attn\.qkv"):
+        add_adapter(tiny_transformer(), LoraConfig(rank=2, targets=["attn.q"]))
+
+
+@needs_peft
+def test_a_plan_counts_gradients_and_optimizer_of_the_adapter_alone(source, tmp_path):
+    settings = ["image_size=24", "autoencoder.model.latent_channels=4", f"diffusion.init={source}"]
+    plans = {}
+    for rank in (0, 2):
+        config = load_config("smoke", [*settings, f"diffusion.lora.rank={rank}"])
+        plans[rank] = plan_trainings(with_initial_diffusion(config, tmp_path))[-1]
+    full, lora = plans[0], plans[2]
+    assert lora.trainable == 2 * (16 + 48) + 2 * (16 + 16)  # qkv, proj
+    assert full.memory - lora.memory > 10 * (full.trainable - lora.trainable)
+
+
+@pytest.fixture(scope="module")
+def words(preset, source, tmp_path_factory):
+    """A command that trains an adapter, without a training of the autoencoder, and where it starts from."""
+    folder = tmp_path_factory.mktemp("words")
+    vae = Path(shutil.copytree(source / "vae", folder / "vae"))
+    start = Path(shutil.copytree(source, folder / "start"))
+    settings = [f"autoencoder.source={vae}", f"diffusion.init={start}", "diffusion.lora.rank=2"]
+    return ("run", preset, *settings), start
+
+
+@needs_peft
+def test_a_run_with_lora_that_is_killed_ends_the_same_without_its_source(
+    ldmae, words, tmp_path, assert_same_run
+):
+    command, start = words
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    started = ldmae.start(*command, "--out", alone)
+    two = start_two(ldmae, *command, "diffusion.training.micro_batch_size=4", "--out", tmp_path / "two")
+    assert started.wait() == 0, started.output
+    finish_two(two)
+    a, b = weights(alone / "diffusion"), weights(tmp_path / "two" / "diffusion")
+    assert max((a[name] - b[name]).abs().max() for name in a) < WEIGHT
+
+    started = ldmae.start(*command, "--out", killed)
+    while not (killed / "checkpoints" / "diffusion" / "step-00000005.pt").exists():
+        assert started.poll() is None, started.output
+    started.kill()
+    started.wait()
+    away = start.rename(start.with_name("away"))
+    started = ldmae.start(*command, "--out", killed)
+    assert started.wait() == 0, started.output
+    away.rename(start)
+    assert_same_run(alone, killed)
+
+    pipe, joined = LDMAEPipeline.from_pretrained(start), LDMAEPipeline.from_pretrained(alone / "pipeline")
+    settings = {"num_inference_steps": 2, "output_type": "latent", "timestep_shift": 1.0}
+
+    def made(pipeline):
+        return pipeline("bars", generator=torch.Generator().manual_seed(0), **settings).images
+
+    before = made(pipe)
+    pipe.load_lora_weights(alone / "lora", adapter_name="one")
+    with_one = made(pipe)
+    assert (with_one - before).abs().max() > 1e-4
+    torch.testing.assert_close(with_one, made(joined), atol=1e-4, rtol=1e-3)
+    pipe.load_lora_weights(tmp_path / "two" / "lora", adapter_name="two")
+    pipe.set_adapters(["one", "two"], [0.5, 0.5])
+    torch.testing.assert_close(made(pipe), with_one, atol=1e-3, rtol=1e-2)
+    pipe.set_adapters("one")
+    pipe.fuse_lora(adapter_names=["one"])
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(made(pipe), with_one, atol=1e-4, rtol=1e-3)
+    assert not np.isnan(with_one.numpy()).any()
+    assert (alone / COPY).exists()
+    assert (alone / CLASSES).exists()
