@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldmae.core.autoencoding import decode, encode_moments
 from ldmae.core.errors import UserError
 
-NEEDED = ("onnx", "onnxscript")
+_NEEDED = ("onnx", "onnxscript")
 
 
 class _Encoder(nn.Module):
@@ -40,7 +40,7 @@ class _Decoder(nn.Module):
 
 def require_onnx() -> None:
     """Raises a UserError where what exports is not installed."""
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         raise UserError(f"--onnx needs {' and '.join(lacking)}; type: pip install 'ldmae[onnx]'")
 

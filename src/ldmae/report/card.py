@@ -14,8 +14,8 @@ from ldmae.report.data import mapping, metrics_of, number, read_json, records, r
 from ldmae.report.formatting import format_seconds
 from ldmae.report.tables import footnotes, metrics_table
 
-TEMPLATE = Path(__file__).with_name("card.md.j2")
-TAGS = ["ldmae", "flow-matching", "class-conditional"]
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
+_TAGS = ["ldmae", "flow-matching", "class-conditional"]
 _SHOWN = {
     *("reconstruction", "generation", "samples", "copies", "smoothness", "ifid", "probe"),
     *("components", "compression"),
@@ -71,14 +71,14 @@ def write_card(folder: Path, card: Card, run: Path, results: list[dict[str, Any]
         license=card.licence,
         library_name="diffusers",
         pipeline_tag=task,
-        tags=TAGS if pipeline else ["ldmae", "autoencoder"],
+        tags=_TAGS if pipeline else ["ldmae", "autoencoder"],
         base_model=card.base_model,
         model_name=card.title,
         eval_results=[_eval_result(entry, card.data) for entry in shown] or None,  # pyright: ignore
     )
     text = ModelCard.from_template(
         card_data,
-        template_path=str(TEMPLATE),
+        template_path=str(_TEMPLATE),
         title=card.title,
         summary=card.summary,
         example=card.example.strip(),
