@@ -35,6 +35,7 @@ VERBS = [
     "evaluate",
     "evaluate-samples",
     "compare",
+    "publish",
     "prepare emoji-sets",
     "prepare wallpapers",
     "report",
