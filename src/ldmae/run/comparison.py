@@ -68,15 +68,17 @@ def compare(
 
     if main:
         console.print("\n".join(cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
+    published = False
     for number, unit in enumerate(chosen, 1):
         made = results / "units" / unit.place
         if not (made / "unit.json").exists():
             if main:
                 console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
             make_unit(unit, folder / unit.place, made, Path(preset).stem, words, matching)
+            published = True
             if main:
                 publish()
-    if main:
+    if main and not published:
         publish()
     accelerator.end_training()
 
