@@ -5,30 +5,57 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from .drawings import blank  # noqa: F401 - a fixture
+from .processes import Server
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+LONGEST = ("run", "app", "examples", "report", "training")
+"""Folders that take longest: last, one would keep one process busy while others idle."""
+MEMORY = Path("/dev/shm")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_configure() -> None:
-    """Undoes that a shell makes its background jobs, and so the programs they start, deaf to Ctrl+C."""
+    """Hears Ctrl+C, to which a shell makes background jobs deaf, and keeps files in memory where it can.
+
+    Every file that matters is synced when it is written, which takes a disk milliseconds.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the folder that takes longest first: last, it would keep one process busy while others idle."""
-    items.sort(key=lambda item: item.path.parent.name != "run")
+    """Puts the longest folders first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 def pytest_collection_finish() -> None:
     """Spares collections of garbage, which every training makes, all that was imported."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Starts `ldmae` in processes of its own; its imports are made once."""
+    opened = Server(tmp_path_factory.mktemp("logs"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def ldmae(server: Server) -> Server:
+    """Starts `ldmae`."""
+    return server
 
 
 @pytest.fixture(scope="module")

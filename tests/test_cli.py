@@ -24,7 +24,10 @@ from ldmae.config import preset_names
 from ldmae.core.errors import UserError
 from ldmae.terminal import run_app
 
-GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+from .golden import GOLDEN, needs_golden
+
+pytestmark = pytest.mark.usefixtures("blank")
+
 VERBS = [
     "run",
     "train autoencoder",
@@ -42,7 +45,6 @@ VERBS = [
     "convert",
     "app",
 ]
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no official golden files beside the project")
 
 TINY = """
 data: {source: SOURCE, val: "0.3"}
@@ -81,25 +83,17 @@ def draw_images(folder: Path, count: int = 24) -> Path:
     return folder
 
 
-def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ldmae", *arguments], cwd=cwd, capture_output=True, text=True, env=environment
-    )
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     return draw_images(tmp_path_factory.mktemp("data") / "shapes")
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory, images):
+def made(server, tmp_path_factory, images):
     """A whole tiny run, made by the command in a process of its own."""
     base = tmp_path_factory.mktemp("cli")
     (base / "tiny.yaml").write_text(TINY.replace("SOURCE", str(images)))
-    process = python("run", "tiny.yaml", cwd=base)
-    assert process.returncode == 0, process.stderr
+    process = server.run("run", "tiny.yaml", cwd=base, drawn=True)
     return SimpleNamespace(base=base, folder=base / "runs" / "tiny", yaml=base / "tiny.yaml", process=process)
 
 
@@ -518,40 +512,27 @@ def test_wrong_usage_exits_with_2(ldmae, command):
 
 
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
-    failed = python("run", "smok", cwd=tmp_path)
+    failed = subprocess.run(
+        [sys.executable, "-m", "ldmae", "run", "smok"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert failed.stderr.startswith("error: no preset or YAML file 'smok'")
     assert "Traceback" not in failed.stderr
 
 
-def test_interrupt_exits_with_130(made, tmp_path):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ldmae",
-            "run",
-            str(made.yaml),
-            "autoencoder.pretraining.training.steps=100000",
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def test_interrupt_exits_with_130(server, made, tmp_path):
+    endless = "autoencoder.pretraining.training.steps=100000"
+    started = server.start("run", made.yaml, endless, cwd=tmp_path)
+    while not (tmp_path / "runs/tiny/metrics.jsonl").exists():
+        assert started.poll() is None, started.output
+        time.sleep(0.05)
+    os.kill(started.process, signal.SIGINT)
+    assert started.wait(60) == 130  # which ends one that did not hear it
+    assert (
+        started.stderr.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
     )
-    metrics, waited = tmp_path / "runs" / "tiny" / "metrics.jsonl", 0.0
-    while not metrics.exists() and waited < 60:
-        time.sleep(0.2)
-        waited += 0.2
-    process.send_signal(signal.SIGINT)
-    try:
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()  # a run that did not hear it would go on for hours
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
-    assert "Traceback" not in err
+    assert "Traceback" not in started.output
 
 
 def test_a_bug_keeps_its_traceback():

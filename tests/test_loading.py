@@ -1,5 +1,6 @@
 """Opens what a user names: a run folder, a diffusers folder or Hub name, an official checkpoint."""
 
+import functools
 import json
 import os
 import shutil
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.arguments import run_config
 from ldmae.cli import app
 from ldmae.conversion.vmae import to_official_vmae
@@ -22,27 +23,20 @@ from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline
 
+from .tiny import tiny_pipeline, tiny_vmae, vmae_sizes
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def tiny_vmae() -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    part = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 12}
-    arguments = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **arguments)
+vae = functools.partial(tiny_vmae, **vmae_sizes(12, heads=12))  # the official number of heads
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Every form of source, by name."""
     root = tmp_path_factory.mktemp("sources")
-    tiny_vmae().save_pretrained(root / "vmae")
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
-    )
-    LDMAEPipeline(tiny_vmae(), transformer, FlowMatchEulerDiscreteScheduler()).save_pretrained(
-        root / "pipeline"
-    )
+    vae().save_pretrained(root / "vmae")
+    tiny_pipeline(vae()).save_pretrained(root / "pipeline")
     shutil.copytree(root / "vmae", root / "run" / "autoencoder")
     for run in ("run", "theirs"):  # theirs: of a run that took its autoencoder from elsewhere
         shutil.copytree(root / "pipeline", root / run / "pipeline")
@@ -50,7 +44,7 @@ def saved(tmp_path_factory):
     for name in ("run", "begun", "theirs"):
         (root / name).mkdir(exist_ok=True)
         (root / name / "config.yaml").write_text("seed: 0\n")
-    torch.save({"model": to_official_vmae(tiny_vmae())}, root / "official.pth")
+    torch.save({"model": to_official_vmae(vae())}, root / "official.pth")
     (root / "empty").mkdir()
     return root
 
@@ -64,7 +58,7 @@ def test_a_folder_of_any_form_gives_its_autoencoder_ready_for_use(saved, source)
     assert type(model) is (AutoencoderKL if source == "kl" else AutoencoderVMAE)
     assert not model.training
     if source != "kl":
-        for name, weight in tiny_vmae().state_dict().items():
+        for name, weight in vae().state_dict().items():
             assert torch.equal(model.state_dict()[name], weight)
 
 
@@ -79,7 +73,7 @@ def test_a_run_whose_settings_are_damaged_is_named(saved, tmp_path):
 def test_an_official_checkpoint_gives_the_same_weights(saved):
     model = load_autoencoder(f"official:{saved / 'official.pth'}")
     assert not model.training
-    assert torch.equal(model.to_latent.weight, tiny_vmae().to_latent.weight)
+    assert torch.equal(model.to_latent.weight, vae().to_latent.weight)
 
 
 def test_a_relative_name_of_two_parts_that_is_a_folder_here_is_no_hub_name(saved, monkeypatch):
@@ -88,7 +82,7 @@ def test_a_relative_name_of_two_parts_that_is_a_folder_here_is_no_hub_name(saved
 
 
 def test_weights_are_in_fp32_whatever_the_file_holds(tmp_path):
-    tiny_vmae().half().save_pretrained(tmp_path)
+    vae().half().save_pretrained(tmp_path)
     assert {p.dtype for p in load_autoencoder(str(tmp_path)).parameters()} == {torch.float32}
 
 

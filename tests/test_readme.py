@@ -12,12 +12,12 @@ import typer
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.cli import app
 from ldmae.config import load_config, preset_names
+
+from .tiny import tiny_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -173,23 +173,9 @@ def test_slurm_script_starts_a_launcher_with_options_that_it_knows(tmp_path):
 
 def test_program_runs(tmp_path, monkeypatch):
     """With small models in the place of those that the demo leaves."""
-    torch.manual_seed(0)
-    heads = {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2}
-    sizes = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, **heads}
-    vae = AutoencoderVMAE(
-        sample_size=16,
-        patch_size=4,
-        latent_channels=4,
-        encoder_num_hidden_layers=1,
-        decoder_num_hidden_layers=1,
-        **sizes,
-    )
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
-    )
-    pipeline = LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), {0: "faces", 1: "hearts"})
+    pipeline = tiny_pipeline(id2label={0: "faces", 1: "hearts"})
     pipeline.save_pretrained(tmp_path / "runs" / "emoji" / "pipeline")
-    vae.save_pretrained(tmp_path / "runs" / "emoji" / "autoencoder")
+    pipeline.vae.save_pretrained(tmp_path / "runs" / "emoji" / "autoencoder")
     monkeypatch.chdir(tmp_path)
     (program,) = BLOCKS
     names = {"images": torch.rand(2, 3, 16, 24) * 2 - 1}

@@ -9,8 +9,10 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.app.workbench import Workbench, open_workbench
+
+from ..tiny import tiny_transformer, tiny_vmae
 
 CLASSES = ["faces", "hearts", "clocks"]
 SIZE = 32
@@ -22,33 +24,14 @@ sampling: {guidance_scale: 2.0, guidance_interval: [0.2, 0.9], num_inference_ste
 
 
 def tiny_vae(seed: int = 0, use_mask_token: bool = True, latent_channels: int = 4) -> AutoencoderVMAE:
-    torch.manual_seed(seed)
-    return AutoencoderVMAE(
-        sample_size=SIZE,
-        patch_size=8,
-        latent_channels=latent_channels,
-        encoder_hidden_size=16,
-        encoder_num_hidden_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        use_mask_token=use_mask_token,
-        latents_mean=[0.1] * latent_channels,
-        latents_std=[0.8] * latent_channels,
-    ).eval()
+    statistics = {"latents_mean": [0.1] * latent_channels, "latents_std": [0.8] * latent_channels}
+    shape = {"sample_size": SIZE, "patch_size": 8, "latent_channels": latent_channels}
+    return tiny_vmae(seed, use_mask_token=use_mask_token, **shape, **statistics)
 
 
 def tiny_pipeline(classes: list[str] = CLASSES) -> LDMAEPipeline:
     vae = tiny_vae()
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4,
-        in_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_classes=len(classes),
-    ).eval()
+    transformer = tiny_transformer(num_classes=len(classes))
     with torch.no_grad():  # a fresh one predicts 0 whatever the class
         for parameter in transformer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -27,6 +27,7 @@ from ldmae.app.uploads import MIB, Limits, squared
 from ldmae.app.workbench import Workbench, open_workbench
 from ldmae.evaluation.reconstruction import to_uint8
 
+from ..pictures import encoded
 from .conftest import CLASSES, SIZE, photo
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
@@ -164,12 +165,6 @@ def shown(page: Page, key: str, place: int) -> np.ndarray:
         "async address => [...new Uint8Array(await (await fetch(address)).arrayBuffer())]", address
     )
     return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def wait_until(page: Page, true: Callable[[], bool], seconds: float = 20) -> None:
@@ -336,7 +331,7 @@ def test_settings_that_make_no_sense_or_take_minutes_are_told(page: Page):
 
 
 def test_a_file_without_settings_is_told_and_the_drop_zone_is_free_again(page: Page):
-    files = [("notes.txt", b"hello", "not a PNG"), ("other.png", png(photo()), "has no ldmae settings")]
+    files = [("notes.txt", b"hello", "not a PNG"), ("other.png", encoded(photo()), "has no ldmae settings")]
     for name, content, told in files:
         drop(page, "settings-drop", name, content)
         expect(bad(page, "generate")).to_contain_text(told)
@@ -350,7 +345,7 @@ def test_an_uploaded_image_is_looked_into(page: Page, served: SimpleNamespace):
     tab(page, "Autoencoder")
     expect(page.locator("#look-whole img")).to_have_count(3)
     before = shown(page, "look-whole", 0)
-    drop(page, "look-drop", "mine.png", png(photo(seed=7)))
+    drop(page, "look-drop", "mine.png", encoded(photo(seed=7)))
     wait_until(page, lambda: not np.array_equal(before, shown(page, "look-whole", 0)))
     explorer = served.bench.explorer
     latent = explorer.encode(photo(seed=7))
@@ -395,27 +390,20 @@ def test_two_images_are_mixed(page: Page, served: SimpleNamespace):
     wait_until(
         page, lambda: np.array_equal(shown(page, "look-between", 1), explorer.between(*ends, [0.25])[0])
     )
-    drop(page, "second-drop", "mine.webp", _webp(photo(seed=5)))
-    other = explorer.encode(Image.open(io.BytesIO(_webp(photo(seed=5)))).convert("RGB"))
+    drop(page, "second-drop", "mine.webp", encoded(photo(seed=5), "webp"))
+    other = explorer.encode(Image.open(io.BytesIO(encoded(photo(seed=5), "webp"))).convert("RGB"))
     wait_until(page, lambda: np.array_equal(shown(page, "look-between", 2), other.picture))
-
-
-def _webp(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=90)
-    return buffer.getvalue()
 
 
 def test_wrong_files_are_told_and_change_nothing(page: Page):
     tab(page, "Autoencoder")
     expect(page.locator("#look-whole img")).to_have_count(3)
     before = shown(page, "look-whole", 0)
-    wide = io.BytesIO()
-    Image.new("1", (1001, 1000)).save(wide, "PNG")
+    wide = encoded(Image.new("1", (1001, 1000)))
     wrong = [
         ("notes.png", b"hello", "can't read the file as an image"),
-        ("half.png", png(photo())[:300], "damaged or incomplete"),
-        ("wide.png", wide.getvalue(), "1,001 × 1,000 pixels"),
+        ("half.png", encoded(photo())[:300], "damaged or incomplete"),
+        ("wide.png", wide, "1,001 × 1,000 pixels"),
     ]
     for name, content, told in wrong:
         drop(page, "look-drop", name, content)
@@ -455,7 +443,7 @@ def test_what_the_page_offers_is_compared_as_it_comes_though_its_sizes_differ(
     page: Page, folders: SimpleNamespace
 ):
     tab(page, "Compare")
-    drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
+    drop(page, "compare-drop", "mine.png", encoded(photo(seed=8)))
     page.locator("#compare").click()
     expect(page.locator("#compare-status")).to_contain_text("3 of 3 autoencoders compared")
     result = page.locator("#compare-result")
@@ -512,7 +500,7 @@ def test_a_comparison_is_stopped(page: Page, served: SimpleNamespace):
 
 def test_an_image_that_was_forgotten_is_asked_for_again(page: Page, served: SimpleNamespace):
     tab(page, "Compare")
-    drop(page, "compare-drop", "mine.png", png(photo(seed=8)))
+    drop(page, "compare-drop", "mine.png", encoded(photo(seed=8)))
     expect(page.locator("#compare-result img")).to_have_count(1)
     picture = as_picture(to_uint8(squared(photo(seed=8), 48)))
     wait_until(page, lambda: np.array_equal(picture, shown(page, "compare-result", 0)))
@@ -574,7 +562,7 @@ def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: S
         expect(visitor.locator("#look-whole img")).to_have_count(3)
     with Job(served.bench.light.turns):  # nothing is looked at before both have sent it
         for visitor in (page, other):
-            drop(visitor, "look-drop", "same.png", png(photo(seed=12)))
+            drop(visitor, "look-drop", "same.png", encoded(photo(seed=12)))
             visitor.wait_for_timeout(500)
     for visitor in (page, other):
         wait_until(visitor, lambda: np.array_equal(picture, shown(visitor, "look-whole", 0)))  # noqa: B023
@@ -604,7 +592,7 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
     (mine,) = generate(other)
     assert read_settings(mine)["seed"] == 200
     tab(other, "Autoencoder")
-    drop(other, "look-drop", "mine.png", png(photo(seed=6)))
+    drop(other, "look-drop", "mine.png", encoded(photo(seed=6)))
     picture = served.bench.explorer.encode(photo(seed=6)).picture
     wait_until(other, lambda: np.array_equal(shown(other, "look-whole", 0), picture))
     expect(page.locator("#generate-status")).to_contain_text("of 250")
@@ -662,7 +650,7 @@ def test_an_image_of_ones_own_leaves_no_thumbnail_marked(page: Page):
     thumbnail = page.locator("#look-samples button").nth(2)
     thumbnail.click()
     expect(thumbnail).to_have_attribute("aria-pressed", "true")
-    drop(page, "look-drop", "mine.png", png(photo(seed=7)))
+    drop(page, "look-drop", "mine.png", encoded(photo(seed=7)))
     expect(page.locator("#look-samples button[aria-pressed='true']")).to_have_count(0)
 
 

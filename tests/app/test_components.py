@@ -1,7 +1,6 @@
 """What the tabs share, and what their controls mean."""
 
 import asyncio
-import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ from ldmae.app.generate_tab import _filled, _request_of, _values_of  # noqa: E40
 from ldmae.config.diffusion import SamplingConfig  # noqa: E402
 from ldmae.core.errors import UserError  # noqa: E402
 
+from ..pictures import encoded  # noqa: E402
 from .conftest import photo  # noqa: E402
 
 
@@ -115,15 +115,10 @@ def test_only_the_same_weights_make_a_picture_again(bench):
 
 
 def test_of_a_huge_picture_its_middle_is_kept(bench):
-    def sent(image: Image.Image) -> bytes:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
     huge, long = (Image.new("RGB", size, "red") for size in ((3000, 2 * _KEPT), (3 * _KEPT, 40)))
-    assert uploaded(bench, sent(huge)).size == (_KEPT, _KEPT)
-    assert uploaded(bench, sent(long)).size == (40, 40)
-    assert uploaded(bench, sent(photo(70, 50))).size == (70, 50)
+    assert uploaded(bench, encoded(huge)).size == (_KEPT, _KEPT)
+    assert uploaded(bench, encoded(long)).size == (40, 40)
+    assert uploaded(bench, encoded(photo(70, 50))).size == (70, 50)
     with pytest.raises(UserError, match="no file arrived"):
         uploaded(bench, None)
 

@@ -1,4 +1,3 @@
-import io
 import json
 import threading
 from itertools import pairwise
@@ -33,6 +32,7 @@ from ldmae.core.random import generator
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.run.sampling import picture_size
 
+from ..pictures import encoded
 from .conftest import CLASSES, SIZE
 
 
@@ -190,9 +190,7 @@ def test_a_picture_is_named_after_its_class_and_seed(pipeline):
 def png(settings: object = None, key: str = _KEY) -> bytes:
     text = PngInfo()
     text.add_text(key, settings if isinstance(settings, str) else json.dumps(settings))
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PNG", pnginfo=text)
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (4, 4)), pnginfo=text)
 
 
 GOOD = {
@@ -224,10 +222,8 @@ def test_a_file_without_settings_is_told(content, message):
 
 
 def test_another_format_is_no_png():
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "JPEG")
     with pytest.raises(UserError, match="not a PNG with ldmae settings"):
-        read_settings(buffer.getvalue())
+        read_settings(encoded(Image.new("RGB", (4, 4)), "JPEG"))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +308,5 @@ def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
 
 def test_the_frames_of_an_animation_are_not_gone_through_for_settings():
     frames = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
-    file = io.BytesIO()
-    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
     with pytest.raises(UserError, match="has no ldmae settings"):
-        read_settings(file.getvalue())
+        read_settings(encoded(frames[0], save_all=True, append_images=frames[1:]))

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.app import markup
 from ldmae.app.generate import generate, request_from
 from ldmae.app.page import _page_theme
 from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
+from ..tiny import tiny_pipeline as random_pipeline
+from ..tiny import tiny_transformer
 from .conftest import tiny_pipeline, tiny_vae
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
@@ -65,15 +65,7 @@ def test_the_page_opens_with_another_autoencoder_too(tmp_path):
         norm_num_groups=2,
         latent_channels=4,
     )
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=16,
-        in_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_classes=2,
-    )
-    LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "kl")
+    random_pipeline(vae, tiny_transformer(sample_size=16)).save_pretrained(tmp_path / "kl")
     bench = open_workbench(str(tmp_path / "kl"))
     assert bench.size == 32
     assert bench.class_names == ["0", "1"]

@@ -3,9 +3,8 @@ import importlib.util
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -80,34 +79,29 @@ def test_a_wrong_source_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.glob("ldmae-app-*")) == []
 
 
-def test_the_command_serves_until_it_is_told_to_end(folders, tmp_path):
+def test_the_command_serves_until_it_is_told_to_end(server, folders, tmp_path):
     """In a process of its own, as a user starts it; everything else is tested in this one."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ldmae", "app", str(folders.pipeline), "--port", "0", "--device", "cpu"]
-    command.append("--only-offered")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
-    ) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline().startswith("opening ")
-            line = process.stdout.readline()
-            assert line.startswith("web app: http://127.0.0.1:"), line
-            address = line.removeprefix("web app: ").strip()
-            with urllib.request.urlopen(address, timeout=20) as answer:
-                text = answer.read()
-            assert b"LDMAE" in text
-            assert b"Only one autoencoder is available" in text
-            for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
-                _refuses_or_is_empty(f"{address}{hidden}")
-            (private,) = tmp_path.glob("ldmae-app-*")
-            assert private.stat().st_mode & 0o077 == 0
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                code = process.wait(30)
-            finally:
-                process.kill()  # or leaving Popen would wait for ever
+    words = ("app", folders.pipeline, "--port", "0", "--device", "cpu", "--only-offered")
+    started = server.start(*words, cwd=tmp_path, environment={"TMPDIR": str(tmp_path)})
+    try:
+        while "web app: " not in started.stdout:
+            assert started.poll() is None, started.output
+            time.sleep(0.05)
+        first, second = started.stdout.splitlines()[:2]
+        assert first.startswith("opening ")
+        assert second.startswith("web app: http://127.0.0.1:")
+        address = second.removeprefix("web app: ").strip()
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            text = answer.read()
+        assert b"LDMAE" in text
+        assert b"Only one autoencoder is available" in text
+        for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
+            _refuses_or_is_empty(f"{address}{hidden}")
+        (private,) = tmp_path.glob("ldmae-app-*")
+        assert private.stat().st_mode & 0o077 == 0
+    finally:
+        os.kill(started.process, signal.SIGINT)
+        code = started.wait(30)
     assert code in (0, 130)
     assert list(tmp_path.glob("ldmae-app-*")) == []
 

@@ -11,15 +11,10 @@ from ldmae.app.uploads import Limits, decode_picture, squared
 from ldmae.core.errors import UserError
 from ldmae.images.transforms import center_crop, to_rgb, to_tensor
 
+from ..pictures import encoded
 from .conftest import photo
 
 LIMITS = Limits(bytes=200_000, pixels=10_000)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def png_head(width: int, height: int) -> bytes:

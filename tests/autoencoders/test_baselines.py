@@ -15,6 +15,8 @@ from ldmae.config.baselines import VAE_PIXEL_STD, baseline_objective, elbo_kl_we
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 
+from ..tiny import vmae_sizes
+
 
 def test_the_full_width_is_stable_diffusion_3s():
     with torch.device("meta"):
@@ -100,16 +102,7 @@ def test_the_log_variance_starts_where_asked():
 
 
 def test_the_width_found_comes_closest_to_the_operations_of_a_vmae():
-    vmae = AutoencoderVMAE(
-        sample_size=32,
-        patch_size=4,
-        encoder_hidden_size=96,
-        encoder_num_hidden_layers=4,
-        encoder_num_attention_heads=4,
-        decoder_hidden_size=96,
-        decoder_num_hidden_layers=4,
-        decoder_num_attention_heads=4,
-    )
+    vmae = AutoencoderVMAE(sample_size=32, patch_size=4, **vmae_sizes(96, layers=4, heads=4))
     target = count_autoencoder_flops(vmae, 32).total
     shape = BaselineConfig(factor=4, latent_channels=8)
     found = fit_width(shape, 32, target)

@@ -18,12 +18,14 @@ from ldmae.autoencoders.latent_terms import (
 )
 from ldmae.autoencoders.masked_objective import MaskedObjective, patch_errors, set_initial_logvar
 from ldmae.autoencoders.masking import mask_share, random_visible_indices, visible_mask
-from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify
+from ldmae.autoencoders.vmae import patchify
 from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal, uniform
 from ldmae.perception.spatial import SpatialFeatures
+
+from ..tiny import tiny_vmae
 
 BATCH = 8
 
@@ -52,19 +54,7 @@ def network() -> SpatialFeatures:
 
 
 def objective(perceptual=None, use_mask_token=True, layers=0, features=None, **changes) -> MaskedObjective:
-    torch.manual_seed(0)
-    model = AutoencoderVMAE(
-        sample_size=16,
-        patch_size=4,
-        latent_channels=3,
-        encoder_hidden_size=16,
-        encoder_num_hidden_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        use_mask_token=use_mask_token,
-    )
+    model = tiny_vmae(latent_channels=3, use_mask_token=use_mask_token).train()
     settings = {"perceptual_weight": 0.0 if perceptual is None else 0.7, "kl_weight": 0.01, **changes}
     discriminator = PatchDiscriminator(layers, 8) if layers else None
     return MaskedObjective(model, MaskedObjectiveConfig(**settings), perceptual, discriminator, features)

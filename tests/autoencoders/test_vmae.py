@@ -1,6 +1,5 @@
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,23 +14,16 @@ from ldmae.core.files import fingerprint_tensors
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.positions import sincos_2d
 
-TINY = {
-    "sample_size": 16,
-    "patch_size": 4,
-    "latent_channels": 3,
-    "encoder_hidden_size": 16,
-    "encoder_num_hidden_layers": 2,
-    "encoder_num_attention_heads": 2,
-    "decoder_hidden_size": 24,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 3,
-}
+from ..golden import GOLDEN, needs_golden
+from ..tiny import tiny_vmae
+
+TINY = {"latent_channels": 3, "encoder_num_hidden_layers": 2}
+TINY |= {"decoder_hidden_size": 24, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 3}
 VISIBLE = torch.tensor([[0, 3, 7, 10], [1, 2, 8, 15]])
 
 
 def tiny(**changes) -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    return AutoencoderVMAE(**{**TINY, **changes}).eval()
+    return tiny_vmae(**(TINY | changes))
 
 
 def images(batch=2, height=16, width=16) -> torch.Tensor:
@@ -480,10 +472,8 @@ def test_encoder_fingerprint_tells_encoders_apart_and_ignores_the_decoder():
 
 # ---- the official code's numbers
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 
-
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden files of the official code are not here")
+@needs_golden
 def test_model_computes_what_the_official_code_computes():
     from ldmae.conversion import load_official_vmae
 

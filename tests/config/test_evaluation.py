@@ -10,6 +10,7 @@ from ldmae.core.errors import UserError
     ("wrong", "message"),
     [
         ({"features": "inceptoin"}, "features must be .* got 'inceptoin'; did you mean 'inception'"),
+        ({"perceptual": "lpipz"}, "perceptual must be .* got 'lpipz'"),
         ({"epsilons": [0.1, 0.1]}, "epsilons must be distinct numbers"),
         ({"epsilons": [-0.1]}, r"evaluation.epsilons\[0\] must be at least 0, got -0.1"),
         ({"epsilons": [math.nan]}, r"epsilons\[0\] must be a finite number"),

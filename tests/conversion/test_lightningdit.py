@@ -1,4 +1,5 @@
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -8,26 +9,11 @@ from safetensors.torch import load_file
 
 from ldmae.conversion.lightningdit import load_official_lightningdit, to_official_lightningdit
 from ldmae.core.errors import UserError
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not beside this checkout")
-TINY = {
-    "sample_size": 4,
-    "in_channels": 3,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_classes": 5,
-}
+from ..golden import GOLDEN, needs_golden
+from ..tiny import tiny_transformer
 
-
-def tiny(**changes) -> LightningDiTTransformer2DModel:
-    torch.manual_seed(0)
-    model = LightningDiTTransformer2DModel(**{**TINY, **changes}).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+tiny = functools.partial(tiny_transformer, std=0.2, in_channels=3, num_layers=2, num_classes=5)
 
 
 def settings(model) -> dict:

@@ -12,24 +12,13 @@ from ldmae.conversion.checkpoints import read_official_checkpoint
 from ldmae.conversion.vmae import to_official_checkpoint, to_official_vmae
 from ldmae.core.errors import UserError
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+from ..golden import GOLDEN, needs_golden
+from ..tiny import tiny_vmae
 
 
 def model(**changes) -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    sizes = {
-        "sample_size": 16,
-        "patch_size": 4,
-        "latent_channels": 3,
-        "encoder_hidden_size": 32,
-        "encoder_num_hidden_layers": 2,
-        "encoder_num_attention_heads": 2,
-        "decoder_hidden_size": 16,
-        "decoder_num_hidden_layers": 1,
-        "decoder_num_attention_heads": 1,
-        "mlp_ratio": 2.0,
-    }
-    return AutoencoderVMAE(**{**sizes, **changes}).eval()
+    shape = {"latent_channels": 3, "encoder_hidden_size": 32, "encoder_num_hidden_layers": 2}
+    return tiny_vmae(**(shape | {"decoder_num_attention_heads": 1, "mlp_ratio": 2.0} | changes))
 
 
 def test_file_of_ours_comes_back_with_what_the_official_layout_has_no_place_for(tmp_path):
@@ -209,7 +198,7 @@ def test_old_format_checkpoints_are_read(tmp_path):
     assert load_official_vmae(tmp_path / "old.pth").config["encoder_hidden_size"] == 32
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden files of the official code are not here")
+@needs_golden
 def test_official_file_gives_the_config_it_stands_for():
     ours = load_official_vmae(GOLDEN / "vmae_tiny.pth")
     expected = json.loads((GOLDEN / "vmae_config.json").read_text())

@@ -5,16 +5,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ldmae import AutoencoderVMAE
+from ..tiny import tiny_vmae as tiny_vmae
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def tiny_vmae() -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    arguments = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **arguments).eval()
 
 
 def tiny_kl(**arguments) -> AutoencoderKL:

@@ -8,15 +8,12 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
 from ldmae.diffusion.flow import FlowMatchingObjective, interpolate, scheduler_shift, set_sampling_times
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
+
+from ..tiny import tiny_transformer
 
 
 def objective(config=None, **changes) -> FlowMatchingObjective:
-    torch.manual_seed(0)
-    sizes = {"sample_size": 4, "in_channels": 3, "num_layers": 1, "num_attention_heads": 2}
-    model = LightningDiTTransformer2DModel(**{**sizes, "attention_head_dim": 8, "num_classes": 5, **changes})
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
+    model = tiny_transformer(std=0.2, **{"in_channels": 3, "num_classes": 5, **changes})
     return FlowMatchingObjective(model, config or FlowConfig())
 
 

@@ -1,5 +1,5 @@
 import copy
-from pathlib import Path
+import functools
 
 import pytest
 import torch
@@ -15,25 +15,13 @@ from ldmae.diffusion.lightningdit import (
     timestep_embedding,
 )
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not beside this checkout")
-TINY = {
-    "sample_size": 4,
-    "in_channels": 3,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_classes": 5,
-}
+from ..golden import GOLDEN, needs_golden
+from ..tiny import tiny_transformer
+
+TINY = {"in_channels": 3, "num_layers": 2, "num_classes": 5}
 
 
-def tiny(**changes) -> LightningDiTTransformer2DModel:
-    """A model whose zero layers are filled, so that every weight matters."""
-    torch.manual_seed(0)
-    model = LightningDiTTransformer2DModel(**{**TINY, **changes}).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+tiny = functools.partial(tiny_transformer, std=0.2, **TINY)  # every weight matters
 
 
 def inputs(batch=2, channels=3, height=4, width=4):
@@ -103,15 +91,14 @@ def test_sizes_of_b1_at_256_pixels_are_the_official_ones():
 
 
 def test_fresh_model_predicts_zero():
-    model = LightningDiTTransformer2DModel(**TINY)
+    model = tiny_transformer(**TINY)
     assert run(model, *inputs()).abs().max() == 0
 
 
 def test_label_std_changes_the_start_of_the_class_embeddings_and_nothing_else():
     models = []
     for changes in ({}, {"label_std": 0.5}):
-        torch.manual_seed(0)
-        models.append(LightningDiTTransformer2DModel(**{**TINY, "num_classes": 400, **changes}))
+        models.append(tiny_transformer(**{**TINY, "num_classes": 400, **changes}))
     assert models[0].config == models[1].config  # a start value is not stored
     usual, wide = (model.state_dict() for model in models)
     name = "y_embedder.embedding_table.weight"
@@ -170,7 +157,7 @@ def test_keys_of_variants_are_the_official_ones():
 
 
 def test_patches_are_put_back_in_place_with_channels_last():
-    model = LightningDiTTransformer2DModel(**{**TINY, "patch_size": 2})
+    model = tiny_transformer(**{**TINY, "patch_size": 2})
     torch.nn.init.normal_(bias := model.final_layer.linear.bias)
     patch = bias.view(2, 2, 3).permute(2, 0, 1)  # order (p, p, C), as in DiT
     expected = patch.repeat(1, 2, 2).expand(2, 3, 4, 4)
@@ -287,7 +274,7 @@ def test_null_class_is_the_row_after_the_classes_or_none():
 )
 def test_sizes_that_do_not_fit_are_refused(changes, named):
     with pytest.raises(UserError, match=named):
-        LightningDiTTransformer2DModel(**{**TINY, **changes})
+        tiny_transformer(**{**TINY, **changes})
 
 
 def test_latents_that_do_not_fit_the_patch_size_are_refused():

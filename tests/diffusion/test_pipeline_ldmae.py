@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -21,33 +22,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion import load_official_lightningdit, load_official_vmae
 from ldmae.core.errors import UserError
-from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden files are not beside this checkout")
+from .. import tiny
+from ..golden import GOLDEN, needs_golden
+from ..tiny import tiny_vmae
+
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane, bird", 3: "hen", 4: "crane, machine"}
 
 
-def tiny_transformer(**changes) -> LightningDiTTransformer2DModel:
-    torch.manual_seed(0)
-    sizes = {"sample_size": 4, "in_channels": 4, "num_layers": 2, "num_attention_heads": 2}
-    model = LightningDiTTransformer2DModel(**{**sizes, "attention_head_dim": 8, "num_classes": 5, **changes})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def tiny_vmae(**changes) -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    sizes = {"sample_size": 16, "patch_size": 4, "latent_channels": 4}
-    for part in ("encoder", "decoder"):
-        sizes |= {f"{part}_hidden_size": 16, f"{part}_num_hidden_layers": 1, f"{part}_num_attention_heads": 2}
-    return AutoencoderVMAE(**{**sizes, **changes})
+tiny_transformer = functools.partial(tiny.tiny_transformer, std=0.2, num_layers=2, num_classes=5)
 
 
 def tiny_kl(**changes) -> AutoencoderKL:
@@ -63,8 +50,7 @@ def tiny_kl(**changes) -> AutoencoderKL:
 
 
 def pipeline(vae=None, transformer=None, scheduler=None, **options) -> LDMAEPipeline:
-    scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
-    pipe = LDMAEPipeline(vae or tiny_vmae(), transformer or tiny_transformer(), scheduler, **options)
+    pipe = tiny.tiny_pipeline(vae, transformer or tiny_transformer(), scheduler, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

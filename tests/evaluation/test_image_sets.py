@@ -1,4 +1,3 @@
-import io
 import json
 import tracemalloc
 import zipfile
@@ -12,6 +11,8 @@ from PIL import Image
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS
 from ldmae.evaluation.image_sets import read_samples, write_samples_npz
+
+from ..pictures import png_of_short_data
 
 
 def images(count, size=(6, 4)):
@@ -201,16 +202,6 @@ def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_p
     (tmp_path / "b.png").write_bytes(content)
     with pytest.raises(UserError, match=r"b\.png (is of 60000x60000 pixels|can't be read)"):
         list(read_samples(tmp_path).batches(2))
-
-
-def png_of_short_data() -> bytes:
-    """A PNG file whose pixels end early and are followed by no chunk: Pillow raises a SyntaxError for it."""
-    buffer = io.BytesIO()
-    Image.fromarray(channels_last(images(1))[0]).save(buffer, "PNG")
-    content = bytearray(buffer.getvalue())
-    start = content.index(b"IDAT") - 4
-    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") - 20).to_bytes(4, "big")
-    return bytes(content)
 
 
 @pytest.mark.parametrize(

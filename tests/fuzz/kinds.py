@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,11 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config, save_config
 from ldmae.config.data import DataConfig
 from ldmae.contracts import Metric
@@ -38,11 +34,16 @@ from ldmae.latents.statistics import latent_statistics, load_statistics, save_st
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.report.run import render_report
 
+from ..pictures import encoded, tarred
+from ..tiny import tiny_pipeline, tiny_vmae
 from .mutations import damage_file, damaged_bytes, damaged_value, odd
 
 Case = Callable[[Path, Random], None]
 """Makes something damaged in an empty folder, and reads it."""
 
+
+KEPT = TemporaryDirectory(prefix="fuzz-")
+"""What is made once and damaged in copies."""
 
 # ---- settings
 
@@ -108,10 +109,9 @@ def _pictures() -> list[tuple[str, bytes]]:
     made = []
     for number, ending in enumerate(("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PNG", "TIFF")):
         pixels = np.random.default_rng(number).integers(0, 256, (12, 14, 3), dtype=np.uint8)
-        image, buffer = Image.fromarray(pixels), io.BytesIO()
+        image = Image.fromarray(pixels)
         image = image.convert("P") if number == 6 else image.convert("I;16") if number == 7 else image
-        image.save(buffer, ending)
-        made.append((f"{number}.{ending.lower()}", buffer.getvalue()))
+        made.append((f"{number}.{ending.lower()}", encoded(image, ending)))
     return made
 
 
@@ -141,15 +141,11 @@ def _read_all(source: Path, cache: Path, random: Random) -> None:
 
 def shards(folder: Path, random: Random) -> None:
     """A tar shard with labels."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for number, (name, content) in enumerate(_pictures()[:4]):
-            label = str(random.choice((number % 2, number % 2, odd(random)))).encode(errors="replace")[:200]
-            for member, data in ((f"{number}{Path(name).suffix}", content), (f"{number}.cls", label)):
-                entry = tarfile.TarInfo(member)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-    content = buffer.getvalue()
+    members = {}
+    for number, (name, picture) in enumerate(_pictures()[:4]):
+        label = str(random.choice((number % 2, number % 2, odd(random)))).encode(errors="replace")[:200]
+        members |= {f"{number}{Path(name).suffix}": picture, f"{number}.cls": label}
+    content = tarred(members)
     path = folder / "shard.tar"
     path.write_bytes(damaged_bytes(content, random) if random.random() < 0.7 else content)
     _read_all(path, folder / "cache", random)
@@ -181,7 +177,8 @@ def tables(folder: Path, random: Random) -> None:
 
 @cache
 def _latents() -> Path:
-    folder = Path(mkdtemp(prefix="fuzz-latents-"))
+    folder = Path(KEPT.name, "latents")
+    folder.mkdir()
     torch.manual_seed(0)
     for number in range(2):
         tensors = {"latents": torch.randn(3, 4, 2, 2), "labels": torch.arange(3)}
@@ -223,16 +220,9 @@ def samples(folder: Path, random: Random) -> None:
     list(read_samples(path).batches(2))
 
 
-def _vmae() -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **sizes)
-
-
 @cache
 def _checkpoint() -> dict[str, Any]:
-    return to_official_checkpoint(_vmae())
+    return to_official_checkpoint(tiny_vmae())
 
 
 def checkpoints(folder: Path, random: Random) -> None:
@@ -270,14 +260,11 @@ def checkpoints(folder: Path, random: Random) -> None:
 
 @cache
 def _run() -> Path:
-    folder = Path(mkdtemp(prefix="fuzz-run-")) / "run"
+    folder = Path(KEPT.name, "run")
     folder.mkdir()
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
-    )
-    pipeline = LDMAEPipeline(_vmae(), transformer, FlowMatchEulerDiscreteScheduler(), {0: "a", 1: "b"})
+    pipeline = tiny_pipeline(id2label={0: "a", 1: "b"})
     pipeline.save_pretrained(folder / "pipeline")
-    _vmae().save_pretrained(folder / "autoencoder")
+    pipeline.vae.save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
     records = Records(folder)
     records.stages = {name: Record(status="done", seconds=1.0) for name in ("latents", "samples")}

@@ -1,11 +1,10 @@
 """Small pictures and shards that the tests of the images stage are made of."""
 
-import io
-import tarfile
-
 import numpy as np
 import pytest
 from PIL import Image
+
+from ..pictures import encoded, tarred
 
 
 def noise_image(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
@@ -15,28 +14,15 @@ def noise_image(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, extension: str = "png", **options) -> bytes:
-    """Returns the picture as a file's bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, {"jpg": "JPEG"}.get(extension, extension.upper()), **options)
-    return buffer.getvalue()
-
-
-def write_tar(path, members: list[tuple[str, bytes]]) -> None:
-    """Writes a tar file with these members, in this order."""
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
 class Make:
     """The helpers above, for tests."""
 
     image = staticmethod(noise_image)
     encoded = staticmethod(encoded)
-    tar = staticmethod(write_tar)
+
+    @staticmethod
+    def tar(path, members: list[tuple[str, bytes]]) -> None:
+        path.write_bytes(tarred(members))
 
     @staticmethod
     def folder(root, layout: dict[str, list[int]]):

@@ -1,6 +1,4 @@
 import hashlib
-import io
-import tarfile
 
 import pytest
 from PIL import Image
@@ -11,6 +9,8 @@ from ldmae.images import emoji_sets
 from ldmae.images.emoji_sets import _family, prepare_emoji_sets
 from ldmae.images.index import open_images
 from ldmae.images.packages import Package, fetch
+
+from ..pictures import encoded, tarred
 
 CODES = [
     "1f600",
@@ -33,14 +33,12 @@ def fluent(tmp_path, monkeypatch):
     folder = tmp_path / "given"
     folder.mkdir()
     path = folder / "fluent.tgz"
-    with tarfile.open(path, "w:gz") as archive:
-        for number, code in enumerate(CODES):
-            file = io.BytesIO()
-            Image.new("RGBA", (32, 24), (200, 10 * number, 40, 255)).save(file, "webp", lossless=True)
-            member = tarfile.TarInfo(f"package/assets/{code}.webp")
-            member.size = file.tell()
-            file.seek(0)
-            archive.addfile(member, file)
+    drawn = [Image.new("RGBA", (32, 24), (200, 10 * number, 40, 255)) for number in range(len(CODES))]
+    members = {
+        f"package/assets/{code}.webp": encoded(image, "webp", lossless=True)
+        for code, image in zip(CODES, drawn, strict=True)
+    }
+    path.write_bytes(tarred(members, "w:gz"))
     package = Package("https://nowhere.invalid/fluent.tgz", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(emoji_sets, "_FLUENT", package)
     return folder

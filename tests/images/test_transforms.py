@@ -18,13 +18,13 @@ from ldmae.images.transforms import (
     to_unit_range,
 )
 
+from ..pictures import encoded, png_of_short_data
+
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
 
 def reopened(image: Image.Image, format: str, **options) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return Image.open(io.BytesIO(buffer.getvalue()))
+    return Image.open(io.BytesIO(encoded(image, format, **options)))
 
 
 def half_red_half_clear() -> Image.Image:
@@ -148,9 +148,7 @@ def test_cmyk_shows_its_colours_not_their_negative(format):
 
 def test_gif_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=100)
-    image = Image.open(buffer)
+    image = reopened(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
     image.seek(2)
     assert to_rgb(image).getpixel((4, 4)) == RED
 
@@ -181,33 +179,20 @@ def test_exif_rotation_is_undone(format, orientation):
 
 
 def test_truncated_file_raises():
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 80).save(buffer, "JPEG")
+    content = encoded(Image.effect_noise((64, 64), 80), "JPEG")
     with pytest.raises(OSError, match="truncated"):
-        to_rgb(Image.open(io.BytesIO(buffer.getvalue()[:-400])))
+        to_rgb(Image.open(io.BytesIO(content[:-400])))
 
 
 def claiming(width: int, height: int, format: str) -> bytes:
     """Returns a small picture file whose head claims another size."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, format)
-    content = bytearray(buffer.getvalue())
+    content = bytearray(encoded(Image.new("RGB", (8, 8)), format))
     if format == "PNG":
         content[16:24] = struct.pack(">II", width, height)
         content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     else:
         start = content.index(b"\xff\xc0") + 5
         content[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(content)
-
-
-def png_of_short_data() -> bytes:
-    """Returns a PNG file whose pixels end early, with no chunk after them: a SyntaxError of Pillow's."""
-    buffer = io.BytesIO()
-    Image.effect_noise((9, 9), 60).save(buffer, "PNG")
-    content = bytearray(buffer.getvalue())
-    start = content.index(b"IDAT") - 4
-    content[start : start + 4] = (int.from_bytes(content[start : start + 4], "big") - 20).to_bytes(4, "big")
     return bytes(content)
 
 

@@ -1,6 +1,4 @@
 import hashlib
-import io
-import tarfile
 
 import pytest
 from PIL import Image
@@ -10,28 +8,22 @@ from ldmae.images import wallpapers
 from ldmae.images.packages import Package
 from ldmae.images.wallpapers import _SUBJECTS, prepare_wallpapers
 
+from ..pictures import encoded, tarred
+
 
 def write_package(path, names):
     """Writes a Debian package that holds photographs of noise and a copyright file."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for number, name in enumerate(names):
-            file = io.BytesIO()
-            Image.effect_noise((100, 70), 40 + number).convert("RGB").save(file, "jpeg")
-            add(archive, f"./usr/share/{name}", file.getvalue())
-        add(archive, "./usr/share/doc/x/copyright", b"Copyright: somebody")
+    photos = [
+        encoded(Image.effect_noise((100, 70), 40 + k).convert("RGB"), "jpeg") for k in range(len(names))
+    ]
+    members = {f"./usr/share/{name}": photo for name, photo in zip(names, photos, strict=True)}
+    data = tarred(members | {"./usr/share/doc/x/copyright": b"Copyright: somebody"}, "w:xz")
     content = b"!<arch>\n"
-    for name, body in (("debian-binary", b"2.0\n"), ("odd", b"x"), ("data.tar.xz", data.getvalue())):
+    for name, body in (("debian-binary", b"2.0\n"), ("odd", b"x"), ("data.tar.xz", data)):
         content += f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(body):<10}`\n".encode() + body
         content += b"\n" * (len(body) % 2)
     path.write_bytes(content)
     return Package(f"https://nowhere.invalid/{path.name}", hashlib.sha256(content).hexdigest())
-
-
-def add(archive, name, content):
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture

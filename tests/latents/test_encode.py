@@ -17,7 +17,8 @@ from ldmae.latents.encode import encode_images, encode_stream, shard_name, shard
 from ldmae.latents.shards import LatentShards, read_header
 from ldmae.latents.statistics import latent_statistics, save_statistics
 
-from .tiny import Images, tiny_vmae
+from ..tiny import tiny_vmae
+from .tiny import Images
 
 
 def encode(folder, dataset=None, autoencoder=None, fingerprint="maker", **settings):

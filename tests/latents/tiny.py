@@ -1,4 +1,4 @@
-"""A tiny autoencoder, a few images, and shards of latents to read."""
+"""A few images, and shards of latents to read."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldmae import AutoencoderVMAE
 from ldmae.core.random import generator
 
 
@@ -29,14 +28,6 @@ class Images(Dataset):
         self.read.append(index)
         image = torch.rand(3, 16, 16, generator=generator("image", index)) * 2 - 1
         return {"images": image, "labels": torch.tensor(index % 3)}
-
-
-def tiny_vmae() -> AutoencoderVMAE:
-    """Returns an autoencoder of 16 px images to latents of (4, 4, 4)."""
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    arguments = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    return AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **arguments).eval()
 
 
 def write_shard(folder: Path, latents: Tensor, labels: Tensor | None = None, **others: Tensor) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ldmae.contracts import RESULTS_SCHEMA, Metric
-from ldmae.report import grids
 
 CLASSES = ["faces", "hearts", "clocks", "transport and other vehicles", "<script>alert('class')</script>"]
 
@@ -84,8 +84,14 @@ def _json(path: Path, value: object) -> None:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "emoji"
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a run folder, to change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "emoji"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "emoji"
     _json(folder / "results.json", {"schema": RESULTS_SCHEMA, "titles": TITLES, "results": _results()})
     seconds = {"autoencoder.pretraining": 144.2, "autoencoder.tuning": 61.0, "latents": 4.31}
     seconds |= {"diffusion": 355.6, "pipeline": 0.4, "samples": 12.2, "evaluation": 25.0}
@@ -107,7 +113,7 @@ def run_folder(tmp_path: Path) -> Path:
     labels = [i % 5 for i in range(40)]
     (folder / "samples" / "images").mkdir(parents=True)
     for i, image in enumerate(images):
-        grids.save_png(Image.fromarray(image), folder / "samples" / "images" / f"{i:05d}.png")
+        Image.fromarray(image).save(folder / "samples" / "images" / f"{i:05d}.png")
     drawn = {"guidance_scale": 2.5, "num_inference_steps": 50, "seed": 0}
     _json(folder / "samples" / "samples.json", {"class_names": CLASSES, "labels": labels} | drawn)
     noise = np.random.default_rng(2).integers(-25, 25, images.shape)

@@ -13,6 +13,8 @@ from ldmae.report.data import AUTOENCODERS, read_comparison
 from .drawn_units import VARIANTS, change_images, write_unit
 from .page import Page, section
 
+pytestmark = pytest.mark.usefixtures("blank")
+
 FIVE = ["ae", "dae", "vae", "sd-vae", "vmae"]
 SECTIONS = [
     "metrics",
@@ -56,6 +58,10 @@ def write_units(folder: Path, names: list[str], seeds: list[int]) -> Path:
 def edit(unit: Path, **changes: object) -> None:
     path = unit / "unit.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def results_in(unit: Path) -> list[dict]:
+    return json.loads((unit / "unit.json").read_text())["results"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +120,8 @@ def test_plots_and_pictures_lie_beside_the_page(whole: Path):
             assert image.width > 300
 
 
-def test_the_same_units_give_the_same_bytes(tmp_path: Path):
+def test_the_same_units_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
     write_units(tmp_path, FIVE[:3], [0])
     render_comparison(tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -196,8 +203,8 @@ def test_measurements_that_no_unit_has_leave_their_plots_out_by_name(tmp_path: P
     write_units(tmp_path, ["ae", "dae", "vmae"], [0])
     render_comparison(tmp_path)
     for unit in (tmp_path / "units").glob("*/seed-0"):
-        kept = json.loads((unit / "unit.json").read_text())["results"]
-        edit(unit, results=[r for r in kept if r["measurement"] in ("reconstruction", "samples")])
+        shown = ("reconstruction", "samples")
+        edit(unit, results=[r for r in results_in(unit) if r["measurement"] in shown])
     page = Page(render_comparison(tmp_path))
     missing = page.text.split("Not done yet")[1]
     assert "smoothness.png: no autoencoder's smoothness is measured yet" in missing
@@ -275,8 +282,7 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
     levels = [means["compression", f"sigma2({level})", "ae"] for level in ("part", "pattern")]
     assert sigma2.values["ae"] == pytest.approx(np.mean(levels))
     for path in (tmp_path / "units").glob("*/seed-0"):
-        record = json.loads((path / "unit.json").read_text())
-        same = [r | {"value": 20.0} if r["name"] == "PSNR" else r for r in record["results"]]
+        same = [r | {"value": 20.0} if r["name"] == "PSNR" else r for r in results_in(path)]
         edit(path, results=same)
     axes, left_out = _radar_axes(read_comparison(tmp_path, []))
     assert "PSNR" not in [axis.title for axis in axes]
@@ -285,13 +291,10 @@ def test_the_radar_has_an_axis_for_each_property_and_names_those_left_out(tmp_pa
 
 def test_the_radars_smoothness_is_at_the_largest_noise_that_all_have_else_the_area(tmp_path: Path):
     write_units(tmp_path, ["ae", "vae", "vmae"], [0])
-    path = tmp_path / "units" / "ae" / "seed-0"
-    results = json.loads((path / "unit.json").read_text())["results"]
     for gone, title in (("eps=0.3", "rKID-efficientnet_lite0 at ε = 0.2"), ("eps=", "ST-LPIPS-alex-AUC")):
         for name in ("ae", "vae", "vmae") if gone == "eps=" else ("ae",):
             unit = tmp_path / "units" / name / "seed-0"
-            results = json.loads((unit / "unit.json").read_text())["results"]
-            edit(unit, results=[r for r in results if gone not in r["name"]])
+            edit(unit, results=[r for r in results_in(unit) if gone not in r["name"]])
         axes, _ = _radar_axes(read_comparison(tmp_path, []))
         assert [axis.title for axis in axes if axis.subject == "smoothness"] == [title]
 
@@ -310,7 +313,7 @@ def test_what_is_measured_as_the_paper_does_is_not_called_other(tmp_path: Path):
     write_units(tmp_path, ["ae", "vmae"], [0])
     for name in ("ae", "vmae"):
         unit = tmp_path / "units" / name / "seed-0"
-        results = json.loads((unit / "unit.json").read_text())["results"]
+        results = results_in(unit)
         for entry in results:
             for ours, papers in (("-efficientnet_lite0", ""), ("ST-LPIPS-alex", "LPIPS-vgg"), ("FD", "FID")):
                 entry["name"] = entry["name"].replace(ours, papers)
@@ -330,7 +333,7 @@ def test_shares_that_are_all_next_to_0_are_in_no_count_and_are_named(tmp_path: P
     assert "not counted" not in before
     for name in ("ae", "vae", "vmae"):
         unit = tmp_path / "units" / name / "seed-0"
-        results = json.loads((unit / "unit.json").read_text())["results"]
+        results = results_in(unit)
         few = {"recall-efficientnet_lite0": 0.019, "L1": 0.001}  # an L1 may be small, and says a lot
         edit(unit, results=[r | {"value": few.get(r["name"], r["value"])} for r in results])
     text = Page(render_comparison(tmp_path)).text

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED
@@ -21,6 +20,7 @@ from ldmae.perception.names import FEATURES
 from ldmae.run.evaluate import measure
 from ldmae.run.evaluate_images import evaluate_samples
 
+from ..tiny import tiny_vmae
 from .drawn_units import crops, write_unit
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
@@ -51,7 +51,7 @@ def pattern(cell: str) -> str:
 
 
 def write_images(folder: Path) -> Path:
-    for i, image in enumerate(crops(32, 32)):
+    for i, image in enumerate(crops(20, 32)):
         path = folder / f"class {i % 4}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
@@ -63,12 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that a tiny autoencoder and some images can be asked."""
     folder = tmp_path_factory.mktemp("measured")
     source = FolderSource(write_images(folder / "images"))
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    both = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
-    autoencoder = AutoencoderVMAE(sample_size=32, patch_size=8, latent_channels=4, **both)
     subject = Subject(
-        autoencoder=autoencoder.eval().requires_grad_(False),
+        autoencoder=tiny_vmae(sample_size=32, patch_size=8).requires_grad_(False),
         held_out=source,
         train=source,
         size=32,
@@ -78,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_samples(
         str(folder / "images"), ["evaluation.shrink_covariance=true"], folder, reference=folder / "images"
     )
-    generated = torch.from_numpy(np.stack(crops(32, 32))).permute(0, 3, 1, 2)
+    generated = torch.from_numpy(crops(20, 32)).permute(0, 3, 1, 2)
     copies = measure_copies(generated, source, source, size=32, mirrored=True, batch_size=8, seed=0)
     write_results(folder, "copies", OF_GENERATED["copies"], copies)
     return folder

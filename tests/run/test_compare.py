@@ -24,6 +24,8 @@ from ldmae.run.recorded import plain as plain_settings
 from ldmae.run.recorded import training_steps
 from ldmae.run.variants import VARIANTS
 
+from ..drawings import leave_blank
+
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 EXTEND = RESULTS.parents[1] / "examples" / "extend"
 COMPARISONS = [name for name in preset_names() if name.startswith("compare-")]
@@ -50,7 +52,8 @@ units_of = functools.cache(lambda preset: plan_comparison(preset, [])[0])
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
+def fresh_accelerator(monkeypatch):
+    leave_blank(monkeypatch)  # the reports of all comparisons but `made`
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config, save_config
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
@@ -24,22 +22,17 @@ from ldmae.run.convert import convert_to_official
 from ldmae.run.evaluate_images import evaluate_samples
 from ldmae.run.kept_images import _is_kept, _keep_only
 
+from ..tiny import tiny_pipeline
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """What a run leaves, without a training."""
     folder = tmp_path_factory.mktemp("damaged") / "run"
     folder.mkdir()
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    vae = AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **sizes)
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
-    )
-    pipeline = LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), {0: "a", 1: "b"})
+    pipeline = tiny_pipeline(id2label={0: "a", 1: "b"})
     pipeline.save_pretrained(folder / "pipeline")
-    vae.save_pretrained(folder / "autoencoder")
+    pipeline.vae.save_pretrained(folder / "autoencoder")
     save_config(load_config("smoke"), folder / "config.yaml")
     write_results(
         folder, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=30.0)]), Record()

@@ -6,17 +6,16 @@ import re
 import time
 from pathlib import Path
 
-import pytest
-import torch
 from accelerate.state import AcceleratorState
 
-from ldmae import AutoencoderVMAE
 from ldmae.config import load_config
 from ldmae.run import durations, timing
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
 from ldmae.training.averaging import AveragedWeights
+
+from ..tiny import tiny_vmae
 
 BASELINE = (
     "autoencoder.kind=sd-vae",
@@ -41,9 +40,7 @@ def begin(preset: Path, folder: Path, *settings: str, watched: bool = True) -> R
     return run
 
 
-def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(
-    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(preset, tmp_path, capsys):
     watched = begin(preset, tmp_path / "watched", *BASELINE)
     execute_stages(watched, "autoencoder")
     told = " ".join(capsys.readouterr().err.split())
@@ -56,14 +53,8 @@ def test_estimate_of_a_baseline_counts_all_that_follows_and_changes_no_weight(
     assert watched.records.output("autoencoder")
 
 
-def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
-    preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(0)
-    shape = {"encoder_hidden_size": 16, "encoder_num_hidden_layers": 1, "encoder_num_attention_heads": 2}
-    shape |= {name.replace("encoder", "decoder"): value for name, value in shape.items()}
-    other = AutoencoderVMAE(sample_size=24, patch_size=4, latent_channels=4, **shape)
-    other.save_pretrained(tmp_path / "other")
+def test_estimate_of_a_run_on_anothers_autoencoder_is_told(preset, tmp_path, capsys):
+    tiny_vmae(sample_size=24).save_pretrained(tmp_path / "other")
     settings = (f"autoencoder.source={tmp_path / 'other'}", "diffusion.training.steps=20")
     run = begin(preset, tmp_path / "run", *settings)
     execute_stages(run, "latents", "diffusion")
@@ -71,15 +62,15 @@ def test_estimate_of_a_run_on_anothers_autoencoder_is_told(
     assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
 
 
-def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch):
     monkeypatch.setattr(durations, "_PATIENCE", 0.02)
     whole = 32 * durations.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
     assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24
 
 
 def test_a_step_is_timed_with_its_averaged_weights_and_the_images_that_no_other_process_loads(
-    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    preset, tmp_path, monkeypatch
+):
     monkeypatch.setattr(AveragedWeights, "update", lambda *_: time.sleep(0.2))
     monkeypatch.setattr(timing.Timing, "_reading", 1.0)
     found = []

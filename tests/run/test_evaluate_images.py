@@ -12,6 +12,8 @@ from PIL import Image
 from ldmae.core.errors import UserError
 from ldmae.run import evaluate_samples
 
+pytestmark = pytest.mark.usefixtures("blank")
+
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):

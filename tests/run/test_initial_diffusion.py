@@ -28,7 +28,9 @@ from ldmae.run.initial_diffusion import (
 )
 from ldmae.run.plan import plan_trainings
 
-from .test_processes import WEIGHT, finish_two, start_two, weights
+from ..processes import finish, kill_once
+from .folders import assert_same_run
+from .test_processes import WEIGHT, weights
 
 TABLE = "y_embedder.embedding_table.weight"
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -231,26 +233,18 @@ def words(preset, source, tmp_path_factory):
 
 
 @needs_peft
-def test_a_run_with_lora_that_is_killed_ends_the_same_without_its_source(
-    ldmae, words, tmp_path, assert_same_run
-):
+def test_a_run_with_lora_that_is_killed_ends_the_same_without_its_source(ldmae, words, tmp_path):
     command, start = words
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    started = ldmae.start(*command, "--out", alone)
-    two = start_two(ldmae, *command, "diffusion.training.micro_batch_size=4", "--out", tmp_path / "two")
-    assert started.wait() == 0, started.output
-    finish_two(two)
+    two = (*command, "diffusion.training.micro_batch_size=4", "--out", tmp_path / "two")
+    finish(ldmae.start(*command, "--out", alone), *ldmae.start_two(*two))
     a, b = weights(alone / "diffusion"), weights(tmp_path / "two" / "diffusion")
     assert max((a[name] - b[name]).abs().max() for name in a) < WEIGHT
 
-    started = ldmae.start(*command, "--out", killed)
-    while not (killed / "checkpoints" / "diffusion" / "step-00000005.pt").exists():
-        assert started.poll() is None, started.output
-    started.kill()
-    started.wait()
+    state = killed / "checkpoints" / "diffusion" / "step-00000005.pt"
+    kill_once(state, ldmae.start(*command, "--out", killed))
     away = start.rename(start.with_name("away"))
-    started = ldmae.start(*command, "--out", killed)
-    assert started.wait() == 0, started.output
+    ldmae.run(*command, "--out", killed)
     away.rename(start)
     assert_same_run(alone, killed)
 

@@ -1,11 +1,7 @@
 import http.server
-import io
-import tarfile
 import threading
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
@@ -13,6 +9,10 @@ from ldmae.core.files import read_json
 from ldmae.latents.shards import LatentShards
 from ldmae.run import evaluate_samples, run_all
 from ldmae.run.opening import open_accelerator
+
+from ..pictures import write_shard
+
+pytestmark = pytest.mark.usefixtures("blank")
 
 TINY = """
 image_size: 24
@@ -37,20 +37,8 @@ def address(tmp_path):
     """Serves two tar shards of 30 pictures in two classes on the loopback address."""
     folder = tmp_path / "served"
     folder.mkdir()
-    rng = np.random.default_rng(0)
     for shard in range(2):
-        with tarfile.open(folder / f"{shard:03d}.tar", "w") as tar:
-            for i in range(30):
-                picture = io.BytesIO()
-                pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(picture, "PNG")
-                for name, content in (
-                    (f"{i:04d}.png", picture.getvalue()),
-                    (f"{i:04d}.cls", b"%d" % (i % 2)),
-                ):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        write_shard(folder / f"{shard:03d}.tar", 30, size=20, seed=shard)
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

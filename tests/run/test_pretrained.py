@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel, loading, pretrained
+from ldmae import LDMAEPipeline, loading, pretrained
 from ldmae.arguments import name_of
 from ldmae.core.errors import UserError
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.run import evaluate_samples, evaluate_with, sample_from
+
+from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
+
+pytestmark = pytest.mark.usefixtures("blank")
 
 SETTINGS = """\
 data: {{source: {pictures}, val: "0.4"}}
@@ -27,19 +29,9 @@ evaluation: {{samples: 12, images: 9, perceptual: st-lpips-alex}}
 @pytest.fixture
 def shipped(tmp_path, monkeypatch, pictures) -> Path:
     """Puts an untrained pipeline where the package has its own, and returns its folder."""
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    both = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=6, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
-    )
     folder = tmp_path / "shipped" / "tiny"
-    LDMAEPipeline(
-        AutoencoderVMAE(sample_size=24, patch_size=4, latent_channels=4, **both),
-        transformer,
-        FlowMatchEulerDiscreteScheduler(),
-        id2label=dict(enumerate(("bars", "discs", "waves"))),
-    ).save_pretrained(folder)
+    parts = tiny_vmae(sample_size=24), tiny_transformer(sample_size=6, num_classes=3)
+    tiny_pipeline(*parts, id2label=dict(enumerate(("bars", "discs", "waves")))).save_pretrained(folder)
     (tmp_path / "tiny-long.yaml").write_text(SETTINGS.format(pictures=pictures))
     monkeypatch.setattr(loading, "SHIPPED", {"tiny": str(tmp_path / "tiny-long.yaml"), "lost": "emoji"})
     monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "shipped")

@@ -7,11 +7,12 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from ..processes import Server, Started
+from .folders import assert_same_run
 
 SETTINGS = ("mixed_precision=bf16",)
 TRAININGS = ("autoencoder.pretraining", "autoencoder.tuning", "diffusion")
@@ -27,18 +28,18 @@ class Interrupted:
         folder: the run folder.
     """
 
-    def __init__(self, ldmae: Any, preset: Path, folder: Path) -> None:
+    def __init__(self, ldmae: Server, preset: Path, folder: Path) -> None:
         self._ldmae, self._preset, self.folder = ldmae, preset, folder
         self.stage, self.step = "", 0
         """Where the last kill hit it: the stage, and the step of its last training state on disk."""
 
-    def start(self, *settings: str, die_at_write: int | None = None) -> Any:
+    def start(self, *settings: str, die_at_write: int | None = None) -> Started:
         """Starts it, or takes it up again."""
         kill = None if die_at_write is None else (die_at_write, self.folder)
         arguments = ("run", self._preset, *SETTINGS, *settings, "--out", self.folder)
         return self._ldmae.start(*arguments, die_at_write=kill)
 
-    def end(self, started: Any) -> bool:
+    def end(self, started: Started) -> bool:
         """Waits for a start that was killed, or came to its end before; returns whether it was killed.
 
         What a start lost is what came after the last training state: it is checked that it was taken up.
@@ -62,12 +63,7 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    ldmae: Any,
-    preset: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    assert_same_run: Callable[[Path, Path], None],
-) -> tuple[Path, float]:
+def alone(ldmae: Server, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The folder of a run that nobody disturbed, and its seconds (of the second of two that are the same)."""
     folder = tmp_path_factory.mktemp("alone")
     Interrupted(ldmae, preset, folder / "first").finish()
@@ -78,13 +74,7 @@ def alone(
     return folder / "second", seconds
 
 
-def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(
-    ldmae: Any,
-    preset: Path,
-    alone: tuple[Path, float],
-    tmp_path: Path,
-    assert_same_run: Callable[[Path, Path], None],
-) -> None:
+def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(ldmae, preset, alone, tmp_path):
     reference, seconds = alone
     seed = int(os.environ.get("LDMAE_TEST_SEED", time.time()))
     print(f"replay with LDMAE_TEST_SEED={seed}")
@@ -109,13 +99,7 @@ def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(
         assert_same_run(run.folder, reference)
 
 
-def test_run_killed_as_each_artefact_appears_ends_bitwise_as_one_left_alone(
-    ldmae: Any,
-    preset: Path,
-    alone: tuple[Path, float],
-    tmp_path: Path,
-    assert_same_run: Callable[[Path, Path], None],
-) -> None:
+def test_run_killed_as_each_artefact_appears_ends_bitwise_as_one_left_alone(ldmae, preset, alone, tmp_path):
     run = Interrupted(ldmae, preset, tmp_path / "run")
     for artefact in (
         "data/images-*.npz",
@@ -142,20 +126,15 @@ def test_run_killed_as_each_artefact_appears_ends_bitwise_as_one_left_alone(
         killed = run.end(started)
         assert any(run.folder.glob(artefact)), started.output
         print(f"killed at {artefact}: {killed}, in {run.stage}, last state of step {run.step}")
+        if "step-00000005" in artefact:
+            with (run.folder / "metrics.jsonl").open("a") as file:
+                file.write('{"stage": "diffusion", "st')  # the line that a kill cut short
     run.finish()
     assert_same_run(run.folder, alone[0])
 
 
-def test_metrics_of_an_interrupted_run_name_each_step_once(
-    ldmae: Any, preset: Path, alone: tuple[Path, float], tmp_path: Path
-) -> None:
-    run = Interrupted(ldmae, preset, tmp_path / "run")
-    for write in (30, 45, 60):
-        run.end(run.start(die_at_write=write))
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"stage": "diffusion", "st')  # the line that a kill cut short
-    run.finish()
-    lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_of_a_run_name_each_step_once(alone):
+    lines = [json.loads(text) for text in (alone[0] / "metrics.jsonl").read_text().splitlines()]
     for stage, steps, every in (
         ("autoencoder.pretraining", 12, 3),
         ("autoencoder.tuning", 8, 1),

@@ -1,11 +1,9 @@
 """A run folder at work: what is set up before any stage, and what another start makes anew."""
 
 import html
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +25,10 @@ from ldmae.run import evaluate_run, run_all, run_stages, sample_from
 from ldmae.run import kept_images as generated
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import run_autoencoder
+
+from ..pictures import write_shard
+
+pytestmark = pytest.mark.usefixtures("blank")
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +71,10 @@ def test_a_source_with_another_decoder_gives_another_pipeline_of_the_same_latent
     ldmae: Any, preset: Path, tmp_path: Path
 ) -> None:
     folder, source = tmp_path / "run", tmp_path / "source"
-    assert ldmae.start("train", "autoencoder", preset, "--out", tmp_path / "other").wait() == 0
+    ldmae.run("train", "autoencoder", preset, "--out", tmp_path / "other")
     shutil.copytree(tmp_path / "other" / "autoencoder", source)
     words = ("run", preset, f"autoencoder.source={source}", "--out", folder)
-    first = ldmae.start(*words)
-    assert first.wait() == 0, first.output
+    ldmae.run(*words)
     transformer: Any = LightningDiTTransformer2DModel.from_pretrained(folder / "diffusion")
     counted = json.loads((folder / "parameters.json").read_text())
     assert counted == {"diffusion": dict.fromkeys(("total", "trainable"), transformer.num_parameters())}
@@ -81,8 +82,7 @@ def test_a_source_with_another_decoder_gives_another_pipeline_of_the_same_latent
     vae: Any = AutoencoderVMAE.from_pretrained(source)
     vae.decoder_pred.conv_smoother.bias.data.add_(0.25)
     vae.save_pretrained(source)
-    again = ldmae.start(*words)
-    assert again.wait() == 0, again.output
+    ldmae.run(*words)
     joined: Any = AutoencoderVMAE.from_pretrained(folder / "pipeline" / "vae")
     assert torch.equal(joined.decoder_pred.conv_smoother.bias, vae.decoder_pred.conv_smoother.bias)
     assert (folder / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() == trained
@@ -176,15 +176,7 @@ TINY = [
 
 
 def test_class_without_a_training_image_is_named_and_neither_sampled_nor_measured(tmp_path):
-    random = np.random.default_rng(0)
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:  # whose labels start at 1
-        for i in range(30):
-            picture = io.BytesIO()
-            Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(picture, "PNG")
-            for name, content in ((f"{i}.png", picture.getvalue()), (f"{i}.cls", b"%d" % (1 + i % 2))):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    write_shard(tmp_path / "x.tar", 30, size=24, first=1)
     run = tmp_path / "run"
     run_all(load_config("smoke", [*TINY, f"data={tmp_path / 'x.tar'}", "data.val=0.2"]), run)
     assert json.loads((run / "samples" / "samples.json").read_text())["labels"] == [1, 2]

@@ -5,31 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from PIL import Image
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.run.kept_images import generated_images
 from ldmae.run.sampling import sample_from
 
+from ..tiny import tiny_pipeline, tiny_transformer
+
 SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 
 
 def saved(folder, scheduler):
-    torch.manual_seed(0)
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in part.items()}
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=2
-    )
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    vae = AutoencoderVMAE(sample_size=16, patch_size=4, latent_channels=4, **sizes)
-    LDMAEPipeline(vae, transformer, scheduler).save_pretrained(folder)
+    tiny_pipeline(transformer=tiny_transformer(std=0.3), scheduler=scheduler).save_pretrained(folder)
     return str(folder)
 
 

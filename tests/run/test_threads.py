@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,9 @@ from ldmae.run.run import Run
 from ldmae.run.schedule import open_run
 from ldmae.run.threads import STEPS, SlowSteps, settle_alone, settle_threads
 
+from ..processes import kill_once
 from ..training.tiny import trainer
+from .folders import assert_same_run
 
 FIRST = "autoencoder.pretraining"
 
@@ -52,9 +52,7 @@ def settle(run: Run, stage: str, found: int | None = None) -> None:
         settle_threads(run, stage, time_them, 8)
 
 
-def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(
-    preset: Path, tmp_path: Path, capsys
-) -> None:
+def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(preset, tmp_path, capsys):
     run = begin(preset, tmp_path, found=2)
     assert torch.get_num_threads() == 2
     assert "computing with 2 threads (80 images/s, 40 with 1)" in capsys.readouterr().err
@@ -67,9 +65,7 @@ def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(
     assert resumed.records.device == run.records.device
 
 
-def test_a_number_of_threads_is_taken_at_its_word_and_a_change_is_told(
-    preset: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_number_of_threads_is_taken_at_its_word_and_a_change_is_told(preset, tmp_path, capsys):
     begin(preset, tmp_path, "threads=2")
     assert torch.get_num_threads() == 2
     assert "threads" not in capsys.readouterr().err
@@ -78,7 +74,7 @@ def test_a_number_of_threads_is_taken_at_its_word_and_a_change_is_told(
     assert "threads=1 in place of 2: results will differ in their last bits" in capsys.readouterr().err
 
 
-def test_a_run_told_to_use_more_threads_than_it_may_says_so(preset: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_told_to_use_more_threads_than_it_may_says_so(preset, tmp_path, capsys):
     begin(preset, tmp_path, "threads=64")
     torch.set_num_threads(1)
     begin(preset, tmp_path)
@@ -86,7 +82,7 @@ def test_a_run_told_to_use_more_threads_than_it_may_says_so(preset: Path, tmp_pa
     assert f"{FIRST} computes with 64 threads, as when it started" in capsys.readouterr().err
 
 
-def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset: Path, tmp_path: Path) -> None:
+def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset, tmp_path):
     run = begin(preset, tmp_path, found=2)
     restarted = open_run(run.config, tmp_path, restart=FIRST)
     assert restarted.records.threads() == 0
@@ -94,7 +90,7 @@ def test_threads_are_timed_again_once_the_trainings_are_forgotten(preset: Path, 
     assert torch.get_num_threads() == 1
 
 
-def test_encoding_before_any_training_leaves_the_choice_to_the_training(preset: Path, tmp_path: Path) -> None:
+def test_encoding_before_any_training_leaves_the_choice_to_the_training(preset, tmp_path):
     run = open_run(load_config(str(preset)), tmp_path)
     settle(run, "latents", found=2)
     settle(run, "diffusion", found=1)
@@ -103,9 +99,7 @@ def test_encoding_before_any_training_leaves_the_choice_to_the_training(preset: 
     assert torch.get_num_threads() == 2
 
 
-def test_other_programs_compute_with_the_threads_of_the_run_they_are_given(
-    preset: Path, tmp_path: Path
-) -> None:
+def test_other_programs_compute_with_the_threads_of_the_run_they_are_given(preset, tmp_path):
     begin(preset, tmp_path, found=2)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
@@ -117,30 +111,24 @@ def test_other_programs_compute_with_the_threads_of_the_run_they_are_given(
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "all", "1.5"])
-def test_threads_must_be_a_number_or_auto(threads: str) -> None:
+def test_threads_must_be_a_number_or_auto(threads):
     with pytest.raises(ValueError, match=r"threads must .* a number, or `auto`"):
         load_config("smoke", [f"threads={threads}"])
 
 
-def test_a_run_of_two_threads_resumes_with_two_and_ends_bitwise_as_one_left_alone(
-    ldmae: Any, preset: Path, tmp_path: Path, assert_same_run: Any
-) -> None:
-    alone = ldmae.start("run", preset, "threads=2", "--out", tmp_path / "alone")
-    assert alone.wait() == 0, alone.output
-    killed = ldmae.start("run", preset, "threads=2", "--out", tmp_path / "run")
-    while not any((tmp_path / "run/checkpoints" / FIRST).glob("step-00000004.pt")) and killed.poll() is None:
-        time.sleep(0.0005)
-    killed.kill()
-    assert killed.wait() == -9, killed.output
-    resumed = ldmae.start("run", preset, "--out", tmp_path / "run")  # which alone would compute with one
-    assert resumed.wait() == 0, resumed.output
-    settings = [(tmp_path / name / "config.yaml") for name in ("alone", "run")]
+def test_a_run_of_two_threads_resumes_with_two_and_ends_bitwise_as_one_left_alone(ldmae, preset, tmp_path):
+    words, alone, run = ("train", "autoencoder", preset), tmp_path / "alone", tmp_path / "run"
+    ldmae.run(*words, "threads=2", "--out", alone)
+    state = run / "checkpoints" / FIRST / "step-00000004.pt"
+    kill_once(state, ldmae.start(*words, "threads=2", "--out", run))
+    ldmae.run(*words, "--out", run)  # which alone would compute with one
+    settings = [folder / "config.yaml" for folder in (alone, run)]
     assert [path.read_text().count("threads: auto") for path in settings] == [0, 1]
     settings[1].write_text(settings[0].read_text())
-    assert_same_run(tmp_path / "run", tmp_path / "alone")
+    assert_same_run(run, alone)
 
 
-def test_a_training_says_once_when_its_steps_become_several_times_slower(tmp_path: Path, capsys) -> None:
+def test_a_training_says_once_when_its_steps_become_several_times_slower(tmp_path, capsys):
 
     seconds = itertools.accumulate(itertools.chain([1] * (STEPS + 5), itertools.repeat(5)))
     torch.set_num_threads(2)

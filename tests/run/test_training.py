@@ -15,6 +15,8 @@ from ldmae.core.errors import UserError
 from ldmae.images.sources import FolderSource
 from ldmae.run.training import _check_shards, spread
 
+from ..tiny import tiny_vmae, vmae_sizes
+
 
 def test_losses_on_some_held_out_images_are_of_all_classes(pictures: Path) -> None:
     source = FolderSource(pictures)  # 3 classes of 20, sorted
@@ -25,19 +27,7 @@ def test_losses_on_some_held_out_images_are_of_all_classes(pictures: Path) -> No
 
 
 def small(**changes: Any) -> AutoencoderVMAE:
-    torch.manual_seed(0)
-    shape = {
-        "sample_size": 16,
-        "patch_size": 4,
-        "latent_channels": 3,
-        "encoder_hidden_size": 8,
-        "encoder_num_hidden_layers": 1,
-        "encoder_num_attention_heads": 2,
-        "decoder_hidden_size": 8,
-        "decoder_num_hidden_layers": 1,
-        "decoder_num_attention_heads": 2,
-    }
-    return AutoencoderVMAE(**{**shape, **changes}).eval()
+    return tiny_vmae(**{"latent_channels": 3, **vmae_sizes(8), **changes})
 
 
 @pytest.mark.parametrize("size", [16, 32, 8])

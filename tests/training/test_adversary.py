@@ -1,10 +1,6 @@
 """Training beside an adversary: what the loop promises holds for both networks."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from ldmae.core.errors import UserError
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.data import KeyedBatches
 
+from ..processes import finish
 from .test_engine import Stop, assert_same, last_state, lines, stop_after
 from .tiny import OBJECTIVES, Pictures, accelerator, adversarial, adversarial_trainer
 
@@ -153,14 +150,13 @@ def test_validation_is_of_the_model_alone(tmp_path):
 # ---- a batch in pieces is the whole batch
 
 
-@pytest.mark.parametrize(
-    ("name", "micro"), [("sd-vae", 4), ("sd-vae", 3), ("sd-vae", 1), ("vmae", 3), ("decoder", 3)]
-)
-def test_micro_batches_are_the_whole_batch_to_rounding(tmp_path, name, micro):
+@pytest.mark.parametrize(("name", "sizes"), [("sd-vae", (4, 3, 1)), ("vmae", (3,)), ("decoder", (3,))])
+def test_micro_batches_are_the_whole_batch_to_rounding(tmp_path, name, sizes):
     whole = trained(tmp_path / "whole", OBJECTIVES[name]())
-    pieces = trained(tmp_path / "pieces", OBJECTIVES[name](), micro_batch_size=micro)
-    assert_close(pieces.state_dict(), whole.state_dict())
-    assert_same_training(lines(tmp_path / "pieces"), lines(tmp_path / "whole"))
+    for micro in sizes:
+        pieces = trained(tmp_path / str(micro), OBJECTIVES[name](), micro_batch_size=micro)
+        assert_close(pieces.state_dict(), whole.state_dict())
+        assert_same_training(lines(tmp_path / str(micro)), lines(tmp_path / "whole"))
 
 
 def test_micro_batches_in_bf16_are_the_whole_batch_to_its_rounding(tmp_path):
@@ -211,15 +207,8 @@ accelerator.end_training()
 """
 
 
-def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        environment |= {"MASTER_PORT": str(server.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO, str(tmp_path), str(Path(__file__).parent)]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+def test_two_processes_train_as_one_with_the_same_whole_batch(ldmae, tmp_path):
+    finish(*ldmae.start_two(tmp_path, Path(__file__).parent, code=TWO))
     settings = {"batch_size": 7, "ema_decay": 0.8, "optimizer": {"gradient_clip": 0.5}}
     for name, build in OBJECTIVES.items():
         folder = tmp_path / name
@@ -235,26 +224,26 @@ def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "micro"),
+    ("name", "micro", "steps"),
     [
-        ("sd-vae", 1, 3),
-        ("sd-vae", 3, 3),
-        ("sd-vae", 5, 3),
-        ("sd-vae", 5, None),
-        ("vmae", 3, 3),
-        ("vmae", 5, None),
-        ("decoder", 5, 3),
+        ("sd-vae", 3, (1, 3, 5)),
+        ("sd-vae", None, (5,)),
+        ("vmae", 3, (3,)),
+        ("vmae", None, (5,)),
+        ("decoder", 3, (5,)),
     ],
 )
-def test_an_interrupted_training_ends_as_an_uninterrupted_one_bitwise(tmp_path, name, step, micro):
+def test_an_interrupted_training_ends_as_an_uninterrupted_one_bitwise(tmp_path, name, micro, steps):
     settings, build = EVERYTHING | {"micro_batch_size": micro}, OBJECTIVES[name]
     alone = adversarial_trainer(tmp_path / "alone", build(), **settings).run()
-    with pytest.raises(Stop):
-        adversarial_trainer(tmp_path / "resumed", build(), on_step=[stop_after(step)], **settings).run()
-    resumed = adversarial_trainer(tmp_path / "resumed", build(), **settings).run()
-    assert_same(resumed.state_dict(), alone.state_dict())
-    assert_same(last_state(tmp_path / "resumed"), last_state(tmp_path / "alone"))
-    assert lines(tmp_path / "resumed") == lines(tmp_path / "alone")
+    for step in steps:
+        folder = tmp_path / str(step)
+        with pytest.raises(Stop):
+            adversarial_trainer(folder, build(), on_step=[stop_after(step)], **settings).run()
+        resumed = adversarial_trainer(folder, build(), **settings).run()
+        assert_same(resumed.state_dict(), alone.state_dict())
+        assert_same(last_state(folder), last_state(tmp_path / "alone"))
+        assert lines(folder) == lines(tmp_path / "alone")
 
 
 KILLED = """
@@ -275,10 +264,9 @@ adversarial_trainer(Path(sys.argv[1]), on_step=[kill], **settings).run()
 """
 
 
-def test_a_killed_training_ends_as_an_uninterrupted_one_bitwise(tmp_path):
-    arguments = [str(tmp_path / "killed"), str(Path(__file__).parent), str(torch.get_num_threads())]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments])
-    assert done.returncode == -signal.SIGKILL
+def test_a_killed_training_ends_as_an_uninterrupted_one_bitwise(ldmae, tmp_path):
+    killed = ldmae.start(tmp_path / "killed", Path(__file__).parent, torch.get_num_threads(), code=KILLED)
+    assert killed.wait() == -signal.SIGKILL
     assert [step for step, _ in list_checkpoints(tmp_path / "killed" / "states")] == [2, 4]
     settings = {"checkpoint": {"every_steps": 2}, "micro_batch_size": 3}
     adversarial_trainer(tmp_path / "killed", **settings).run()

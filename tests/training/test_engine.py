@@ -1,10 +1,6 @@
 """One training loop for every objective."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from ldmae.core.errors import UserError
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 from ldmae.training.data import KeyedBatches
 
+from ..processes import finish
 from .tiny import Points, Regression, accelerator, trainer
 
 EVERYTHING = {
@@ -365,15 +362,8 @@ accelerator.end_training()
 """
 
 
-def test_two_processes_train_as_one_with_the_same_whole_batch(tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        environment |= {"MASTER_PORT": str(server.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO, str(tmp_path), str(Path(__file__).parent)]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+def test_two_processes_train_as_one_with_the_same_whole_batch(ldmae, tmp_path):
+    finish(*ldmae.start_two(tmp_path, Path(__file__).parent, code=TWO))
     settings = {"batch_size": 7, "ema_decay": 0.8, "validate_every": 4, "validation": Points(1)}
     settings["optimizer"] = {"gradient_clip": 0.5}
     trainer(tmp_path / "one", steps=5, **settings).run()

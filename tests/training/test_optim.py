@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldmae import AutoencoderVMAE
 from ldmae.config.training import OptimizerConfig
 from ldmae.training.optim import build_optimizer, learning_rate_at, parameter_groups
+
+from ..tiny import tiny_vmae
 
 
 def rates(steps, **settings):
@@ -80,16 +81,7 @@ def test_only_matrices_decay():
 
 
 def test_frozen_parameters_are_in_no_group():
-    model = AutoencoderVMAE(
-        sample_size=8,
-        patch_size=4,
-        encoder_hidden_size=8,
-        encoder_num_hidden_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_hidden_size=8,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-    )
+    model = tiny_vmae()
     model.freeze_encoder()
     grouped = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
     assert len(grouped) == sum(p.requires_grad for p in model.parameters()) > 0

@@ -1,4 +1,4 @@
-"""Starts the command line in forked children, so that many starts cost one import. Run as a program.
+"""Starts the command line or code in forked children: many starts cost one import. Run as a program.
 
 Reads one JSON request a line, answers one JSON line each: `{"start": …}` with the child's process id (which
 is also its process group), `{"poll": pid}` with its exit code, negative for a signal, or null. It imports and
@@ -6,13 +6,21 @@ never computes, so that forking it is safe.
 """
 
 import gc
+import importlib
 import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 from typing import Any
 
+import pytest
+
+from drawings import leave_blank  # beside this program
+
+LATE = ("scipy.stats", "skimage.color", "skimage.segmentation", "torch_fidelity", "torchmetrics.image")
+"""What runs import when they need it."""
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
 
 
@@ -48,13 +56,15 @@ def shard_on_cpu() -> None:
 
 
 def work(request: dict[str, Any]) -> None:
-    """Becomes `ldmae ARGUMENTS…` and ends."""
+    """Becomes `ldmae ARGUMENTS…`, or the code that is asked for, and ends."""
     os.setsid()
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    for stream, suffix in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{request['log']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["cwd"] or ".")
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # as its environment says
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if request["largest_file"] is not None:  # as a disk that is full: the write fails, the signal is ignored
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
@@ -62,7 +72,12 @@ def work(request: dict[str, Any]) -> None:
         die_at_write(*request["die_at_write"])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "WORLD_SIZE" in os.environ:
         shard_on_cpu()
+    if not request["drawn"]:
+        leave_blank(pytest.MonkeyPatch())
     sys.argv = ["ldmae", *request["arguments"]]
+    if request["code"]:
+        exec(request["code"], {"__name__": "__main__"})
+        sys.exit(0)
     from ldmae.__main__ import main
 
     main()
@@ -94,9 +109,8 @@ def poll(child: int) -> int | None:
 
 def serve() -> None:
     """Answers requests until the input ends."""
-    import ldmae.cli
-    import ldmae.run  # noqa: F401
-
+    for name in ("ldmae.cli", "ldmae.run", *LATE):
+        importlib.import_module(name)
     gc.freeze()  # a collection in a child need not look through what was imported
     for line in sys.stdin:
         request = json.loads(line)
