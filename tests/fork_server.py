@@ -5,10 +5,12 @@ is also its process group), `{"poll": pid}` with its exit code, negative for a s
 never computes, so that forking it is safe.
 """
 
+import contextlib
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -17,9 +19,17 @@ from typing import Any
 
 import pytest
 
+import ldmae
 from drawings import leave_blank  # beside this program
 
-LATE = ("scipy.stats", "skimage.color", "skimage.segmentation", "torch_fidelity", "torchmetrics.image")
+LATE = (
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "scipy.stats",
+    "skimage.color",
+    "skimage.segmentation",
+    "torch_fidelity",
+    "torchmetrics.image",
+)
 """What runs import when they need it."""
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
 
@@ -109,8 +119,10 @@ def poll(child: int) -> int | None:
 
 def serve() -> None:
     """Answers requests until the input ends."""
-    for name in ("ldmae.cli", "ldmae.run", *LATE):
-        importlib.import_module(name)
+    ours = [module.name for module in pkgutil.walk_packages(ldmae.__path__, "ldmae.")]
+    for name in (*(name for name in ours if not name.startswith(("ldmae.app", "ldmae.__"))), *LATE):
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            importlib.import_module(name)
     gc.freeze()  # a collection in a child need not look through what was imported
     for line in sys.stdin:
         request = json.loads(line)
