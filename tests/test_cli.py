@@ -17,12 +17,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, __version__, terminal
-from ldmae.arguments import next_folder
-from ldmae.cli import app
+from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, __version__
+from ldmae.cli import output
+from ldmae.cli.main import app
+from ldmae.cli.options import next_folder
+from ldmae.cli.output import run_app
 from ldmae.config import preset_names
 from ldmae.core.errors import UserError
-from ldmae.terminal import run_app
 
 from .golden import GOLDEN, needs_golden
 
@@ -542,7 +543,7 @@ def test_a_bug_keeps_its_traceback():
 
 def test_only_the_main_process_prints(monkeypatch, capfd):
     monkeypatch.setenv("RANK", "1")
-    terminal.say("something was made")
+    output.say("something was made")
     assert capfd.readouterr().out == ""
 
 
@@ -552,7 +553,7 @@ def test_a_mistake_that_another_process_alone_meets_is_told_in_the_end(monkeypat
 
     waits: list[float] = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(terminal.time, "sleep", waits.append)
+    monkeypatch.setattr(output.time, "sleep", waits.append)
     assert run_app(fail) == 2
     assert waits == [5]
     assert capfd.readouterr().err == "process 1: error: the disk is full\n"

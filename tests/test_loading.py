@@ -16,8 +16,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline
-from ldmae.arguments import run_config
-from ldmae.cli import app
+from ldmae.cli.main import app
+from ldmae.cli.options import run_config
 from ldmae.conversion.vmae import to_official_vmae
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError

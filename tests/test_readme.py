@@ -14,7 +14,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from ldmae.cli import app
+from ldmae.cli.main import app
 from ldmae.config import load_config, preset_names
 
 from .tiny import tiny_pipeline

@@ -6,7 +6,7 @@ import sys
 import pytest
 import typer
 
-from ldmae.cli import app
+from ldmae.cli.main import app
 
 HEAVY = {
     *("accelerate", "datasets", "diffusers", "gradio", "jinja2", "matplotlib", "numpy", "pandas", "PIL"),
@@ -25,8 +25,8 @@ def imported(heavy):
 
 COMMANDS = """
 import contextlib, io
-from ldmae.cli import app
-from ldmae.terminal import run_app
+from ldmae.cli.main import app
+from ldmae.cli.output import run_app
 
 def answer(*words):
     sys.argv = ["ldmae", *words]

@@ -26,7 +26,7 @@ import typer
 from nbconvert import MarkdownExporter
 
 import ldmae
-from ldmae.cli import app
+from ldmae.cli.main import app
 from ldmae.config import Config, preset_names, preset_text
 from ldmae.config.base import group_of
 

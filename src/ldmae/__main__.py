@@ -5,8 +5,8 @@ import sys
 
 def main() -> None:
     """Runs the command line."""
-    from ldmae.cli import app
-    from ldmae.terminal import run_app
+    from ldmae.cli.main import app
+    from ldmae.cli.output import run_app
 
     sys.exit(run_app(app))
 

@@ -19,7 +19,7 @@ import typer
 import yaml
 
 import ldmae
-from ldmae.cli import app
+from ldmae.cli.main import app
 from ldmae.config import Config, load_config, preset_names
 from ldmae.config.base import setting_names
 from ldmae.run import describe_plan

@@ -27,7 +27,8 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline
-from ldmae.cli import app
+from ldmae.cli.main import app
+from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.config.diffusion import DiffusionConfig
 from ldmae.config.registry import DIFFUSION
@@ -37,7 +38,6 @@ from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
-from ldmae.terminal import run_app
 
 from ..pictures import encoded, tarred
 

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 
 from ldmae import AutoencoderVMAE
-from ldmae.arguments import resolve
 from ldmae.autoencoders.baselines import continued_baseline
+from ldmae.cli.options import resolve
 from ldmae.config import load_config
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ldmae import LDMAEPipeline, loading, pretrained
-from ldmae.arguments import name_of
+from ldmae.cli.options import name_of
 from ldmae.core.errors import UserError
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.run import evaluate_samples, evaluate_with, sample_from

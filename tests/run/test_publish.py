@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
-from ldmae.cli import app
+from ldmae.cli.main import app
 from ldmae.config import load_config, save_config
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ldmae import __version__, finetuning, measuring, preparing, publishing
-from ldmae.arguments import (
+from ldmae import __version__
+from ldmae.cli import evaluate, finetune, prepare, publish
+from ldmae.cli.options import (
     AllowCode,
     AutoencoderSource,
     DataOverrides,
@@ -28,8 +29,8 @@ from ldmae.arguments import (
     resolve,
     run_config,
 )
+from ldmae.cli.output import main_process, say
 from ldmae.core.errors import UserError
-from ldmae.terminal import main_process, say
 
 app = typer.Typer(
     name="ldmae",
@@ -44,9 +45,9 @@ train_app = typer.Typer(
     help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
-app.add_typer(preparing.app, name="prepare")
-app.add_typer(finetuning.app, name="finetune")
-for verbs in (measuring.app, publishing.app):
+app.add_typer(prepare.app, name="prepare")
+app.add_typer(finetune.app, name="finetune")
+for verbs in (evaluate.app, publish.app):
     app.add_typer(verbs)  # without a name: its verbs stand beside the others
 
 

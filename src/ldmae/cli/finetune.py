@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ldmae.arguments import (
+from ldmae.cli.options import (
     AutoencoderSource,
     DataOverrides,
     DryRun,
@@ -16,7 +16,7 @@ from ldmae.arguments import (
     name_of,
     open_runs,
 )
-from ldmae.terminal import main_process, say
+from ldmae.cli.output import main_process, say
 
 app = typer.Typer(help="Train a part of an existing model on your images.", no_args_is_help=True)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ldmae.arguments import examples
-from ldmae.terminal import say
+from ldmae.cli.options import examples
+from ldmae.cli.output import say
 
 app = typer.Typer(help="Assemble an image set from free packages.", no_args_is_help=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldmae.arguments import (
+from ldmae.cli.options import (
     AllowCode,
     AutoencoderSource,
     DataOverrides,
@@ -21,7 +21,7 @@ from ldmae.arguments import (
     resolve,
     run_config,
 )
-from ldmae.terminal import main_process, say
+from ldmae.cli.output import main_process, say
 
 app = typer.Typer()
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ldmae.arguments import AllowCode, examples, open_runs
+from ldmae.cli.options import AllowCode, examples, open_runs
+from ldmae.cli.output import main_process, say
 from ldmae.core.errors import UserError
-from ldmae.terminal import main_process, say
 
 app = typer.Typer()
 
