@@ -25,10 +25,12 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
     if auto.source is not None:
         return {}
     component, settings = resolve(AUTOENCODERS, auto.kind), auto
-    if auto.own_kind is not None:
-        settings = own_settings(component, auto.options, "autoencoder.options", ("sample_size",))
-    trainings = getattr(component, "trainings", None)
-    found: Any = trainings(settings, config.image_size) if callable(trainings) else []
+    trainings: Any = getattr(component, "trainings", None)
+    found: Any = []
+    if callable(trainings):
+        if auto.own_kind is not None:
+            settings = own_settings(component, auto.options, "autoencoder.options", ("sample_size",))
+        found = trainings(settings, config.image_size)
     if not found or not all(isinstance(training, Training) for training in found):
         raise UserError(
             f"autoencoder.kind={auto.kind} must have a static method `trainings(config, image_size)`: a "
