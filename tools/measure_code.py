@@ -15,11 +15,11 @@ RUN = "ldmae.run"
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
     "lines under src/ldmae (.py, .j2, .css)": 32_940,
-    "public top-level names": 1_024,
+    "public top-level names": 1_025,
     "raise UserError": 366,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 27_510,
+    "lines of tests": 27_180,
 }
 """None may grow, but by a commit of its own that says why."""
 

@@ -1,5 +1,6 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,26 @@ PAGES = ["report", "comparison"]
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {}
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that outlives the test which first made a page."""
+    return tmp_path_factory.mktemp("pages")
 
 
 @pytest.fixture
-def page_path(
-    request: pytest.FixtureRequest, pages: dict[str, Path], run_folder: Path, tmp_path: Path
-) -> Path:
+def page_path(request: pytest.FixtureRequest, pages: Path, run_folder: Path, tmp_path: Path) -> Path:
     """Returns a page of its kind, made once."""
     kind = request.param
-    if kind not in pages:
+    page = pages / f"{kind}.html"
+    if not page.exists():
         if kind == "report":
             measure_all(run_folder)
-            pages[kind] = render_report(run_folder)
+            made = render_report(run_folder)
         else:
             for name in ("ae", "sd-vae", "vmae", "vmae-mse"):
                 write_unit(tmp_path / "compare", name, 0)
-            pages[kind] = render_comparison(tmp_path / "compare")
-    return pages[kind]
+            made = render_comparison(tmp_path / "compare")
+        shutil.copy(made, page)
+    return page
 
 
 def opened(browser: Browser, path: Path, width: int = 1200, scheme: str = "light") -> tuple[Page, list[str]]:

@@ -26,7 +26,6 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     monkeypatch.setattr(loading, "SHIPPED", {"tiny": str(settings)})
     monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "shipped")
     tools = Path(__file__).parents[2] / "tools"
-    shutil.copy(tools / "card.md", tmp_path)
     (tmp_path / "limits-tiny.md").write_text("- It knows nothing but noise.\n")
     spec = importlib.util.spec_from_file_location("ship", tools / "ship.py")
     assert spec is not None
@@ -35,6 +34,7 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "TEXTS", tmp_path)
     monkeypatch.setattr(module, "SAMPLES", tmp_path / "kept")
+    monkeypatch.setitem(module.DATA, "tiny", "noise")
     AcceleratorState._reset_state(True)
     yield module
     AcceleratorState._reset_state(True)

@@ -40,14 +40,15 @@ Ablation = Literal[
 """VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
 the paper does not have, each told in `run/variants.py`."""
 ABLATION: tuple[str, ...] = get_args(Ablation)
-_WHOLE = {name: path for name, path in AUTOENCODERS.items() if name != "decoder"}
-COMPARED = {**_WHOLE, **dict.fromkeys(ABLATION, "")}
+TRAINED = {name: path for name, path in AUTOENCODERS.items() if name != "decoder"}
+"""Kinds that are trained from nothing, as a comparison does."""
+COMPARED = {**TRAINED, **dict.fromkeys(ABLATION, "")}
 
 
 class ComparisonConfig(Settings):
     """What `ldmae compare` compares; a single run ignores it."""
 
-    autoencoders: list[Annotated[str, OneOf(_WHOLE)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
+    autoencoders: list[Annotated[str, OneOf(TRAINED)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
     """Autoencoders, each with a diffusion model of its own: those of `autoencoder.kind`."""
     seeds: list[Seed] = [0]
     """Each autoencoder is trained and measured once with each."""
