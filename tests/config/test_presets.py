@@ -13,6 +13,7 @@ from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.run import run_all, run_stages
+from ldmae.run.initial import initial_shape
 from ldmae.run.plan import plan_trainings
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
@@ -39,13 +40,21 @@ def test_preset_begins_with_what_it_is_how_to_run_it_and_what_it_costs(name):
     assert re.search(rf"ldmae (run|compare) {name}\b", command)
 
 
+def trained_by(config: Config) -> list[str]:
+    """Returns the trainings that a preset's settings ask for."""
+    if config.autoencoder.source is not None:
+        return ["diffusion"]
+    decoder = config.autoencoder.kind == "decoder"
+    whole = ["autoencoder.decoder"] if decoder else ["autoencoder.pretraining", "autoencoder.tuning"]
+    return [*whole, "diffusion"]
+
+
 @pytest.mark.parametrize("name", preset_names())
-def test_preset_builds_at_full_size(name):
+def test_preset_builds_at_full_size(name, tmp_path):
     config = load_config(name)
-    plans = {plan.stage: plan for plan in plan_trainings(config)}
-    assert set(plans) == {"diffusion"} | (
-        {"autoencoder.pretraining", "autoencoder.tuning"} if config.autoencoder.source is None else set()
-    )
+    initial = initial_shape(config, tmp_path)
+    plans = {plan.stage: plan for plan in plan_trainings(config, initial=initial)}
+    assert [*plans] == [*trained_by(config)]
     for plan in plans.values():
         assert plan.parameters >= plan.trainable > 0
         assert plan.flops > 0
@@ -220,17 +229,18 @@ def toy(name: str, images: object, source: object) -> Config:
     full = load_config(name)
     patch = full.autoencoder.model.patch_size
     cells = 8 if patch < 6 else 4  # the perceptual distance sees nothing under 21 px
-    trainings = ["diffusion.training"]
-    small = [
-        f"data={images}",
-        "data.val=0.3",
-        f"image_size={cells * patch}",
-        "diffusion.model.num_layers=1",
-        "diffusion.model.num_attention_heads=2",
-        "diffusion.model.attention_head_dim=8",
-    ]
-    if full.autoencoder.source is None:
-        trainings += ["autoencoder.pretraining.training", "autoencoder.tuning.training"]
+    trainings = [f"{stage}.training" for stage in trained_by(full)]
+    small = [f"data={images}", "data.val=0.3"]
+    if full.autoencoder.init is None:  # whose shapes are the weights'
+        small += [
+            f"image_size={cells * patch}",
+            "diffusion.model.num_layers=1",
+            "diffusion.model.num_attention_heads=2",
+            "diffusion.model.attention_head_dim=8",
+        ]
+    if full.autoencoder.source is not None:
+        small.append(f"autoencoder.source={source}")
+    elif full.autoencoder.init is None:
         if full.autoencoder.pretraining.image_size is not None:
             small.append(f"autoencoder.pretraining.image_size={(cells - 1) * patch}")
         for part in ("encoder", "decoder"):
@@ -239,8 +249,6 @@ def toy(name: str, images: object, source: object) -> Config:
             small += [f"autoencoder.model.{part}_num_attention_heads=2"]
         for stage in ("pretraining", "tuning"):  # LPIPS' VGG would be a download
             small.append(f"autoencoder.{stage}.objective.perceptual=st-lpips-alex")
-    else:
-        small.append(f"autoencoder.source={source}")
     for training in trainings:
         small += [f"{training}.steps=1", f"{training}.batch_size=4", f"{training}.num_workers=0"]
         small += [f"{training}.micro_batch_size=2"]
@@ -264,8 +272,7 @@ def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_pa
     names = ("autoencoder", "latents", "diffusion", "pipeline")
     run = run_stages(config, tmp_path / "run", *names)
     trained = [stage for stage, record in run.records.stages.items() if record.steps == 1]
-    own = config.autoencoder.source is None
-    assert trained == [*(["autoencoder.pretraining", "autoencoder.tuning"] if own else []), "diffusion"]
+    assert trained == trained_by(config)
     assert all(record.status == "done" for record in run.records.stages.values())
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
 

@@ -24,7 +24,16 @@ from ldmae.config.yaml import YAML_FAILURES, check_plain, read_yaml
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import write_text
 
-_CHEAPEST_FIRST = ("smoke", "emoji", "quick", "digits", "emoji-long", "compare-emoji", "compare-photos")
+_CHEAPEST_FIRST = (
+    "smoke",
+    "finetune",
+    "emoji",
+    "quick",
+    "digits",
+    "emoji-long",
+    "compare-emoji",
+    "compare-photos",
+)
 """The presets for CPUs, in the order in which they are listed; others follow by name."""
 
 
