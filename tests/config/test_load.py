@@ -441,3 +441,10 @@ def test_the_json_schema_accepts_every_preset_and_refuses_slips():
     learning_rate = schema["$defs"]["OptimizerConfig"]["properties"]["learning_rate"]
     assert learning_rate["description"].startswith("Peak rate")
     assert learning_rate["default"] == 1e-4
+
+
+@pytest.mark.parametrize("source", ["pretrained:emoji", "official:vmae.pth"])
+def test_weights_that_settings_name_are_no_code(source):
+    named = [f"autoencoder.source={source}", f"diffusion.init={source}"]
+    assert load_config("smoke", named).code == []
+    assert load_config("smoke", ["autoencoder.source=mine.module:Name"]).code == ["mine.module:Name"]

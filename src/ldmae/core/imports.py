@@ -11,8 +11,10 @@ from ldmae.core.errors import UserError, nearest
 
 
 def is_import_path(source: str) -> bool:
-    """Says whether a source is of the form `package.module:Name`."""
+    """Says whether a source is `package.module:Name`, and neither `pretrained:NAME` nor `official:FILE`."""
     module, colon, name = source.partition(":")
+    if module in ("pretrained", "official"):
+        return False
     return bool(colon) and all(part.isidentifier() for part in f"{module}.{name}".split("."))
 
 
