@@ -108,7 +108,8 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path, name, content, message
 
 
 def test_an_unknown_preset_names_the_nearest_and_all():
-    with pytest.raises(UserError, match=r"'smoek'; did you mean 'smoke'\?; presets: smoke, finetune, emoji, .*digits"):
+    told = r"'smoek'; did you mean 'smoke'\?; presets: smoke, finetune, emoji, .*digits"
+    with pytest.raises(UserError, match=told):
         load_config("smoek")
 
 
