@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.cli.options import resolve
 from ldmae.config import load_config
 from ldmae.config.diffusion import LoraConfig
 from ldmae.core.errors import UserError
@@ -120,12 +121,12 @@ def test_another_grid_interpolates_positions_alone(source, tmp_path):
     assert model.config["sample_size"] == 8
 
 
-def test_the_model_s_settings_come_from_the_source(source, tmp_path):
-    config = opened(source, tmp_path).config.replace(image_size=24)
-    auto = load_config("smoke", ["autoencoder.model.latent_channels=4", "image_size=24"]).autoencoder
-    made = with_initial_diffusion(config.replace(autoencoder=auto), tmp_path)
-    assert made.diffusion.model.attention_head_dim == 8
-    assert made.diffusion.model.patch_size == 2
+def test_the_shape_is_the_source_s_and_a_setting_that_contradicts_it_is_refused(source, tmp_path):
+    words = [f"diffusion.init={source}", f"autoencoder.source={source / 'vae'}"]
+    config, _ = resolve("smoke", [*words, "diffusion.model.num_layers=1"], tmp_path / "run")
+    assert (config.diffusion.model.num_layers, config.diffusion.model.attention_head_dim) == (1, 8)
+    with pytest.raises(UserError, match=r"diffusion.model.num_layers=3 contradicts diffusion.init=.* is 1;"):
+        resolve("smoke", [*words, "diffusion.model.num_layers=3"], tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -111,16 +111,15 @@ def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple
     """Returns the settings of a preset, and the run folder.
 
     Raises:
-        UserError: a setting is wrong, or contradicts the autoencoder that training starts from.
+        UserError: a setting is wrong, or contradicts the weights that training starts from.
     """
     from ldmae.config import load_config, typed_settings
 
     config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
-    if config.autoencoder.init is not None:
-        from ldmae.run.initial import initial_shape, with_shape
+    if config.autoencoder.init is not None or config.diffusion.init is not None:
+        from ldmae.run.initial_diffusion import with_initial_weights
 
-        shape = initial_shape(config, folder)
-        config = with_shape(config, shape, typed_settings(preset, overrides))
+        config, _ = with_initial_weights(config, folder, typed_settings(preset, overrides))
     return config, folder
 
 

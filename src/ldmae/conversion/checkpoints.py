@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -50,7 +50,7 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(_refused(path, str(error))) from error
     except Exception as error:  # unpickling raises whatever it likes
         raise UserError(
-            f"{path} is not a readable PyTorch checkpoint ({_first_line(error)}); "
+            f"{path} is not a readable PyTorch checkpoint ({reason_of(error)}); "
             "it may be truncated: download or copy it again"
         ) from error
     if not isinstance(checkpoint, Mapping):
@@ -102,7 +102,7 @@ def layout_errors(path: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{path} is no known {what} ({type(error).__name__}: {_first_line(error)}); "
+            f"{path} is no known {what} ({type(error).__name__}: {reason_of(error)}); "
             "check that it is a whole file of the official training"
         ) from error
 
@@ -171,10 +171,6 @@ def _refused(path: Path, error: str) -> str:
         "so it is not opened: reading it could run code; if you trust its origin, save its weights by "
         "themselves with torch.save(checkpoint['model'], NEW_FILE)"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _is_safetensors(path: Path) -> bool:

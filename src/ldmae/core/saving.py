@@ -42,7 +42,7 @@ PLACES = {
 """Where the classes of a pipeline's parts are."""
 
 
-def is_own(kind: type) -> bool:
+def _is_own(kind: type) -> bool:
     """Says whether a class is one of this package, and not one that extends it elsewhere."""
     return kind.__module__.startswith("ldmae.")
 
@@ -56,14 +56,14 @@ class SavedModel(_Config):
     def to_json_string(self) -> str:
         """Returns the config as JSON; `auto_map` says where `AutoModel` finds the class."""
         saved = json.loads(super().to_json_string())
-        if is_own(type(self)):
+        if _is_own(type(self)):
             saved["auto_map"] = {"AutoModel": f"{MODULE}.{self.auto_class or type(self).__name__}"}
         return json.dumps(saved, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes the config, and the code that diffusers imports, as `ConfigMixin.save_config` does."""
         super().save_config(save_directory)
-        if is_own(type(self)):
+        if _is_own(type(self)):
             self._write_code(Path(save_directory))
         if push_to_hub:
             super().save_config(save_directory, push_to_hub=True, **kwargs)
@@ -85,7 +85,7 @@ class SavedPipeline(SavedModel):
     def to_json_string(self) -> str:
         """Returns what `model_index.json` holds."""
         saved = json.loads(super().to_json_string())
-        if is_own(type(self)):
+        if _is_own(type(self)):
             saved["_class_name"] = [MODULE, type(self).__name__]
             for name, part in saved.items():
                 if isinstance(part, list) and (*reversed(part),) in PLACES.items():

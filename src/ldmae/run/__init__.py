@@ -9,7 +9,7 @@ _PLACES = {
     "convert_official": "run.convert",
     "convert_to_official": "run.convert",
     "decoder_config": "run.decoder_run",
-    "describe_change": "run.finetuning",
+    "describe_change": "run.decoder_change",
     "describe_comparison": "run.comparison_plan",
     "describe_decoder": "run.decoder_run",
     "describe_plan": "run.plan",

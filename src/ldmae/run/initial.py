@@ -89,15 +89,7 @@ def with_shape(config: Config, shape: Any, typed: dict[str, Any] | None = None) 
         group, adopted = "baseline.model", auto.replace(baseline=auto.baseline.replace(model=model))
     else:
         return config
-    written: Any = (typed or {}).get("autoencoder")
-    for part in group.split("."):
-        written = written.get(part) if isinstance(written, dict) else None
-    for name, value in (written or {}).items():
-        if value != found[name]:
-            raise UserError(
-                f"autoencoder.{group}.{name}={value} contradicts autoencoder.init={auto.init}, whose {name} "
-                f"is {found[name]}; omit it, or train from nothing with autoencoder.init=null"
-            )
+    refuse_contradictions(typed, f"autoencoder.{group}", found, INITIAL, auto.init)
     config = config.replace(autoencoder=adopted)
     if isinstance(shape, AutoencoderVMAE) == auto.is_vit:  # else it is of another kind, and refused as that
         try:
@@ -105,3 +97,18 @@ def with_shape(config: Config, shape: Any, typed: dict[str, Any] | None = None) 
         except ValueError as error:
             raise UserError(str(error)) from error
     return config
+
+
+def refuse_contradictions(
+    typed: dict[str, Any] | None, group: str, found: dict[str, Any], init: str, source: str | None
+) -> None:
+    """Raises a UserError where the user wrote another shape, `group`, than the weights of `init` have."""
+    written: Any = typed
+    for part in group.split("."):
+        written = written.get(part) if isinstance(written, dict) else None
+    for name, value in (written or {}).items():
+        if name in found and value != found[name]:
+            raise UserError(
+                f"{group}.{name}={value} contradicts {init}={source}, whose {name} is {found[name]}; omit "
+                f"it, or train from nothing with {init}=null"
+            )

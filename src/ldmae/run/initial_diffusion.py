@@ -21,7 +21,7 @@ from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
 from ldmae.loading import load_model, load_pipeline
-from ldmae.run.initial import initial_shape, with_shape
+from ldmae.run.initial import initial_shape, refuse_contradictions, with_shape
 from ldmae.run.run import Run, latent_channels, run_autoencoder, save_model
 
 INITIAL = "diffusion.init"
@@ -78,11 +78,12 @@ def _open_initial(config: Config, folder: Path) -> tuple[LightningDiTTransformer
     return load_initial(source)
 
 
-def with_initial_diffusion(config: Config, folder: Path) -> Config:
+def with_initial_diffusion(config: Config, folder: Path, typed: dict[str, Any] | None = None) -> Config:
     """Returns a run's settings with the shape of the diffusion model that training starts from.
 
     Raises:
-        UserError: `diffusion.init` can't be loaded, or its latents are not those of the run's autoencoder.
+        UserError: `diffusion.init` can't be loaded, its latents are not those of the run's autoencoder, or it
+            contradicts what the user wrote, `typed`.
     """
     if config.diffusion.init is None:
         return config
@@ -91,17 +92,20 @@ def with_initial_diffusion(config: Config, folder: Path) -> Config:
     if auto.has_shape:
         check_latents(config, model, auto.latent_channels, config.image_size // auto.patch_size)
     shape = {name: model.config[name] for name in LightningDiTConfig.model_fields if name in model.config}
+    refuse_contradictions(typed, "diffusion.model", shape, INITIAL, config.diffusion.init)
     return config.replace(diffusion=config.diffusion.replace(model=config.diffusion.model.replace(**shape)))
 
 
-def with_initial_weights(config: Config, folder: Path) -> tuple[Config, Any]:
+def with_initial_weights(
+    config: Config, folder: Path, typed: dict[str, Any] | None = None
+) -> tuple[Config, Any]:
     """Returns a run's settings with the shapes of what its trainings start from, and that autoencoder.
 
     Raises:
-        UserError: a source can't be loaded, or does not fit the settings.
+        UserError: a source can't be loaded, does not fit, or contradicts what the user wrote, `typed`.
     """
     initial = initial_shape(config, folder)
-    return with_initial_diffusion(with_shape(config, initial), folder), initial
+    return with_initial_diffusion(with_shape(config, initial, typed), folder, typed), initial
 
 
 def check_initial_diffusion(run: Run) -> None:

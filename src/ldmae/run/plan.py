@@ -20,8 +20,7 @@ from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lora import add_adapter
 from ldmae.run.components import autoencoder_trainings, untrained
-from ldmae.run.initial import initial_shape
-from ldmae.run.initial_diffusion import with_initial_diffusion
+from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.loading_rate import Reading, describe_loading
 from ldmae.run.recorded import trainings
 from ldmae.run.run import latent_channels
@@ -176,9 +175,8 @@ def describe_training(plan: TrainingPlan) -> str:
 
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
-    config = with_initial_diffusion(config, folder)
+    config, initial = with_initial_weights(config, folder)
     lines = [to_yaml(config), f"# run folder: {folder}"]
-    initial = initial_shape(config, folder)
     plans = plan_trainings(config, initial=initial)
     lines += [describe_training(plan) for plan in plans]
     if config.autoencoder.source is not None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ldmae.autoencoders.onnx import export_onnx, require_onnx
 from ldmae.config import Config, load_config, to_yaml
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.core.files import atomic_folder, read_json, write_json, write_text
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -277,7 +277,7 @@ def _check_login(name: str) -> None:
     except LocalTokenNotFoundError as error:
         raise UserError("--push needs a login on the Hub; type `hf auth login`, or set HF_TOKEN") from error
     except HfHubHTTPError as error:
-        raise UserError(f"the Hub refuses the login: {_first_line(error)}; type `hf auth login`") from error
+        raise UserError(f"the Hub refuses the login: {reason_of(error)}; type `hf auth login`") from error
     except OSError as error:
         raise UserError(
             f"the Hub cannot be reached: {error}; try again, or publish without --push"
@@ -291,11 +291,7 @@ def _upload(folder: Path, name: str, private: bool) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="ldmae publish")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"uploading to {name} failed: {_first_line(error)}. The folder {folder} is whole: upload it with "
+            f"uploading to {name} failed: {reason_of(error)}. The folder {folder} is whole: upload it with "
             f"`hf upload {name} {folder}`"
         ) from error
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,8 +14,8 @@ from typing import Any
 from ldmae.config import Config, plain
 from ldmae.run import initial_diffusion
 from ldmae.run.components import autoencoder_trainings
+from ldmae.run.decoder_change import TABLE, check_change, measure_change
 from ldmae.run.evaluate import check_evaluation, evaluate
-from ldmae.run.finetuning import TABLE, check_change, measure_change
 from ldmae.run.initial import COPY, INITIAL, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
 from ldmae.run.pipeline import save_pipeline
