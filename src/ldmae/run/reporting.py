@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmae.core.files import (
-    read_json,
-    write_json,
-)
+from ldmae.core.files import read_json, write_json
 from ldmae.evaluation.results import read_results
 from ldmae.report.data import metrics_of
 from ldmae.report.grids import save_png

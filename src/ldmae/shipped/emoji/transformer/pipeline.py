@@ -4,7 +4,7 @@ try:
     import ldmae
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "this model needs the package ldmae, which is not installed; type: pip install ldmae"
+        "this model needs the package ldmae, which is not installed; in a clone of it type: pip install ."
     ) from error
 
 AnyModel = ldmae.AnyModel
