@@ -62,6 +62,20 @@ def test_estimate_of_a_run_on_anothers_autoencoder_is_told(preset, tmp_path, cap
     assert re.search(r"about .+ for the whole run \(diffusion .+, sampling .+, evaluation .+\)", told)
 
 
+def test_estimate_of_a_fine_tuning_counts_the_comparison_of_both_decoders(preset, tmp_path, capsys):
+    tiny_vmae(sample_size=24).save_pretrained(tmp_path / "source")
+    settings = (
+        "autoencoder.kind=decoder",
+        f"autoencoder.init={tmp_path / 'source'}",
+        "autoencoder.decoder.training.steps=20",
+        "autoencoder.decoder.training.num_workers=0",
+    )
+    run = begin(preset, tmp_path / "run", *settings)
+    execute_stages(run, "autoencoder")
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"for the whole run \(decoder training .+, before and after .+, encoding ", told)
+
+
 def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch):
     monkeypatch.setattr(durations, "_PATIENCE", 0.02)
     whole = 32 * durations.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)

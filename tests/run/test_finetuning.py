@@ -102,6 +102,27 @@ def test_a_run_resumes_without_its_source_and_ends_as_one_left_alone(pictures, t
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
 
 
+def test_a_source_that_changed_is_reported_and_taken_where_training_is_restarted(pictures, tmp_path, capsys):
+    source, folder = tmp_path / "source", tmp_path / "run"
+    saved(tiny("AutoencoderKL"), source)
+    tune(str(source), folder, pictures, "autoencoder.decoder.training.steps=2")
+    before = weights(folder / "autoencoder")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has changed" not in said
+    other = tiny("AutoencoderKL")
+    with torch.no_grad():
+        other.encoder.conv_in.bias.add_(1)
+    saved(other, source)
+    tune(str(source), folder, pictures, "autoencoder.decoder.training.steps=2")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"autoencoder.init={source} has changed since this run copied it" in said
+    assert all(torch.equal(value, before[name]) for name, value in weights(folder / "autoencoder").items())
+    settings = [f"data={pictures}", *FEW, "autoencoder.decoder.training.steps=2"]
+    config = decoder_config(str(source), settings, folder)
+    run_stages(config, folder, "autoencoder", restart="autoencoder.init")
+    assert torch.equal(weights(folder / "autoencoder")["encoder.conv_in.bias"], other.encoder.conv_in.bias)
+
+
 def test_latents_and_diffusion_model_stay_where_the_decoder_alone_is_another(pictures, preset, tmp_path):
     source, folder = saved(tiny("AutoencoderKL"), tmp_path / "source"), tmp_path / "run"
     tune(source, tmp_path / "tuned", pictures)

@@ -171,6 +171,15 @@ def test_lora_refuses_classes_that_the_source_does_not_have(source, tmp_path):
         check_initial_diffusion(run)
 
 
+@needs_peft
+def test_lora_trains_images_without_classes_with_the_null_class(source, tmp_path):
+    run = opened(source, tmp_path, ("pictures",), rank=4)
+    run.takes_autoencoder = False
+    check_initial_diffusion(run)
+    table = state_of(source)[TABLE]
+    assert torch.equal(initial_model(run, 4, 6).state_dict()[TABLE], table[3:])
+
+
 def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_first_stage(source, tmp_path):
     run = opened(source, tmp_path)
     run.takes_autoencoder = True

@@ -19,6 +19,8 @@ from ldmae.run.evaluate import perceptual_teachers
 from ldmae.run.initial import load_copy
 from ldmae.run.run import Run, run_autoencoder
 
+CHANGE = "autoencoder.change"
+"""The stage that measures it."""
 _FOLDER = "before-after"
 """In the run folder: metrics of both decoders, by images and side."""
 TABLE, _PICTURE = f"{_FOLDER}.md", f"{_FOLDER}.png"
@@ -55,6 +57,12 @@ def measure_change(run: Run) -> dict[str, str]:
         write_change(sections, run.folder / TABLE, run.folder / _PICTURE)
     run.accelerator.wait_for_everyone()
     return {}
+
+
+def images_to_compare(run: Run) -> int:
+    """Returns how many images each decoder is measured on."""
+    most = run.config.evaluation.images
+    return sum(min(len(images), most or len(images)) for images, _ in _images(run).values())
 
 
 def describe_change(folder: Path) -> str:

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from ldmae.core.progress import console, duration
+from ldmae.run.decoder_change import CHANGE, images_to_compare
 from ldmae.run.recorded import trainings
 from ldmae.run.run import Run
 from ldmae.run.timing import Timing
@@ -59,6 +60,8 @@ class RunEstimate:
             self.uncounted = self.uncounted or "encoding the stream"
         elif trainer.stage != "diffusion" and (record is None or record.status != "done"):
             self._ahead["latents"] = timing.latents()
+        if trainer.stage != "diffusion" and any(stage.name == CHANGE for stage in self.run.stages):
+            self._ahead[CHANGE] = 2 * timing.comparing(images_to_compare(self.run))
         self._ahead |= {"samples": timing.samples(), "evaluation": timing.evaluation()}
 
     def __call__(self, trainer: Trainer) -> None:

@@ -37,8 +37,13 @@ def load_copy(run: Run) -> Any:
     return load_autoencoder(str(run.folder / COPY))
 
 
-def initial_shape(config: Config, folder: Path) -> Any:
+def initial_shape(config: Config, folder: Path, restart: str | None = None) -> Any:
     """Returns what training starts from, without memory (on the meta device); None where it is drawn.
+
+    Args:
+        config: the settings.
+        folder: the run folder, whose copy counts where it has one.
+        restart: a stage that is about to be forgotten, and its copy with it.
 
     Raises:
         UserError: `autoencoder.init` can't be loaded, or does not take the images that are trained on.
@@ -46,7 +51,7 @@ def initial_shape(config: Config, folder: Path) -> Any:
     source = config.autoencoder.init
     if source is None or config.autoencoder.source is not None:
         return None
-    record = Records(folder).get(INITIAL)
+    record = Records(folder).get(INITIAL) if restart != INITIAL else None
     kept = record is not None and record.status == "done" and record.settings == {"init": source}
     model = load_autoencoder(str(folder / COPY) if kept and (folder / COPY).exists() else source)
     kind = type(model)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from ldmae.config import Config
 from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.conversion import load_official_lightningdit
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, read_json, write_json
+from ldmae.core.files import atomic_folder, fingerprint_tensors, read_json, write_json
 from ldmae.core.progress import console
 from ldmae.core.provenance import Records
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
-from ldmae.loading import load_model, load_pipeline
+from ldmae.loading import load_autoencoder, load_model, load_pipeline
+from ldmae.run import initial as autoencoder
 from ldmae.run.initial import initial_shape, refuse_contradictions, with_shape
 from ldmae.run.run import Run, latent_channels, run_autoencoder, save_model
 
@@ -67,18 +69,22 @@ def keep_initial_diffusion(run: Run) -> dict[str, str]:
     return {INITIAL: save_model(run, model, run.folder / COPY)}
 
 
-def _open_initial(config: Config, folder: Path) -> tuple[LightningDiTTransformer2DModel, list[str]]:
+def _open_initial(
+    config: Config, folder: Path, restart: str | None = None
+) -> tuple[LightningDiTTransformer2DModel, list[str]]:
     """Loads what training starts from: the run's copy where it has one of this source."""
     source = config.diffusion.init
     assert source is not None
-    record = Records(folder).get(INITIAL)
+    record = Records(folder).get(INITIAL) if restart != INITIAL else None
     kept = record is not None and record.status == "done" and record.settings == {"init": source}
     if kept and (folder / COPY).exists() and (folder / CLASSES).exists():
         return load_model(LightningDiTTransformer2DModel, folder / COPY), read_json(folder / CLASSES, list)
     return load_initial(source)
 
 
-def with_initial_diffusion(config: Config, folder: Path, typed: dict[str, Any] | None = None) -> Config:
+def with_initial_diffusion(
+    config: Config, folder: Path, typed: dict[str, Any] | None = None, restart: str | None = None
+) -> Config:
     """Returns a run's settings with the shape of the diffusion model that training starts from.
 
     Raises:
@@ -87,7 +93,7 @@ def with_initial_diffusion(config: Config, folder: Path, typed: dict[str, Any] |
     """
     if config.diffusion.init is None:
         return config
-    model, _ = _open_initial(config, folder)
+    model, _ = _open_initial(config, folder, restart)
     auto = config.autoencoder
     if auto.has_shape:
         check_latents(config, model, auto.latent_channels, config.image_size // auto.patch_size)
@@ -97,15 +103,43 @@ def with_initial_diffusion(config: Config, folder: Path, typed: dict[str, Any] |
 
 
 def with_initial_weights(
-    config: Config, folder: Path, typed: dict[str, Any] | None = None
+    config: Config, folder: Path, typed: dict[str, Any] | None = None, restart: str | None = None
 ) -> tuple[Config, Any]:
     """Returns a run's settings with the shapes of what its trainings start from, and that autoencoder.
 
     Raises:
         UserError: a source can't be loaded, does not fit, or contradicts what the user wrote, `typed`.
     """
-    initial = initial_shape(config, folder)
-    return with_initial_diffusion(with_shape(config, initial, typed), folder, typed), initial
+    initial = initial_shape(config, folder, restart)
+    return with_initial_diffusion(with_shape(config, initial, typed), folder, typed, restart), initial
+
+
+def report_changed_sources(run: Run) -> None:
+    """Says which local source of weights has changed since the run copied it; the run keeps to its copy."""
+    sources = {
+        autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
+        INITIAL: (run.config.diffusion.init, lambda source: load_initial(source)[0]),
+    }
+    for name, (source, load) in sources.items():
+        record = run.records.get(name)
+        if source is None or record is None or record.settings != {"init": source}:
+            continue
+        if not Path(source).exists() or record.outputs.get(name) in (None, _fingerprint(load, source)):
+            continue
+        console.print(
+            f"{name}={source} has changed since this run copied it; the run goes on from its copy. To start "
+            f"from what is there now, add --restart {name}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _fingerprint(load: Callable[[str], Any], source: str) -> str | None:
+    """Returns the fingerprint of a source's weights; None where it holds none any more."""
+    try:
+        return fingerprint_tensors(load(source).state_dict())
+    except UserError:
+        return None
 
 
 def check_initial_diffusion(run: Run) -> None:
@@ -116,7 +150,7 @@ def check_initial_diffusion(run: Run) -> None:
         check_latents(run.config, model, channels, grid)
     if run.config.diffusion.lora.rank:
         require_peft()
-        _refuse_new(run, names, _matched(list(run.train.classes), names, model.config["num_classes"]))
+        _refuse_new(run, model, names, _matched(list(run.train.classes), names, model.config["num_classes"]))
 
 
 def check_latents(config: Config, model: LightningDiTTransformer2DModel, channels: int, grid: int) -> None:
@@ -163,7 +197,8 @@ def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer
     """Returns the copy that the run keeps, for its own classes and latent grid.
 
     Classes are matched by name. The embedding of a new one is the mean of the old ones; the null class is
-    kept. Positions are interpolated where the grid differs.
+    kept. An adapter trains no embeddings: a single class, as of images without classes, then has the null
+    class's. Positions are interpolated where the grid differs.
 
     Args:
         run: the run.
@@ -177,7 +212,10 @@ def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer
     check_latents(run.config, model, channels, grid)
     classes, old = list(run.train.classes), model.config["num_classes"]
     rows = _matched(classes, names, old)
-    _report(run, classes, names, rows)
+    as_null = rows == [None] and run.config.diffusion.lora.rank > 0 and model.null_class is not None
+    _report(
+        run, classes, names, rows, "trained as the null class" if as_null else "from the mean of the old ones"
+    )
     with torch.random.fork_rng(devices=[]):
         made: Any = LightningDiTTransformer2DModel.from_config(
             model.config, sample_size=grid, num_classes=len(classes)
@@ -185,6 +223,7 @@ def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer
     state = model.state_dict()
     key, patch = "y_embedder.embedding_table.weight", model.config["patch_size"]
     state["pos_embed"] = model._positions(grid // patch, grid // patch).clone()
+    rows = [model.null_class] if as_null else rows
     state[key] = _embeddings(state[key], rows, old, made.null_class, model.null_class)
     made.load_state_dict(state)
     return made
@@ -192,8 +231,8 @@ def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer
 
 def _matched(classes: list[str], names: list[str], old: int) -> list[int | None]:
     """Returns for each class of the run its number in the model, or None for a new one."""
-    if not names and len(classes) == old:
-        return [*range(old)]  # it does not name them: taken in their order
+    if len(classes) == old and (not names or old == 1):
+        return [*range(old)]  # it does not name them, or there is nothing to tell apart: taken in their order
     number = {name: i for i, name in reversed([*enumerate(names)])}
     return [number.get(name) for name in classes]
 
@@ -209,25 +248,28 @@ def _embeddings(
     return torch.stack(made)
 
 
-def _refuse_new(run: Run, names: list[str], rows: list[int | None]) -> None:
-    """Raises a UserError for new classes, which an adapter can't tell apart."""
+def _refuse_new(
+    run: Run, model: LightningDiTTransformer2DModel, names: list[str], rows: list[int | None]
+) -> None:
+    """Raises a UserError for new classes, which an adapter can't tell apart; one alone is the null class."""
     source = run.config.diffusion.init
     new = [name for name, row in zip(run.train.classes, rows, strict=True) if row is None]
-    if new:
+    if new and (len(rows) > 1 or model.null_class is None):
         raise UserError(
             f"diffusion.lora.rank trains no class embeddings, and diffusion.init={source} does not have "
             f"{', '.join(new[:8])}; give the classes names that it has "
-            f"({', '.join(names[:12]) or 'none'}), or set diffusion.lora.rank=0 to train the whole model"
+            f"({', '.join(names[:12]) or 'none'}), put all images into one folder without subfolders, or set "
+            "diffusion.lora.rank=0 to train the whole model"
         )
 
 
-def _report(run: Run, classes: list[str], names: list[str], rows: list[int | None]) -> None:
-    """Prints which classes are matched, and which are new."""
+def _report(run: Run, classes: list[str], names: list[str], rows: list[int | None], start: str) -> None:
+    """Prints which classes are matched, which are new, and from where these start."""
     new = [name for name, row in zip(classes, rows, strict=True) if row is None]
     if run.main:
         kept = [name for name in classes if name not in new]
         how = "by name" if names else "by number, for the source does not name its classes"
         lines = [f"{len(kept)} matched {how}" + (f" ({', '.join(kept[:12])})" if kept else "")]
-        lines += [f"{len(new)} new, from the mean of the old ones ({', '.join(new[:12])})"] if new else []
+        lines += [f"{len(new)} new, {start} ({', '.join(new[:12])})"] if new else []
         source = run.config.diffusion.init
         console.print(f"diffusion.init={source}: classes {'; '.join(lines)}", markup=False, soft_wrap=True)

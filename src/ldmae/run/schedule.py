@@ -19,7 +19,7 @@ from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
-from ldmae.run.initial_diffusion import with_initial_weights
+from ldmae.run.initial_diffusion import report_changed_sources, with_initial_weights
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
 from ldmae.run.recorded import trainings
@@ -56,7 +56,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     """
     if restart is not None:
         find(stages(config), restart)  # its name is looked at before anything is opened
-    config, initial = with_initial_weights(config, folder)
+    config, initial = with_initial_weights(config, folder, restart=restart)
     check_models(config, initial)
     accelerator = open_accelerator(config, folder)
     for name, training in trainings(config).items():
@@ -73,6 +73,8 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     records.order = [stage.name for stage in listed]
     run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
     standings = check(run, restart)
+    if run.main:
+        report_changed_sources(run)
     for stage in select(listed, names):
         if stage.prepare is not None and standings[stage.name].state != FRESH:
             stage.prepare(run)

@@ -14,7 +14,7 @@ from typing import Any
 from ldmae.config import Config, plain
 from ldmae.run import initial_diffusion
 from ldmae.run.components import autoencoder_trainings
-from ldmae.run.decoder_change import TABLE, check_change, measure_change
+from ldmae.run.decoder_change import CHANGE, TABLE, check_change, measure_change
 from ldmae.run.evaluate import check_evaluation, evaluate
 from ldmae.run.initial import COPY, INITIAL, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
@@ -70,7 +70,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
         )
     if listed and config.autoencoder.kind == "decoder":
         yield Stage(
-            name="autoencoder.change",
+            name=CHANGE,
             title="before and after",
             makes=(TABLE,),
             execute=measure_change,

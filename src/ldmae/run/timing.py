@@ -83,13 +83,15 @@ class Timing:
     def evaluation(self) -> float:
         """Returns the seconds of generating images, of measuring them, and of measuring reconstructions."""
         config, sampling = self.config.evaluation, self.config.sampling
-        real = min(len(self.run.train), config.real_images or len(self.run.train))
-        held_out = min(len(self.run.held_out), config.images or len(self.run.held_out))
         scale = sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
-        features, restoring, distances = measuring_seconds(self.run, self.autoencoder, held_out, real)
-        shared = config.samples * (self._generating(scale) + features) + real * (features + self._reading)
-        alone = held_out * (restoring + self._reading)
-        return shared / self.run.accelerator.num_processes + alone + distances
+        features, _, distances = self._measuring
+        shared = config.samples * (self._generating(scale) + features)
+        shared += self._real * (features + self._reading)
+        return shared / self.run.accelerator.num_processes + self.comparing(self._held_out) + distances
+
+    def comparing(self, images: int) -> float:
+        """Returns the seconds of reconstructing images and of comparing them with the originals."""
+        return images * (self._measuring[1] + self._reading)
 
     def _step_seconds(self, stage: str) -> tuple[float, float, int]:
         """Returns the seconds of a training's first and last step, and the step from which it is the last."""
@@ -124,6 +126,18 @@ class Timing:
         count = evaluations(config.solver, config.num_inference_steps)
         double = count * guided / len(times)
         return self._decoding + self._evaluating * (count + double)
+
+    @property
+    def _real(self) -> int:
+        return min(len(self.run.train), self.config.evaluation.real_images or len(self.run.train))
+
+    @property
+    def _held_out(self) -> int:
+        return min(len(self.run.held_out), self.config.evaluation.images or len(self.run.held_out))
+
+    @cached_property
+    def _measuring(self) -> tuple[float, float, float]:
+        return measuring_seconds(self.run, self.autoencoder, self._held_out, self._real)
 
     @cached_property
     def _pipeline(self) -> LDMAEPipeline:
