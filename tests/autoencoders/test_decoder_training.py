@@ -15,7 +15,7 @@ from ldmae.core.errors import UserError
 
 from ..core.tiny import IMAGES, THERE, tiny, tiny_vmae
 
-KINDS = ["AutoencoderVMAE", *(name for name in THERE if name != "AsymmetricAutoencoderKL"), "AutoencoderRAE"]
+KINDS = ["AutoencoderVMAE", *THERE, "AutoencoderRAE"]
 
 
 def make(name: str) -> Any:

@@ -31,7 +31,7 @@ from ldmae.run.plan import plan_trainings
 
 from ..processes import finish, kill_once
 from .folders import assert_same_run
-from .test_processes import WEIGHT, weights
+from .test_processes import FSDP, WEIGHT, weights
 
 TABLE = "y_embedder.embedding_table.weight"
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -279,3 +279,24 @@ def test_a_run_with_lora_that_is_killed_ends_the_same_without_its_source(ldmae, 
     assert not np.isnan(with_one.numpy()).any()
     assert (alone / COPY).exists()
     assert (alone / CLASSES).exists()
+
+
+@needs_peft
+def test_decoder_and_adapter_of_two_sharded_processes_are_those_of_one(ldmae, preset, source, tmp_path):
+    settings = (
+        "autoencoder.kind=decoder",
+        f"autoencoder.init={source / 'vae'}",
+        "autoencoder.decoder.training.steps=4",
+        "autoencoder.decoder.training.batch_size=8",
+        "autoencoder.decoder.training.num_workers=0",
+        f"diffusion.init={source}",
+        "diffusion.lora.rank=2",
+    )
+    command = ("run", preset, *settings, "--out")
+    finish(
+        ldmae.start(*command, tmp_path / "alone"),
+        *ldmae.start_two(*command, tmp_path / "two", environment=FSDP),
+    )
+    for model in ("autoencoder", "diffusion"):
+        one, two = (weights(tmp_path / run / model) for run in ("alone", "two"))
+        assert max((one[name] - two[name]).abs().max() for name in one) < 10 * WEIGHT

@@ -118,6 +118,10 @@ def freeze_all_but_decoder(model: Any) -> None:
     model.requires_grad_(False)
     for module in decoder_modules(model):
         module.requires_grad_(True)
+        # of an AsymmetricAutoencoderKL, used with an inpainting mask alone; in several processes a weight
+        # without a gradient is an error
+        if (unused := getattr(module, "condition_encoder", None)) is not None:
+            unused.requires_grad_(False)
 
 
 def _enable_gradient_checkpointing(model: Any) -> None:
