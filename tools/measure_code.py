@@ -14,12 +14,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_950,
-    "public top-level names": 1_025,
+    "lines under src/ldmae (.py, .j2, .css)": 33_030,
+    "public top-level names": 1_028,
     "raise UserError": 366,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 27_190,
+    "lines of tests": 27_260,
 }
 """None may grow, but by a commit of its own that says why."""
 
