@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import yaml
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.registry import DIFFUSION
+from ldmae.config.yaml import read_yaml
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import read_json
@@ -186,11 +186,9 @@ def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:
     """Returns `package.module:Name` where one of a run's settings names a class of the user's own."""
     path = run / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} can't be read: {str(error).splitlines()[0]}; put back the run's own"
-        ) from error
+        settings = read_yaml(path.read_text(encoding="utf-8"), "it")
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}; put back the run's own") from error
     part = settings.get(group) if isinstance(settings, dict) else None
     source = part.get(key) if isinstance(part, dict) else None
     if not isinstance(source, str) or not is_import_path(source):

@@ -6,7 +6,7 @@ import contextlib
 import typing
 import warnings
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,21 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
         for layer in layers:
             _rename(layer)
             _require_groups(layer, Config)
-        merged = OmegaConf.to_container(OmegaConf.merge(_defaults(), *layers), resolve=True)
-    return typing.cast(dict[str, Any], merged)
+        # OmegaConf's own merge checks and copies every node at every layer, which takes several times as long
+        joined = OmegaConf.create(reduce(_joined, layers, _defaults()))
+        return typing.cast(dict[str, Any], OmegaConf.to_container(joined, resolve=True))
 
 
 @cache
-def _defaults() -> Any:
-    return OmegaConf.create(_literal(as_dict(Config())))
+def _defaults() -> dict[str, Any]:
+    return _literal(as_dict(Config()))
+
+
+def _joined(below: Any, above: Any) -> Any:
+    """Returns two layers as one; where both set a value, the upper one's holds."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {name: _joined(below.get(name), value) for name, value in above.items()}
 
 
 RENAMED = {
