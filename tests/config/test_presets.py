@@ -16,6 +16,8 @@ from ldmae.run import run_all, run_stages
 from ldmae.run.initial import initial_shape
 from ldmae.run.plan import plan_trainings
 
+from ..tiny import vmae_sizes
+
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
 LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
 
@@ -259,15 +261,7 @@ def toy(name: str, images: object, source: object) -> Config:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_path):
-    AutoencoderVMAE(
-        sample_size=32,
-        encoder_hidden_size=16,
-        encoder_num_hidden_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-    ).save_pretrained(tmp_path / "vmae")
+    AutoencoderVMAE(sample_size=32, **vmae_sizes()).save_pretrained(tmp_path / "vmae")
     config = toy(name, images, tmp_path / "vmae")
     names = ("autoencoder", "latents", "diffusion", "pipeline")
     run = run_stages(config, tmp_path / "run", *names)

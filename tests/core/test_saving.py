@@ -10,29 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 import ldmae
 from ldmae.core.saving import PLACES
 
+from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
-def tiny_vae(**changes):
-    sizes = {"encoder_hidden_size": 16, "decoder_hidden_size": 16, "latent_channels": 4, "patch_size": 4}
-    parts = ("encoder_num_hidden_layers", "decoder_num_hidden_layers")
-    heads = ("encoder_num_attention_heads", "decoder_num_attention_heads")
-    return ldmae.AutoencoderVMAE(
-        sample_size=16, **sizes, **dict.fromkeys(parts, 1), **dict.fromkeys(heads, 2), **changes
-    )
-
-
-def tiny_pipeline(vae):
-    transformer = ldmae.LightningDiTTransformer2DModel(
-        sample_size=4, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
-    )
-    names = {0: "hen", 1: "cat", 2: "dog"}
-    return ldmae.LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), id2label=names)
+def pipeline_of(vae=None):
+    return tiny_pipeline(vae, tiny_transformer(num_classes=3), id2label={0: "hen", 1: "cat", 2: "dog"})
 
 
 FRESH = """
@@ -54,11 +42,10 @@ torch.save(image, folder + "/image.pt")
 
 def test_a_process_without_the_package_loads_pipeline_and_models_of_a_folder(tmp_path):
     folder, foreign = tmp_path / "pipe", tmp_path / "foreign"
-    pipe = tiny_pipeline(tiny_vae())
+    pipe = pipeline_of()
     pipe.save_pretrained(folder)
-    tiny_pipeline(
-        AutoencoderKL(latent_channels=4, norm_num_groups=4, block_out_channels=(8,))
-    ).save_pretrained(foreign)
+    kl = AutoencoderKL(latent_channels=4, norm_num_groups=4, block_out_channels=(8,))
+    pipeline_of(kl).save_pretrained(foreign)
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FRESH, folder, foreign], env=environment, capture_output=True, text=True
@@ -74,7 +61,7 @@ def test_a_process_without_the_package_loads_pipeline_and_models_of_a_folder(tmp
 
 
 def test_the_folder_s_code_says_what_to_install_where_the_package_lacks(tmp_path, monkeypatch):
-    tiny_vae().save_pretrained(tmp_path)
+    tiny_vmae().save_pretrained(tmp_path)
     assert runpy.run_path(str(tmp_path / "pipeline.py"))["AutoencoderVMAE"] is ldmae.AutoencoderVMAE
     monkeypatch.setitem(sys.modules, "ldmae", None)
     with pytest.raises(ModuleNotFoundError, match=r"package ldmae, .*in a clone of it type: pip install \.$"):
@@ -82,7 +69,7 @@ def test_the_folder_s_code_says_what_to_install_where_the_package_lacks(tmp_path
 
 
 def test_the_package_s_own_classes_run_no_code_of_a_folder(tmp_path):
-    tiny_pipeline(tiny_vae()).save_pretrained(tmp_path)
+    pipeline_of().save_pretrained(tmp_path)
     for path in tmp_path.rglob("pipeline.py"):
         path.write_text("raise RuntimeError('was run')")
     assert isinstance(ldmae.LDMAEPipeline.from_pretrained(tmp_path).vae, ldmae.AutoencoderVMAE)
@@ -92,7 +79,7 @@ def test_a_class_that_extends_one_of_the_package_s_is_not_said_to_be_that_one(tm
     class Wider(ldmae.AutoencoderVMAE):
         pass
 
-    Wider.from_config(tiny_vae().config).save_pretrained(tmp_path)
+    Wider.from_config(tiny_vmae().config).save_pretrained(tmp_path)
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
     assert not (tmp_path / "pipeline.py").exists()
 

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae import LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.cli.options import resolve
 from ldmae.config import load_config
 from ldmae.config.diffusion import LoraConfig
@@ -30,6 +29,7 @@ from ldmae.run.initial_diffusion import (
 from ldmae.run.plan import plan_trainings
 
 from ..processes import finish, kill_once
+from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
 from .folders import assert_same_run
 from .test_processes import FSDP, WEIGHT, weights
 
@@ -37,10 +37,8 @@ TABLE = "y_embedder.embedding_table.weight"
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
 
-def tiny_transformer(**changes):
-    sizes = {"sample_size": 6, "patch_size": 2, "in_channels": 4, "num_layers": 1, "num_classes": 3}
-    heads = {"num_attention_heads": 2, "attention_head_dim": 8}
-    model = LightningDiTTransformer2DModel(**{**sizes, **heads, **changes})
+def drawn_transformer(**changes):
+    model = tiny_transformer(**{"sample_size": 6, "patch_size": 2, "num_classes": 3, **changes})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # its last layers start at zero, which would hide differences
         for parameter in model.parameters():
@@ -48,18 +46,9 @@ def tiny_transformer(**changes):
     return model
 
 
-def tiny_vae(**changes):
-    parts = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in parts.items()}
-    return AutoencoderVMAE(**{"sample_size": 24, "patch_size": 4, "latent_channels": 4, **shape, **changes})
-
-
 def save_source(folder: Path, names=("discs", "bars", "waves"), **changes) -> Path:
-    torch.manual_seed(1)
-    pipeline = LDMAEPipeline(
-        tiny_vae(), tiny_transformer(**changes), FlowMatchEulerDiscreteScheduler(), dict(enumerate(names))
-    )
-    pipeline.save_pretrained(folder)
+    parts = tiny_vmae(sample_size=24), drawn_transformer(**changes)
+    tiny_pipeline(*parts, id2label=dict(enumerate(names))).save_pretrained(folder)
     return folder
 
 
@@ -102,10 +91,8 @@ def test_new_classes_start_at_the_mean_of_the_old_ones(source, tmp_path, capsys)
 
 
 def test_classes_of_a_source_without_names_are_taken_in_their_order(tmp_path, capsys):
-    model, names = tiny_transformer(), {}
-    LDMAEPipeline(tiny_vae(), model, FlowMatchEulerDiscreteScheduler(), names or None).save_pretrained(
-        tmp_path / "s"
-    )
+    model = drawn_transformer()
+    tiny_pipeline(tiny_vmae(sample_size=24), model).save_pretrained(tmp_path / "s")
     made = initial_model(opened(tmp_path / "s", tmp_path), 4, 6)
     assert torch.equal(made.state_dict()[TABLE], model.state_dict()[TABLE])
     assert "3 matched by number, for the source does not name its classes" in capsys.readouterr().err
@@ -183,7 +170,7 @@ def test_lora_trains_images_without_classes_with_the_null_class(source, tmp_path
 def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_first_stage(source, tmp_path):
     run = opened(source, tmp_path)
     run.takes_autoencoder = True
-    tiny_vae(latent_channels=3).save_pretrained(tmp_path / "vae")
+    tiny_vmae(sample_size=24, latent_channels=3).save_pretrained(tmp_path / "vae")
     auto = run.config.autoencoder.replace(source=str(tmp_path / "vae"))
     run.config = run.config.replace(autoencoder=auto)
     with pytest.raises(UserError, match="of 4 channels, the autoencoder has 3"):
@@ -196,7 +183,7 @@ def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_f
 @needs_peft
 def test_an_adapter_begins_as_the_source_and_merges_to_the_same_model():
     torch.manual_seed(0)
-    plain = tiny_transformer()
+    plain = drawn_transformer()
     model = add_adapter(copy.deepcopy(plain), LoraConfig(rank=2, alpha=4))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trained)
@@ -217,7 +204,7 @@ def test_an_adapter_begins_as_the_source_and_merges_to_the_same_model():
 @needs_peft
 def test_a_target_that_no_layer_is_called_is_refused_by_name():
     with pytest.raises(UserError, match=r"names 'attn\.q', which no layer.*its blocks have .*attn\.qkv"):
-        add_adapter(tiny_transformer(), LoraConfig(rank=2, targets=["attn.q"]))
+        add_adapter(drawn_transformer(), LoraConfig(rank=2, targets=["attn.q"]))
 
 
 @needs_peft

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 import typer
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
 from ldmae.cli.main import app
 from ldmae.config import load_config, save_config
 from ldmae.contracts import Metric
@@ -29,6 +28,7 @@ from ldmae.evaluation.api import Measured
 from ldmae.evaluation.results import write_results
 from ldmae.run.publish import Publication, publish
 
+from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
 from .fake_hub import TOKEN, FakeHub
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -36,26 +36,9 @@ CLASSES = ["hen", "cat", "dog"]
 STAGES = ["autoencoder.pretraining", "autoencoder.tuning", "diffusion", "pipeline"]
 
 
-def tiny_vae():
-    return AutoencoderVMAE(
-        sample_size=24,
-        patch_size=4,
-        latent_channels=4,
-        encoder_hidden_size=16,
-        decoder_hidden_size=16,
-        encoder_num_hidden_layers=1,
-        decoder_num_hidden_layers=1,
-        encoder_num_attention_heads=2,
-        decoder_num_attention_heads=2,
-    )
-
-
-def tiny_pipeline(vae):
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=6, in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=3
-    )
-    names = dict(enumerate(CLASSES))
-    return LDMAEPipeline(vae, transformer, FlowMatchEulerDiscreteScheduler(), id2label=names)
+def pipeline_of(vae):
+    transformer = tiny_transformer(sample_size=6, num_classes=3)
+    return tiny_pipeline(vae, transformer, id2label=dict(enumerate(CLASSES)))
 
 
 def write_stages(folder, **status):
@@ -73,8 +56,7 @@ def run(tmp_path, monkeypatch):
     """A finished run folder, as far as publishing reads one, in the current folder."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
-    torch.manual_seed(0)
-    pipeline = tiny_pipeline(tiny_vae())
+    pipeline = pipeline_of(tiny_vmae(sample_size=24))
     pipeline.save_pretrained(folder / "pipeline")
     pipeline.vae.save_pretrained(folder / "autoencoder")
     sampling = ["sampling.num_inference_steps=2", "sampling.guidance_scale=2.5", "seed=7"]
@@ -201,7 +183,7 @@ def test_what_can_t_be_published_is_said_before_anything_is_written(
         (tmp_path / "out" / "file").touch()
     if damage == "vae":
         own = type("Own", (torch.nn.Module,), {"encode": None, "decode": lambda self, latents: latents})()
-        pipeline = tiny_pipeline(OwnAutoencoder(own))
+        pipeline = pipeline_of(OwnAutoencoder(own))
         monkeypatch.setattr("ldmae.run.publish.load_pipeline", lambda *_: pipeline)
     with pytest.raises(UserError, match=message):
         words("run", "out", *arguments)
@@ -250,7 +232,7 @@ def test_exported_encoder_and_decoder_give_what_the_model_gives(kind, tmp_path):
 
     torch.manual_seed(0)
     kl = AutoencoderKL(latent_channels=4, norm_num_groups=4, block_out_channels=(8, 8))
-    model = (tiny_vae() if kind == "vmae" else kl).requires_grad_(False)
+    model = (tiny_vmae(sample_size=24) if kind == "vmae" else kl).requires_grad_(False)
     shapes = export_onnx(model, tmp_path / "onnx", 24)
     images = torch.rand(3, 3, 24, 24) * 2 - 1
     latents = model.encode(images).latent_dist.mode()
