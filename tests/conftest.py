@@ -12,6 +12,7 @@ import pytest
 
 from .drawings import blank  # noqa: F401 - a fixture
 from .processes import Server
+from .small_features import small_features  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -21,6 +21,7 @@ import pytest
 
 import ldmae
 from drawings import leave_blank  # beside this program
+from small_features import look_small
 
 LATE = (
     "diffusers.models.autoencoders.autoencoder_kl",
@@ -82,6 +83,7 @@ def work(request: dict[str, Any]) -> None:
         die_at_write(*request["die_at_write"])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "WORLD_SIZE" in os.environ:
         shard_on_cpu()
+    look_small(pytest.MonkeyPatch())
     if not request["drawn"]:
         leave_blank(pytest.MonkeyPatch())
     sys.argv = ["ldmae", *request["arguments"]]

@@ -27,7 +27,7 @@ from ldmae.core.errors import UserError
 
 from .golden import GOLDEN, needs_golden
 
-pytestmark = pytest.mark.usefixtures("blank")
+pytestmark = pytest.mark.usefixtures("blank", "small_features")
 
 VERBS = [
     "run",
@@ -188,8 +188,6 @@ def test_finished_run_is_not_redone(made, ldmae):
 
 
 def test_estimate_of_a_longer_run_counts_only_what_is_left(made, ldmae, tmp_path):
-    import shutil
-
     shutil.copytree(made.folder, tmp_path / "longer")
     (tmp_path / "longer" / "stages.json").write_text(
         json.dumps(
@@ -400,7 +398,7 @@ def test_evaluate_takes_an_autoencoder_of_diffusers(images, ldmae):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2).save_pretrained("kl")
-    alone = ("--only", "reconstruction", "--out", "figures")
+    alone = ("evaluation.images=10", "--only", "reconstruction", "--out", "figures")
     shown = ldmae("evaluate", "kl", f"data={images}", "image_size=32", *alone)
     assert shown.code == 0, shown.err
     assert [line.split()[0] for line in shown.out.splitlines()] == [

@@ -73,6 +73,11 @@ def draw_picture(kind: int, number: int) -> np.ndarray:
     return (picture + rng.normal(0, 8, picture.shape)).clip(0, 255).astype(np.uint8)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _look_small(small_features: None) -> None:
+    """Metrics of generated and restored images are computed as ever, on features of small images."""
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 pictures, a subfolder for each of three classes."""

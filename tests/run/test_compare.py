@@ -17,6 +17,7 @@ from ldmae.config.autoencoder import KINDS
 from ldmae.config.schema import ABLATION, TRAINED
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import changed
+from ldmae.report.comparison import render_comparison
 from ldmae.run.comparison import compare
 from ldmae.run.comparison_plan import plan_comparison, unit_changes
 from ldmae.run.recorded import plain as plain_settings
@@ -52,7 +53,7 @@ units_of = functools.cache(lambda preset: plan_comparison(preset, [])[0])
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator(monkeypatch):
-    leave_blank(monkeypatch)  # the reports of all comparisons but `made`
+    leave_blank(monkeypatch)
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -254,13 +255,10 @@ def made(tmp_path_factory, pictures) -> Path:
         },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    compare(
-        str(folder / "tiny.yaml"),
-        TINY,
-        folder / "runs",
-        folder / "results",
-        command=["ldmae", "compare", "tiny.yaml"],
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        leave_blank(patch)
+        command = ["ldmae", "compare", "tiny.yaml"]
+        compare(str(folder / "tiny.yaml"), TINY, folder / "runs", folder / "results", command=command)
     return folder
 
 
@@ -339,7 +337,9 @@ def test_the_arenas_are_judged_by_a_network_that_no_row_is_trained_on():
         assert {unit.config.evaluation.sample_labels for unit in units} == {"training"}
 
 
-def test_report_and_tables_are_there(made):
+def test_report_and_tables_are_there(made, monkeypatch):
+    monkeypatch.undo()  # it is drawn
+    render_comparison(made / "results")
     page = (made / "results" / "comparison.html").read_text()
     tables = (made / "results" / "tables.md").read_text()
     for title in ("SD-VAE", "VMAE"):

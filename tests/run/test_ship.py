@@ -17,6 +17,8 @@ from ldmae import loading
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.training.checkpoint import list_checkpoints
 
+pytestmark = pytest.mark.usefixtures("blank")
+
 
 @pytest.fixture
 def tool(tmp_path, preset, monkeypatch) -> Any:
