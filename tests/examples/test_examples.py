@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -39,10 +38,12 @@ from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
 
+from ..drawings import leave_blank
 from ..pictures import encoded, tarred
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py"))
+pytestmark = pytest.mark.usefixtures("small_features")
 PARTS = {
     "autoencoder.kind": ("extend/my_ae.py", "MyAutoencoder"),
     "data": ("extend/my_source.py", "Pairs"),
@@ -81,12 +82,10 @@ def run(script: str, *arguments: str | Path) -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder that `train_on_your_images.py` leaves."""
     folder = tmp_path_factory.mktemp("trained")
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        leave_blank(patch)
+        patch.chdir(folder)
         run("train_on_your_images.py", "--out", "runs/mine")
-    finally:
-        os.chdir(here)
     return folder / "runs" / "mine"
 
 
@@ -115,6 +114,7 @@ def test_training_on_a_folder_leaves_samples_figures_and_a_pipeline(trained):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.usefixtures("blank")
 def test_typing_the_same_command_again_redoes_nothing(trained, monkeypatch):
     before = (trained / "stages.json").read_text()
     monkeypatch.chdir(trained.parent.parent)
@@ -154,6 +154,7 @@ def test_diffusion_is_trained_on_the_latents_of_another_autoencoder(trained, tmp
     assert pipeline([1], num_inference_steps=2).images[0].size == (32, 32)
 
 
+@pytest.mark.usefixtures("blank")
 def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path):
     figures = run("measure_autoencoders.py", "--out", tmp_path / "results")
     unfitted, fitted = figures.values()
@@ -167,6 +168,7 @@ def test_measuring_tells_a_fitted_autoencoder_from_one_that_is_not(tmp_path):
             assert float(text) == pytest.approx(value, rel=0.02), name
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_run_with_networks_of_its_own_is_measured_by_those_of_the_others(trained, tmp_path, capsys):
     own = shutil.copytree(trained, tmp_path / "own")
     config = (own / "config.yaml").read_text()
@@ -373,6 +375,7 @@ def test_a_diffusion_model_inside_the_package_is_a_line_in_the_registry(monkeypa
     assert (type(model).__name__, model.config.width, model.null_class) == ("TinySiT", 16, 3)
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_run_takes_parts_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(EXAMPLES / "extend")
     run_folder = tmp_path / "run"
@@ -404,6 +407,7 @@ def test_a_run_takes_parts_of_ones_own(tmp_path, monkeypatch, capsys):
     assert run_app(lambda: app(["sample", str(run_folder), "--allow-code", "--count", "1"])) == 0
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_new_metric_is_measured_by_its_name(trained, monkeypatch):
     monkeypatch.chdir(trained.parent.parent)
     sys.path.insert(0, str(EXAMPLES / "extend"))
