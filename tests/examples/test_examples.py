@@ -102,10 +102,7 @@ def test_training_on_a_folder_leaves_samples_figures_and_a_pipeline(trained):
     assert figures["PSNR"] > 10
     assert {"SSIM", "ST-LPIPS-alex", "KID-efficientnet_lite0"} <= set(figures)
     loaded = LDMAEPipeline.from_pretrained(trained / "pipeline")
-    assert loaded.config.id2label == {"0": "faces", "1": "flags"} or loaded.config.id2label == {
-        0: "faces",
-        1: "flags",
-    }
+    assert {int(label): name for label, name in loaded.config.id2label.items()} == {0: "faces", 1: "flags"}
     losses = [
         line["loss"]
         for line in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
@@ -173,24 +170,11 @@ def test_a_run_with_networks_of_its_own_is_measured_by_those_of_the_others(train
     own = shutil.copytree(trained, tmp_path / "own")
     config = (own / "config.yaml").read_text()
     assert config.count("  perceptual: st-lpips-alex\n  features:") == 1
-    other = config.replace(
-        "  perceptual: st-lpips-alex\n  features:", "  perceptual: st-lpips-vgg\n  features:"
-    )
-    (own / "config.yaml").write_text(other)
+    other = "  perceptual: st-lpips-vgg\n  features:"
+    (own / "config.yaml").write_text(config.replace("  perceptual: st-lpips-alex\n  features:", other))
     capsys.readouterr()
-    figures = run(
-        "measure_autoencoders.py",
-        *(
-            own,
-            trained / "autoencoder",
-            "--image-size",
-            "32",
-            "--images",
-            "12",
-            "--out",
-            tmp_path / "results",
-        ),
-    )
+    options = ("--image-size", "32", "--images", "12", "--out", tmp_path / "results")
+    figures = run("measure_autoencoders.py", own, trained / "autoencoder", *options)
     first, second = figures.values()
     assert first["ST-LPIPS-alex"] == pytest.approx(second["ST-LPIPS-alex"], rel=1e-5)
     table = capsys.readouterr().out.splitlines()[-7:]
