@@ -181,7 +181,7 @@ def test_an_rae_without_transformers_says_what_to_install(saved, tmp_path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("diffusers.AutoencoderRAE", AutoencoderKL, raising=False)
     source = damaged(saved, tmp_path / "x", '{"_class_name": "AutoencoderRAE"}')
-    with pytest.raises(UserError, match=r"the AutoencoderRAE in .* needs transformers; type: pip install tr"):
+    with pytest.raises(UserError, match=r"AutoencoderRAE in .* the package transformers; type: pip install"):
         load_autoencoder(source)
 
 

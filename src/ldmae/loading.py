@@ -6,7 +6,6 @@ And what ships in the package, `pretrained:NAME`.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,17 +20,16 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.registry import DIFFUSION
 from ldmae.config.yaml import read_yaml
 from ldmae.conversion import load_official_vmae
-from ldmae.core.errors import UserError, check_known
-from ldmae.core.files import read_json
-from ldmae.core.imports import import_object, is_import_path
-from ldmae.core.paths import at_home
+from ldmae.core.errors import UserError, check_known, reason_of
+from ldmae.core.files import at_home, read_json
+from ldmae.core.imports import import_object, is_import_path, require
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 SHIPPED = {"emoji": "emoji-long"}
 """The pipelines in the package by name, each with the preset that it was trained with."""
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-FORMS = (
+_FORMS = (
     "a run folder, a diffusers folder or Hub name, official:FILE, pretrained:NAME, or package.module:Name (a "
     "class or function of your own)"
 )
@@ -132,12 +130,12 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
         return _load_class(name, str(folder), use_safetensors=use_safetensors)
     if Path(source).exists():
         raise UserError(
-            f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {FORMS}"
+            f"{source} holds no diffusers autoencoder (no {folder / 'config.json'}); expected {_FORMS}"
         )
     if is_import_path(source):
         return _import(source)
     if not may_be_hub_name(source):
-        raise UserError(f"there is no {source}; expected {FORMS}")
+        raise UserError(f"there is no {source}; expected {_FORMS}")
     return _from_hub(source, use_safetensors=use_safetensors)
 
 
@@ -188,7 +186,7 @@ def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:
     try:
         settings = read_yaml(path.read_text(encoding="utf-8"), "it")
     except (UserError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}; put back the run's own") from error
+        raise UserError(f"{path} can't be read: {reason_of(error)}; put back the run's own") from error
     part = settings.get(group) if isinstance(settings, dict) else None
     source = part.get(key) if isinstance(part, dict) else None
     if not isinstance(source, str) or not is_import_path(source):
@@ -280,8 +278,8 @@ def _load_class(name: str | None, source: str, **arguments: Any) -> Any:
                 f"{diffusers.__version__} knows; name one of those, such as an AutoencoderVMAE or an "
                 "AutoencoderKL, or install a newer diffusers"
             )
-    if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
-        raise UserError(f"the {name} in {source} needs transformers; type: pip install transformers")
+    if name == "AutoencoderRAE":
+        require(f"the {name} in {source}", "transformers")
     return load_model(kind, source, **arguments)
 
 

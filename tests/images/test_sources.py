@@ -11,7 +11,7 @@ from PIL import Image, features
 
 from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
-from ldmae.core.paths import at_home
+from ldmae.core.files import at_home
 from ldmae.images.base import Names, Subset, with_classes
 from ldmae.images.index import open_images
 from ldmae.images.sources import FolderSource, is_stream, open_source

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from ldmae.config import load_config
-from ldmae.run import durations, timing
+from ldmae.run import timing, trials
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
@@ -77,8 +77,8 @@ def test_estimate_of_a_fine_tuning_counts_the_comparison_of_both_decoders(preset
 
 
 def test_what_a_call_costs_by_itself_is_not_multiplied_by_the_images(monkeypatch):
-    monkeypatch.setattr(durations, "_PATIENCE", 0.02)
-    whole = 32 * durations.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
+    monkeypatch.setattr(trials, "_PATIENCE", 0.02)
+    whole = 32 * trials.seconds_of_an_image(lambda count: time.sleep(0.014 + 0.0004 * count), 32)
     assert 0.02 < whole < 0.06  # 0.027; by two images alone it would be 0.24
 
 

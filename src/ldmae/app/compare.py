@@ -300,7 +300,7 @@ def timed(
     for number in range(_ROUNDS):
         for place, one in enumerate(done):
             for kind, work in one.works.items():
-                taken.setdefault((place, kind), []).append(seconds_of(work, torch.device(device)))
+                taken.setdefault((place, kind), []).append(seconds_of(work, device))
                 between()
         if number + 1 >= _FEWEST_ROUNDS and time.monotonic() - began > _LONG:
             break

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from ldmae.app.hosts import Hosts
 from ldmae.app.uploads import MIB, Limits
 from ldmae.core.errors import UserError
+from ldmae.core.imports import require
 
 _FIRST_PORT, _PORTS = 7860, 40
 """Where a free port is looked for if none is named."""
@@ -100,8 +100,7 @@ def _wait_for_interrupt() -> None:
 
 
 def _check_gradio() -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(f'the web app needs Gradio, which is not installed; type: pip install "{GRADIO}"')
+    require("the web app", "gradio", install=f'"{GRADIO}"')
 
 
 def free_port(host: str, port: int | None) -> int:

@@ -25,7 +25,7 @@ from ldmae.core.flops import count_autoencoder_flops
 FULL_WIDTHS = (128, 256, 512, 512)
 """Stable Diffusion 3's channels, from full resolution down; a further halving has 512 again."""
 
-WIDTH_STEP = 1 / 256
+_WIDTH_STEP = 1 / 256
 """Between widths tried to meet a number of operations: the widest block then takes all even numbers."""
 
 
@@ -137,7 +137,7 @@ def norm_groups(widths: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class FittedWidth:
+class _FittedWidth:
     """A width, and what encode + decode of one image cost (a multiply-add counting 2)."""
 
     width: float
@@ -145,7 +145,7 @@ class FittedWidth:
     target: int
 
 
-def fit_width(config: BaselineConfig, sample_size: int, target: int) -> FittedWidth:
+def fit_width(config: BaselineConfig, sample_size: int, target: int) -> _FittedWidth:
     """Finds the width at which encode + decode of one image come closest to a number of operations.
 
     Args:
@@ -159,7 +159,7 @@ def fit_width(config: BaselineConfig, sample_size: int, target: int) -> FittedWi
     def flops(step: int) -> int:
         with torch.device("meta"):
             shape = BaselineConfig(
-                factor=config.factor, latent_channels=config.latent_channels, width=step * WIDTH_STEP
+                factor=config.factor, latent_channels=config.latent_channels, width=step * _WIDTH_STEP
             )
             return count_autoencoder_flops(build_baseline(shape, sample_size), sample_size).total
 
@@ -170,4 +170,4 @@ def fit_width(config: BaselineConfig, sample_size: int, target: int) -> FittedWi
         middle = (low + high) // 2
         low, high = (middle, high) if flops(middle) < target else (low, middle)
     best = min((low, high), key=lambda step: abs(flops(step) - target))
-    return FittedWidth(best * WIDTH_STEP, flops(best), target)
+    return _FittedWidth(best * _WIDTH_STEP, flops(best), target)

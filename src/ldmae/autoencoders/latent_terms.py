@@ -19,13 +19,13 @@ from torch import Tensor
 from ldmae.contracts import BatchKeys
 from ldmae.core.random import normal, uniform, uniforms
 
-FLOOR = 1e-12
+_FLOOR = 1e-12
 """Added where a flat latent would divide by 0."""
-EXPANSION_FLOOR = 1e-4
+_EXPANSION_FLOOR = 1e-4
 """δ of variance expansion: no variance is worth more than 1/δ."""
-SPECTRUM_BINS = 16
-LEAST_SCALE = 0.25
-COSINE_MARGIN, DISTANCE_MARGIN = 0.5, 0.25
+_SPECTRUM_BINS = 16
+_LEAST_SCALE = 0.25
+_COSINE_MARGIN, _DISTANCE_MARGIN = 0.5, 0.25
 """m1 and m2 of VA-VAE."""
 
 
@@ -59,7 +59,7 @@ def relative_std(mean: Tensor, logvar: Tensor) -> Tensor:
     Returns:
         (b,), the root of the mean variance over the root of the means' variance (over channels and cells).
     """
-    return (logvar.exp().flatten(1).mean(1) / mean.flatten(1).var(1).clamp_min(FLOOR)).sqrt()
+    return (logvar.exp().flatten(1).mean(1) / mean.flatten(1).var(1).clamp_min(_FLOOR)).sqrt()
 
 
 def variance_expansion(mean: Tensor, logvar: Tensor, relative: bool) -> Tensor:
@@ -76,8 +76,8 @@ def variance_expansion(mean: Tensor, logvar: Tensor, relative: bool) -> Tensor:
     """
     variance = logvar.exp().flatten(1)
     if relative:
-        variance = variance / mean.flatten(1).var(1, keepdim=True).clamp_min(FLOOR)
-    return (1 / (variance + EXPANSION_FLOOR)).mean(1)
+        variance = variance / mean.flatten(1).var(1, keepdim=True).clamp_min(_FLOOR)
+    return (1 / (variance + _EXPANSION_FLOOR)).mean(1)
 
 
 def scaled_noise(z: Tensor, keys: BatchKeys, stream: str) -> Tensor:
@@ -123,10 +123,11 @@ def spectrum_kl(images: Tensor, latents: Tensor) -> Tensor:
         (b,), in nats.
     """
     (image, of_image), (latent, of_latent) = _radial_spectrum(images), _radial_spectrum(latents)
-    frequency = (torch.arange(SPECTRUM_BINS, device=images.device) + 0.5) / SPECTRUM_BINS
+    frequency = (torch.arange(_SPECTRUM_BINS, device=images.device) + 0.5) / _SPECTRUM_BINS
     rings = (of_image & of_latent).nonzero().flatten().to(images.device)
     p, q = (
-        F.normalize(power.index_select(1, rings) + FLOOR, p=1, dim=1) for power in (image * frequency, latent)
+        F.normalize(power.index_select(1, rings) + _FLOOR, p=1, dim=1)
+        for power in (image * frequency, latent)
     )
     return F.kl_div(q.log(), p, reduction="none").sum(1)
 
@@ -155,7 +156,7 @@ def _rings(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Returns the matrix (h·w, K) that averages over each ring, and which rings there are (K,)."""
     v, u = torch.arange(height, device="cpu") / height, torch.arange(width, device="cpu") / width
     radius = ((v[:, None].square() + u.square()) / 2).sqrt().flatten()
-    member = F.one_hot((radius * SPECTRUM_BINS).long(), SPECTRUM_BINS).float()
+    member = F.one_hot((radius * _SPECTRUM_BINS).long(), _SPECTRUM_BINS).float()
     member[0] = 0  # the constant
     count = member.sum(0)
     return member / count.clamp_min(1), count > 0
@@ -178,11 +179,11 @@ def alignment(latents: Tensor, projected: Tensor, features: Tensor) -> Tensor:
     Returns:
         (b,).
     """
-    near = F.relu(1 - COSINE_MARGIN - F.cosine_similarity(projected, features, dim=1)).mean(1)
+    near = F.relu(1 - _COSINE_MARGIN - F.cosine_similarity(projected, features, dim=1)).mean(1)
     z, f = (F.normalize(x, dim=1) for x in (latents, features))
     with torch.autocast(latents.device.type, enabled=False):
         apart = (z.mT @ z - f.mT @ f).abs()  # (b, N, N)
-    return near + F.relu(apart - DISTANCE_MARGIN).mean((1, 2))
+    return near + F.relu(apart - _DISTANCE_MARGIN).mean((1, 2))
 
 
 # ---------------------------------------------------------------------------------------- equivariance
@@ -209,7 +210,7 @@ def draw_transform(
         return None
     if kind < 0.5:
         return partial(_turned, turns=1 + int(3 * amount))
-    least = min(1.0, max(LEAST_SCALE, least_cells / min(grid)))
+    least = min(1.0, max(_LEAST_SCALE, least_cells / min(grid)))
     scale = least + (1 - least) * amount
     height, width = (max(1, round(side * scale)) for side in grid)
     return partial(_scaled, cells=(height, width))

@@ -35,7 +35,7 @@ from ldmae.core.random import generator, normal, uniform
 from ldmae.perception.names import SMALLEST
 from ldmae.perception.spatial import SpatialFeatures
 
-GUARD_WEIGHT = 1e-6
+_GUARD_WEIGHT = 1e-6
 """Of the scale guard beside variance expansion in its absolute form (arXiv 2603.21085)."""
 
 
@@ -138,7 +138,7 @@ class MaskedObjective(AutoencoderObjective):
 
     def _weighted(self, raw: dict[str, Tensor], loss: Tensor) -> Tensor:
         for name, term in raw.items():
-            weight = GUARD_WEIGHT if name == "scale_guard" else getattr(self.config, f"{name}_weight")
+            weight = _GUARD_WEIGHT if name == "scale_guard" else getattr(self.config, f"{name}_weight")
             if weight > 0:  # 0 · inf would spoil the loss
                 loss = loss + weight * term
         return loss

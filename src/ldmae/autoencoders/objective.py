@@ -23,9 +23,9 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.errors import UserError
 
-WHOLE_BATCH = "whole_batch"
+_WHOLE_BATCH = "whole_batch"
 """Key under which a piece of a batch has what `look_ahead` returned for all pieces, summed."""
-ADVERSARIAL = "adversarial"
+_ADVERSARIAL = "adversarial"
 
 
 class Balanced(NamedTuple):
@@ -137,7 +137,7 @@ class AutoencoderObjective(nn.Module):
         found = self.losses(batch, keys)
         loss, terms = found.loss, found.terms
         for name, balanced in self._balanced(found, keys).items():
-            gradients = batch.get(WHOLE_BATCH, {}).get(name)
+            gradients = batch.get(_WHOLE_BATCH, {}).get(name)
             if gradients is None:
                 assert len(keys.rows) == keys.batch_size, "a batch in pieces must be looked ahead at"
                 gradients = _gradients(found, balanced, keys)
@@ -178,7 +178,7 @@ class AutoencoderObjective(nn.Module):
         if self._listens(keys):
             term = self._adversarial(found.decoded, keys)
             weight = self.config.adversarial_weight
-            balanced[ADVERSARIAL] = Balanced(term, weight, last_weight(self.model), "adaptive_weight")
+            balanced[_ADVERSARIAL] = Balanced(term, weight, last_weight(self.model), "adaptive_weight")
         return balanced
 
     def _listens(self, keys: BatchKeys) -> bool:
@@ -199,7 +199,7 @@ class AutoencoderObjective(nn.Module):
     def _perceptual_term(self, decoded: Tensor, images: Tensor, keys: BatchKeys) -> Tensor:
         (perceptual,) = self._perceptual
         assert perceptual is not None
-        return perceptual_share(perceptual, decoded, images, keys, self.config.perceptual_rows)
+        return _perceptual_share(perceptual, decoded, images, keys, self.config.perceptual_rows)
 
 
 def last_weight(model: Any) -> Tensor:
@@ -222,7 +222,7 @@ def _gradients(found: Losses, balanced: Balanced, keys: BatchKeys) -> Tensor:
 def _require_finite(gradients: Tensor, name: str, keys: BatchKeys) -> None:
     if not gradients.is_meta and not bool(gradients.isfinite().all()):
         restoration, other = (torch.linalg.vector_norm(gradient).item() for gradient in gradients)
-        term = "the adversary" if name == ADVERSARIAL else f"the {name}"
+        term = "the adversary" if name == _ADVERSARIAL else f"the {name}"
         raise UserError(
             f"at step {keys.step} the gradients that give {term} its weight are not finite: norm "
             f"{restoration} of the reconstruction loss, {other} of {term}'s. Take mixed_precision=bf16 or no "
@@ -230,7 +230,7 @@ def _require_finite(gradients: Tensor, name: str, keys: BatchKeys) -> None:
         )
 
 
-def perceptual_share(
+def _perceptual_share(
     perceptual: Callable[[Tensor, Tensor], Tensor],
     decoded: Tensor,
     images: Tensor,

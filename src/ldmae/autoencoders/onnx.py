@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmae.core.autoencoding import decode, encode_moments
-from ldmae.core.errors import UserError
+from ldmae.core.imports import require
 
 _NEEDED = ("onnx", "onnxscript")
 
@@ -40,9 +39,7 @@ class _Decoder(nn.Module):
 
 def require_onnx() -> None:
     """Raises a UserError where what exports is not installed."""
-    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise UserError(f"--onnx needs {' and '.join(lacking)}; type: pip install 'ldmae[onnx]'")
+    require("--onnx", *_NEEDED, install="'ldmae[onnx]'")
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
-LAYER_NORM_EPSILON = 1e-6
-SINCOS_TOLERANCE = 1e-2
+_LAYER_NORM_EPSILON = 1e-6
+_SINCOS_TOLERANCE = 1e-2
 """A stored table this near to the sine-cosine one is that table, rounded to half precision at most."""
 
 
@@ -105,9 +105,9 @@ class VMAEBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.mlp = Mlp(width, int(width * mlp_ratio), activation)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         self.patch_embed = PatchEmbedding(in_channels, encoder_hidden_size, patch_size)
         self.register_buffer("pos_embed", sincos_2d(encoder_hidden_size, side, side)[None])
         self.blocks = blocks(encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads)
-        self.norm = nn.LayerNorm(encoder_hidden_size, eps=LAYER_NORM_EPSILON)
+        self.norm = nn.LayerNorm(encoder_hidden_size, eps=_LAYER_NORM_EPSILON)
         self.to_latent = nn.Linear(encoder_hidden_size, 2 * latent_channels)
 
         self.from_latent = nn.Linear(latent_channels, encoder_hidden_size)
@@ -253,7 +253,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         self.decoder_blocks = blocks(
             decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads
         )
-        self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=LAYER_NORM_EPSILON)
+        self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=_LAYER_NORM_EPSILON)
         self.decoder_pred = PixelHead(
             decoder_hidden_size, patch_size, out_channels, smooth_output, head_features, hidden_act
         )
@@ -437,7 +437,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
 
     def _is_sincos(self, table: Tensor) -> Tensor:
         expected = sincos_2d(table.shape[2], *self._own_grid(), device=table.device, dtype=torch.float32)
-        return (table.float() - expected).abs().amax() < SINCOS_TOLERANCE  # ()
+        return (table.float() - expected).abs().amax() < _SINCOS_TOLERANCE  # ()
 
     def _check_images(self, x: Tensor) -> None:
         p, channels = self.config["patch_size"], self.config["in_channels"]

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from ldmae.core.errors import UserError
-from ldmae.core.paths import at_home
+from ldmae.core.files import at_home
 
 
 def run_app(application: Callable[..., Any]) -> int:

@@ -12,10 +12,10 @@ from ldmae.cli.output import say
 
 app = typer.Typer(help="Assemble an image set from free packages.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="Output folder, for train/, val/ and LICENCES.md.")]
-Size = Annotated[int, typer.Option(help="Pixels along a side.", min=8)]
-HeldOut = Annotated[float, typer.Option(help="Share to hold out, in (0, 1).", min=0.01, max=0.99)]
-Given = Annotated[
+_Folder = Annotated[Path, typer.Argument(help="Output folder, for train/, val/ and LICENCES.md.")]
+_Size = Annotated[int, typer.Option(help="Pixels along a side.", min=8)]
+_HeldOut = Annotated[float, typer.Option(help="Share to hold out, in (0, 1).", min=0.01, max=0.99)]
+_Given = Annotated[
     Path | None,
     typer.Option("--from", help="Folder with packages that you downloaded; nothing else is downloaded."),
 ]
@@ -28,9 +28,9 @@ Given = Annotated[
     ),
 )
 def emoji_sets(
-    folder: Folder,
-    size: Size = 64,
-    held_out: HeldOut = 0.15,
+    folder: _Folder,
+    size: _Size = 64,
+    held_out: _HeldOut = 0.15,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +39,7 @@ def emoji_sets(
             "share-alike.",
         ),
     ] = None,
-    given: Given = None,
+    given: _Given = None,
 ) -> None:
     """Emoji of four free sets in a dozen classes; a character is on one side of the split in all sets.
 
@@ -68,7 +68,7 @@ def _say_counts(folder: Path, counts: dict[str, dict[str, dict[str, int]]]) -> N
         "ldmae prepare wallpapers wallpapers", "ldmae prepare wallpapers wallpapers --from FOLDER"
     ),
 )
-def wallpapers(folder: Folder, size: Size = 64, held_out: HeldOut = 0.2, given: Given = None) -> None:
+def wallpapers(folder: _Folder, size: _Size = 64, held_out: _HeldOut = 0.2, given: _Given = None) -> None:
     """Crops of the photographs in Debian's wallpaper packages, by subject; some are share-alike.
 
     All crops of a photograph are on one side of the split. It downloads 168 MB.

@@ -21,7 +21,7 @@ from ldmae.config.base import Settings, as_dict, explain, group_of
 from ldmae.config.baselines import baseline_objective
 from ldmae.config.schema import Config
 from ldmae.config.yaml import YAML_FAILURES, check_plain, read_yaml
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, nearest, reason_of
 from ldmae.core.files import write_text
 
 _CHEAPEST_FIRST = (
@@ -181,10 +181,9 @@ def _setting_errors() -> Iterator[None]:
         raise
     except (OmegaConfBaseException, *YAML_FAILURES) as error:
         where = getattr(error, "full_key", None)
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"{f'setting {where}' if where else 'settings'}: {reason}; see `ldmae run PRESET --dry-run` for "
-            "all settings"
+            f"{f'setting {where}' if where else 'settings'}: {reason_of(error).rstrip('.')}; see `ldmae run "
+            "PRESET --dry-run` for all settings"
         ) from error
 
 
@@ -263,8 +262,7 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
     try:
         layer = OmegaConf.to_container(OmegaConf.from_dotlist(plain))
     except (OmegaConfBaseException, yaml.YAMLError, *YAML_FAILURES) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot read the overrides {plain}: {reason}") from error
+        raise UserError(f"cannot read the overrides {plain}: {reason_of(error)}") from error
     assert isinstance(layer, dict)
     for item in overrides:
         key, _, value = item.partition("=")

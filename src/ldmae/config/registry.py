@@ -16,7 +16,7 @@ from pydantic import PydanticUserError, ValidationError, create_model
 from pydantic_core import PydanticCustomError, core_schema
 
 from ldmae.config.base import Settings, explain
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.core.imports import import_object, is_import_path
 
 AUTOENCODERS = {
@@ -66,10 +66,9 @@ def own_settings(component: Any, options: dict[str, Any], prefix: str, given: Co
         try:
             kind = _settings_of_constructor(component, given)
         except (PydanticUserError, NameError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the arguments of {component.__name__} can't be settings ({reason}); give it a class "
-                "`Config` that extends ldmae.config.base.Settings"
+                f"the arguments of {component.__name__} can't be settings ({reason_of(error)}); give it "
+                "a class `Config` that extends ldmae.config.base.Settings"
             ) from error
     try:
         return kind.model_validate(options)

@@ -42,7 +42,7 @@ the paper does not have, each told in `run/variants.py`."""
 ABLATION: tuple[str, ...] = get_args(Ablation)
 TRAINED = {name: path for name, path in AUTOENCODERS.items() if name != "decoder"}
 """Kinds that are trained from nothing, as a comparison does."""
-COMPARED = {**TRAINED, **dict.fromkeys(ABLATION, "")}
+_COMPARED = {**TRAINED, **dict.fromkeys(ABLATION, "")}
 
 
 class ComparisonConfig(Settings):
@@ -67,7 +67,7 @@ class ComparisonConfig(Settings):
     """Shares of the diffusion model's steps after which KID of a few samples is measured, for its curve."""
     checkpoint_samples: Annotated[Count, Field(ge=10)] = 500
     """Generated images, and real ones, for each point of that curve."""
-    settings: dict[Annotated[str, OneOf(COMPARED)], list[str]] = {}
+    settings: dict[Annotated[str, OneOf(_COMPARED)], list[str]] = {}
     """Settings of single ones, as key=value, by name, such as
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
 

@@ -47,8 +47,7 @@ def read_yaml(text: str, name: str) -> Any:
     except UserError:
         raise
     except (yaml.YAMLError, *YAML_FAILURES) as error:
-        reason = reason_of(error)
-        raise UserError(f"{name} is not YAML: {reason}") from error
+        raise UserError(f"{name} is not YAML: {reason_of(error)}") from error
 
 
 def _check_size(text: str, name: str) -> None:

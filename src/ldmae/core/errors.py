@@ -99,7 +99,8 @@ def check_known(what: str, name: str, known: Iterable[str], owner: str = "") -> 
 
 def reason_of(error: BaseException) -> str:
     """Returns what an exception says, in one line for users."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    text = str(error).partition("\n    full_key: ")[0]  # OmegaConf names the setting once more
+    reason = " ".join(text.split())[:300] or type(error).__name__
     # Python advises programmers to raise its limit
     return "a number of thousands of digits is out of range" if "int_max_str_digits" in reason else reason
 

@@ -31,6 +31,11 @@ LOCK = ".lock"
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 
 
+def at_home(text: str) -> str:
+    """Returns a path, a setting or a list of them with each `~/` as the user's folder, as a shell has it."""
+    return re.sub(r"(^|[=,\[{(:'\"])~(?=/|$)", lambda match: match[1] + str(Path.home()), text)
+
+
 def is_junk(name: str) -> bool:
     """Returns whether a file or folder is hidden, or was left by a system: never a class, never an image."""
     return name.startswith(".") or name.lower() in _JUNK

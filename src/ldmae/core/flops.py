@@ -31,7 +31,7 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 @dataclass(frozen=True)
-class AutoencoderFlops:
+class _AutoencoderFlops:
     """Operations for one image, a multiply-add counting 2."""
 
     encode: int
@@ -44,7 +44,7 @@ class AutoencoderFlops:
 
 
 @torch.no_grad()
-def count_autoencoder_flops(autoencoder: Any, size: int) -> AutoencoderFlops:
+def count_autoencoder_flops(autoencoder: Any, size: int) -> _AutoencoderFlops:
     """Counts what it takes to encode one image of `size` × `size` pixels, and to decode its latent.
 
     Args:
@@ -60,9 +60,9 @@ def count_autoencoder_flops(autoencoder: Any, size: int) -> AutoencoderFlops:
     return _count(autoencoder, size)
 
 
-def _count(autoencoder: Any, size: int) -> AutoencoderFlops:
+def _count(autoencoder: Any, size: int) -> _AutoencoderFlops:
     device, _ = placement(autoencoder)
     images = torch.zeros(1, 3, size, size, device=device)
     latents: list[torch.Tensor] = []
     encoding = count_flops(lambda: latents.append(encode_moments(autoencoder, images)[0]))
-    return AutoencoderFlops(encoding, count_flops(lambda: decode(autoencoder, latents[0])))
+    return _AutoencoderFlops(encoding, count_flops(lambda: decode(autoencoder, latents[0])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def import_object(path: str) -> Any:
         UserError: there is no such module or name, or importing it failed.
     """
     module_name, _, name = path.partition(":")
-    found = import_module(module_name)
+    found = _import_module(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
             raise UserError(
@@ -36,7 +36,30 @@ def import_object(path: str) -> Any:
     return found
 
 
-def import_module(name: str) -> Any:
+def require(what: str, *packages: str, install: str = "", otherwise: str = "") -> None:
+    """Checks that packages are installed, without importing them.
+
+    Raises:
+        UserError: one is not; the message names what needs it, what to `install` and what to do `otherwise`.
+    """
+    lacking = [name for name in packages if importlib.util.find_spec(name) is None]
+    if lacking:
+        install = install or " ".join(lacking).replace("_", "-")
+        raise UserError(
+            f"{what} needs the package {' and '.join(lacking)}; type: pip install {install}{otherwise}"
+        )
+
+
+def package_folder(package: str, install: str = "") -> Path:
+    """Returns where an installed package lies, which is not imported; raises as `require`."""
+    require("ldmae", package, install=install)
+    found = importlib.util.find_spec(package)
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0])
+
+
+def _import_module(name: str) -> Any:
     """Imports a module, which runs its code.
 
     Raises:

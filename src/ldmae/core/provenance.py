@@ -16,7 +16,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import console, duration
 
-SCHEMA = 2
+_SCHEMA = 2
 """Of files that hold records; a run that 0.1.0 began, which wrote 1, can't be resumed."""
 
 ABSENT, UNFINISHED, STALE, FRESH = "absent", "unfinished", "stale", "fresh"
@@ -150,10 +150,10 @@ class Records:
     def __init__(self, folder: Path, writes: bool = True, processes: int = 1, device: str = "") -> None:
         self.folder, self.writes, self.processes, self.device = folder, writes, processes, device
         self.path, self.order = folder / "stages.json", list[str]()
-        stored = read_json(self.path) if self.path.exists() else {"schema": SCHEMA, "stages": []}
+        stored = read_json(self.path) if self.path.exists() else {"schema": _SCHEMA, "stages": []}
         try:
-            if stored["schema"] != SCHEMA:
-                raise KeyError(f"schema {stored['schema']}, expected {SCHEMA}")
+            if stored["schema"] != _SCHEMA:
+                raise KeyError(f"schema {stored['schema']}, expected {_SCHEMA}")
             entries = [dict(entry) for entry in stored["stages"]]
             self.stages = {str(entry.pop("name")): Record.from_json(entry) for entry in entries}
         except (TypeError, KeyError, ValueError) as error:
@@ -225,4 +225,4 @@ class Records:
             place = {name: number for number, name in enumerate(self.order)}
             names = sorted(self.stages, key=lambda name: place.get(name, -1))
             entries = [{"name": name, **vars(self.stages[name])} for name in names]
-            write_json(self.path, {"schema": SCHEMA, "stages": entries})
+            write_json(self.path, {"schema": _SCHEMA, "stages": entries})

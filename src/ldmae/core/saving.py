@@ -18,7 +18,7 @@ else:
 
 MODULE = "pipeline"
 """The file's name, without its ending."""
-CODE = '''"""The classes of this folder: they are those of the package ldmae."""
+_CODE = '''"""The classes of this folder: they are those of the package ldmae."""
 
 try:
     import ldmae
@@ -69,7 +69,7 @@ class SavedModel(_Config):
             super().save_config(save_directory, push_to_hub=True, **kwargs)
 
     def _write_code(self, folder: Path) -> None:
-        (folder / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
+        (folder / f"{MODULE}.py").write_text(_CODE, encoding="utf-8")
 
     @classmethod
     def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-ROUNDS = 5
+_ROUNDS = 5
 """Turns that each number of threads gets; the median counts."""
 
 _GAIN = 1.1
@@ -87,7 +87,7 @@ def fastest_threads(
         work()
     repeats = agree(max(1, round(seconds / _time(work, 1))))
     turns: dict[int, list[float]] = {number: [] for number in numbers}
-    for turn in range(ROUNDS):
+    for turn in range(_ROUNDS):
         for number in numbers if turn % 2 else reversed(numbers):
             torch.set_num_threads(number)
             turns[number].append(_time(work, repeats))

@@ -8,7 +8,7 @@ from ldmae.config.base import as_dict
 from ldmae.config.diffusion import DiffusionConfig
 from ldmae.config.registry import DIFFUSION, own_settings, resolve
 
-GIVEN = ("self", "sample_size", "in_channels", "num_classes")
+_GIVEN = ("self", "sample_size", "in_channels", "num_classes")
 """What the latents and the images decide of a diffusion model."""
 
 
@@ -25,7 +25,7 @@ def backbone_settings(config: DiffusionConfig) -> dict[str, Any]:
     """
     if config.other_kind is None:
         return as_dict(config.model)
-    return as_dict(own_settings(backbone_class(config), config.options, "diffusion.options", GIVEN))
+    return as_dict(own_settings(backbone_class(config), config.options, "diffusion.options", _GIVEN))
 
 
 def patch_size(config: DiffusionConfig) -> int:

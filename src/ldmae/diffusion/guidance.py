@@ -9,14 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TIME_ROUNDING = 1e-6
+_TIME_ROUNDING = 1e-6
 """Times come as 1 - sigma in float32, so that a grid point at 0.1 may read 0.0999999."""
 
 
 def guidance_is_active(t: float, scale: float, interval: tuple[float, float]) -> bool:
     """Says whether a step at time t is guided: the scale is not 1, and t lies in the closed interval."""
     start, end = interval
-    return scale != 1 and start - TIME_ROUNDING <= t <= end + TIME_ROUNDING
+    return scale != 1 and start - _TIME_ROUNDING <= t <= end + _TIME_ROUNDING
 
 
 def guide(of_class: Tensor, of_null: Tensor, scale: float, channels: int | None = None) -> Tensor:

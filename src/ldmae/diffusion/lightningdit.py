@@ -30,14 +30,14 @@ from ldmae.core.patches import PatchEmbedding
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
-TIME_FREQUENCIES = 256
-ROPE_BASE = 10000.0
-NORM_EPS = 1e-6
-SINCOS_TOLERANCE = 1e-2
+_TIME_FREQUENCIES = 256
+_ROPE_BASE = 10000.0
+_NORM_EPS = 1e-6
+_SINCOS_TOLERANCE = 1e-2
 """How far a stored table may lie from the sine-cosine one and still be it; bfloat16 moves it by 4e-3."""
 
 
-def timestep_embedding(timestep: Tensor, frequencies: int = TIME_FREQUENCIES) -> Tensor:
+def timestep_embedding(timestep: Tensor, frequencies: int = _TIME_FREQUENCIES) -> Tensor:
     """Embeds times in [0, 1] as cosines, then sines, of falling frequencies.
 
     Args:
@@ -72,7 +72,7 @@ def rotary_tables(
     """
     half = head_dim // 2
     exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
-    frequencies = ROPE_BASE**-exponents  # (d/4,)
+    frequencies = _ROPE_BASE**-exponents  # (d/4,)
     by_row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequencies  # (h, d/4)
     by_column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequencies  # (w, d/4)
     angles = torch.cat(
@@ -114,7 +114,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (…, D)."""
-        return rms_norm(x, self.weight[None].to(x.dtype), x.new_zeros(1, 1), NORM_EPS)
+        return rms_norm(x, self.weight[None].to(x.dtype), x.new_zeros(1, 1), _NORM_EPS)
 
 
 class ModulatedNorm(nn.Module):
@@ -128,9 +128,9 @@ class ModulatedNorm(nn.Module):
         """Normalises x (B, N, D), then modulates it by shift and scale (B, D)."""
         gain, shift = (1 + scale)[:, None].to(x.dtype), shift[:, None].to(x.dtype)  # (B, 1, D)
         if self.weight is None:
-            return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain)
+            return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=_NORM_EPS), gain)
         # the weight joins the small gain instead of taking a pass over all tokens of its own
-        return rms_norm(x, gain * self.weight.to(x.dtype), shift, NORM_EPS)
+        return rms_norm(x, gain * self.weight.to(x.dtype), shift, _NORM_EPS)
 
 
 class Attention(nn.Module):
@@ -226,7 +226,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(_TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """Maps times (B,) to conditions (B, D)."""
@@ -426,4 +426,4 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         stretched = rearrange(stretched, "1 d h w -> 1 (h w) d")
         # chosen by a tensor, not an `if`, so that the graph has no break; the tables are small
         computed = sincos_2d(width, rows, columns, **like)[None]
-        return torch.where(distance < SINCOS_TOLERANCE, computed, stretched)
+        return torch.where(distance < _SINCOS_TOLERANCE, computed, stretched)

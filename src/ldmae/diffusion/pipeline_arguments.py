@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldmae.core.errors import UserError
 
-SMALLEST_SHIFT = 1e-6
+_SMALLEST_SHIFT = 1e-6
 """Below it the shifted times are all the same in float32."""
 MOST_STEPS = 1_000_000
 
@@ -72,8 +72,8 @@ def timestep_shift(value: Any) -> float | None:
         return None
     usual = "0.3 is usual; 0 and 1 turn it off"
     shift = number("timestep_shift", value, usual)
-    if shift < 0 or 0 < shift < SMALLEST_SHIFT:
-        raise UserError(f"timestep_shift must be 0 or at least {SMALLEST_SHIFT:g}, got {value!r}; {usual}")
+    if shift < 0 or 0 < shift < _SMALLEST_SHIFT:
+        raise UserError(f"timestep_shift must be 0 or at least {_SMALLEST_SHIFT:g}, got {value!r}; {usual}")
     return shift
 
 

@@ -35,7 +35,7 @@ from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 IMAGES_DECODED_AT_ONCE = 8
 """Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
 
@@ -326,10 +326,10 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             )
         if self.scheduler.config.get("invert_sigmas"):
             raise UserError("the scheduler's invert_sigmas reverses time; set it to False")
-        if output_type not in OUTPUT_TYPES:
+        if output_type not in _OUTPUT_TYPES:
             raise UserError(
-                f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"
-                f"{nearest(str(output_type), OUTPUT_TYPES)}"
+                f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}"
+                f"{nearest(str(output_type), _OUTPUT_TYPES)}"
             )
         if output_type == "latent":
             return

@@ -138,11 +138,11 @@ def _seconds(work: Callable[[], object], device: torch.device, turns: int) -> fl
     return median([seconds_of(work, device) for _ in range(turns + 2)][2:])
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
     """Returns how long a piece of work takes, until the device is done with it."""
     began = time.perf_counter()
     work()
-    if device.type != "cpu":
+    if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter() - began
 

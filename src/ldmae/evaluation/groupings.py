@@ -82,19 +82,16 @@ def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
     return (picture[..., 3] >= 128).astype(np.int64)
 
 
-def parts_from_flat_colours(
-    picture: np.ndarray, tolerance: int = _FLAT_TOLERANCE, smallest: float = _SMALLEST_PART
-) -> np.ndarray:
+def parts_from_flat_colours(picture: np.ndarray, smallest: float = _SMALLEST_PART) -> np.ndarray:
     """Finds the connected regions of near-flat colour that drawings such as emoji are made of.
 
     Neighbouring pixels (left, right, above, below) belong together where no channel differs by more than
-    `tolerance`; so a region may be shaded smoothly, and an antialiased outline, which goes from one colour to
-    the other in a few steep steps, belongs to neither side. All that is transparent is one background, even
-    where the object cuts it apart.
+    `_FLAT_TOLERANCE`; so a region may be shaded smoothly, and an antialiased outline, which goes from one
+    colour to the other in a few steep steps, belongs to neither side. All that is transparent is one
+    background, even where the object cuts it apart.
 
     Args:
         picture: (H, W, 3) or (H, W, 4) uint8; of transparent pixels the colour does not count.
-        tolerance: largest difference of neighbours, of 255.
         smallest: regions of a smaller share of the picture are no group.
 
     Returns:
@@ -108,8 +105,8 @@ def parts_from_flat_colours(
     if values.shape[-1] == 4:
         values[..., :3] *= values[..., 3:] / 255
     pixels = np.arange(values.shape[0] * values.shape[1]).reshape(values.shape[:2])
-    across = np.abs(values[:, 1:] - values[:, :-1]).max(axis=-1) <= tolerance
-    down = np.abs(values[1:] - values[:-1]).max(axis=-1) <= tolerance
+    across = np.abs(values[:, 1:] - values[:, :-1]).max(axis=-1) <= _FLAT_TOLERANCE
+    down = np.abs(values[1:] - values[:-1]).max(axis=-1) <= _FLAT_TOLERANCE
     starts = np.concatenate([pixels[:, :-1][across], pixels[:-1][down]])
     ends = np.concatenate([pixels[:, 1:][across], pixels[1:][down]])
     edges = coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(pixels.size, pixels.size))
@@ -122,7 +119,7 @@ def parts_from_flat_colours(
     return _numbered(kept.reshape(pixels.shape))
 
 
-def parts_by_felzenszwalb(picture: np.ndarray, scale: float = 150.0, smallest: float = 0.015) -> np.ndarray:
+def parts_by_felzenszwalb(picture: np.ndarray) -> np.ndarray:
     """Segments any picture by its colours (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image).
 
     The settings were chosen by eye on photographs of 64 to 256 pixels, which fall into some ten to twenty
@@ -130,9 +127,6 @@ def parts_by_felzenszwalb(picture: np.ndarray, scale: float = 150.0, smallest: f
 
     Args:
         picture: (H, W, 3) uint8.
-        scale: how large parts tend to be, in a picture of 64 x 64 pixels; in others it grows with the root of
-            the side, which gives about as many parts.
-        smallest: share of the picture that a part covers at least.
 
     Returns:
         (H, W) int64, parts numbered from 0 by their first pixel.
@@ -141,13 +135,11 @@ def parts_by_felzenszwalb(picture: np.ndarray, scale: float = 150.0, smallest: f
 
     _check_picture(picture, channels=(3,))
     area = picture.shape[0] * picture.shape[1]
-    scale *= (area / 64**2) ** 0.25
-    return _numbered(felzenszwalb(picture, scale, sigma=0.8, min_size=max(1, round(smallest * area))))
+    scale = 150.0 * (area / 64**2) ** 0.25  # grows with the root of the side: about as many parts
+    return _numbered(felzenszwalb(picture, scale, sigma=0.8, min_size=max(1, round(0.015 * area))))
 
 
-def patterns_by_slic(
-    picture: np.ndarray, regions: int = 32, alike: float = 10.0, compactness: float = 15.0
-) -> np.ndarray:
+def patterns_by_slic(picture: np.ndarray, alike: float = 10.0) -> np.ndarray:
     """Divides any picture into small patches and joins like ones (SLIC; Achanta et al., PAMI 2012).
 
     SLIC (scikit-image's) also divides an even surface, by place; that latents of its pieces are the same, as
@@ -156,10 +148,8 @@ def patterns_by_slic(
 
     Args:
         picture: (H, W, 3) uint8.
-        regions: how many patches, give or take some; it does not grow with the picture.
         alike: largest distance in CIELAB of two patches of a pattern; 0 keeps every patch apart. Just visible
             is 2.3; the default was chosen by eye on photographs and emoji.
-        compactness: how much nearness counts for a patch beside colour (in CIELAB).
 
     Returns:
         (H, W) int64, patterns numbered from 0 by their first pixel.
@@ -171,8 +161,8 @@ def patterns_by_slic(
     _check_picture(picture, channels=(3,))
     patches = slic(
         picture,
-        n_segments=regions,
-        compactness=compactness,
+        n_segments=32,  # about; it does not grow with the picture
+        compactness=15.0,  # how much nearness counts beside colour
         sigma=0.5,
         min_size_factor=0.2,  # its default, 0.5, joins small patches with neighbours of any colour
         start_label=0,

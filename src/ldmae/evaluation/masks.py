@@ -14,8 +14,7 @@ from PIL import Image
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
-from ldmae.core.files import fingerprint, stamp
-from ldmae.core.paths import at_home
+from ldmae.core.files import at_home, fingerprint, stamp
 from ldmae.images.base import Subset, shortened
 from ldmae.images.sources import FolderSource
 

@@ -89,7 +89,6 @@ def read_reference(
     *,
     batch_size: int = 64,
     keep: int = _KEEP,
-    advance: Callable[[int, str], None] | None = None,
 ) -> Reference:
     """Reads or computes the reference that lies at a path.
 
@@ -100,7 +99,6 @@ def read_reference(
         extractor: the network that the generated images are measured by.
         batch_size: images at a time, where there are any to compute features of.
         keep: how many images' features to keep at most.
-        advance: a progress bar's, told of every batch.
 
     Raises:
         UserError: the file is none of these, is broken, or belongs to another network.
@@ -113,7 +111,7 @@ def read_reference(
     if foreign is not None and "arr_0" not in names:
         return foreign
     samples = read_samples(path)
-    computed = reference_from_images(samples.batches(batch_size), extractor, keep=keep, advance=advance)
+    computed = reference_from_images(samples.batches(batch_size), extractor, keep=keep)
     if foreign is None:
         return replace(computed, size=samples.size)
     return replace(foreign, images=computed.images, size=samples.size)

@@ -17,7 +17,7 @@ from ldmae.core.files import atomic_path, read_json, write_json
 from ldmae.core.provenance import Record
 from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured
 
-RESULTS = {
+_RESULTS = {
     "results": [
         {
             **{"name": str, "value": (int, float), "unit": str, "better": str, "note": str},
@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is of schema {found.get('schema')}, this version reads {RESULTS_SCHEMA}; measure again "
             "with `ldmae evaluate`, or delete it"
         )
-    return read_json(path, RESULTS)
+    return read_json(path, _RESULTS)
 
 
 def write_results(

@@ -13,9 +13,10 @@ from PIL import Image
 from ldmae.config.registry import SOURCES, resolve
 from ldmae.contracts import ImageSource
 from ldmae.core.files import fingerprint, stamp
+from ldmae.core.imports import package_folder
 from ldmae.images.base import FileSource
 from ldmae.images.decoding import Picture
-from ldmae.images.emoji_classes import EmojiClasses, code_points, package_folder
+from ldmae.images.emoji_classes import EmojiClasses, code_points
 from ldmae.images.transforms import to_rgb
 
 

@@ -1,10 +1,8 @@
 """The classes of emoji, by the characters' code points: the same for every set of pictures."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-from ldmae.core.errors import UserError
+from ldmae.core.imports import package_folder
 
 # The nine groups of Unicode are too broad to learn in minutes. These classes are drawn alike within
 # themselves: one outline, one size, few colours. (Subgroups of emoji.json; code points taken out, code
@@ -63,20 +61,6 @@ _CLASSES: dict[str, tuple[str, str, str]] = {
 
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 _COMPONENTS = {*(f"1f9{k:02x}" for k in range(0xB0, 0xB4)), *(f"1f1{k:02x}" for k in range(0xE6, 0x100))}
-
-
-def package_folder(package: str, what: str = "a built-in set is in", install: str = "") -> Path:
-    """Returns where an installed package lies, which is not imported.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"{what} the package {package}, which is not installed: pip install {install or package}"
-        )
-    return Path(next(iter(found.submodule_search_locations)))
 
 
 def code_points(name: str) -> str:

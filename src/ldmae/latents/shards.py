@@ -24,7 +24,7 @@ _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8",
 
 
 @dataclass(frozen=True)
-class ShardHeader:
+class _ShardHeader:
     """What stands at the head of a safetensors file."""
 
     tensors: dict[str, tuple[str, tuple[int, ...], int]]
@@ -32,7 +32,7 @@ class ShardHeader:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> ShardHeader:
+def read_header(path: Path) -> _ShardHeader:
     """Reads the head of a safetensors file.
 
     Raises:
@@ -53,7 +53,7 @@ def read_header(path: Path) -> ShardHeader:
         raise UserError(
             f"{path} is not a complete safetensors file ({error}); delete it and encode again"
         ) from error
-    return ShardHeader(tensors, metadata)
+    return _ShardHeader(tensors, metadata)
 
 
 def _entry(name: str, entry: Any, start: int) -> tuple[str, tuple[int, ...], int]:

@@ -31,7 +31,7 @@ _MIDDLE_STAGE = 4
 """Index of the stage whose first block's output is the middle of the network."""
 
 
-class Variant(NamedTuple):
+class _Variant(NamedTuple):
     """What sets a variant apart, besides widths, which its weights tell."""
 
     size: int
@@ -50,8 +50,8 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "efficientnet_lite0": Variant(224, (1, 2, 2, 3, 3, 4, 1), 14, "efficientnet-lite0-57934424.pth"),
-    "efficientnet_lite2": Variant(260, (1, 3, 3, 4, 4, 5, 1), 17, "efficientnet-lite2-9656183e.pth"),
+    "efficientnet_lite0": _Variant(224, (1, 2, 2, 3, 3, 4, 1), 14, "efficientnet-lite0-57934424.pth"),
+    "efficientnet_lite2": _Variant(260, (1, 3, 3, 4, 4, 5, 1), 17, "efficientnet-lite2-9656183e.pth"),
 }
 
 
@@ -61,7 +61,7 @@ class EfficientNetLite(nn.Module):
     classifier_weight: Tensor
     classifier_bias: Tensor
 
-    def __init__(self, variant: Variant, state: dict[str, Tensor]) -> None:
+    def __init__(self, variant: _Variant, state: dict[str, Tensor]) -> None:
         super().__init__()
         self.variant = variant
         self.stem = _Conv(state, "_conv_stem", "_bn0", stride=2)

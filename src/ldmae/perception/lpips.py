@@ -11,7 +11,6 @@ differentiate where a feature vector is all zero.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmae.core.errors import UserError, check_known
+from ldmae.core.imports import package_folder
 from ldmae.perception.names import DISTANCES, SMALLEST
 
 _VGG16_STAGES = (2, 2, 3, 3, 3)
@@ -303,7 +303,7 @@ def _vgg16(convolutions: _Convolutions, *, shift_tolerant: bool) -> list[nn.Sequ
 
 def _read_shift_tolerant(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     # Only the weight files are taken from this package; it needs undeclared dependencies to import
-    path = _package_folder("stlpips_pytorch") / "weights" / "vST0.0" / f"{network}_shift_tolerant.pth"
+    path = package_folder("stlpips_pytorch") / "weights" / "vST0.0" / f"{network}_shift_tolerant.pth"
     state = torch.load(path, map_location="cpu", weights_only=True)
     return _convolutions(state, "net."), _channel_weights(state)
 
@@ -322,7 +322,7 @@ def _read_lpips(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
             f"LPIPS-{network} needs torchvision's classifier, which could not be downloaded ({error}); put "
             f"{weights.url} at {path}, or choose st-lpips-alex, which needs no download"
         ) from error
-    file = _package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"
+    file = package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"
     channel_weights = _channel_weights(torch.load(file, map_location="cpu", weights_only=True))
     return _convolutions(state, "features."), channel_weights
 
@@ -336,13 +336,3 @@ def _convolutions(state: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, T
 
 def _channel_weights(state: dict[str, Tensor]) -> list[Tensor]:
     return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(_VGG16_STAGES))]
-
-
-def _package_folder(package: str) -> Path:
-    """Returns where a package's files lie, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"the package {package} is not installed; type: pip install {package.replace('_', '-')}"
-        )
-    return Path(spec.submodule_search_locations[0])

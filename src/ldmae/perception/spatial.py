@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.core.errors import UserError, check_known
+from ldmae.core.errors import UserError, check_known, reason_of
+from ldmae.core.imports import require
 from ldmae.perception.efficientnet import MIDDLE_CHANNELS, MIDDLE_STRIDE
 from ldmae.perception.features import load_efficientnet
 from ldmae.perception.names import SPATIAL
 
 _DINOV2_PATCH = 14
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SpatialFeatures:
@@ -73,22 +74,18 @@ def load_spatial_features(name: str, device: torch.device | str = "cpu") -> Spat
 
 
 def _load_dinov2(name: str, repository: str) -> SpatialFeatures:
-    try:
-        from transformers import AutoModel  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"alignment with {name} needs the package transformers; type: pip install transformers, or take "
-            "alignment=efficientnet_lite0"
-        ) from error
+    otherwise = ", or take alignment=efficientnet_lite0"
+    require(f"alignment with {name}", "transformers", otherwise=otherwise)
+    from transformers import AutoModel  # pyright: ignore[reportMissingImports]
+
     try:
         network = AutoModel.from_pretrained(repository)
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the weights of {name} ({repository}) could not be downloaded: {reason}; fetch them on a "
-            "machine with a network and set HF_HOME to that cache, or use alignment=efficientnet_lite0"
+            f"the weights of {name} ({repository}) could not be downloaded: {reason_of(error)}; fetch them "
+            "on a machine with a network and set HF_HOME to that cache, or use alignment=efficientnet_lite0"
         ) from error
-    moments = [torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+    moments = [torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD)]
 
     def forward(images: Tensor) -> Tensor:
         mean, std = (values.to(images.device) for values in moments)

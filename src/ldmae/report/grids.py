@@ -253,7 +253,7 @@ def _fit(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]
 
 
 @dataclass(frozen=True)
-class Picture:
+class _Picture:
     """A picture inside the page."""
 
     uri: str
@@ -261,7 +261,7 @@ class Picture:
     height: int
 
 
-def encode_picture(image: Image.Image, budget: int) -> Picture:
+def encode_picture(image: Image.Image, budget: int) -> _Picture:
     """Encodes an RGB picture into the page in at most about `budget` bytes before base64.
 
     Without loss if it fits, else with loss and, where that is not enough, smaller.
@@ -277,7 +277,7 @@ def encode_picture(image: Image.Image, budget: int) -> Picture:
         if len(best) > budget:
             factor = 0.95 * (budget / len(best)) ** 0.5
             image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
-    return Picture(data_uri(best, "image/webp"), image.width, image.height)
+    return _Picture(data_uri(best, "image/webp"), image.width, image.height)
 
 
 def _encoded(image: Image.Image, **options: Any) -> bytes:

@@ -14,11 +14,10 @@ from ldmae.core.errors import UserError
 from ldmae.core.progress import duration
 from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.components import autoencoder_trainings, untrained
-from ldmae.run.durations import seconds_of_an_image
 from ldmae.run.initial import initial_shape, with_shape
 from ldmae.run.opening import check_models, open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
-from ldmae.run.trials import step_of
+from ldmae.run.trials import seconds_of_an_image, step_of
 from ldmae.training.data import split_rows
 
 _STAGE = "autoencoder.decoder"

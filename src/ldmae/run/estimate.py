@@ -16,7 +16,7 @@ from ldmae.run.timing import Timing
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import Trainer
 
-STEPS = 20
+_STEPS = 20
 """Steps after which the estimate is made, from their median: starting up and saving do not count."""
 
 
@@ -47,7 +47,7 @@ class RunEstimate:
 
     def start(self, trainer: Trainer) -> None:
         """Times what comes after a training that is about to start."""
-        if self._stage or trainer.config.steps - trainer.step < STEPS:
+        if self._stage or trainer.config.steps - trainer.step < _STEPS:
             return
         self._stage = trainer.stage
         timing, todo = Timing(self.run, trainer), self._steps_left(trainer)
@@ -66,22 +66,22 @@ class RunEstimate:
 
     def __call__(self, trainer: Trainer) -> None:
         """Takes note of a step that was just done."""
-        if trainer.stage != self._stage or len(self._marks) == STEPS:
+        if trainer.stage != self._stage or len(self._marks) == _STEPS:
             return
         if trainer.accelerator.device.type == "cuda":
             torch.cuda.synchronize()  # or the time would be that of launching kernels
         self._marks.append(time.monotonic())
-        if len(self._marks) == STEPS and self.run.main:
+        if len(self._marks) == _STEPS and self.run.main:
             seconds = median(b - a for a, b in itertools.pairwise(self._marks))
             console.print(self._text(trainer, seconds * self._growth), soft_wrap=True)
 
     def _text(self, trainer: Trainer, seconds_a_step: float) -> str:
         first = next(iter(trainings(self.run.config)))
-        whole = trainer.stage == first and trainer.step == STEPS
+        whole = trainer.stage == first and trainer.step == _STEPS
         spent = time.monotonic() - self._began if whole else 0.0
         steps = trainer.config.steps - (0 if whole else trainer.step)
         times = {trainer.stage: steps * seconds_a_step} | self._ahead
-        total = sum(times.values()) + max(0.0, spent - STEPS * seconds_a_step)
+        total = sum(times.values()) + max(0.0, spent - _STEPS * seconds_a_step)
         parts = [f"{s.title} {duration(times[s.name])}" for s in self.run.stages if s.name in times]
         return (
             f"about {duration(total)} for {'the whole run' if whole else 'the rest of the run'} "

@@ -18,7 +18,7 @@ from ldmae.run.schedule import execute_stages, with_settings
 _FLAT = 0.02
 """Gain over the last quarter of a training below which it counts as done."""
 
-PIXELS = ("pixel", "visible")
+_PIXELS = ("pixel", "visible")
 """Terms of held-out losses that compare pixels, by objective; the others change their weight on the way."""
 
 
@@ -79,7 +79,7 @@ def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for line in map(json.loads, lines):
         terms = line.get("validation", {}).get("terms", {})
-        name = next((name for name in PIXELS if name in terms), None)
+        name = next((name for name in _PIXELS if name in terms), None)
         if name is not None and line["stage"] in steps:
             curve = found.setdefault(line["stage"], {"name": f"held-out {name}", "points": []})
             curve["points"].append([line["step"], terms[name]])

@@ -28,7 +28,7 @@ from ldmae.images.sources import is_stream, kind_of, open_source
 from ldmae.images.tables import load_table, picture_bytes
 from ldmae.run.components import autoencoder_trainings
 
-SECONDS = 2.0
+_SECONDS = 2.0
 """How long loading is timed, over all stages."""
 _SAMPLE = 1000
 """Images at most that are timed."""
@@ -138,7 +138,7 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         fastest = _operations_per_second(config)
         torch.set_num_threads(1)  # as a loading process
         for training in trainings:
-            lines.append(_describe_training(config, training, source, fastest, SECONDS / len(trainings)))
+            lines.append(_describe_training(config, training, source, fastest, _SECONDS / len(trainings)))
     except (UserError, OSError) as error:
         lines.append(f"Loading was not timed: {error}.")
     finally:

@@ -27,7 +27,7 @@ from ldmae.run.run import latent_channels
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class _TrainingPlan:
     """One training of a run, counted on a machine without memory (the meta device)."""
 
     stage: str
@@ -47,7 +47,7 @@ def plan_trainings(
     num_classes: int | None = None,
     latent_shape: tuple[int, int] | None = None,
     initial: Any = None,
-) -> list[TrainingPlan]:
+) -> list[_TrainingPlan]:
     """Counts what each training of a run costs.
 
     Args:
@@ -119,7 +119,7 @@ def latent_shape(transformer: Mapping[str, Any]) -> tuple[int, int]:
 
 def _count(
     stage: str, objective: nn.Module, row: dict[str, torch.Tensor], training: TrainingConfig, processes: int
-) -> TrainingPlan:
+) -> _TrainingPlan:
     """Runs one row through an objective on the meta device, counting operations and what backward keeps."""
     kept: dict[int, int] = {}
 
@@ -144,7 +144,7 @@ def _count(
     micro = min(local, training.micro_batch_size or local)
     states = 4 * everything + 12 * trained + (4 * total if training.ema_decay is not None else 0)
     del output
-    return TrainingPlan(
+    return _TrainingPlan(
         stage=stage,
         parameters=total,
         trainable=trainable,
@@ -163,7 +163,7 @@ def _peta(flops: float) -> str:
     return f"{peta:,.0f}" if peta >= 100 else f"{peta:.3g}"
 
 
-def describe_training(plan: TrainingPlan) -> str:
+def describe_training(plan: _TrainingPlan) -> str:
     """Returns the line of a training in the text of `--dry-run`."""
     return (
         f"# {plan.stage}: {plan.parameters / 1e6:.2f} M parameters ({plan.trainable / 1e6:.2f} M trainable), "

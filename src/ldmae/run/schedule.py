@@ -30,7 +30,7 @@ from ldmae.training.engine import check_share
 
 
 @dataclass(frozen=True)
-class Standing:
+class _Standing:
     """What the record says of a stage."""
 
     state: str
@@ -178,7 +178,7 @@ def _lacking(run: Run, artefact: str) -> UserError:
 # ---- what is fresh, and what may not be replaced
 
 
-def standings(run: Run, restart: str | None = None) -> dict[str, Standing]:
+def standings(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Says of every stage whether it is absent, unfinished, stale or fresh, by what is recorded.
 
     Looked at before anything is made, a stage is stale too where one before it would come out otherwise.
@@ -198,8 +198,8 @@ def _standings(
     kind: str,
     given: Callable[[str], str | None],
     restart: str | None = None,
-) -> dict[str, Standing]:
-    found: dict[str, Standing] = {}
+) -> dict[str, _Standing]:
+    found: dict[str, _Standing] = {}
     known: dict[str, str | None] = {}
     renewed: dict[str, tuple[str, ...]] = {}
     for stage in listed:
@@ -219,22 +219,22 @@ def _standing(
     inputs: dict[str, str | None],
     before: tuple[str, ...],
     defaults: dict[str, Any] | None,
-) -> Standing:
+) -> _Standing:
     if record is None:
-        return Standing(ABSENT, inputs)
+        return _Standing(ABSENT, inputs)
     changes = record.changes(stage.settings, inputs, defaults)
     done = record.status == "done"
     if done and stage.steps < record.steps:
         changes.append(f"steps: {record.steps} -> {stage.steps}")
     if changes or before:
-        return Standing(STALE, inputs, (*changes, *before))
-    return Standing(FRESH if done and stage.steps == record.steps else UNFINISHED, inputs)
+        return _Standing(STALE, inputs, (*changes, *before))
+    return _Standing(FRESH if done and stage.steps == record.steps else UNFINISHED, inputs)
 
 
 def _expected(
     stage: Stage,
     record: Record | None,
-    standing: Standing,
+    standing: _Standing,
     output: str,
     before: tuple[str, ...],
     given: Callable[[str], str | None],
@@ -270,7 +270,7 @@ def _defaults(kind: Any) -> dict[str, dict[str, Any]]:
     return {s.name: s.settings for s in stages(Config(autoencoder=AutoencoderConfig(kind=kind)))}
 
 
-def check(run: Run, restart: str | None = None) -> dict[str, Standing]:
+def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Returns the standings, where no training would be replaced that may not be.
 
     Raises:

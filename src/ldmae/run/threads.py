@@ -29,7 +29,7 @@ from ldmae.training.sharding import is_sharded
 _SLOWER = 3.0
 """A run says so when its steps take so many times as long as at its start."""
 
-PIXELS = 2**17
+_PIXELS = 2**17
 """Pixels in a piece of work that is timed."""
 
 STEPS = 20
@@ -133,7 +133,7 @@ def _recorded_threads(source: str) -> int:
 
 def encoding(autoencoder: Any, size: int, at_most: int) -> tuple[Callable[[], object], int]:
     """Returns a piece of an encoder's work, for timing, and the images in it."""
-    amount = max(1, min(at_most, PIXELS // size**2))
+    amount = max(1, min(at_most, _PIXELS // size**2))
     images = torch.zeros(amount, 3, size, size)
     return torch.no_grad()(lambda: encode_moments(autoencoder, images)), amount
 

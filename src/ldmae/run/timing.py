@@ -17,14 +17,14 @@ from ldmae.diffusion.backbones import patch_size
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations
+from ldmae.evaluation.efficiency import seconds_of
 from ldmae.images.dataset import ImageDataset
 from ldmae.run.components import autoencoder_trainings
-from ldmae.run.durations import seconds_of, seconds_of_an_image
 from ldmae.run.plan import untrained_objective
 from ldmae.run.recorded import trainings
 from ldmae.run.run import Run, latent_channels, run_autoencoder
 from ldmae.run.sampling import generated_batches
-from ldmae.run.trials import measuring_seconds, trial_step
+from ldmae.run.trials import measuring_seconds, seconds_of_an_image, trial_step
 from ldmae.training.engine import Trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,16 +15,51 @@ from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import reconstruct
 from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
+from ldmae.evaluation.efficiency import seconds_of
 from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.run.durations import seconds_of, seconds_of_an_image
 from ldmae.run.plan import example_rows, untrained_objective
 from ldmae.run.recorded import trainings
 from ldmae.run.run import Run
 from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.optim import build_optimizer
+
+_FEW = 2
+"""Images that a piece of work is tried on first."""
+_PATIENCE = 1.0
+"""Seconds above which a piece of work is tried on no more images."""
+
+
+def seconds_of_an_image(
+    work: Callable[[int], object], count: int, device: torch.device | str = "cpu"
+) -> float:
+    """Returns the seconds of an image in work on `count` of them.
+
+    Where all of them take more than `_PATIENCE`, they are extrapolated from a few, by a line through two
+    counts: what a call costs by itself (an optimizer's step, say) does not grow with the images.
+
+    Args:
+        work: called with a number of images.
+        count: as many as the run takes at once.
+        device: whose queue is waited for.
+    """
+    few = min(_FEW, count)
+    work(few)  # the first time is slower
+    seconds = min(seconds_of(lambda: work(few), device) for _ in range(2))
+    if count == few or seconds > _PATIENCE:
+        return seconds / few
+    more = min(2 * few, count)
+    growth = (min(seconds_of(lambda: work(more), device) for _ in range(2)) - seconds) / (more - few)
+    expected = (seconds + max(0.0, growth) * (count - few)) / count
+    if expected * count > _PATIENCE:
+        return expected
+    try:
+        work(count)
+    except torch.OutOfMemoryError:  # beside what the training holds
+        return expected
+    return median(seconds_of(lambda: work(count), device) for _ in range(3)) / count
 
 
 def trial_step(
