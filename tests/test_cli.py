@@ -404,7 +404,7 @@ def test_evaluate_takes_an_autoencoder_of_diffusers(images, ldmae):
     assert [line.split()[0] for line in shown.out.splitlines()] == [
         "L1", "PSNR", "SSIM", "ST-LPIPS-alex", "rKID-efficientnet_lite0", "results:", "report:",
     ]  # fmt: skip
-    assert json.loads(Path("figures/measured.json").read_text())["autoencoder"] == "kl"
+    assert json.loads(Path("figures/measured.json").read_text())["settings"]["autoencoder"] == "kl"
     assert "PSNR" in Path("figures/report.html").read_text()
 
 

@@ -25,8 +25,8 @@ from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, load_autoencoder, load_pipeline
 from ldmae.perception.features import Features, load_features
 from ldmae.run import evaluate_with
-from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
+from ldmae.run.sample_cache import generated_images
 
 pytestmark = pytest.mark.usefixtures("blank")
 

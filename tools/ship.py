@@ -33,9 +33,9 @@ from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
 from ldmae.report.card import Card, write_card
 from ldmae.run import evaluate_with, sample_from
-from ldmae.run.kept_images import generated_images
 from ldmae.run.opening import open_accelerator
 from ldmae.run.publish import read_limits, save_model_files, seeds, summary, write_pictures
+from ldmae.run.sample_cache import generated_images
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 
 LARGEST = 25_000_000

@@ -285,7 +285,7 @@ def test_a_foreign_autoencoders_report_misses_no_stage_that_will_never_come(run_
     shutil.copytree(run_folder / "results", foreign / "results")
     shutil.copy(run_folder / "results.json", foreign)
     measured = {"autoencoder": "stabilityai/sd3-vae", "data": "photos/", "image_size": 256}
-    (foreign / "measured.json").write_text(json.dumps(measured))
+    (foreign / "measured.json").write_text(json.dumps({"settings": measured}))
     page = Page(render_report(foreign))
     assert "Measured: stabilityai/sd3-vae" in page.text
     assert "An autoencoder, measured on the images of photos/, at 256 px." in page.text
@@ -299,9 +299,8 @@ def test_a_report_of_measured_samples_says_what_was_compared(run_folder: Path, t
     (folder / "results.json").write_text(
         json.dumps({"schema": RESULTS_SCHEMA, "results": results_of("vmae", 0)[-6:]})
     )
-    (folder / "measured.json").write_text(
-        json.dumps({"source": "images/", "reference": "real.npz", "sampling": {}})
-    )
+    settings = {"source": "images/", "reference": "real.npz", "sampling": {}}
+    (folder / "measured.json").write_text(json.dumps({"settings": settings}))
     page = Page(render_report(folder))
     assert "Generated images, compared with the real ones of real.npz." in page.text
     assert "Not done yet" not in page.text

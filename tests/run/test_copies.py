@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldmae.evaluation.copies import COMPARED, compared_images
-from ldmae.run.kept_images import Generated
+from ldmae.run.sample_cache import Generated
 
 
 def generated(labels: np.ndarray, batch: int = 64) -> Generated:

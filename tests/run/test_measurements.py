@@ -245,9 +245,9 @@ def test_a_folder_of_other_measurements_is_refused(pictures, tmp_path):
     evaluated(source, pictures, *FEW, only=["components"])
     before = Path("figures/results.json").read_bytes()
     shutil.copytree(source, "other")
-    with pytest.raises(UserError, match=r"autoencoder is kl there, got other.*--out"):
+    with pytest.raises(UserError, match=r"autoencoder: 'kl' -> 'other'.*--out"):
         evaluated("other", pictures, *FEW, only=["components"])
-    with pytest.raises(UserError, match="holds measurements of something else: data is"):
+    with pytest.raises(UserError, match="holds measurements of something else: data: "):
         evaluated(source, pictures / "bars", *FEW, only=["components"])
     assert Path("figures/results.json").read_bytes() == before
 
@@ -278,7 +278,7 @@ def test_figures_of_images_of_equal_names_and_sizes_do_not_mix(pictures, tmp_pat
     other = other_contents(pictures, tmp_path / "other")
     shutil.rmtree(own)
     other.rename(own)
-    with pytest.raises(UserError, match="holds measurements of something else: images is"):
+    with pytest.raises(UserError, match="holds measurements of something else: images: "):
         evaluated(autoencoder(), own, *FEW, only=["efficiency"])
 
 

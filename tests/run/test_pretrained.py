@@ -77,7 +77,7 @@ def test_it_is_measured_on_the_images_held_out_from_it_and_its_samples_beside_th
     counts = {"generated": 12, "held out": 60 - training, "training": training}
     assert found["copies"][0]["counts"] == counts
     evaluate_with("pretrained:tiny", [], Path("figures"), ["reconstruction"])  # not refused as another's
-    assert json.loads(Path("figures/measured.json").read_text())["source"] == "pretrained:tiny"
+    assert json.loads(Path("figures/measured.json").read_text())["settings"]["source"] == "pretrained:tiny"
 
 
 def test_on_other_images_only_its_autoencoder_is_measured(shipped, pictures):
@@ -126,7 +126,7 @@ def test_batches_of_other_settings_are_not_taken_up(shipped):
     steps = "sampling.num_inference_steps=3"
     evaluate_samples("pretrained:tiny", [steps], Path("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ldmae.run.evaluate_images.judged", interrupted)
+        patch.setattr("ldmae.run.evaluate_samples.judged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate_samples("pretrained:tiny", [], Path("other"))
     assert len(list(Path("other/.generated").glob("*.npy"))) == 2

@@ -22,7 +22,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.provenance import Records
 from ldmae.loading import load_pipeline
 from ldmae.run import evaluate_run, run_all, run_stages, sample_from
-from ldmae.run import kept_images as generated
+from ldmae.run import sample_cache as generated
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import run_autoencoder
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
-from ldmae.run.kept_images import generated_images
+from ldmae.run.sample_cache import generated_images
 from ldmae.run.sampling import sample_from
 
 from ..tiny import tiny_pipeline, tiny_transformer

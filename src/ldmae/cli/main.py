@@ -41,10 +41,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(
+_train_app = typer.Typer(
     help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
 )
-app.add_typer(train_app, name="train")
+app.add_typer(_train_app, name="train")
 app.add_typer(prepare.app, name="prepare")
 app.add_typer(finetune.app, name="finetune")
 for verbs in (evaluate.app, publish.app):
@@ -95,7 +95,7 @@ def run(
     say(f"samples: {folder / 'samples' / 'grid.png'}\nreport:  {folder / 'report.html'}")
 
 
-@train_app.command("autoencoder", epilog=examples("ldmae train autoencoder emoji"))
+@_train_app.command("autoencoder", epilog=examples("ldmae train autoencoder emoji"))
 def train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
@@ -106,7 +106,7 @@ def train_autoencoder(
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
 
 
-@train_app.command(
+@_train_app.command(
     "diffusion",
     epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000 --restart diffusion"),
 )

@@ -132,6 +132,15 @@ def write_record(path: Path, record: Record) -> None:
     write_json(path, vars(record))
 
 
+def refuse_others(folder: Path, what: str, changes: list[str]) -> None:
+    """Raises a UserError where a folder holds things of other settings or inputs: those of two never mix."""
+    if changes:
+        raise UserError(
+            f"{folder} holds {what} of something else: {'; '.join(changes)}. Name another folder with --out, "
+            "or remove that one"
+        )
+
+
 class Records:
     """The records of a run folder's stages by name, kept in its `stages.json`.
 

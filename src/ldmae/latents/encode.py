@@ -77,7 +77,7 @@ def encode_images(
             _encoded(autoencoder, dataset, batch, config, _names(dataset, batch_places))
             for batch_places, batch in zip(places, loaded, strict=False)
         )
-        write_shard(path, len(images), fingerprint, rows, advance)
+        _write_shard(path, len(images), fingerprint, rows, advance)
 
 
 @torch.no_grad()
@@ -118,10 +118,10 @@ def encode_stream(
         seen += len(part["labels"])
         advance(len(part["labels"]), "")
         if held >= config.shard_size:
-            write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
+            _write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
             parts, held, shard = [], 0, shard + 1
     if parts:
-        write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
+        _write_shard(folder / shard_name(rank, shard), held, fingerprint, parts)
     elif not shard:
         raise UserError("the stream gave no image to encode; check its address")
 
@@ -132,7 +132,7 @@ def _loader(dataset: Dataset[Any], config: LatentsConfig, **batches: Any) -> Dat
     )
 
 
-def write_shard(
+def _write_shard(
     path: Path,
     count: int,
     fingerprint: str,

@@ -121,7 +121,8 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{other}; `ldmae evaluate` measures again")
         record = {}
     metrics = metrics_of(record)
-    measured = mapping(read_json(folder / "measured.json", problems)) if config_text is None else {}
+    record_of = {} if config_text is not None else mapping(read_json(folder / "measured.json", problems))
+    measured = mapping(record_of.get("settings"))
     title, lead = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
     if measured:
         title, lead = _measured(measured)

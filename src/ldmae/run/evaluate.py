@@ -12,9 +12,9 @@ from ldmae.evaluation.measuring import check_measurable, measure
 from ldmae.evaluation.results import write_results
 from ldmae.evaluation.subject import Subject
 from ldmae.loading import settings_of
-from ldmae.run.generated import measure_generation
-from ldmae.run.kept_images import KEPT, forget_generated
+from ldmae.run.fidelity import measure_generation
 from ldmae.run.run import Run, run_autoencoder
+from ldmae.run.sample_cache import KEPT, forget_generated
 
 
 def check_evaluation(run: Run) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldmae.core.errors import UserError
-from ldmae.core.files import read_json, write_json
 from ldmae.core.locks import locked
+from ldmae.core.provenance import Record, read_record, refuse_others, write_record
 from ldmae.evaluation.measuring import measure, named_measurements
 from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_shipped
 from ldmae.report.run import render_report
-from ldmae.run.evaluate_images import evaluate_samples
+from ldmae.run.evaluate_samples import MEASURED, evaluate_samples
 from ldmae.run.external import check_size, names_data, open_autoencoder
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import images_fingerprint
@@ -51,16 +51,15 @@ def evaluate_with(
     autoencoder, config, trained_on = open_autoencoder(source, overrides, allow_code)
     with locked(folder):
         accelerator = open_accelerator(config, folder)
-        measured = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
-        _refuse_others(folder, measured)
+        of = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
+        _recorded(folder, of, {})
         check_size(autoencoder, config.image_size)
         if accelerator.is_main_process:  # measuring is not shared among processes
             if whole or any(item.startswith("data.val=") for item in overrides):
                 train, held_out = open_images(config.data, folder / "data")
             else:
                 train = held_out = open_all_images(config.data, folder / "data")
-            measured["images"] = images_fingerprint(train, held_out)
-            _refuse_others(folder, measured)
+            record = _recorded(folder, of, {"images": images_fingerprint(train, held_out)})
             subject = Subject(
                 autoencoder=autoencoder.to(accelerator.device),
                 held_out=held_out,
@@ -71,8 +70,7 @@ def evaluate_with(
             )
             work, amount = encoding(subject.autoencoder, subject.size, config.evaluation.batch_size)
             settle_alone(work, amount, accelerator.device, config.threads, source)
-            path = folder / "measured.json"
-            write_json(path, (read_json(path, dict) if path.is_file() else {}) | measured)
+            write_record(folder / MEASURED, record)
             measure(subject, folder, own)
             render_report(folder)
         accelerator.wait_for_everyone()
@@ -80,17 +78,11 @@ def evaluate_with(
         evaluate_samples(source, overrides, folder)
 
 
-def _refuse_others(folder: Path, measured: dict[str, Any]) -> None:
-    """Raises a UserError where something else was measured into a folder: figures of two must not mix."""
-    path = folder / "measured.json"
-    before = read_json(path, dict) if path.is_file() else measured
-    changed = [
-        f"{key} is {before.get(key)} there, got {value}"
-        for key, value in measured.items()
-        if before.get(key) != value and not (key == "images" and key not in before)  # as 0.1.0 wrote it
-    ]
-    if changed:
-        raise UserError(
-            f"{folder} holds measurements of something else: {'; '.join(changed)}. Name another folder with "
-            "--out, or remove that one"
-        )
+def _recorded(folder: Path, settings: dict[str, Any], inputs: dict[str, str]) -> Record:
+    """Returns the record of what is measured into a folder, which may hold measurements of the same alone."""
+    before = read_record(folder / MEASURED)
+    if before is None:
+        return Record(settings, inputs, status="done")
+    now = replace(before, settings=before.settings | settings, inputs=before.inputs | inputs)
+    refuse_others(folder, "measurements", before.changes(now.settings, now.inputs))
+    return now

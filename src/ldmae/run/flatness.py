@@ -11,8 +11,8 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
 from ldmae.run.evaluate import measure_generation
-from ldmae.run.kept_images import KEPT, forget_generated
 from ldmae.run.run import Run
+from ldmae.run.sample_cache import KEPT, forget_generated
 from ldmae.run.schedule import execute_stages, with_settings
 
 _FLAT = 0.02

@@ -18,8 +18,8 @@ from ldmae.evaluation.generation import fidelity_metrics, floor_metrics, generat
 from ldmae.evaluation.references import Reference
 from ldmae.evaluation.results import merge_results, remove_results, write_results
 from ldmae.perception.features import FeatureExtractor, Features
-from ldmae.run.kept_images import Generated
 from ldmae.run.real_images import Trained
+from ldmae.run.sample_cache import Generated
 
 
 def write_metrics(folder: Path, name: str, metrics: list[Metric], made: Generated | None = None) -> None:

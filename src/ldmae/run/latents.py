@@ -12,7 +12,7 @@ from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
 from ldmae.core.progress import console, progress_bar
-from ldmae.core.provenance import Record, read_record, write_record
+from ldmae.core.provenance import Record, read_record, refuse_others, write_record
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
@@ -187,11 +187,7 @@ def refuse_other_latents(folder: Path, config: Config, inputs: dict[str, str]) -
     if before is None or not any(folder.glob("*.safetensors")):
         return
     now = _made_of(config, inputs, before.processes)
-    if changes := before.changes(now.settings, now.inputs):
-        raise UserError(
-            f"{folder} holds latents of something else: {'; '.join(changes)}. Name another folder with "
-            "--out, or remove that one"
-        )
+    refuse_others(folder, "latents", before.changes(now.settings, now.inputs))
 
 
 def _make_room(folder: Path, now: Record, count: int | None) -> bool:

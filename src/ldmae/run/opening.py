@@ -24,8 +24,8 @@ from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
 from ldmae.run.components import autoencoder_trainings, untrained
-from ldmae.run.kept_stream import open_streamed
 from ldmae.run.run import Run
+from ldmae.run.stream_cache import open_streamed
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:

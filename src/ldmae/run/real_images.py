@@ -21,8 +21,8 @@ from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, settings_of
 from ldmae.perception.features import FeatureExtractor
-from ldmae.run.kept_images import Generated
-from ldmae.run.kept_stream import open_streamed
+from ldmae.run.sample_cache import Generated
+from ldmae.run.stream_cache import open_streamed
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""

@@ -21,8 +21,8 @@ from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.subject import read_batches
 from ldmae.loading import load_pipeline
 from ldmae.perception.features import FeatureExtractor, load_features
-from ldmae.run.kept_images import KEPT, keep_generated
 from ldmae.run.run import Run
+from ldmae.run.sample_cache import KEPT, keep_generated
 
 
 def measure_generation(run: Run, config: EvaluationConfig) -> tuple[list[Metric], Record]:

@@ -17,7 +17,7 @@ from ldmae.images.base import Subset
 from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, local_files, open_stream
 
-KEPT = {"train": 2000, "held_out": 500}
+_KEPT = {"train": 2000, "held_out": 500}
 """Images of each part that are kept on disk, for measurements and reports."""
 
 
@@ -47,11 +47,11 @@ def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, Im
 def _check_kept(config: DataConfig, cache_dir: Path) -> None:
     """Raises where what is kept was taken from another stream."""
     before = read_record(cache_dir / _RECORD)
-    if before is None or not any((cache_dir / f"kept_{part}").exists() for part in KEPT):
+    if before is None or not any((cache_dir / f"kept_{part}").exists() for part in _KEPT):
         return  # a stream that gave nothing keeps no other away
     now = _made_of(config)
     if changes := before.changes(now.settings, now.inputs, plain(DataConfig())):
-        kept = ", ".join(str(cache_dir / f"kept_{part}") for part in KEPT)
+        kept = ", ".join(str(cache_dir / f"kept_{part}") for part in _KEPT)
         raise UserError(
             f"the images that this run keeps are of another stream: {'; '.join(changes)}. Run the command "
             "with the old settings, or name another folder with --out; to use this one, delete "
@@ -71,7 +71,7 @@ def _made_of(config: DataConfig) -> Record:
 def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:
     folder = cache_dir / f"kept_{part}"
     if not folder.exists():
-        images = itertools.islice(stream.iterate(0, 0, part=part), KEPT[part])
+        images = itertools.islice(stream.iterate(0, 0, part=part), _KEPT[part])
         with atomic_folder(folder) as temporary:
             count = 0
             for count, (image, label) in enumerate(images, start=1):

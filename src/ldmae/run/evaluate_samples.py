@@ -10,17 +10,20 @@ from pathlib import Path
 from ldmae.config import Config, as_dict, load_config
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
-from ldmae.core.files import read_json, write_json
 from ldmae.core.locks import locked
+from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.results import read_results
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import load_features
 from ldmae.report.run import render_report
 from ldmae.run.judging import exact_device, features_of, judged, write_copies, write_metrics
-from ldmae.run.kept_images import KEPT, forget_generated, generated_images, given_images
 from ldmae.run.opening import open_accelerator
 from ldmae.run.real_images import Trained, other_size, reference_of, trained_images
+from ldmae.run.sample_cache import KEPT, forget_generated, generated_images, given_images
+
+MEASURED = "measured.json"
+"""The record of what was measured in a folder that is no run's."""
 
 
 def evaluate_samples(
@@ -100,10 +103,10 @@ def evaluate_samples(
         write_metrics(folder, "floor", floor)
         write_copies(folder, made, own, config)
         sampling = {} if made.sampling is None else as_dict(made.sampling)
-        path = folder / "measured.json"
-        measured = read_json(path, dict) if path.is_file() else {}  # an autoencoder's may lie there too
-        of = {"source": source, "reference": str(reference or config.data.source), "sampling": sampling}
-        write_json(path, measured | of)
+        record = read_record(folder / MEASURED) or Record(status="done")  # an autoencoder's may lie there too
+        record.settings |= {"source": source, "reference": str(reference or config.data.source)}
+        record.settings["sampling"] = sampling
+        write_record(folder / MEASURED, record)
         render_report(folder)
         forget_generated(kept)
         return metrics
