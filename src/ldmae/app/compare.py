@@ -212,18 +212,10 @@ def measure(
 ) -> Measured:
     """Loads an autoencoder, reconstructs the image and measures, all but time (see `timed`).
 
-    What goes wrong with this one is told in `problem`, so that the others can be shown.
-
-    Args:
-        name: what to load.
-        image: RGB; its centred square counts.
-        size: pixels that its side is brought to, S. An autoencoder that does not take it gets the nearest
-            size, and its picture is brought back to S.
-        perceptual: on the CPU.
-        device: where to compute.
-        load: makes an autoencoder of a name.
-        between: called between pieces of work; what it raises ends the measuring.
-        aside: a context in which the autoencoder is loaded, which may be a download.
+    What goes wrong with this one is told in `problem`, so that the others can be shown. The image's centred
+    square is brought to S = `size`; an autoencoder that does not take it gets the nearest size, and its
+    picture is brought back to S. `between` is called between pieces of work, and what it raises ends the
+    measuring; `aside` is a context for loading, which may be a download.
     """
     try:
         between()

@@ -135,20 +135,15 @@ class AutoencoderExplorer:
 
     @torch.no_grad()
     def hidden(self, latent: Latent, share: float, draw: int = 0) -> tuple[np.ndarray, Seen]:
-        """Hides patches from the encoder, and decodes the rest with mask tokens in their places.
+        """Hides a share of the patches from the encoder, and decodes the rest with mask tokens for them.
 
-        With a larger share the same patches stay hidden, and more with them.
-
-        Args:
-            latent: of the image.
-            share: of the patches that are hidden, from 0 to `MOST_HIDDEN`.
-            draw: which ones.
+        With a larger share the same patches stay hidden, and more with them; `draw` chooses which.
 
         Returns:
             What the encoder sees, (S, S, 3) uint8 with grey for what it doesn't; and what is made of it.
 
         Raises:
-            UserError: the share is out of range, or the autoencoder can't (see `cannot_hide`).
+            UserError: the share is above `MOST_HIDDEN`, or the autoencoder can't (see `cannot_hide`).
         """
         if self.cannot_hide:
             raise UserError(f"{self.cannot_hide}; open the page with such a model")

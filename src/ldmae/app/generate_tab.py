@@ -218,15 +218,7 @@ def _class_choices(names: list[str]) -> list[tuple[str, int]]:
 
 
 def _request_of(values: tuple[Any, ...]) -> GenerationRequest:
-    """Returns what the controls ask for.
-
-    Args:
-        values: class (-1: every one), number, seed, steps, guidance, its interval's start and end, solver,
-            time shift (0: the scheduler's own), guided channels (0: all).
-
-    Raises:
-        UserError: a field is empty, or a value out of range.
-    """
+    """Returns what the controls ask for, in their order; a UserError says what is empty or out of range."""
     if any(value is None for value in values):
         raise UserError("a setting is empty; fill in all of them")
     label, count, seed, steps, guidance, start, end, solver, shift, channels = values

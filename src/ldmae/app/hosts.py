@@ -12,14 +12,10 @@ from ldmae.core.errors import UserError
 
 
 class Hosts:
-    """The names that a page answers to: a name of another's that leads here (DNS rebinding) is none of them.
+    """The names that a page on `host` answers to; `named` are those of a reverse proxy.
 
-    Without this, a site that a visitor has open could point its own name to this machine and read the page,
-    as browsers keep sites apart by name.
-
-    Args:
-        host: address or name that the page listens on.
-        named: further names, which a reverse proxy goes by.
+    A name of another's that leads here (DNS rebinding) is none of them. Without this, a site that a visitor
+    has open could point its own name to this machine and read the page, as browsers keep sites apart by name.
     """
 
     def __init__(self, host: str, named: Iterable[str] = ()) -> None:

@@ -33,10 +33,7 @@ class Turns:
 class Job:
     """A job, which computes in a `with` block when its turn comes; what its function keeps in touch by.
 
-    Args:
-        turns: of the computer.
-        stop: set when nobody wants the job any more.
-        tell: takes news for the visitor.
+    `stop` is set when nobody wants the job any more; `tell` takes news for the visitor.
     """
 
     def __init__(

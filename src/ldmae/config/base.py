@@ -114,13 +114,7 @@ _BOUNDS = {
 
 
 def explain(errors: list[ErrorDetails], kind: type[Settings], prefix: str = "") -> str:
-    """Returns what is wrong with settings: for each what was got, what was expected and the next move.
-
-    Args:
-        errors: what pydantic found.
-        kind: the settings that were to be made.
-        prefix: the dotted name of the group that they are.
-    """
+    """Returns what is wrong with settings: for each what was got, what was expected and the next move."""
     found = list(dict.fromkeys(_explain(error, kind, prefix) for error in errors))
     more = [f"(and {len(found) - 3} more)"] if len(found) > 3 else []
     return "\n".join([*found[:3], *more])

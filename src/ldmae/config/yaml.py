@@ -26,11 +26,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """Returns what a YAML text holds.
-
-    Args:
-        text: of settings.
-        name: what an error message calls it.
+    """Returns what a YAML text holds; an error message calls it `name`.
 
     Raises:
         UserError: it is not YAML, or larger, deeper or more tangled than settings are.

@@ -39,11 +39,6 @@ def finished(dataset: Any, batch: dict[str, Any], device: torch.device | str) ->
     """Moves a loaded batch to a device, where the dataset's `finish`, if it has one, does what is left of it.
 
     Loading processes hand on what is small (bytes of pixels, stored moments); arithmetic is the device's.
-
-    Args:
-        dataset: what the batch was loaded from; `finish(batch, device)` returns the batch on the device.
-        batch: as the data loader collated it.
-        device: where it goes.
     """
     return getattr(dataset, "finish", moved)(batch, device)
 

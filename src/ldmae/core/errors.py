@@ -46,50 +46,21 @@ _LOADER_DIED = re.compile(
 
 
 def check_range(name: str, value: float, low: float, high: float, move: str) -> None:
-    """Refuses a value outside [low, high], or one that is nan.
-
-    Args:
-        name: what the value is, as the subject of a sentence.
-        value: as given.
-        low: smallest allowed value.
-        high: largest allowed value.
-        move: what to do instead.
-
-    Raises:
-        UserError: it is out of range.
-    """
+    """Refuses a value outside [low, high], or nan; `name` begins the message, `move` ends it."""
     if not low <= value <= high:
         raise UserError(f"{name} must be from {low:.10g} to {high:.10g}, got {value}; {move}")
 
 
 def check_enough(what: str, needed: int, count: int, things: str, move: str) -> None:
-    """Refuses fewer things than something needs.
-
-    Args:
-        what: what needs them, as the subject of a sentence.
-        needed: how many.
-        count: how many there are.
-        things: what is counted, in the plural.
-        move: what to do.
-
-    Raises:
-        UserError: there are too few.
-    """
+    """Refuses fewer than `needed` things; `what` needs them, `things` is what is counted, in the plural."""
     if count < needed:
         raise UserError(f"{what} needs at least {needed} {things}, got {count}; {move}")
 
 
 def check_known(what: str, name: str, known: Iterable[str], owner: str = "") -> None:
-    """Refuses a name that is unknown, with the nearest known one.
+    """Refuses a name that is none of the known ones, with the nearest of them.
 
-    Args:
-        what: what has the name.
-        name: as given.
-        known: the names that there are.
-        owner: what has only these; the package by default.
-
-    Raises:
-        UserError: the name is none of the known ones.
+    `what` has the name, `owner` has only these; the package by default.
     """
     known = list(map(str, known))
     if name not in known:

@@ -257,11 +257,9 @@ def stamp_of(*parts: str | bytes | int) -> int:
 
 
 def content_digests(paths: Iterable[Path], kept: Path) -> list[str]:
-    """Returns a hash of each file's content; a file that has not changed since is not read again.
+    """Returns a hash of each file's content; one that has not changed since is not read again.
 
-    Args:
-        paths: the files.
-        kept: a JSON file that keeps the hashes by the files' stamps.
+    The JSON file `kept` keeps the hashes by the files' stamps.
     """
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, UserError, TypeError, ValueError):  # damaged: made again

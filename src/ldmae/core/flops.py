@@ -47,10 +47,7 @@ class _AutoencoderFlops:
 def count_autoencoder_flops(autoencoder: Any, size: int) -> _AutoencoderFlops:
     """Counts what it takes to encode one image of `size` × `size` pixels, and to decode its latent.
 
-    Args:
-        autoencoder: any with `encode` and `decode`. A copy runs on torch's meta device, without memory or
-            arithmetic; one that cannot is run where it is.
-        size: pixels along a side.
+    A copy runs on torch's meta device, without memory or arithmetic; one that cannot is run where it is.
     """
     if isinstance(autoencoder, nn.Module):
         try:

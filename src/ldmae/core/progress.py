@@ -30,14 +30,8 @@ def progress_bar(
 ) -> Iterator[Callable[[int, str], None]]:
     """Yields `advance(n, note)`, which moves a bar on.
 
-    Off a terminal a line is printed every tenth of the way.
-
-    Args:
-        description: what is being done.
-        total: how many units there are in all.
-        unit: their name, for the rate.
-        start: how many were done before (by an earlier run).
-        show: False on all but the main process.
+    Off a terminal a line is printed every tenth of the way. `start` units were done before, by an earlier
+    run; `show` is False on all but the main process.
     """
     began = time.monotonic()
     done = start

@@ -78,10 +78,8 @@ class Record:
     ) -> list[str]:
         """Returns a line for each setting or input that differs now: `rate: 0.001 -> 0.002`.
 
-        Args:
-            settings: those of now.
-            inputs: fingerprints of now; one that is None is not known yet, and not compared.
-            defaults: of the settings; one that the record lacks, as it was added later, had its default.
+        An input that is None is not known yet, and not compared. A setting that the record lacks, as it was
+        added later, had its default.
         """
         known = {name: value for name, value in inputs.items() if value is not None}
         recorded = {name: value for name, value in self.inputs.items() if inputs.get(name, "") is not None}
@@ -96,11 +94,7 @@ def changed(
 ) -> list[str]:
     """Returns a line for each dotted key whose value differs: `optimizer.learning_rate: 0.001 -> 0.002`.
 
-    Args:
-        before: nested values.
-        now: nested values.
-        defaults: what a key that either lacks counts as; None where there is none.
-        prefix: of the keys.
+    A key that either lacks counts as its default; the keys begin with `prefix`.
     """
     lines, defaults = [], defaults or {}
     for key in sorted({*before, *now}):
@@ -142,15 +136,9 @@ def refuse_others(folder: Path, what: str, changes: list[str]) -> None:
 
 
 class Records:
-    """The records of a run folder's stages by name, kept in its `stages.json`.
+    """The records of a run folder's stages by name, kept in its `stages.json`, in the `order` of the stages.
 
-    Args:
-        folder: the run folder.
-        writes: whether this process writes (the main process does).
-        processes: how many work on the run.
-        device: what they work on.
-
-    They are written in the `order` of the stages, where that is set.
+    The main process `writes`; each record notes the `processes` that work on the run, and their `device`.
 
     Raises:
         UserError: the file is damaged, or of another version.

@@ -52,11 +52,7 @@ def allowed_cores() -> int:
 
 
 def most_threads(processes: int = 1) -> int:
-    """Returns the most threads that may pay: the allowed cores, and no more than OMP_NUM_THREADS.
-
-    Args:
-        processes: how many on this machine share the work.
-    """
+    """Returns the most threads that may pay: allowed cores a process, at most OMP_NUM_THREADS."""
     return max(1, min(_AT_START, allowed_cores() // processes))
 
 

@@ -68,12 +68,8 @@ class Measurement:
 def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
     """Returns a measurement of the package by its name, or one's own by `package.module:Name`.
 
-    Args:
-        name: as typed.
-        others: further names that would have been accepted, for the message.
-
     Raises:
-        UserError: there is none, or the name leads to something else.
+        UserError: there is none (`others` would have been accepted too), or the name leads to something else.
     """
     path = MEASUREMENTS.get(name, name)
     if not is_import_path(path):

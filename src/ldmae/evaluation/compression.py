@@ -158,12 +158,9 @@ def check_finite(latents: np.ndarray) -> np.ndarray:
 
 
 def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean and standard deviation (C,) of every channel over all cells, in float64.
+    """Returns each channel's mean and standard deviation (C,) over all cells of images (C, n), in float64.
 
     The order of images plays no part.
-
-    Args:
-        latents: of each image (C, n).
     """
     count = sum(x.shape[1] for x in latents)
     mean = _exact_sum([x.sum(axis=1, dtype=np.float64) for x in latents]) / count

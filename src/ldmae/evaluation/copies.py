@@ -102,12 +102,7 @@ def compared_images(count: int, labels: np.ndarray | None, seed: int) -> np.ndar
     """Returns the numbers of the generated images that are searched for copies, ascending.
 
     They are the first ones, which are of all classes alike where labels take turns; of more classes than are
-    looked at, images are drawn from all.
-
-    Args:
-        count: how many were generated.
-        labels: (count,) their classes, or None.
-        seed: which are drawn.
+    looked at, images are drawn from all by the seed.
     """
     if labels is None or len(np.unique(labels)) <= COMPARED:
         return np.arange(min(count, COMPARED))
@@ -124,16 +119,10 @@ def measure_copies(
     batch_size: int,
     seed: int,
 ) -> Measured:
-    """Searches generated images for copies; the pictures are the samples nearest to training images.
+    """Searches generated images (N, 3, H, W) in uint8 for copies; the most similar ones are kept as pictures.
 
-    Args:
-        generated: (N, 3, H, W) in uint8.
-        training: the images that the model was trained on, of which 10,000 at most are drawn and searched.
-        held_out: real images kept from training, to compare with.
-        size: side of the images, H = W.
-        mirrored: whether training saw mirror images too.
-        batch_size: images read at once.
-        seed: which images are drawn.
+    Of the training images 10,000 at most are drawn and searched, mirrored too where training saw mirror
+    images. Held-out images are searched for comparison.
     """
 
     def read(source: ImageSource, limit: int) -> Tensor:
@@ -171,11 +160,7 @@ def copy_metrics(
 ) -> list[Metric]:
     """Returns how many generated images are copies, and for reference how many held-out real ones would be.
 
-    Args:
-        generated: neighbours of generated images among the training images.
-        held_out: neighbours of real images that were kept from training, among the same.
-        searched: how many training images were compared.
-        training: how many there are.
+    Both are known by their neighbours among the same `searched` images of `training` ones.
     """
     counts = {"generated": len(generated.distances), "held out": len(held_out.distances)}
     part = f"; searched {searched:,} of {training:,} training images" if searched < training else ""

@@ -238,17 +238,12 @@ def mind_metric(generated: Tensor, real: Tensor, name: str, seed: int) -> Metric
 def floor_metrics(
     real: Tensor, generated: int, labels: Labels, seed: int = 0, device: torch.device | str = "cpu"
 ) -> list[Metric]:
-    """Measures a random half of the real images against the other half: the best to be hoped for.
+    """Measures a random half of the real features (M, D) against the other half: the best to be hoped for.
 
-    Args:
-        real: (M, D) features.
-        generated: how many images were generated, which MIND's number of images follows.
-        labels: what the metrics are called.
-        seed: which images are in which half.
-        device: where the distances of precision and recall are computed.
+    MIND's number of images follows from how many were generated.
 
     Returns:
-        KID, MIND, precision and recall; nothing where a half has fewer than ten images.
+        KID, MIND, precision and recall, by their `labels`; nothing where a half has fewer than ten images.
     """
     if len(real) < 2 * FEWEST_IMAGES:
         return []

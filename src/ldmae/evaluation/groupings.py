@@ -36,13 +36,8 @@ def level_maps(
     """Returns for each level at which groups are known what finds them.
 
     Parts of any picture are found by felzenszwalb, patterns by SLIC; an emoji's object by its opacity and its
-    parts by flat colours. Masks take the place of the level that they stand for.
-
-    Args:
-        source: the images.
-        indices: those that will be asked about; masks are looked for, and compared in size, for them alone.
-        size: pixels along a side of what the autoencoder sees.
-        config: where masks lie, if anywhere.
+    parts by flat colours. Masks take the place of the level that they stand for; they are looked for, and
+    compared in size, for the images of `indices` alone.
 
     Raises:
         UserError: the masks do not match the images.

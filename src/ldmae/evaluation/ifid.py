@@ -33,12 +33,7 @@ def _nearest_latents(
 ) -> Tensor:
     """Returns the training latents nearest by cosine over the whole flattened latent, (B, k) int64.
 
-    Args:
-        latents: (B, C, h, w).
-        training: (N, C, h, w).
-        neighbours: k; fewer where there are fewer training latents.
-        own: (B,) the index among the training latents that is the image itself, which is none of its
-            neighbours; -1 where there is none.
+    `own` (B,) is the index among the training latents of the image itself, no neighbour of its own; else -1.
     """
     ours, theirs = (torch.nn.functional.normalize(z.flatten(1).float(), dim=1) for z in (latents, training))
     cosines = ours @ theirs.T  # (B, N)
@@ -50,17 +45,9 @@ def _nearest_latents(
 def _choose_neighbours(
     latents: Tensor, training: Tensor, nearest: Tensor, keys: Sequence[str], seed: int = 0
 ) -> Tensor:
-    """Draws one neighbour for each latent, with probability softmax(−mean squared difference).
+    """Draws one neighbour for each latent, (B,), with probability softmax(−mean squared difference).
 
-    Args:
-        latents: (B, C, h, w).
-        training: (N, C, h, w).
-        nearest: (B, k) indices of training latents.
-        keys: (B) what identifies each image; its draw depends on it alone.
-        seed: of the draws.
-
-    Returns:
-        (B,) indices of training latents.
+    `nearest` (B, k) are indices of training latents; an image's draw depends on the seed and its key alone.
     """
     squares = (training[nearest].flatten(2) - latents.flatten(1)[:, None]).square().mean(dim=2)  # (B, k)
     cumulative = torch.softmax(-squares.double(), dim=1).cumsum(dim=1)

@@ -46,12 +46,7 @@ class _Samples:
         return self.count
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        """Yields images (b, 3, H, W) in uint8, in their order.
-
-        Args:
-            batch_size: b, of all batches but the last.
-            start: the first image, as for a process's share.
-            stop: the image to stop before; None reads to the end.
+        """Yields images (b, 3, H, W) in uint8, in their order, from `start` to before `stop`, or the end.
 
         Raises:
             UserError: a picture is broken or of another size, or the .npz ends early.
@@ -143,15 +138,10 @@ def write_samples_npz(
     *,
     count: int | None = None,
 ) -> None:
-    """Writes the .npz that ADM's evaluator reads: `arr_0` (N, H, W, 3) in uint8, `arr_1` the labels.
+    """Writes the .npz that ADM's evaluator reads: `arr_0` (N, H, W, 3) in uint8, `arr_1` the labels (N,).
 
-    The images pass through one batch at a time; the file appears whole or not at all.
-
-    Args:
-        path: where to, ending in `.npz`.
-        batches: images (b, 3, H, W) in uint8.
-        labels: (N,) classes, or None.
-        count: N, which must be known first; with labels it is theirs.
+    The images (b, 3, H, W) in uint8 pass through one batch at a time; the file appears whole or not at all. N
+    must be known first: it is the number of labels, or `count`.
 
     Raises:
         UserError: the disk is full or refuses the write.

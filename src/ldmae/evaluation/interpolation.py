@@ -37,18 +37,9 @@ _SHOWN = 4
 
 
 def _choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Chooses pairs of images, no image twice, by their keys' hash: the images' order plays no part.
+    """Chooses pairs of places in `keys`, none twice, by the keys' hash: the images' order plays no part.
 
-    Args:
-        keys: what identifies each image in the set, such as its relative path.
-        pairs: how many, at most: there are no more than half the images.
-        seed: which ones.
-
-    Returns:
-        Positions in `keys`.
-
-    Raises:
-        UserError: there are fewer than two images.
+    There are no more pairs than half the images. Raises a UserError for fewer than two.
     """
     check_enough("interpolation", 2, len(keys), "images", "hold out more")
     order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), str(keys[i])))
@@ -61,14 +52,7 @@ def interpolated_decodings(
 ) -> Iterator[tuple[float, Tensor]]:
     """Yields each fraction t with the images decoded from (1 − t) · first + t · second.
 
-    Args:
-        autoencoder: any, on its device.
-        first: (P, C, h, w) posterior means, raw.
-        second: (P, C, h, w) likewise.
-        fractions: places on the line.
-
-    Yields:
-        t, and images (P, 3, H, W) in [-1, 1].
+    Both are raw posterior means (P, C, h, w), the images (P, 3, H, W) in [-1, 1].
     """
     assert first.shape == second.shape, f"latents {tuple(first.shape)} and {tuple(second.shape)}"
     for t in fractions:
@@ -102,12 +86,7 @@ class InterpolationMetrics:
         }
 
     def update(self, first: Tensor, second: Tensor, decoded: Iterable[tuple[float, Tensor]]) -> None:
-        """Adds pairs.
-
-        Args:
-            first: (P, 3, H, W) originals in [-1, 1] at t = 0.
-            second: (P, 3, H, W) originals in [-1, 1] at t = 1.
-            decoded: for every fraction, the images (P, 3, H, W) (see `interpolated_decodings`).
+        """Adds pairs of originals (P, 3, H, W) in [-1, 1], with the images decoded at every fraction.
 
         Raises:
             UserError: a decoded image is not finite, or images are too small for the perceptual distance.

@@ -117,10 +117,7 @@ class MaskFolder:
         return len(self.paths)
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Checks that masks are as large as their images; reads only the files' headers.
-
-        Args:
-            sizes: each image's height and width as a viewer shows it, before any preprocessing.
+        """Checks that masks are as large as their unprocessed images; reads only the files' headers.
 
         Raises:
             UserError: some are not, or a mask can't be read.
@@ -140,9 +137,6 @@ class MaskFolder:
 
     def read(self, index: int) -> np.ndarray:
         """Returns a mask as a label map (H, W) int64; `crop_labels` makes of it what the autoencoder sees.
-
-        Args:
-            index: into the names.
 
         Raises:
             UserError: it can't be read, or holds no labels.

@@ -29,18 +29,13 @@ from ldmae.perception.lpips import load_perceptual
 def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None = None) -> None:
     """Measures an autoencoder; what was measured before with the same weights and settings is not redone.
 
-    Writes `results/NAME.json` for each measurement and merges them into `results.json`. Metrics of other
-    weights, images or sizes that are there are removed.
+    Writes `results/NAME.json` for each measurement, all of the package where `only` is None, and merges them
+    into `results.json`. Metrics of other weights, images or sizes that are there are removed.
 
     Guaranteed: with the same weights, images, settings, device and number of threads the metrics are the same
     to the bit, but for the times and memory of `efficiency`; whatever the images' files are called and in
     whatever order they come. At another `evaluation.batch_size` they are the same up to the rounding of the
     networks' float32 arithmetic.
-
-    Args:
-        subject: the autoencoder and the images.
-        folder: where `results/` is.
-        only: the measurements to make; None: all of the package.
 
     Raises:
         UserError: a network or the masks that were asked for are not there, before anything is measured; or
@@ -137,11 +132,7 @@ def check_measurable(
 ) -> None:
     """Checks before a run what would otherwise fail after hours, when it comes to measure.
 
-    Args:
-        config: what is to be measured.
-        size: pixels along an image's side.
-        train_labels: classes of the training images, -1 for none.
-        held_out_labels: those of the images held out.
+    Labels are -1 for images without a class; `size` is that of an image's side in pixels.
 
     Raises:
         UserError: a network is unknown or can't be had, the images are too small for it, or too few.

@@ -62,15 +62,10 @@ class _Recogniser:
 
 
 def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
-    """Checks before any image is made that a classifier can be trained, and judged.
-
-    Args:
-        labels: of the real images to train on.
-        size: of all images, in pixels along a side.
-        held_out: how many others there are to judge it by.
+    """Checks before any image is made that a classifier can be trained on images of these labels, and judged.
 
     Raises:
-        UserError: there is only one class, or the images are too small or too few.
+        UserError: there is only one class, the images are too small (`size` pixels), or none is held out.
     """
     wanted = None
     if len(np.unique(labels)) < 2:
@@ -110,13 +105,7 @@ def recognition_metric(
 ) -> Metric:
     """Measures how many generated images are recognised as the class that was asked for.
 
-    Args:
-        recogniser: trained on real images.
-        generated: (N, 3, H, W) or (N, H, W) uint8.
-        generated_labels: (N,) the classes that were asked for.
-        held_out: (M, …) real images that the recogniser has not seen: its own accuracy bounds what the share
-            means.
-        held_out_labels: (M,) their classes.
+    The recogniser's own accuracy on held-out real images, which it has not seen, bounds what the share means.
 
     Raises:
         UserError: there are no images of either kind.

@@ -96,11 +96,7 @@ def pair_values(
 ) -> dict[str, list[float]]:
     """Returns each pair's value of the metrics of `names`, and of the perceptual distance under its label.
 
-    Args:
-        x: uint8 (B, 3, H, W).
-        y: uint8 (B, 3, H, W).
-        names: of `_NAMES`.
-        perceptual: the distance, or None.
+    The images are uint8 (B, 3, H, W).
     """
     exact = (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)  # which knows no float64
     values = {name: _OF_PAIRS[name](*exact).tolist() for name in names}

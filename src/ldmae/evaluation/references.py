@@ -57,15 +57,10 @@ def reference_from_images(
     keep: int = _KEEP,
     advance: Callable[[int, str], None] | None = None,
 ) -> Reference:
-    """Computes the statistics of real images in one pass, and keeps the features of some.
+    """Computes the statistics of real images in one pass, and keeps the features of `keep` of them at most.
 
-    Which are kept is drawn by a hash of the pixels: at random, and the same whatever the images' order.
-
-    Args:
-        batches: images (b, 3, H, W) in uint8.
-        extractor: the network.
-        keep: how many images' features to keep at most.
-        advance: a progress bar's, told of every batch.
+    Which are kept is drawn by a hash of the pixels: at random, and the same whatever the images' order. The
+    batches are (b, 3, H, W) in uint8; a progress bar's `advance` is told of each.
 
     Raises:
         UserError: there are not even two images.
@@ -125,15 +120,8 @@ def cached_reference(
 ) -> Reference:
     """Returns the reference that lies in a cache folder, or computes and keeps it.
 
-    The file is found by a fingerprint of what it is made of and of the extractor's weights. One that holds
-    another fingerprint, or is broken, is computed again, with a message.
-
-    Args:
-        folder: the cache; it may not exist yet.
-        made_of: what the metrics depend on, such as `{"data": source.fingerprint(), "preprocessing": "ADM's
-            centre crop to 256", "keep": "10000"}`.
-        extractor: the network.
-        compute: makes the reference.
+    The file is found by a fingerprint of what it is made of (`{"data": source.fingerprint(), …}`) and of the
+    extractor's weights. One that holds another fingerprint, or is broken, is computed again, with a message.
     """
     key = fingerprint(
         [_SCHEMA, extractor.fingerprint(), *(part for item in sorted(made_of.items()) for part in item)]
@@ -158,13 +146,8 @@ def write_reference(
 ) -> None:
     """Writes a reference atomically, as an .npz that `read_reference` takes.
 
-    The statistics have ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`).
-
-    Args:
-        path: where to, ending in `.npz`.
-        reference: what `reference_from_images` or `read_reference` made.
-        extractor: the network that made it.
-        key: fingerprint of what it was made of.
+    The statistics have ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`); `key` is a fingerprint of what it was
+    made of.
     """
     assert reference.extractor == extractor.name, f"{reference.extractor} is not {extractor.name}"
     arrays: dict[str, Any] = {

@@ -52,12 +52,7 @@ def write_results(
 ) -> None:
     """Writes a measurement's metrics and pictures, and merges all metrics into `results.json`.
 
-    Args:
-        folder: where `results/` is.
-        name: of the measurement.
-        title: of the measurement, in reports.
-        measured: what was found.
-        record: what it was made of, where that is known, for `results_record`.
+    The record says what it was made of, where that is known, for `results_record`.
     """
     path = folder / "results" / f"{name}.json"
     if measured.pictures:

@@ -99,11 +99,7 @@ class SmoothnessMetrics:
         self._pairs = {e: PairMetrics(("PSNR",), perceptual, **networks) for e in self.epsilons}
 
     def update(self, x: Tensor, decoded: Iterable[tuple[float, Tensor]]) -> None:
-        """Adds a batch.
-
-        Args:
-            x: (B, 3, H, W) originals in [-1, 1].
-            decoded: for every ε, the images (B, 3, H, W) decoded with that noise (see `noisy_decodings`).
+        """Adds a batch of originals (B, 3, H, W) in [-1, 1], with the images decoded at every ε.
 
         Raises:
             UserError: a decoded image is not finite, or images are too small for the perceptual distance.

@@ -89,12 +89,7 @@ class Subject:
         return level_maps(self.held_out, self.chosen.tolist(), self.size, self.config)
 
     def batches(self, title: str, indices: np.ndarray | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields indices and images (B, 3, H, W) in [-1, 1] under a progress bar.
-
-        Args:
-            title: of the bar.
-            indices: of held-out images; None: all those to measure on.
-        """
+        """Yields indices and held-out images (B, 3, H, W) in [-1, 1]; None: all to measure on."""
         chosen = self.chosen if indices is None else indices
         with progress_bar(title, len(chosen), "images") as advance:
             for rows, images in self._read(self.held_out, chosen):

@@ -237,13 +237,8 @@ def open_image(source: ImageSource, index: int) -> Picture:
 def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = True) -> ImageSource:
     """Returns the source with labels that index `classes`.
 
-    Args:
-        source: any source.
-        classes: names, in the order wanted.
-        strict: the source's other classes are an error; otherwise their images get label -1.
-
     Raises:
-        UserError: with `strict`, the source has a class that `classes` lacks.
+        UserError: with `strict`, the source has a class that `classes` lacks; else its images get label -1.
     """
     classes = [nfc(name) for name in classes]
     if source.classes == classes:

@@ -11,12 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def numbered(stamps: np.ndarray | int, numbers: np.ndarray) -> np.ndarray:
-    """Returns 64 bits for each of several images in one file: SplitMix64 of its stamp and their numbers.
-
-    Args:
-        stamps: the file's, or one of each image's file, (N,) uint64.
-        numbers: (N,), where each image is in its file.
-    """
+    """Returns 64 bits for each image in a file: SplitMix64 of the file's stamp and its number (N,)."""
     return _mixed(np.asarray(stamps, np.uint64) ^ _mixed(numbers.astype(np.uint64)))
 
 

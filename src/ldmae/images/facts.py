@@ -47,13 +47,7 @@ class Ignored:
 
 
 def label_facts(labels: np.ndarray, classes: list[str], what: str) -> list[str]:
-    """Returns facts on images without a label, and on classes that no image has.
-
-    Args:
-        labels: (N,) int64, -1 where there is none.
-        classes: names by label.
-        what: the images, as in `has no WHAT`.
-    """
+    """Returns facts on images without a label (-1), and on classes without any of `what`."""
     facts = []
     if without := int(np.count_nonzero(labels < 0)):
         facts.append(f"{counted(without, 'image')} without a label")
@@ -80,10 +74,7 @@ def share_facts(train: int, held_out: int, share: float) -> list[str]:
 def summary(train: Any, held_out: Any | None, share: float | None) -> str:
     """Returns one line on what was opened: images, classes, held-out ones, and the facts.
 
-    Args:
-        train: the training images, with `facts`.
-        held_out: the held-out images, if there are any.
-        share: what share of all was asked for, None where others are held out.
+    `share` of all was asked for, None where others are held out.
     """
     total = len(train) + (0 if held_out is None or share is None else len(held_out))
     classes = f" in {len(train.classes):,} classes" if len(train.classes) > 1 else ""

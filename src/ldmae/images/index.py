@@ -152,14 +152,8 @@ def build_index(
 ) -> _Index:
     """Looks at every image once; what was found is kept in `cache_dir`, by the stamps of the files.
 
-    The next call reads only files of another path, size or time of modification than before.
-
-    Args:
-        source: any source with random access.
-        cache_dir: where what was found is kept, or None.
-        progress: show a bar where it takes over a second.
-        max_unreadable: share of unreadable images that is accepted. With more, no training can have begun:
-            the unreadable ones are looked at again.
+    The next call reads only files of another path, size or time of modification than before. With a larger
+    share of unreadable images than `max_unreadable` no training can have begun: these are looked at again.
     """
     count, stamps = len(source), _stamps(source)
     cache = None if cache_dir is None else Path(cache_dir) / f"images-{_place(source)}.npz"
@@ -274,11 +268,6 @@ def open_images(
     other file; exact duplicates and near-duplicates (saved again, resized, mirrored) stay on one side. A
     source that knows its own split, such as `photos`, keeps it.
 
-    Args:
-        config: which images.
-        cache_dir: where indexes are kept.
-        progress: show a bar where it takes over a second, and what is to be said.
-
     Raises:
         UserError: nothing there, too many unreadable images, too few images, or held-out classes that
             training lacks.
@@ -314,11 +303,6 @@ def open_images(
 
 def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) -> ImageSource:
     """Opens all images of `data.source`, without the unreadable ones; none is held out.
-
-    Args:
-        config: which images.
-        cache_dir: where indexes are kept.
-        progress: show a bar where it takes over a second.
 
     Raises:
         UserError: nothing there, or too many unreadable images.

@@ -30,15 +30,9 @@ class Package:
 def fetch(
     package: Package, cache: Path, given: Path | None = None, advance: Callable[[str], None] = lambda _: None
 ) -> Path:
-    """Returns a package's file: from a folder that the user has, from the cache, or from its registry.
+    """Returns a package's file: from the folder `given`, or else from the cache or its registry.
 
-    An interrupted download continues where it stopped.
-
-    Args:
-        package: what to fetch.
-        cache: where downloads are kept.
-        given: a folder to look in first; with it nothing is downloaded.
-        advance: told, in words, when a download starts.
+    An interrupted download continues where it stopped; `advance` is told when one starts.
 
     Raises:
         UserError: the file can't be had, or is not the one that was pinned.

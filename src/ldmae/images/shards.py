@@ -85,9 +85,7 @@ def is_tar(name: str) -> bool:
 def find_shards(name: str, compressed: bool = False) -> list[Path]:
     """Returns the local tar files that a file, folder, brace pattern or glob names, in order.
 
-    Args:
-        name: of them.
-        compressed: whether compressed ones will do, as where they are read front to back.
+    Compressed ones will do where they are read front to back (`compressed`).
 
     Raises:
         UserError: none there, one of them missing, or a compressed one.

@@ -187,9 +187,7 @@ def held_out_share(value: str) -> float | None:
 def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSource:
     """Opens what `config.source` names, with random access; `config.classes` is applied.
 
-    Args:
-        config: which images.
-        cache_dir: where an index of tar shards may be kept.
+    An index of tar shards may be kept in `cache_dir`.
 
     Raises:
         UserError: nothing of that name, nothing in it, or a stream (see `ldmae.images.streams.open_stream`).

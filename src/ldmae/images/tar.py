@@ -55,10 +55,7 @@ def _is_picture(extension: str) -> bool:
 def image_part(sample: _Sample, wanted: str | None, place: str) -> str | None:
     """Returns which of a sample's extensions is the picture: `png` rather than `mask.png`; None: it has none.
 
-    Args:
-        sample: the sample.
-        wanted: `data.image_part`.
-        place: the shard, for the message.
+    `wanted` is `data.image_part`; a message calls the shard `place`.
 
     Raises:
         UserError: it has several, and `wanted` names none.

@@ -53,11 +53,8 @@ class Card:
 def write_card(folder: Path, card: Card, run: Path, results: list[dict[str, Any]]) -> None:
     """Writes README.md, the model card, into a folder with a published model and its pictures.
 
-    Args:
-        folder: the published folder.
-        card: what whoever publishes says.
-        run: the run folder, whose `data.json` and `stages.json` tell how the model was made.
-        results: the metrics, as `results.json` holds them.
+    The run's `data.json` and `stages.json` tell how the model was made; `results` are as `results.json` has
+    them.
     """
     data = mapping(read_json(run / "data.json", []))
     stages = records(mapping(read_json(run / "stages.json", [])).get("stages"))

@@ -57,16 +57,9 @@ class _Plot:
 def render_comparison(folder: Path, title: str | None = None) -> Path:
     """Writes a comparison's report from `units/VARIANT/seed-N/`, each file atomically.
 
-    `comparison.html` needs no other file and is under 5 MB; `tables.md` has the same tables, and each plot
-    and picture is a PNG beside it. It shows what there is and says what is missing and what can't be read.
-    The same units give the same bytes.
-
-    Args:
-        folder: the comparison's results.
-        title: heading; named after the preset where it is None.
-
-    Returns:
-        The path of the page.
+    `comparison.html`, whose path is returned, needs no other file and is under 5 MB; `tables.md` has the same
+    tables, and each plot and picture is a PNG beside it. It shows what there is and says what is missing and
+    what can't be read. The same units give the same bytes. Without a title it is named after the preset.
     """
     folder = Path(folder)
     problems: list[str] = []

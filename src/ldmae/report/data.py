@@ -253,12 +253,7 @@ class Comparison:
 
 
 def read_comparison(folder: Path, problems: list[str]) -> Comparison:
-    """Reads every `units/VARIANT/seed-N/unit.json` of a comparison.
-
-    Args:
-        folder: the comparison's.
-        problems: takes a sentence for each unit, or metric of one, that is left out.
-    """
+    """Reads every `units/VARIANT/seed-N/unit.json` of a comparison; `problems` takes what is left out."""
     found: dict[str, Variant] = {}
     frames = [pd.DataFrame(columns=[*METRICS, "variant", "seed"], dtype=object)]
     for path in sorted((folder / "units").glob("*/seed-*/unit.json"), key=_by_seed):

@@ -128,19 +128,10 @@ def class_grid(
     class_names: Sequence[str],
     per_class: int = 8,
 ) -> Image.Image:
-    """Lays images out with a row a class and the class's name at its left.
+    """Lays images (uint8 (n, H, W, 3) or Pillow's) out with a row a class and the class's name at its left.
 
     Of more than 24 classes the rows are spread evenly over them and a caption says so; a single class fills
     up to 8 rows.
-
-    Args:
-        images: uint8 (n, H, W, 3), or Pillow images.
-        labels: (n,) indices into `class_names`.
-        class_names: the classes' names.
-        per_class: images a row.
-
-    Returns:
-        The picture, RGB.
     """
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
@@ -159,12 +150,9 @@ def class_grid(
 
 
 def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **options: Any) -> Image.Image:
-    """Lays rows of images out below each other, each with its label.
+    """Lays rows of images (uint8 (n, H, W, 3) or Pillow's) out below each other, each with its label.
 
-    Args:
-        rows: by label, uint8 (n, H, W, 3) or Pillow images.
-        columns: of a row, at most: the first ones are shown.
-        options: further arguments of `Grid`.
+    The first `columns` of each row are shown; the options are those of `Grid`.
     """
     columns = max(1, min([columns, *(len(row) for row in rows.values())]))
     tiles = [image for row in rows.values() for image in _as_tiles(row[:columns])]
@@ -176,11 +164,7 @@ def interpolation_grid(
 ) -> Image.Image:
     """Lays rows out that turn from one image into another, with the originals at both ends.
 
-    Args:
-        images: of all rows, uint8 (H, W, 3).
-        fractions: (F,) how far the images between are, in [0, 1].
-        columns: of a row, F + 2; of another number the columns have no labels.
-        options: further arguments of `Grid`.
+    Columns are labelled by the fractions (F,) where they are F + 2; the options are those of `Grid`.
     """
     labels = ["image", *(f"t = {t:g}" for t in fractions), "image"]
     return Grid(images, columns, column_labels=labels if len(labels) == columns else (), **options).draw()

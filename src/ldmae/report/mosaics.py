@@ -29,13 +29,9 @@ def make_mosaics(
 ) -> tuple[dict[str, Image.Image | None], int | None]:
     """Lays out the images of the autoencoders at one seed, that which most of them have.
 
-    Args:
-        variants: the rows.
-        problems: takes a sentence for each image that is left out.
-
     Returns:
         `reconstructions`, `components`, `interpolation` and `samples`, each None where there is nothing, and
-        the seed.
+        the seed. `problems` takes a sentence for each image that is left out.
     """
     seeds = [unit.seed for variant in variants for unit in variant.units]
     seed = max(sorted(set(seeds)), key=seeds.count, default=None)
@@ -106,11 +102,7 @@ def _of_same_originals(
 def _most_detailed_box(image: np.ndarray, side: int) -> tuple[int, int]:
     """Returns the upper left corner (x, y) of the box with the most total variation, the first of equals.
 
-    Total variation counts edges, so that fine texture outweighs one strong edge.
-
-    Args:
-        image: (S, S, 3) uint8.
-        side: pixels along a side of the box.
+    It counts edges, so that fine texture outweighs one strong edge.
     """
     grey = image.astype(np.int64).sum(axis=2)  # integers: equal boxes have equal sums
     change = np.zeros_like(grey)

@@ -25,14 +25,7 @@ _PICTURE_BYTES = (1_200_000, 400_000, 100_000)
 def write_page(
     path: Path, template: str, context: dict[str, Any], pictures: Mapping[str, Image.Image | None]
 ) -> None:
-    """Writes a page atomically.
-
-    Args:
-        path: the page.
-        template: name of the template.
-        context: what it shows.
-        pictures: what it shows as `pictures`, encoded into fewer bytes where the page comes out too large.
-    """
+    """Writes a page atomically; its pictures are encoded into fewer bytes where it comes out too large."""
     page = ""
     for budget in _PICTURE_BYTES:
         shown = {name: picture and encode_picture(picture, budget) for name, picture in pictures.items()}

@@ -55,14 +55,8 @@ def render_report(run_folder: Path, title: str | None = None) -> Path:
 
     It shows what there is, says what is missing and names what can't be read. The same folder gives the same
     bytes. Of a folder in which something foreign was measured (it has `measured.json` and no `config.yaml`),
-    it shows the measurements and misses nothing else.
-
-    Args:
-        run_folder: a run's folder, or one that `ldmae evaluate` or `evaluate-samples` filled.
-        title: heading; the folder's name, or what was measured, where it is None.
-
-    Returns:
-        The path of the page.
+    it shows the measurements and misses nothing else. Without a title the heading names the folder, or what
+    was measured. Returns the page's path.
     """
     run_folder = Path(run_folder)
     problems: list[str] = []

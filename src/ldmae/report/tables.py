@@ -250,15 +250,10 @@ def make_table(
     expected: Mapping[str, str] = paper.TITLES,
     planned: Collection[str] = (),
 ) -> ComparisonTable:
-    """Makes a table of what the autoencoders have.
+    """Makes a table of what the autoencoders have; columns that nobody has are left out.
 
-    Args:
-        title: the table's.
-        comparison: the rows and their metrics.
-        wanted: the columns, left out where nobody has them.
-        printed: the paper's metrics, by autoencoder and column.
-        expected: titles of the rows that the paper has; those that are not there are named.
-        planned: the autoencoders that are compared, where that is known: no others are missed.
+    Below each row is the paper's (`printed`, by autoencoder and column). Rows of `expected` titles that are
+    not there are named, those that are `planned` alone where that is known.
     """
     columns = find_columns(comparison, wanted)
     values = pivot(comparison, columns)

@@ -20,13 +20,10 @@ from ldmae.run.stages import stages
 def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
     """Runs every stage that is not done; the same call resumes where it was interrupted.
 
-    Args:
-        config: the settings.
-        folder: the run folder.
-        restart: a stage to begin again; what hangs on it is made again where it comes out otherwise.
+    With `restart` a stage is begun again; what depends on it is made again where it comes out otherwise.
 
     Raises:
-        UserError: a mistake that the user can mend.
+        UserError: a mistake that the user can fix.
     """
     names = [stage.name for stage in stages(config)]
     with locked(folder):
@@ -63,10 +60,7 @@ def run_stages(config: Config, folder: Path, *names: str, restart: str | None = 
 def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) -> Run:
     """Measures a run: its autoencoder in every way, and its generated images where there is a pipeline.
 
-    Args:
-        config: the run's settings.
-        folder: the run folder.
-        only: names of measurements, of the package's, of one's own, and `generation`; None: all.
+    `only` names measurements: the package's, one's own, and `generation`.
 
     Raises:
         UserError: there is no such measurement.

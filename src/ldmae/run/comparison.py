@@ -29,18 +29,10 @@ def compare(
 ) -> None:
     """Trains and measures every unit that is not done, then writes the comparison's report.
 
-    Each unit is a run folder of its own, `folder/NAME/seed-N`, resumable as any; when it is done, its figures
-    and pictures go to `results/units/NAME/seed-N`, and from those alone the report is made: they may come
-    from several machines and days.
-
-    Args:
-        preset: a preset or a YAML file.
-        overrides: settings as key=value, for all units.
-        folder: where the runs lie.
-        results: where figures, pictures and the report lie.
-        only: names in `VARIANTS` to take of those that the settings name; None: all.
-        seeds: seeds to take of those that the settings name; None: all.
-        command: the words that were typed, for the report.
+    Each unit is a run folder of its own, `folder/NAME/seed-N`, resumable as any; when it is done, its metrics
+    and images go to `results/units/NAME/seed-N`, and from those alone the report is made: they may come from
+    several machines and days. `only` and `seeds` choose among the units that the settings name; `command` are
+    the words that were typed, for the report.
 
     Raises:
         UserError: a setting is wrong, or a unit in `results` was made with other settings.

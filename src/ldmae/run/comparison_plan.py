@@ -75,10 +75,6 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
     The baselines get the VMAE's latent shape, its images a step and the steps of both its trainings; where
     `comparison.match_flops` says so, a width at which they cost what it costs.
 
-    Args:
-        preset: a preset or a YAML file.
-        overrides: settings as key=value, for all units.
-
     Raises:
         UserError: a setting that is unknown or impossible, for any of the units.
     """

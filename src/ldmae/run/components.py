@@ -44,10 +44,7 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
 def untrained(config: Config, stage: str, before: nn.Module | None = None) -> nn.Module:
     """Builds what a training of an autoencoder trains, on torch's default device.
 
-    Args:
-        config: the settings.
-        stage: the training's.
-        before: the autoencoder that it starts from; None: with random weights, of these settings.
+    It starts from the autoencoder `before`, or from random weights of the settings' shape.
     """
     device = torch.get_default_device()
     for name, training in autoencoder_trainings(config).items():

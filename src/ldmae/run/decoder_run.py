@@ -27,12 +27,7 @@ def decoder_config(source: str, overrides: list[str], folder: Path) -> Config:
     """Returns the settings of a run that trains the decoder of an autoencoder alone.
 
     The image size is that of the source where it is known (a run's, a shipped model's, a VMAE's), else the
-    default.
-
-    Args:
-        source: the autoencoder, in the forms of `load_autoencoder`.
-        overrides: settings as key=value; `data=PATH` is needed.
-        folder: the run folder; one that is resumed needs no source.
+    default. A run folder that is resumed needs no source.
 
     Raises:
         UserError: there is no such source, or a setting is wrong or missing.

@@ -25,11 +25,8 @@ class RunEstimate:
 
     This training is measured as it goes. What comes after it is timed just before it starts, in a few
     seconds: a step of each other training, with its own model, batch and networks but without loading; a step
-    of the sampler, a batch of the encoder and of each network that measures.
-
-    Args:
-        run: the run.
-        uncounted: what the run does besides, to be named in the message.
+    of the sampler, a batch of the encoder and of each network that measures. `uncounted` names what the run
+    does besides.
     """
 
     def __init__(self, run: Run, uncounted: str = "") -> None:

@@ -40,9 +40,8 @@ def evaluate_samples(
     Args:
         source: a run folder, a pipeline's folder or Hub name, `pretrained:NAME`; or images: a folder, or an
             .npz with `arr_0`.
-        overrides: settings as key=value: `evaluation.samples=50000`, `sampling.guidance_scale=4`, `data=PATH`
-            (the real images, preprocessed as in training; by default those that a run or what ships was
-            trained on).
+        overrides: settings; the real images are those of `data=PATH`, preprocessed as in training, by default
+            those that a run or what ships was trained on.
         folder: where the results go.
         reference: real images as they are, in place of `data`: a folder, or an .npz of ADM's (images,
             statistics or both).

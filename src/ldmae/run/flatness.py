@@ -69,12 +69,7 @@ def check_checkpoints(config: Config) -> None:
 
 
 def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Returns by training the points of its curve and the gain over its last quarter, and prints the gains.
-
-    Args:
-        folder: the run's.
-        steps: of each training.
-    """
+    """Returns each training's curve and the gain over its last quarter, and prints the gains."""
     found: dict[str, dict[str, Any]] = {}
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for line in map(json.loads, lines):
@@ -99,11 +94,9 @@ def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str
 
 
 def last_quarter_gain(points: list[list[float]], steps: int) -> float | None:
-    """Returns by what share a curve fell over the last quarter of its steps; None where it has no two points.
+    """Returns by what share a curve of (step, value) fell over the last quarter of the training's steps.
 
-    Args:
-        points: step and value, in order.
-        steps: of the whole training.
+    None where it has no two points there.
     """
     late = [value for step, value in points if step >= 0.75 * steps]
     if len(late) < 2 or late[0] <= 0:

@@ -85,18 +85,11 @@ def encode_into(
     accelerator: Accelerator,
     inputs: dict[str, str],
 ) -> None:
-    """Writes shards and their statistics into a folder; goes on where it was interrupted.
+    """Writes shards and their statistics into a folder; resumes where it was interrupted.
 
     What is there is kept where it is whole, however many processes made it. Part of it made by another number
-    of them is made anew.
-
-    Args:
-        folder: where they go.
-        autoencoder: any, on its device.
-        images: all are encoded, in their order; a stream's in the order in which they come.
-        config: image size, format, number of samples for the statistics.
-        accelerator: each process writes a contiguous range.
-        inputs: what the shards are made of, `encoder` among it; shards of anything else are deleted.
+    of them is made again. Images of a stream are encoded in the order in which they come. Each process writes
+    a contiguous range. Shards made of other `inputs` (`encoder` among them) are deleted.
     """
     count = None if isinstance(images, StreamDataset) else len(images)
     whole = False

@@ -62,9 +62,7 @@ def open_run_images(
 def check_models(config: Config, initial: Any = None) -> None:
     """Builds the models of a run without memory, so that what they refuse is not found out after hours.
 
-    Args:
-        config: the settings.
-        initial: the autoencoder that training starts from, on the device `meta`.
+    `initial` is the autoencoder that training starts from, on the device `meta`.
     """
     auto = config.autoencoder
     with torch.device("meta"):

@@ -48,15 +48,11 @@ def plan_trainings(
     latent_shape: tuple[int, int] | None = None,
     initial: Any = None,
 ) -> list[_TrainingPlan]:
-    """Counts what each training of a run costs.
+    """Counts what each training of a run costs, for one of `processes` that share a batch.
 
-    Args:
-        config: the settings.
-        processes: how many share a batch.
-        num_classes: of the data; 1000 where it is not known.
-        latent_shape: channels of the latents and their cells along a side; of another's autoencoder, where
-            they are not known, 16 and an eighth of the image's.
-        initial: the autoencoder that training starts from, on the device `meta`.
+    The data has `num_classes`, 1000 where that is not known. `latent_shape` is (C, cells along a side) of
+    another's autoencoder; unknown, 16 and an eighth of the image's. `initial` is the autoencoder that
+    training starts from, on the device `meta`.
     """
     auto = config.autoencoder
     if auto.has_shape:
@@ -85,12 +81,8 @@ def untrained_objective(
 ) -> nn.Module:
     """Builds what a training trains, from random weights, to be counted or timed.
 
-    Args:
-        config: the settings.
-        stage: of `trainings`.
-        latent_shape: channels of the latents and their cells along a side.
-        num_classes: of the diffusion model.
-        before: the autoencoder that a training of one starts from; None: of the settings' shape.
+    `latent_shape` is (C, cells along a side); a training of an autoencoder starts from `before`, or from the
+    settings' shape.
     """
     if stage != "diffusion":
         return untrained(config, stage, before)

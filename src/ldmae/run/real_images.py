@@ -39,14 +39,8 @@ def reference_of(
 ) -> Reference:
     """Returns the statistics of the real images: those of `path`, or computed of the settings' images.
 
-    Args:
-        config: the settings.
-        path: real images or statistics as they are; None: the images of `config.data`.
-        extractor: the network.
-        folder: where the index of images is kept.
-        cache: where computed statistics are kept.
-        size: pixels along a side of the generated images.
-        own: the images that the model was trained on, where no others are named.
+    Computed ones are of images of `size` pixels, those that the model was trained on (`own`) where no others
+    are named, and are kept in `cache`; `folder` keeps the index of images.
     """
     keep = config.evaluation.real_images or 10_000
     if path is not None:

@@ -14,9 +14,7 @@ from ldmae.run.components import autoencoder_trainings
 def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any]]:
     """Returns for each training of a run, by stage, all that determines its weights besides its inputs.
 
-    Args:
-        config: the settings.
-        precision: `no`, `bf16` or `fp16`, as resolved for the device.
+    The precision, `no`, `bf16` or `fp16`, is that resolved for the device.
     """
     common = {"seed": config.seed, "mixed_precision": precision}
     parts: dict[str, dict[str, Any]] = {}

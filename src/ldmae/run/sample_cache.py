@@ -83,12 +83,9 @@ class Generated:
 def given_images(source: str, real_are_cropped: bool = False) -> Generated:
     """Reads images that anybody made, from a folder or an .npz.
 
-    Args:
-        source: the folder or file.
-        real_are_cropped: whether they are to be compared with squares.
-
     Raises:
-        UserError: there are none, or they are oblong where squares are needed.
+        UserError: there are none, or they are oblong where they are compared with squares
+            (`real_are_cropped`).
     """
     samples = read_samples(source)
     if real_are_cropped and samples.size[0] != samples.size[1]:
@@ -114,15 +111,10 @@ def generated_images(
     folder: Path,
     allow_code: bool = False,
 ) -> Generated:
-    """Generates the images of a pipeline: each one's noise and label hang on its number alone.
+    """Generates the images of a pipeline: each one's noise and label depend on its number alone.
 
-    Args:
-        source: a run folder, a pipeline's folder or Hub name, or `pretrained:NAME`.
-        told: which settings of sampling are told; solver and time shift are else the pipeline's own.
-        config: how many, and how.
-        accelerator: this process among those that share the work.
-        folder: where they are kept, see `keep_generated`.
-        allow_code: whether the source, a folder, may name code to run.
+    `told` names the settings of sampling that were typed; solver and time shift are else the pipeline's own.
+    The images are kept in `folder`, see `keep_generated`.
     """
     pipeline = load_pipeline(source, allow_code).to(accelerator.device)
     batch = config.sampling.batch_size
@@ -160,16 +152,9 @@ def keep_generated(
 ) -> Generated:
     """Generates an image for each label when it is asked for, and keeps each batch in a folder.
 
-    What was interrupted goes on there, and what is asked for twice is made once, by whichever process.
-    Batches of another pipeline, other settings or labels are deleted.
-
-    Args:
-        pipeline: on its device.
-        labels: a class for each image.
-        sampling: solver, steps, guidance, seed.
-        accelerator: this process among those that share the work.
-        folder: what `forget_generated` removes.
-        how: which labels these are, in words.
+    What was interrupted is resumed, and what is asked for twice is made once, by whichever process. Batches
+    of another pipeline, other settings or labels are deleted. `how` says in words which labels these are;
+    `forget_generated` removes the folder.
     """
     main, batch, count = accelerator.is_main_process, sampling.batch_size, len(labels)
     record = _made_of(pipeline, sampling, labels)

@@ -109,18 +109,10 @@ def generated_batches(
     first: int = 0,
     show: bool = True,
 ) -> Iterator[np.ndarray]:
-    """Generates an image for each label, a batch at a time.
+    """Generates an image for each label, a batch (b, H, W, 3) uint8 at a time.
 
-    Args:
-        pipeline: on its device.
-        labels: a class for each image.
-        config: solver, steps, guidance, seed.
-        description: for the progress bar.
-        first: number of the first image; an image's noise depends on the seed and its number alone.
-        show: whether this process shows the bar.
-
-    Yields:
-        (b, H, W, 3) uint8.
+    An image's noise depends on the seed and its number alone; `first` is the first image's number.
+    `description` is for the progress bar, where this process is to `show` it.
     """
     pipeline.set_progress_bar_config(disable=True)
     solver = solver_class(config.solver)

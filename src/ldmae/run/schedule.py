@@ -44,11 +44,8 @@ class _Standing:
 def open_run(config: Config, folder: Path, names: Collection[str] = (), restart: str | None = None) -> Run:
     """Opens a run folder: device, images, stages, and the record of what is done.
 
-    Args:
-        config: the settings.
-        folder: the run folder; made where it is not there.
-        names: the stages to come, as in `select`; what each needs is looked for now.
-        restart: a stage to forget. What hangs on it is made again where it comes out otherwise.
+    What each of the stages to come (`names`, as in `select`) needs is looked for now. The stage `restart` is
+    forgotten; what depends on it is made again where it comes out otherwise.
 
     Raises:
         UserError: a model can't be built, a stage lacks something, or a training was begun with other
@@ -181,11 +178,8 @@ def _lacking(run: Run, artefact: str) -> UserError:
 def standings(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Says of every stage whether it is absent, unfinished, stale or fresh, by what is recorded.
 
-    Looked at before anything is made, a stage is stale too where one before it would come out otherwise.
-
-    Args:
-        run: the run.
-        restart: a stage that is about to be forgotten.
+    Looked at before anything is made, a stage is stale too where one before it would come out otherwise, or
+    is about to be forgotten (`restart`).
     """
     return _standings(
         run.stages, run.records.stages, run.config.autoencoder.kind, partial(_given, run), restart
@@ -344,13 +338,8 @@ def describe_standings(config: Config, folder: Path, restart: str | None = None)
 
     Images are not opened: whether they changed is not told.
 
-    Args:
-        config: the settings.
-        folder: the run folder.
-        restart: the stage of `--restart`.
-
     Raises:
-        UserError: there is no such stage, or the folder's record is damaged or of another version.
+        UserError: there is no stage `restart`, or the folder's record is damaged or of another version.
     """
     listed = stages(config, resolve_precision(config.mixed_precision, config.device))
     if restart is not None:

@@ -27,12 +27,7 @@ from ldmae.run.training import between, load_networks, train_autoencoder, train_
 
 
 def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
-    """Returns the stages of a run, in order.
-
-    Args:
-        config: the settings.
-        precision: `no`, `bf16` or `fp16`, as resolved for the device.
-    """
+    """Returns the stages of a run, in order; the precision, `no`, `bf16` or `fp16`, is that of the device."""
     trained = training_settings(config, precision)
     return (*_autoencoder(config, trained), *_diffusion(config, trained), *_results(config))
 

@@ -25,11 +25,7 @@ _RECORD = "kept_of.json"
 
 
 def open_streamed(config: DataConfig, cache_dir: Path) -> tuple[StreamSource, ImageSource, ImageSource]:
-    """Opens a stream, and keeps the first images of both of its parts.
-
-    Args:
-        config: names the stream.
-        cache_dir: where the kept images go, once.
+    """Opens a stream, and keeps the first images of both of its parts in `cache_dir`, once.
 
     Returns:
         The stream that training reads; the kept training images; the kept held-out images.

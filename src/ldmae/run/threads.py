@@ -37,16 +37,10 @@ STEPS = 20
 
 
 def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], amount: int) -> None:
-    """Sets the number of threads that a stage computes with, and notes it in the stage's record.
+    """Sets the number of threads that a stage computes with on a CPU, and notes it in the stage's record.
 
     It is the settings' number, else that which the stage began with, else that of the run's first training,
-    else what `time_them` finds.
-
-    Args:
-        run: on a CPU; nothing is done elsewhere.
-        name: the stage, which is running.
-        time_them: times numbers of threads, in all processes together.
-        amount: images in a piece of the work that is timed.
+    else what `time_them` finds, in all processes together, of work on `amount` images.
     """
     if run.accelerator.device.type != "cpu":
         return
@@ -107,12 +101,8 @@ def settle_alone(
 ) -> None:
     """Sets the number of CPU threads for a process that works on no run: to sample, measure or encode.
 
-    Args:
-        work: a piece of the work, which is timed where nothing else tells the number.
-        amount: images in it.
-        device: where the work is done; nothing is done but for a CPU.
-        threads: the settings' number, or `auto`.
-        source: where the model is from; a run folder tells the number that it was trained with.
+    It is the settings' number, or that which the run folder `source` was trained with, or found by timing
+    `work`, a piece of it on `amount` images.
     """
     if device.type != "cpu":
         return

@@ -29,12 +29,7 @@ from ldmae.training.engine import Trainer
 
 
 class Timing:
-    """Times pieces of a run just before one of its trainings starts, which they leave as it is.
-
-    Args:
-        run: the run.
-        trainer: the training, ready for its first step.
-    """
+    """Times pieces of a run just before one of its trainings starts, which they leave as it is."""
 
     def __init__(self, run: Run, trainer: Trainer) -> None:
         self.run, self.config, self.device = run, run.config, run.accelerator.device

@@ -36,12 +36,7 @@ from ldmae.training.engine import Trainer
 
 
 def train_autoencoder(name: str, run: Run) -> dict[str, str]:
-    """Does one of the trainings of the autoencoder; the last one makes `autoencoder/`.
-
-    Args:
-        name: of its stage.
-        run: the run.
-    """
+    """Does the training of the stage `name`; the last one makes `autoencoder/`."""
     listed = autoencoder_trainings(run.config)
     names, training = [*listed], listed[name]
     before: Any = None

@@ -35,15 +35,10 @@ _PATIENCE = 1.0
 def seconds_of_an_image(
     work: Callable[[int], object], count: int, device: torch.device | str = "cpu"
 ) -> float:
-    """Returns the seconds of an image in work on `count` of them.
+    """Returns the seconds of an image in work on `count` of them, as many as the run takes at once.
 
     Where all of them take more than `_PATIENCE`, they are extrapolated from a few, by a line through two
     counts: what a call costs by itself (an optimizer's step, say) does not grow with the images.
-
-    Args:
-        work: called with a number of images.
-        count: as many as the run takes at once.
-        device: whose queue is waited for.
     """
     few = min(_FEW, count)
     work(few)  # the first time is slower
@@ -65,16 +60,10 @@ def seconds_of_an_image(
 def trial_step(
     run: Run, stage: str, autoencoder: Any, latent_shape: tuple[int, int]
 ) -> tuple[Callable[[int, int], None], list[range]]:
-    """Returns what makes a step of a training, and this process's pieces of a batch.
+    """Returns what makes a step of a training, and the rows of each of this process's pieces of a batch.
 
-    Args:
-        run: the run.
-        stage: the training's.
-        autoencoder: of the shape that the run's has.
-        latent_shape: channels of its latents and their cells along a side.
-
-    Returns:
-        A function of a number of images and the step's number; and the rows of each piece.
+    The step is a function of a number of images and the step's number. The autoencoder has the shape of the
+    run's, its latents have `latent_shape`: channels and cells along a side.
     """
     config, accelerator = trainings(run.config)[stage], run.accelerator
     with torch.random.fork_rng(devices=[]), torch.device(str(accelerator.device)):
@@ -95,11 +84,7 @@ def step_of(
 ) -> Callable[[int, int], None]:
     """Returns what makes a step of a training: a function of a number of images and the step's number.
 
-    Args:
-        objective: whose weights the steps change.
-        rows: as many as a device gets at once.
-        config: of the training.
-        accelerator: where it computes.
+    It changes the objective's weights; `rows` are as many as a device gets at once.
     """
     objective = objective.to(accelerator.device).train()
     optimizer = build_optimizer(objective, config.optimizer)
@@ -121,13 +106,7 @@ def step_of(
 
 
 def measuring_seconds(run: Run, autoencoder: Any, held_out: int, real: int) -> tuple[float, float, float]:
-    """Times the measurements of a run.
-
-    Args:
-        run: the run.
-        autoencoder: of the shape that the run's has, on its device.
-        held_out: images that are reconstructed.
-        real: images that generated ones are compared with.
+    """Times the measurements of a run, which reconstruct `held_out` images and compare with `real` ones.
 
     Returns:
         Seconds of an image's features, of reconstructing and comparing an image, and of all distances.
