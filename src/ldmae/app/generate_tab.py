@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,7 +80,10 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
 
     @told(status)
     async def run(http: gr.Request, locked: bool, *values: Any) -> AsyncGenerator[Any, None]:
-        request = _request_of(values if locked else _with_new_seed(values))
+        chosen = [*values]
+        if not locked:
+            chosen[_SEED] = secrets.randbelow(_NEW_SEEDS)
+        request = _request_of(chosen)
         names = bench.class_names
         check_request(request, len(names), bench.most_pictures)
         first = {status: markup.bar(0, "Starting"), seed: request.sampling.seed}
@@ -151,11 +154,6 @@ def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
     gr.on([each.change for each in parts.controls], estimate, parts.controls, parts.estimate, **QUICK)
 
 
-def _with_new_seed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    seed = secrets.randbelow(_NEW_SEEDS)
-    return (*values[:_SEED], seed, *values[_SEED + 1 :])
-
-
 def _controls(bench: Workbench) -> SimpleNamespace:
     """Adds the controls: those of `_request_of` in its order, and others."""
     parts, own, most = SimpleNamespace(), bench.defaults, bench.most_pictures
@@ -217,7 +215,7 @@ def _class_choices(names: list[str]) -> list[tuple[str, int]]:
     return choices if len(names) == 1 else [("All classes", _EVERY_CLASS), *choices]
 
 
-def _request_of(values: tuple[Any, ...]) -> GenerationRequest:
+def _request_of(values: Sequence[Any]) -> GenerationRequest:
     """Returns what the controls ask for, in their order; a UserError says what is empty or out of range."""
     if any(value is None for value in values):
         raise UserError("a setting is empty; fill in all of them")

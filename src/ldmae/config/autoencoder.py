@@ -167,12 +167,6 @@ class MaskedObjectiveConfig(Settings):
             )
         return self
 
-    @property
-    def of_encoder(self) -> dict[str, float]:
-        """The weights of terms that only an encoder can lower, by name."""
-        names = ("expansion_weight", "alignment_weight", "spectrum_weight")
-        return {name: getattr(self, name) for name in names}
-
 
 class BaselineConfig(Settings):
     """The shape of a baseline; width 1, factor 8 and 16 channels are the paper's, 83.8 M parameters."""

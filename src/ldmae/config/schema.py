@@ -187,7 +187,8 @@ class Config(Settings):
     def _check_frozen(self) -> None:
         """Raises for terms of the encoder in a tuning that freezes it: they would do nothing."""
         tuning = self.autoencoder.tuning
-        for name, weight in tuning.objective.of_encoder.items():
+        for name in ("expansion_weight", "alignment_weight", "spectrum_weight"):
+            weight = getattr(tuning.objective, name)
             if weight > 0 and tuning.freeze_encoder and "tuning" in self.autoencoder.stages:
                 key = f"autoencoder.tuning.objective.{name}"
                 raise ValueError(

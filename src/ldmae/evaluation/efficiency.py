@@ -121,7 +121,8 @@ def measure_speed(
         metrics = []
         for name, work in works.items():
             memory, how = peak_memory(work, device)
-            rate = batch_size / _seconds(work, device, turns)
+            seconds = [seconds_of(work, device) for _ in range(turns + 2)]
+            rate = batch_size / median(seconds[2:])
             metrics += [
                 Metric(name=f"{name} rate", value=rate, unit="images/s", better="higher", note=note),
                 Metric(name=f"{name} memory", value=memory, unit="B", better="lower", note=f"{note}; {how}"),
@@ -132,10 +133,6 @@ def measure_speed(
             "measure speed on fewer at once"
         ) from error
     return metrics
-
-
-def _seconds(work: Callable[[], object], device: torch.device, turns: int) -> float:
-    return median([seconds_of(work, device) for _ in range(turns + 2)][2:])
 
 
 def seconds_of(work: Callable[[], object], device: torch.device | str = "cpu") -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldmae.core.autoencoding import decode
-from ldmae.core.errors import UserError
+from ldmae.core.errors import check_enough
 from ldmae.core.random import generator
 from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.distances import FEWEST_IMAGES
@@ -81,11 +81,9 @@ def _measure(subject: Subject) -> Measured:
     """Returns `iKID`, and `iFID` where there are enough images, by the names of the network."""
     extractor, config = subject.features, subject.config
     training, latents = subject.train_latents[0], subject.held_out_latents
-    if extractor is None or len(training) < 2:
-        raise UserError(
-            f"iFID needs at least {FEWEST_IMAGES} held-out and 2 training images, got {len(latents)} and "
-            f"{len(training)}; give more"
-        )
+    check_enough("iFID", FEWEST_IMAGES, len(latents), "held-out images", "hold out more")
+    check_enough("iFID", 2, len(training), "training images", "give more")
+    assert extractor is not None  # which only too few images lack
     own = None
     if subject.train is subject.held_out:
         places = {int(row): place for place, row in enumerate(subject.train_drawn)}

@@ -38,11 +38,6 @@ def origin(source: ImageSource, index: int) -> tuple[Any, int]:
     return source.origin(index) if isinstance(source, Subset) else (source, index)
 
 
-def _shape(source: ImageSource, index: int) -> tuple[int, int]:
-    width, height = source.read(index).size
-    return height, width
-
-
 def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:
     """Opens the masks of some images of a folder, in the order of `indices`.
 
@@ -63,7 +58,7 @@ def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationCo
             )
         names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
     masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
-    masks.check_sizes([_shape(source, index) for index in indices])
+    masks.check_sizes([source.read(index).size[::-1] for index in indices])
     return masks
 
 

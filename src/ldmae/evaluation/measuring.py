@@ -44,8 +44,11 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
     common = _common_record(subject)
     chosen = [load_measurement(name) for name in MEASUREMENTS] if only is None else only
     records = {each.name: _record(each, subject, common) for each in chosen}
-    kept = {name: results_record(folder / "results" / f"{name}.json") for name in records}
-    wanted = [each for each in chosen if _differs(kept[each.name], records[each.name])]
+    wanted = []
+    for each in chosen:
+        kept, now = results_record(folder / "results" / f"{each.name}.json"), records[each.name]
+        if kept is None or kept.changes(now.settings, now.inputs):
+            wanted.append(each)
     for needed in dict.fromkeys(name for each in wanted for name in each.needs):
         getattr(subject, needed)  # what is missing is said before hours of work
     _remove_others(folder, common, fingerprint_tensors(subject.autoencoder.state_dict()))
@@ -90,10 +93,6 @@ def _record(measurement: Measurement, subject: Subject, common: Record) -> Recor
     code = "" if measurement.name in MEASUREMENTS else _source(measurement)
     own = {"measurement": fingerprint([measurement.inputs(subject), code])}
     return replace(common, settings=common.settings | settings, inputs=common.inputs | own)
-
-
-def _differs(kept: Record | None, now: Record) -> bool:
-    return kept is None or bool(kept.changes(now.settings, now.inputs))
 
 
 def _source(measurement: Measurement) -> str:

@@ -17,9 +17,8 @@ from PIL import Image
 from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import atomic_folder, write_json, write_text
 from ldmae.core.imports import package_folder, require
-from ldmae.core.progress import console
 from ldmae.images.emoji_classes import EmojiClasses, code_points
-from ldmae.images.packages import Package, fetch
+from ldmae.images.packages import Package, drawn, fetch
 from ldmae.images.transforms import to_rgb
 
 _OTHER = "other"
@@ -133,7 +132,7 @@ def prepare_emoji_sets(
         require("SVG", "resvg_py", install="'ldmae[emoji-sets]'")
 
     def get(package: Package) -> Path:
-        return fetch(package, folder / "packages", given, lambda text: console.print(text, soft_wrap=True))
+        return fetch(package, folder / "packages", given)
 
     known = EmojiClasses()
     drawn = [(name, *picture) for name in names for picture in _characters(name, size, known, get)]
@@ -204,8 +203,7 @@ def _held_out(characters: Iterable[str], known: EmojiClasses, share: float) -> s
         classes[max(map(known.label, members))].append(key)
     chosen = set()
     for keys in classes.values():
-        keys.sort(key=lambda key: hashlib.blake2b(key.encode(), digest_size=8).digest())
-        for key in keys[: max(1, round(share * len(keys)))]:
+        for key in drawn(keys, share):
             chosen.update(families[key])
     return chosen
 

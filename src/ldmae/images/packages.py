@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldmae.core.errors import UserError
+from ldmae.core.progress import console
 
 _PIECE = 2**20
 """Bytes read at a time."""
@@ -27,12 +28,10 @@ class Package:
         return self.url.rpartition("/")[2]
 
 
-def fetch(
-    package: Package, cache: Path, given: Path | None = None, advance: Callable[[str], None] = lambda _: None
-) -> Path:
+def fetch(package: Package, cache: Path, given: Path | None = None) -> Path:
     """Returns a package's file: from the folder `given`, or else from the cache or its registry.
 
-    An interrupted download continues where it stopped; `advance` is told when one starts.
+    An interrupted download continues where it stopped.
 
     Raises:
         UserError: the file can't be had, or is not the one that was pinned.
@@ -41,7 +40,7 @@ def fetch(
     if not path.exists():
         if given is not None:
             raise UserError(f"{given} has no {package.file}; download {package.url} into it")
-        advance(f"downloading {package.url}")
+        console.print(f"downloading {package.url}", soft_wrap=True)
         _download(package, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != package.sha256:
@@ -49,6 +48,12 @@ def fetch(
             f"{path} has SHA-256 {found}, expected {package.sha256}; delete it and fetch {package.url} again"
         )
     return path
+
+
+def drawn(names: Iterable[str], share: float) -> list[str]:
+    """Returns the share of some names that is held out, one at least: those with the smallest hashes."""
+    order = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
+    return order[: max(1, round(share * len(order)))]
 
 
 def _download(package: Package, path: Path) -> None:

@@ -71,7 +71,8 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
         if named.split == config.split:
             raise UserError(f"data.val={config.val} is the split that training uses; name another one")
     else:
-        if _same_place(config.val, config.source):
+        places = {Path(name).expanduser().resolve() for name in (config.val, config.source)}
+        if config.val == config.source or len(places) == 1:
             raise UserError(
                 f"data.val={config.val} are the training images themselves; name others, or hold out a share "
                 "of these, as with data.val=0.05"
@@ -98,7 +99,3 @@ def refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
             f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
             f"data.source={config.source}; name others, or hold out a share of these, as with data.val=0.05"
         )
-
-
-def _same_place(one: str, other: str) -> bool:
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

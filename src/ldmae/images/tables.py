@@ -227,10 +227,6 @@ def _load(name: str, split: str, streaming: bool) -> Any:
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)
 
 
-def _is_text(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("string", "large_string"))
-
-
 def _is_plain(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
     return dtype.startswith(("int", "uint", "string", "large_string", "float", "double", "bool"))
@@ -261,7 +257,8 @@ def _find_image_column(name: str, features: Any) -> str:
     named = [column for column in candidates if column.lower() in _IMAGE_NAMES]
     if named or len(candidates) == 1:
         return (named or candidates)[0]
-    texts = [column for column in features if column.lower() in _IMAGE_NAMES and _is_text(features[column])]
+    named = [column for column in features if column.lower() in _IMAGE_NAMES]
+    texts = [column for column in named if "string" in str(getattr(features[column], "dtype", ""))]
     if texts and not candidates:  # paths, or base64
         return texts[0]
     raise UserError(

@@ -47,11 +47,6 @@ def _split_key(name: str, wanted: str | None = None) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
-def _is_picture(extension: str) -> bool:
-    """Returns whether a part with this extension is a picture, as `png` or `mask.png`."""
-    return "." + extension.rpartition(".")[2] in EXTENSIONS
-
-
 def image_part(sample: _Sample, wanted: str | None, place: str) -> str | None:
     """Returns which of a sample's extensions is the picture: `png` rather than `mask.png`; None: it has none.
 
@@ -60,7 +55,7 @@ def image_part(sample: _Sample, wanted: str | None, place: str) -> str | None:
     Raises:
         UserError: it has several, and `wanted` names none.
     """
-    pictures = [part for part in sample.parts if _is_picture(part)]
+    pictures = [part for part in sample.parts if f".{part}".endswith(EXTENSIONS)]
     if wanted not in (None, _EVERY):
         return next((part for part in pictures if part == wanted or part.rpartition(".")[0] == wanted), None)
     dots = min((part.count(".") for part in pictures), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
@@ -12,8 +11,7 @@ from PIL import Image
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, write_json, write_text
-from ldmae.core.progress import console
-from ldmae.images.packages import Package, fetch
+from ldmae.images.packages import Package, drawn, fetch
 
 _POOL = "http://deb.debian.org/debian/pool/main"  # as apt: what is fetched is checked by its hash
 _PACKAGES = {
@@ -79,15 +77,12 @@ def prepare_wallpapers(
         UserError: a package is missing, can't be downloaded, or lacks a photograph.
     """
     subjects = {name: subject for subject, names in _SUBJECTS.items() for name in names.split()}
-    unseen = {name for names in _SUBJECTS.values() for name in _drawn(names.split(), held_out)}
+    unseen = {name for names in _SUBJECTS.values() for name in drawn(names.split(), held_out)}
     counts: dict[str, dict[str, dict[str, int]]] = {"train": {}, "val": {}}
     copyrights, missing = [], set(subjects)
     with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
         for title, package in _PACKAGES.items():
-            path = fetch(
-                package, folder / "packages", given, lambda text: console.print(text, soft_wrap=True)
-            )
-            for name, content in _files(path):
+            for name, content in _files(fetch(package, folder / "packages", given)):
                 if name == "copyright":
                     copyrights.append(f"## {title}\n\n```\n{content().decode(errors='replace')}\n```\n")
                 if name not in missing:
@@ -106,12 +101,6 @@ def prepare_wallpapers(
     write_text(folder / "LICENCES.md", _LICENCES + "\n".join(copyrights))
     write_json(folder / "counts.json", {"size": size, "counts": counts})
     return counts
-
-
-def _drawn(names: list[str], share: float) -> list[str]:
-    """Returns the names that are held out, one at least: those with the smallest hashes."""
-    order = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    return order[: max(1, round(share * len(names)))]
 
 
 def _files(package: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

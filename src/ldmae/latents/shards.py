@@ -81,7 +81,9 @@ class LatentShards:
         self.folder = Path(folder)
         # by number, for rank 100 comes after rank 11; hidden files are still being written
         found = (path for path in self.folder.glob("*.safetensors") if not path.name.startswith("."))
-        self.paths = sorted(found, key=_by_number)
+        self.paths = sorted(
+            found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)]
+        )
         if not self.paths:
             raise UserError(f"no latents in {self.folder}; make them with `ldmae encode`")
         headers = [read_header(path) for path in self.paths]
@@ -141,10 +143,6 @@ class LatentShards:
                 if name in _NAMES
             }
         return self._maps[shard]
-
-
-def _by_number(path: Path) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _check_layout(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> None:

@@ -67,13 +67,16 @@ def evaluate_samples(
     _check(source, images, config, reference, npz, folder)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
+        keys = [item.partition("=")[0] for item in overrides]
         extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
         made = (
             given_images(source, reference is None)
             if images
             else generated_images(
                 source,
-                _told_sampling(overrides) if made_with is None else vars(config.sampling),
+                [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
+                if made_with is None
+                else vars(config.sampling),
                 config,
                 accelerator,
                 kept,
@@ -109,12 +112,6 @@ def evaluate_samples(
         render_report(folder)
         forget_generated(kept)
         return metrics
-
-
-def _told_sampling(overrides: list[str]) -> list[str]:
-    """Returns the names of the settings of sampling among overrides."""
-    keys = (item.partition("=")[0] for item in overrides)
-    return [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
 
 
 def _check(

@@ -21,6 +21,7 @@ from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import solver_class, solver_name
 from ldmae.loading import load_pipeline, refuse_code, settings_of
+from ldmae.report.data import evenly
 from ldmae.report.grids import class_grid, save_png
 from ldmae.run.run import Run
 from ldmae.run.threads import settle_alone, velocity
@@ -51,14 +52,13 @@ def known_classes(pipeline: LDMAEPipeline) -> list[int]:
 
 def _class_choice(classes: list[int], at_most: int) -> list[int]:
     """Returns the classes of the grid, evenly spread where there are too many."""
-    places = np.linspace(0, len(classes) - 1, min(len(classes), at_most)).round().astype(int)
-    return np.array(classes)[np.unique(places)].tolist()
+    return [classes[place] for place in evenly(len(classes), at_most)]
 
 
 def _save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
     """Writes `images/*.png`, `grid.png` and `samples.json` into a folder, which replaces an older one."""
     names = pipeline_classes(pipeline)
-    images = generate(pipeline, labels, config, description="sampling")
+    images = np.concatenate([*generated_batches(pipeline, labels, config, "sampling")])
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -92,13 +92,6 @@ def picture_size(pipeline: LDMAEPipeline) -> int:
     side, channels = config["sample_size"], config["in_channels"]
     latents = torch.zeros(1, channels, side, side, device=pipeline.device)
     return pipeline.decode_latents(latents).shape[-1]
-
-
-def generate(
-    pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, description: str
-) -> np.ndarray:
-    """Generates an image for each label, as `generated_batches` does, and returns all: (n, H, W, 3) uint8."""
-    return np.concatenate(list(generated_batches(pipeline, labels, config, description)))
 
 
 def generated_batches(

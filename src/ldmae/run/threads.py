@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import device_name
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, counted
 from ldmae.core.progress import console
 from ldmae.core.provenance import Records
 from ldmae.core.threads import TimedThreads, fastest_threads, most_threads
@@ -60,7 +60,11 @@ def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], a
     else:
         timed = time_them()
         count = timed.count
-        said = f"computing with {_threads(count)} ({timed.rates(amount, 'images')})" if timed.seconds else ""
+        said = (
+            f"computing with {counted(count, 'thread')} ({timed.rates(amount, 'images')})"
+            if timed.seconds
+            else ""
+        )
     if said and run.main:
         console.print(said, soft_wrap=True)
     torch.set_num_threads(count)
@@ -110,7 +114,7 @@ def settle_alone(
     timed = TimedThreads(known, {}) if known else fastest_threads(work, most_threads(), 0.1)
     torch.set_num_threads(timed.count)
     if timed.seconds:
-        console.print(f"computing with {_threads(timed.count)} ({timed.rates(amount, 'images')})")
+        console.print(f"computing with {counted(timed.count, 'thread')} ({timed.rates(amount, 'images')})")
 
 
 def _recorded_threads(source: str) -> int:
@@ -135,10 +139,6 @@ def velocity(pipeline: LDMAEPipeline, images: int) -> Callable[[], object]:
     latents = torch.zeros(images, channels, side, side, device=transformer.device, dtype=transformer.dtype)
     times, labels = latents.new_full((images,), 0.5), torch.zeros_like(latents[:, 0, 0, 0], dtype=torch.long)
     return torch.no_grad()(lambda: transformer(latents, times, labels))
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _of_main(mine: Any) -> Any:

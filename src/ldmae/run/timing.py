@@ -58,7 +58,8 @@ class Timing:
     def latents(self) -> float:
         """Returns the seconds of encoding the training images."""
         config, images = self.config.latents, len(self.run.train)
-        rows = _images(config.batch_size, self.config.image_size)
+        size = self.config.image_size
+        rows = torch.zeros(config.batch_size, 3, size, size)
 
         @torch.no_grad()
         def encode(count: int) -> None:
@@ -178,7 +179,3 @@ class Timing:
 
     def _of_an_image(self, work: Callable[[int], object], count: int) -> float:
         return seconds_of_an_image(work, count, self.device)
-
-
-def _images(count: int, size: int) -> torch.Tensor:
-    return torch.zeros(count, 3, size, size)

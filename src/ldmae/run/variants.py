@@ -63,10 +63,6 @@ def _beyond(title: str, *settings: str) -> Variant:
     return Variant(f"VMAE + {title}", "ablation", settings)
 
 
-def _on_vit(kind: str) -> Variant:
-    return Variant(f"{KINDS[kind]} on VMAE's network", "ablation", (f"autoencoder.kind={kind}", *_VIT))
-
-
 VARIANTS = {
     **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
     "vmae": Variant("VMAE", "autoencoders", ("autoencoder.kind=vmae",)),
@@ -75,7 +71,12 @@ VARIANTS = {
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
     "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
     # one network, several objectives; and VMAE's objective on the other network
-    **{f"vit-{kind}": _on_vit(kind) for kind in ("ae", "dae", "vae")},
+    **{
+        f"vit-{kind}": Variant(
+            f"{KINDS[kind]} on VMAE's network", "ablation", (f"autoencoder.kind={kind}", *_VIT)
+        )
+        for kind in ("ae", "dae", "vae")
+    },
     "vit-vmae-no-mask": Variant("VMAE without masks", "ablation", _UNMASKED),
     "vit-vmae-no-noise": Variant("VMAE without noise", "ablation", _NOISELESS),
     "conv-vmae-loss": Variant(
