@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import pickle
 import re
 import zipfile
@@ -131,6 +132,45 @@ def depth_of(state: Mapping[str, Any], prefix: str, path: str | Path) -> int:
     if numbers != {str(number) for number in range(len(numbers))}:
         raise UserError(f"{path} lacks some of {prefix}*, it has {listed(sorted(numbers))}; fetch it again")
     return len(numbers)
+
+
+def side_of(pos_embed: Tensor, path: str | Path) -> int:
+    """Returns the side of the grid whose positions (1, N, D) a table holds.
+
+    Raises:
+        UserError: the grid is not square.
+    """
+    side = math.isqrt(pos_embed.shape[1])
+    if side**2 != pos_embed.shape[1]:
+        raise UserError(
+            f"{path}: pos_embed holds {pos_embed.shape[1]} places, expected a square number (no class "
+            "token); convert a checkpoint of such a grid"
+        )
+    return side
+
+
+def check_layout(
+    state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path, what: str
+) -> None:
+    """Checks that a state dict has the keys and shapes of our model's.
+
+    Raises:
+        UserError: it has not; the message names what it lacks, has beyond them, or has of other shapes.
+    """
+    found = {
+        "lacks": [key for key in ours if key not in state],
+        "does not know": [key for key in state if key not in ours],
+        "other shapes": [
+            f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+            for key, tensor in ours.items()
+            if key in state and state[key].shape != tensor.shape
+        ],
+    }
+    if told := "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names):
+        raise UserError(
+            f"{path} is no {what} in the known layout ({told}); check that it is a whole file of the "
+            "official training"
+        )
 
 
 def listed(names: Iterable[str], at_most: int = 6) -> str:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ldmae.conversion.checkpoints import (
+    check_layout,
     depth_of,
     layout_errors,
-    listed,
     read_official_checkpoint,
     require_keys,
     require_numbers,
+    side_of,
     state_dict_of,
 )
 from ldmae.core.errors import UserError
@@ -73,7 +73,7 @@ def load_official_lightningdit(
         config = _infer_config(state, rotary, path, num_attention_heads, num_classes)
         model = LightningDiTTransformer2DModel(**config)
         _check_rotary(rotary, model, path)
-        _check_layout(state, model.state_dict(), path)
+        check_layout(state, model.state_dict(), path, "official LightningDiT checkpoint")
         model.load_state_dict({key: value.float() for key, value in state.items()})
     return model.eval()
 
@@ -102,12 +102,7 @@ def _infer_config(
     num_classes: int | None,
 ) -> dict[str, Any]:
     width, channels, patch_size = state["x_embedder.proj.weight"].shape[:3]
-    grid = math.isqrt(state["pos_embed"].shape[1])
-    if grid * grid != state["pos_embed"].shape[1]:
-        raise UserError(
-            f"{path}: pos_embed has {state['pos_embed'].shape[1]} positions, expected those of a square "
-            "grid; this is another layout"
-        )
+    grid = side_of(state["pos_embed"], path)
     heads = _heads(state, rotary, path, width, num_attention_heads)
     swiglu = "blocks.0.mlp.w12.weight" in state
     first = "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight"
@@ -197,19 +192,3 @@ def _check_rotary(
                 f"{path}: {key} is not LightningDiT's rotary table for a {grid}x{grid} grid and heads of "
                 f"{model.attention_head_dim}; another frequency base or scaling is not supported"
             )
-
-
-def _check_layout(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> None:
-    missing = [key for key in ours if key not in state]
-    beyond = [key for key in state if key not in ours]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(ours[key].shape)}"
-        for key in ours
-        if key in state and state[key].shape != ours[key].shape
-    ]
-    found = {"lacks": missing, "has beyond it": beyond, "has other shapes": shapes}
-    told = "; ".join(f"{what} {listed(names)}" for what, names in found.items() if names)
-    if told:
-        raise UserError(
-            f"{path} is not of the official LightningDiT layout: it {told}; check that it is the right file"
-        )

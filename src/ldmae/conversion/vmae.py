@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from torch import Tensor
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.conversion.checkpoints import (
+    check_layout,
     depth_of,
     layout_errors,
     listed,
     read_official_checkpoint,
     require_keys,
     require_numbers,
+    side_of,
     state_dict_of,
 )
 from ldmae.core.errors import UserError
@@ -102,7 +103,7 @@ def load_official_vmae(
             config.update(_read_latents_stats(latents_stats, config["latent_channels"]))
         with torch.device("meta"):  # nothing is drawn: every tensor comes from the file
             model = AutoencoderVMAE(**config)
-        _check_fits(state, model.state_dict(), path)
+        check_layout(state, model.state_dict(), path, "VMAE checkpoint")
         model.load_state_dict({key: tensor.float().clone() for key, tensor in state.items()}, assign=True)
     return model.eval()
 
@@ -150,18 +151,11 @@ def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     require_keys(state, [_SMOOTH_HEAD + "weight"], path, "VMAE checkpoint")
     width, in_channels, p, _ = state["patch_embed.proj.weight"].shape
     decoder_width = state["decoder_embed.weight"].shape[0]
-    tokens = state["pos_embed"].shape[1]
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise UserError(
-            f"{path}: pos_embed holds {tokens} places, expected a square number (no class token); "
-            "convert a checkpoint that was trained with no_cls"
-        )
     heads = _OFFICIAL_HEADS.get(
         (width, decoder_width, p), (max(1, width // _HEAD_WIDTH), max(1, decoder_width // _HEAD_WIDTH))
     )
     return {
-        "sample_size": side * p,
+        "sample_size": side_of(state["pos_embed"], path) * p,
         "in_channels": in_channels,
         "out_channels": state[_SMOOTH_HEAD + "weight"].shape[0] // p**2,
         "patch_size": p,
@@ -176,26 +170,6 @@ def _config(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
         "smooth_output": "decoder_pred.conv_smoother.weight" in state,
         "use_mask_token": "mask_token" in state,
     }
-
-
-def _check_fits(state: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    other = [
-        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    told = [
-        f"{what}: {listed(names)}"
-        for what, names in (("lacks", missing), ("does not know", unexpected), ("other shapes", other))
-        if names
-    ]
-    if told:
-        raise UserError(
-            f"{path} is not a VMAE checkpoint in the known layout ({'; '.join(told)}); "
-            "check that it is a whole file of the official VMAE training"
-        )
 
 
 def _read_latents_stats(path: str | Path, channels: int) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     _Config = object
 
-MODULE = "pipeline"
+_MODULE = "pipeline"
 """The file's name, without its ending."""
 _CODE = '''"""The classes of this folder: they are those of the package ldmae."""
 
@@ -57,7 +57,7 @@ class SavedModel(_Config):
         """Returns the config as JSON; `auto_map` says where `AutoModel` finds the class."""
         saved = json.loads(super().to_json_string())
         if _is_own(type(self)):
-            saved["auto_map"] = {"AutoModel": f"{MODULE}.{self.auto_class or type(self).__name__}"}
+            saved["auto_map"] = {"AutoModel": f"{_MODULE}.{self.auto_class or type(self).__name__}"}
         return json.dumps(saved, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ class SavedModel(_Config):
             super().save_config(save_directory, push_to_hub=True, **kwargs)
 
     def _write_code(self, folder: Path) -> None:
-        (folder / f"{MODULE}.py").write_text(_CODE, encoding="utf-8")
+        (folder / f"{_MODULE}.py").write_text(_CODE, encoding="utf-8")
 
     @classmethod
     def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
@@ -86,10 +86,10 @@ class SavedPipeline(SavedModel):
         """Returns what `model_index.json` holds."""
         saved = json.loads(super().to_json_string())
         if _is_own(type(self)):
-            saved["_class_name"] = [MODULE, type(self).__name__]
+            saved["_class_name"] = [_MODULE, type(self).__name__]
             for name, part in saved.items():
                 if isinstance(part, list) and (*reversed(part),) in PLACES.items():
-                    saved[name] = [MODULE, part[1]]
+                    saved[name] = [_MODULE, part[1]]
         return json.dumps(saved, indent=2, sort_keys=True) + "\n"
 
     def _write_code(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class SavedPipeline(SavedModel):
     def _dict_from_json_file(cls, json_file: Any) -> Any:
         """Reads a config; diffusers is to take this class, and not the one that the folder's code gives."""
         config = super()._dict_from_json_file(json_file)
-        if isinstance(config, dict) and config.get("_class_name") == [MODULE, cls.__name__]:
+        if isinstance(config, dict) and config.get("_class_name") == [_MODULE, cls.__name__]:
             config["_class_name"] = cls.__name__
         return config
 
@@ -110,6 +110,6 @@ class SavedPipeline(SavedModel):
         """Returns the config of a saved pipeline, in which its classes are this package's."""
         config: Any = super().load_config(*args, **kwargs)
         for name, part in config.items() if isinstance(config, dict) else ():
-            if isinstance(part, list) and len(part) == 2 and part[0] == MODULE and part[1] in PLACES:
+            if isinstance(part, list) and len(part) == 2 and part[0] == _MODULE and part[1] in PLACES:
                 config[name] = [PLACES[part[1]], part[1]]
         return config

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ldmae.images.transforms import check_size, open_picture, to_rgb
+from ldmae.images.transforms import check_pixels, open_picture, to_rgb
 
 _HARMLESS_CHUNKS = b"IHDR PLTE IDAT IEND gAMA cHRM sRGB iCCP pHYs tIME bKGD sBIT hIST tEXt zTXt iTXt".split()
 
@@ -39,7 +39,7 @@ class Picture:
         self.content = content
         for format, size_of in (("JPEG", _plain_jpeg_size), ("PNG", _plain_png_size)):
             if (size := size_of(content)) is not None:
-                check_size(size, content)
+                check_pixels(size, content)
                 self.format, self.size = format, size
                 return
         self._read_by_pillow()

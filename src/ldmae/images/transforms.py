@@ -66,11 +66,11 @@ def open_picture(content: bytes) -> Image.Image:
     except Exception as error:  # decoders raise whatever they like; and Pillow's message gives an address
         what = "an empty file" if not content else "not an image of a known format, or its header is damaged"
         raise UnreadablePictureError(what) from error
-    check_size(image.size, content)
+    check_pixels(image.size, content)
     return image
 
 
-def check_size(size: tuple[int, int], content: bytes) -> None:
+def check_pixels(size: tuple[int, int], content: bytes) -> None:
     """Raises a TooLargePictureError for more pixels than are decoded, or than a file's bytes can hold."""
     pixels = size[0] * size[1]
     if pixels > _MAX_PIXELS or (pixels > _ALWAYS_PIXELS and pixels > _PIXELS_A_BYTE * len(content)):

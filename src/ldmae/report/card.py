@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ldmae.report import curves
-from ldmae.report.data import mapping, metrics_of, number, read_json, records, remarks
+from ldmae.report.data import json_of, mapping, metrics_of, number, records, remarks
 from ldmae.report.formatting import format_seconds
 from ldmae.report.tables import footnotes, metrics_table
 
@@ -56,8 +56,8 @@ def write_card(folder: Path, card: Card, run: Path, results: list[dict[str, Any]
     The run's `data.json` and `stages.json` tell how the model was made; `results` are as `results.json` has
     them.
     """
-    data = mapping(read_json(run / "data.json", []))
-    stages = records(mapping(read_json(run / "stages.json", [])).get("stages"))
+    data = json_of(run / "data.json", [])
+    stages = records(json_of(run / "stages.json", []).get("stages"))
     pipeline = (folder / "model_index.json").is_file()
     shown = [entry for entry in results if _is_shown(entry, results)]
     names = [str(entry["name"]) for entry in records(data.get("classes"))] if pipeline else []

@@ -21,9 +21,8 @@ from ldmae.report.data import (
     AUTOENCODERS,
     Comparison,
     cut,
-    mapping,
+    json_of,
     read_comparison,
-    read_json,
     records,
 )
 from ldmae.report.facts import against_the_paper, commands, gather_facts, missing_units, seeds_line, summarise
@@ -64,7 +63,7 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     folder = Path(folder)
     problems: list[str] = []
     whole = read_comparison(folder, problems)
-    plan = mapping(read_json(folder / "comparison.json", problems))
+    plan = json_of(folder / "comparison.json", problems)
     compared, groups = whole.select(AUTOENCODERS), (AUTOENCODERS, ABLATION)
     problems += [
         f"{variant.title} is left out: its group is {cut(variant.group, 40)}, not {' or '.join(groups)}"

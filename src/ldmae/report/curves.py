@@ -136,12 +136,12 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
             dashes = "-" if place < len(COLOURS) else "--"
             values.append(_draw_line(ax, *points(curves, "training", name), colour, dashes))
             values.append(_draw_dots(ax, *points(curves, "validation", name), colour))
-            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain_label(name)))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=figure_label(name)))
         if ax is axes[0] and "validation" in curves.kind.values:
             dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
             handles.append(Line2D([], [], linestyle="", label="validation", **dot))
         logarithmic = _set_scale(ax, np.concatenate(values))
-        subject = "loss and terms" if len(group) > 1 else plain_label(group[0])
+        subject = "loss and terms" if len(group) > 1 else figure_label(group[0])
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
         _add_legend(ax, handles)
     left_out = curves.name.nunique() - len(names)
@@ -260,7 +260,7 @@ def style_axes(ax: Axes) -> None:
         spine.set_color(INK)
 
 
-def plain_label(name: str, longest: int = 28) -> str:
+def figure_label(name: str, longest: int = 28) -> str:
     """Returns a name as a label: on one line, short, without what matplotlib takes as mathematics."""
     name = " ".join(name.split()).lstrip("_") or "unnamed"
     name = name if len(name) <= longest else name[: longest - 1] + "…"

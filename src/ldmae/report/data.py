@@ -40,14 +40,14 @@ def read_text(path: Path, problems: list[str], name: str = "") -> str | None:
     return None
 
 
-def read_json(path: Path, problems: list[str], name: str = "") -> Any:
-    """Returns what a JSON file holds; `name` is what problems call it, its own name by default."""
+def json_of(path: Path, problems: list[str], name: str = "") -> dict[str, Any]:
+    """Returns the object in a JSON file, as `read_text`; empty where there is none."""
     text = read_text(path, problems, name)
     try:
-        return None if text is None else json.loads(text)
+        return {} if text is None else mapping(json.loads(text))
     except (ValueError, RecursionError):
         problems.append(f"{name or path.name} is not whole JSON")
-    return None
+    return {}
 
 
 def read_arrays(path: Path, problems: list[str], name: str = "") -> dict[str, np.ndarray]:
@@ -62,12 +62,12 @@ def read_arrays(path: Path, problems: list[str], name: str = "") -> dict[str, np
     return {}
 
 
-def read_samples(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
+def samples_of(folder: Path, problems: list[str]) -> dict[str, np.ndarray]:
     """Returns the `images` (n, H, W, 3) in uint8 of a folder of samples and their `labels` (n,).
 
     Nothing where there are none, or where they can't be read.
     """
-    record = mapping(read_json(folder / "samples.json", problems, f"{folder.name}/samples.json"))
+    record = json_of(folder / "samples.json", problems, f"{folder.name}/samples.json")
     paths = sorted((folder / "images").glob("*.png"))
     labels = record.get("labels")
     if not paths or not isinstance(labels, list):
@@ -158,7 +158,7 @@ def other_schema(record: dict[str, Any], name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Unit:
+class UnitResults:
     """One autoencoder at one seed, with the diffusion model trained on its latents."""
 
     folder: Path
@@ -185,14 +185,14 @@ class Unit:
 
 
 @dataclass
-class Variant:
+class VariantResults:
     """One autoencoder, at all its seeds."""
 
     name: str
     title: str
     group: str
     order: float
-    units: list[Unit] = field(default_factory=list)
+    units: list[UnitResults] = field(default_factory=list)
 
     @property
     def seeds(self) -> list[int]:
@@ -204,12 +204,12 @@ class Variant:
 class Comparison:
     """The autoencoders of a comparison, in their order, and all their metrics."""
 
-    variants: list[Variant]
+    variants: list[VariantResults]
     metrics: pd.DataFrame
     """`METRICS` with `variant` and `seed`; every value is a finite number."""
 
     @property
-    def units(self) -> list[Unit]:
+    def units(self) -> list[UnitResults]:
         """The units of all."""
         return [unit for variant in self.variants for unit in variant.units]
 
@@ -254,7 +254,7 @@ class Comparison:
 
 def read_comparison(folder: Path, problems: list[str]) -> Comparison:
     """Reads every `units/VARIANT/seed-N/unit.json` of a comparison; `problems` takes what is left out."""
-    found: dict[str, Variant] = {}
+    found: dict[str, VariantResults] = {}
     frames = [pd.DataFrame(columns=[*METRICS, "variant", "seed"], dtype=object)]
     for path in sorted((folder / "units").glob("*/seed-*/unit.json"), key=_by_seed):
         name = path.relative_to(folder).as_posix()
@@ -264,7 +264,7 @@ def read_comparison(folder: Path, problems: list[str]) -> Comparison:
         record = unit.record
         title, group = str(record.get("title") or unit.variant), str(record.get("group") or AUTOENCODERS)
         order = number(record.get("order")) or 0
-        variant = found.setdefault(unit.variant, Variant(unit.variant, cut(title, 40), group, order))
+        variant = found.setdefault(unit.variant, VariantResults(unit.variant, cut(title, 40), group, order))
         variant.units.append(unit)
         frames.append(_unit_metrics(unit, name, problems))
     variants = sorted(found.values(), key=lambda variant: (variant.order, variant.name))
@@ -278,9 +278,9 @@ def _by_seed(path: Path) -> tuple[str, int, str]:
     return path.parent.parent.name, int(digits) if digits.isdecimal() else -1, digits
 
 
-def _read_unit(path: Path, name: str, problems: list[str]) -> Unit | None:
+def _read_unit(path: Path, name: str, problems: list[str]) -> UnitResults | None:
     known = len(problems)
-    record = mapping(read_json(path, problems, name))
+    record = json_of(path, problems, name)
     if not record:
         if len(problems) == known:  # it is JSON, and can be read
             problems.append(f"{name} is left out: it holds no unit")
@@ -295,11 +295,11 @@ def _read_unit(path: Path, name: str, problems: list[str]) -> Unit | None:
     elif not isinstance(record.get("results"), list):
         problems.append(f"{name} is left out: it holds no results")
     else:
-        return Unit(path.parent, variant, record["seed"], record)
+        return UnitResults(path.parent, variant, record["seed"], record)
     return None
 
 
-def _unit_metrics(unit: Unit, name: str, problems: list[str]) -> pd.DataFrame:
+def _unit_metrics(unit: UnitResults, name: str, problems: list[str]) -> pd.DataFrame:
     metrics = metrics_of(unit.record)
     known = finite(metrics)
     problems += [

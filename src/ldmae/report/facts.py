@@ -14,8 +14,8 @@ from ldmae.report.data import (
     ABLATION,
     AUTOENCODERS,
     Comparison,
-    Unit,
-    Variant,
+    UnitResults,
+    VariantResults,
     cut,
     mapping,
     number,
@@ -49,7 +49,7 @@ def gather_facts(comparison: Comparison, plan: dict[str, Any]) -> list[tuple[str
     return [(name, cut(text, 1000)) for name, text in facts if text]
 
 
-def _by_value(variants: Sequence[Variant], text_of: Callable[[Unit], str]) -> str:
+def _by_value(variants: Sequence[VariantResults], text_of: Callable[[UnitResults], str]) -> str:
     """Returns what all units say; where they differ, each answer with those that give it."""
     answers: dict[str, dict[str, None]] = {}  # of each the titles, each once
     for variant in variants:
@@ -60,7 +60,7 @@ def _by_value(variants: Sequence[Variant], text_of: Callable[[Unit], str]) -> st
     return "; ".join(f"{text or 'not known'} ({join_words([*titles])})" for text, titles in answers.items())
 
 
-def _images(unit: Unit, several: bool) -> str:
+def _images(unit: UnitResults, several: bool) -> str:
     data, classes = mapping(unit.at("data")), len(unit.classes)
     if not data:
         return "not known"
@@ -72,7 +72,7 @@ def _images(unit: Unit, several: bool) -> str:
     )
 
 
-def _diffusion(unit: Unit) -> str:
+def _diffusion(unit: UnitResults) -> str:
     parameters = number(unit.at("parameters", "diffusion"))
     size = f" of {format_count(parameters)} parameters" if parameters else ""
     sampling = mapping(unit.at("settings", "sampling"))
@@ -131,7 +131,7 @@ def _matching(comparison: Comparison, matching: dict[str, Any]) -> str:
     return ". ".join(text[0].upper() + text[1:] for text in texts)
 
 
-def _time(units: Sequence[Unit]) -> str:
+def _time(units: Sequence[UnitResults]) -> str:
     spent = [
         sum(seconds for value in mapping(unit.at("seconds")).values() if (seconds := number(value)))
         for unit in units
@@ -145,7 +145,7 @@ def _time(units: Sequence[Unit]) -> str:
     return f"{format_seconds(sum(spent))} for {each}{longest}{finished}"
 
 
-def seeds_line(variants: Sequence[Variant]) -> str:
+def seeds_line(variants: Sequence[VariantResults]) -> str:
     """Returns which seeds there are, and where autoencoders differ in them, of whom."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for variant in variants:
@@ -163,7 +163,7 @@ def seeds_line(variants: Sequence[Variant]) -> str:
     return "; ".join(f"{words(seeds)} ({join_words(titles)})" for seeds, titles in groups.items())
 
 
-def missing_units(variants: Sequence[Variant], plan: dict[str, Any]) -> list[str]:
+def missing_units(variants: Sequence[VariantResults], plan: dict[str, Any]) -> list[str]:
     """Returns in words the autoencoders and seeds that are not there.
 
     Expected are the plan's units, or without one the paper's rows, at every seed that an autoencoder of
@@ -252,7 +252,7 @@ _COUNTED = {
 """Metrics of which the summary has the mean alone."""
 
 
-def _judges(units: Sequence[Unit]) -> list[str]:
+def _judges(units: Sequence[UnitResults]) -> list[str]:
     """Returns the networks whose features were compared, the one that decides first."""
     for unit in units:
         names = [unit.at("settings", "evaluation", key) for key in ("features", "second_features")]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ldmae.report import grids
-from ldmae.report.data import Unit, Variant, cut, evenly, read_arrays
+from ldmae.report.data import UnitResults, VariantResults, cut, evenly, read_arrays
 
 _COLUMNS, _COMPONENTS, _CLASSES, _PER_CLASS, _PAIRS = 4, 6, 6, 2, 2
 """Of every autoencoder: images with their details, components, classes of samples and samples of each,
@@ -25,7 +25,7 @@ _Rows = dict[str, np.ndarray]
 
 
 def make_mosaics(
-    variants: Sequence[Variant], problems: list[str]
+    variants: Sequence[VariantResults], problems: list[str]
 ) -> tuple[dict[str, Image.Image | None], int | None]:
     """Lays out the images of the autoencoders at one seed, that which most of them have.
 
@@ -58,11 +58,11 @@ def make_mosaics(
     return pictures, seed
 
 
-def _name(unit: Unit) -> str:
+def _name(unit: UnitResults) -> str:
     return f"{unit.variant}/seed-{unit.seed}"
 
 
-def _read(unit: Unit, size: int, problems: list[str]) -> _Rows:
+def _read(unit: UnitResults, size: int, problems: list[str]) -> _Rows:
     """Returns the arrays of a unit's `images.npz` that are images of the size, and the others."""
     arrays = read_arrays(unit.folder / "images.npz", problems, f"{_name(unit)}: images.npz")
     if unit.image_size != size or size < 1:
@@ -81,7 +81,7 @@ def _read(unit: Unit, size: int, problems: list[str]) -> _Rows:
 
 
 def _of_same_originals(
-    arrays: dict[str, _Rows], units: dict[str, Unit], problems: list[str]
+    arrays: dict[str, _Rows], units: dict[str, UnitResults], problems: list[str]
 ) -> dict[str, _Rows]:
     """Returns the arrays of the autoencoders that were shown the images that most of them were."""
     known = [of["originals"] for of in arrays.values() if "originals" in of]

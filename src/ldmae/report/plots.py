@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ldmae.report.curves import COLOURS, INK, new_figure, plain_label, style_axes
-from ldmae.report.data import Comparison, Variant
+from ldmae.report.curves import COLOURS, INK, figure_label, new_figure, style_axes
+from ldmae.report.data import Comparison, VariantResults
 from ldmae.report.tables import ARROWS, DAGGER, Column
 
 _BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
@@ -51,10 +51,10 @@ class Axis:
     @property
     def label(self) -> str:
         """Both names, the metric's with the dagger where an autoencoder was trained on it."""
-        return f"{self.subject}\n{plain_label(self.title, 40)}{DAGGER if self.taught else ''}"
+        return f"{self.subject}\n{figure_label(self.title, 40)}{DAGGER if self.taught else ''}"
 
 
-def _looks(variants: Sequence[Variant]) -> dict[str, tuple[str, str]]:
+def _looks(variants: Sequence[VariantResults]) -> dict[str, tuple[str, str]]:
     """Returns colour and marker by autoencoder: fixed for the paper's five, in turn for others."""
     others = [variant.name for variant in variants if variant.name not in _LOOKS]
     return _LOOKS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
@@ -73,12 +73,12 @@ def _marker(look: tuple[str, str], size: float) -> dict[str, Any]:
 
 def _title(ax: Axes, title: str, better: str = "", size: float = 10) -> None:
     arrow = f" {ARROWS[better]}" if better in ARROWS else ""
-    ax.set_title(plain_label(title, 40) + arrow, color=INK, fontsize=size, loc="left")
+    ax.set_title(figure_label(title, 40) + arrow, color=INK, fontsize=size, loc="left")
 
 
-def _legend(figure: Figure, variants: Sequence[Variant]) -> None:
+def _legend(figure: Figure, variants: Sequence[VariantResults]) -> None:
     drawn = _looks(variants)
-    handles = [Line2D([], [], label=plain_label(v.title), **_marker(drawn[v.name], 5)) for v in variants]
+    handles = [Line2D([], [], label=figure_label(v.title), **_marker(drawn[v.name], 5)) for v in variants]
     where = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(
         handles=handles, ncols=min(len(handles), 5), loc=where, frameon=False, fontsize=9,
@@ -87,7 +87,7 @@ def _legend(figure: Figure, variants: Sequence[Variant]) -> None:
 
 
 def dots(
-    columns: Sequence[Column], mean: pd.DataFrame, std: pd.DataFrame, variants: Sequence[Variant]
+    columns: Sequence[Column], mean: pd.DataFrame, std: pd.DataFrame, variants: Sequence[VariantResults]
 ) -> Figure:
     """Draws a panel a metric: a row an autoencoder, its mean with a standard deviation over seeds.
 
@@ -112,7 +112,7 @@ def dots(
                 error = spread if math.isfinite(spread) else None
                 ax.errorbar(value, row, xerr=error, elinewidth=1.4, **style)
         ax.set_ylim(len(variants) - 0.5, -0.5)
-        ax.set_yticks(range(len(variants)), [plain_label(variant.title) for variant in variants], color=INK)
+        ax.set_yticks(range(len(variants)), [figure_label(variant.title) for variant in variants], color=INK)
         if column.better == "lower":
             ax.invert_xaxis()
         ax.xaxis.set_major_locator(MaxNLocator(3))
@@ -128,7 +128,7 @@ def _rescaled(values: Sequence[float], better: str) -> list[float]:
     return shares if better == "higher" else [1 - share for share in shares]
 
 
-def radar(axes: Sequence[Axis], variants: Sequence[Variant]) -> Figure:
+def radar(axes: Sequence[Axis], variants: Sequence[VariantResults]) -> Figure:
     """Draws each autoencoder as a polygon, every axis rescaled from the worst (inner ring) to the best (rim).
 
     There are three axes or more, none with all its values equal. One that an autoencoder lacks is a gap.
@@ -156,7 +156,7 @@ def radar(axes: Sequence[Axis], variants: Sequence[Variant]) -> Figure:
         radii = _INNER + (1 - _INNER) * shares
         style = _marker(drawn[variant.name], 6)
         ours = 2.6 if variant.name == "vmae" else 1.5
-        label = plain_label(variant.title)
+        label = figure_label(variant.title)
         ax.plot(ring, np.append(radii, radii[0]), label=label, linewidth=ours, clip_on=False, **style)
         if np.isfinite(radii).all():
             ax.fill(angles, radii, color=drawn[variant.name][0], alpha=0.08, linewidth=0)
@@ -191,7 +191,7 @@ def noise_curves(comparison: Comparison) -> pd.DataFrame:
     return found.sort_values(["metric", "eps"], key=lambda of: of.map(order) if of.name == "metric" else of)
 
 
-def smoothness(curves: pd.DataFrame, variants: Sequence[Variant]) -> Figure:
+def smoothness(curves: pd.DataFrame, variants: Sequence[VariantResults]) -> Figure:
     """Draws metrics over the size of the noise, a panel each; bands are standard deviations over seeds."""
     metrics = list(curves.metric.unique())
     figure = new_figure(4.3 * len(metrics), 3.9)
@@ -229,7 +229,7 @@ def compression_levels(comparison: Comparison) -> pd.DataFrame:
     return whole.set_axis(["level", "variant", "sigma2", "sigma2_std", "rho", "rho_std"], axis=1)
 
 
-def compression(levels: pd.DataFrame, variants: Sequence[Variant]) -> Figure:
+def compression(levels: pd.DataFrame, variants: Sequence[VariantResults]) -> Figure:
     """Draws σ² against ρ, a panel a level; the better corner is the upper left one."""
     names = list(levels.level.unique())
     figure = new_figure(4.3 * len(names), 3.9)

@@ -16,18 +16,18 @@ from ldmae.core.errors import UserError
 from ldmae.report import curves, grids, plots
 from ldmae.report.data import (
     Comparison,
-    Variant,
+    VariantResults,
     cut,
     finite,
+    json_of,
     mapping,
     metrics_of,
     number,
     other_schema,
     read_arrays,
-    read_json,
-    read_samples,
     read_text,
     records,
+    samples_of,
 )
 from ldmae.report.formatting import format_count, format_seconds, format_value, join_words
 from ldmae.report.pages import chart, write_page
@@ -94,10 +94,10 @@ def overview(run_folder: Path) -> Image.Image:
 def _samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
     """Returns a run's samples, a row a class; None where there are none that can be read."""
     folder = run_folder / "samples"
-    samples = read_samples(folder, problems)
+    samples = samples_of(folder, problems)
     if not samples:
         return None
-    record = mapping(read_json(folder / "samples.json", []))
+    record = json_of(folder / "samples.json", [])
     names = record.get("class_names")
     per_class = int(number(record.get("per_class")) or _COLUMNS)
     labels = samples["labels"]
@@ -107,15 +107,15 @@ def _samples_grid(run_folder: Path, problems: list[str]) -> Image.Image | None:
 def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
     """Returns what the template shows, but for the pictures."""
     config_text = read_text(folder / "config.yaml", problems)
-    data = mapping(read_json(folder / "data.json", problems))
-    parameters = mapping(read_json(folder / "parameters.json", problems))
-    stages = _stages(mapping(read_json(folder / "stages.json", problems)))
-    record = mapping(read_json(folder / "results.json", problems))
+    data = json_of(folder / "data.json", problems)
+    parameters = json_of(folder / "parameters.json", problems)
+    stages = _stages(json_of(folder / "stages.json", problems))
+    record = json_of(folder / "results.json", problems)
     if record and (other := other_schema(record, "results.json")):
         problems.append(f"{other}; `ldmae evaluate` measures again")
         record = {}
     metrics = metrics_of(record)
-    record_of = {} if config_text is not None else mapping(read_json(folder / "measured.json", problems))
+    record_of = {} if config_text is not None else json_of(folder / "measured.json", problems)
     measured = mapping(record_of.get("settings"))
     title, lead = f"LDMAE run: {folder.resolve().name}", _summary(data, parameters, stages)
     if measured:
@@ -125,14 +125,14 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         "lead": lead,
         "measured": measured,
         "smoothness": _smoothness(metrics),
-        "sampling": _sampling(mapping(read_json(folder / "samples" / "samples.json", []))),
+        "sampling": _sampling(json_of(folder / "samples" / "samples.json", [])),
         "results": _results(metrics, mapping(record.get("titles")), problems),
         "footnotes": footnotes(list(metrics["name"][:_MAX_RESULTS])),
         "panels": _panels(folder / "metrics.jsonl", problems),
         "stages": stages,
         "data": _data(data),
         "settings": None if config_text is None else cut(config_text, _MAX_SETTINGS),
-        "command": _command(mapping(read_json(folder / "run.json", problems))),
+        "command": _command(json_of(folder / "run.json", problems)),
         "versions": _versions(),
     }
 
@@ -240,7 +240,7 @@ def _measured(record: dict[str, Any]) -> tuple[str, str]:
 
 def _smoothness(metrics: pd.DataFrame) -> dict[str, Any] | None:
     """Returns the plot of all metrics over latent noise, where they were measured."""
-    alone = Comparison([Variant("", "", "", 0)], metrics[finite(metrics)].assign(variant="", seed=0))
+    alone = Comparison([VariantResults("", "", "", 0)], metrics[finite(metrics)].assign(variant="", seed=0))
     found = plots.noise_curves(alone)
     if found.empty:
         return None

@@ -12,7 +12,7 @@ from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.locks import locked
 from ldmae.evaluation.results import read_results
-from ldmae.report.data import read_arrays, read_samples
+from ldmae.report.data import read_arrays, samples_of
 from ldmae.run.comparison_plan import Matching, Unit
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import check_evaluation, measure_autoencoder
@@ -86,7 +86,7 @@ def _images(folder: Path) -> dict[str, Any]:
         name: read_arrays(folder / "results" / f"{name}.npz", [])
         for name in ("reconstruction", "components", "interpolation")
     }
-    interpolation, samples = of["interpolation"], read_samples(folder / "samples", [])
+    interpolation, samples = of["interpolation"], samples_of(folder / "samples", [])
     found = {
         **{name: of["reconstruction"].get(name) for name in ("originals", "reconstructions")},
         "components": of["components"].get("components"),
