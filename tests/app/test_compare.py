@@ -13,9 +13,9 @@ from ldmae.app.compare import (
     _ROUNDS,
     _SIZES,
     MOST,
+    Compared,
+    Duration,
     Fit,
-    Measured,
-    Timing,
     _most_side,
     check_hub,
     check_names,
@@ -191,7 +191,7 @@ def test_autoencoders_are_timed_in_rounds_so_that_what_slows_one_slows_all(folde
             works={"encode": lambda: order.append(name)},
         )
 
-    done = timed([noted("a"), noted("b"), Measured("c", problem="not there")])
+    done = timed([noted("a"), noted("b"), Compared("c", problem="not there")])
     assert order == ["a", "b"] * _ROUNDS
     assert [set(one.timings) for one in done] == [{"encode"}, {"encode"}, set()]
     order.clear()
@@ -209,7 +209,7 @@ def test_the_same_weights_twice_are_never_told_apart(folders, perceptual):
 
 def test_a_value_is_marked_as_best_only_beyond_what_chance_and_its_text_hide():
     def timing(milliseconds: float, spread: float) -> _Value:
-        return _Value("", milliseconds, Timing(milliseconds, spread))
+        return _Value("", milliseconds, Duration(milliseconds, spread))
 
     assert _is_best(timing(10, 1), [timing(20, 2), timing(30, 9)])
     assert not _is_best(timing(9.9, 1), [timing(15.9, 6)])

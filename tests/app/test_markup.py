@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import Measured, Timing
+from ldmae.app.compare import Compared, Duration
 from ldmae.app.generate import Generated, Progress, read_settings, saved_images
 from ldmae.app.markup import _CARD, Card
 
@@ -123,8 +123,8 @@ def test_figures_have_their_units():
     assert markup.value_of("PSNR", float("inf")) == "identical"
 
 
-def measured(name: str, psnr: float, distance: float, parameters: int) -> Measured:
-    return Measured(
+def measured(name: str, psnr: float, distance: float, parameters: int) -> Compared:
+    return Compared(
         name,
         picture=TILE,
         difference=TILE,
@@ -132,7 +132,7 @@ def measured(name: str, psnr: float, distance: float, parameters: int) -> Measur
         parameters=parameters,
         latents=(4, 2, 2),
         side=8,
-        timings={"encode": Timing(0.01, 0.002), "decode": Timing(parameters / 1e9, 0.002)},
+        timings={"encode": Duration(0.01, 0.002), "decode": Duration(parameters / 1e9, 0.002)},
     )
 
 
@@ -141,7 +141,7 @@ def test_the_best_of_each_kind_is_marked_in_a_comparison():
     done = [
         measured("one", 20.0, 0.5, 4_000_000),
         measured("two", 30.0, 0.6, 80_000_000),
-        Measured("three", problem="it is not there"),
+        Compared("three", problem="it is not there"),
     ]
     text = compare_tab._side_by_side(done, photo(), 8, "ST-LPIPS-alex")
     best = re.findall(r"ld-best><dt>(.*?)</dt><dd>(.*?)</dd>", text)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ldmae.evaluation.copies import COMPARED, compared_images
-from ldmae.run.sample_cache import Generated
+from ldmae.run.sample_cache import SampleSet
 
 
-def generated(labels: np.ndarray, batch: int = 64) -> Generated:
+def generated(labels: np.ndarray, batch: int = 64) -> SampleSet:
     """Images of 1 x 1, each of which holds its own number in base 256."""
 
     def batches(start: int, stop: int):
@@ -18,10 +18,10 @@ def generated(labels: np.ndarray, batch: int = 64) -> Generated:
                 ..., None, None
             ]
 
-    return Generated(batches, len(labels), 1, labels, "", batch)
+    return SampleSet(batches, len(labels), 1, labels, "", batch)
 
 
-def looked_at(made: Generated, seed: int = 0) -> list[int]:
+def looked_at(made: SampleSet, seed: int = 0) -> list[int]:
     images = made.select(compared_images(made.count, made.labels, seed)).long().flatten(1)
     return (images @ torch.tensor([65536, 256, 1])).tolist()
 

@@ -53,7 +53,7 @@ slows all of them; after so many seconds fewer will do."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class Duration:
     """How long something takes, of several rounds."""
 
     seconds: float
@@ -61,13 +61,13 @@ class Timing:
     spread: float
     """Between the quickest and the slowest."""
 
-    def clearly_below(self, other: Timing) -> bool:
+    def clearly_below(self, other: Duration) -> bool:
         """Says whether the difference to another is larger than chance makes it."""
         return self.seconds + self.spread < other.seconds - other.spread
 
 
 @dataclass(frozen=True)
-class Measured:
+class Compared:
     """One autoencoder on the image."""
 
     name: str
@@ -85,7 +85,7 @@ class Measured:
     """Pixels along a side of the image that it got, T: S, or the nearest to it that it takes."""
     works: dict[str, Callable[[], object]] = field(default_factory=dict, repr=False)
     """`encode` and `decode` of this one image, to be timed; they hold the autoencoder."""
-    timings: dict[str, Timing] = field(default_factory=dict)
+    timings: dict[str, Duration] = field(default_factory=dict)
     """Of `works`, once they were timed."""
     problem: str = ""
     """Why it could not be loaded, or could not take the image."""
@@ -209,7 +209,7 @@ def measure(
     load: Callable[[str], Any] = load_autoencoder,
     between: Callable[[], None] = lambda: None,
     aside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-) -> Measured:
+) -> Compared:
     """Loads an autoencoder, reconstructs the image and measures, all but time (see `timed`).
 
     What goes wrong with this one is told in `problem`, so that the others can be shown. The image's centred
@@ -225,12 +225,12 @@ def measure(
         parameters = count_parameters(autoencoder)
         most, side = _most_side(parameters[1], torch.device(device).type), Fit.of(autoencoder).nearest(size)
         if side > most:
-            return Measured(name, problem=_too_much(parameters[1], side, most))
+            return Compared(name, problem=_too_much(parameters[1], side, most))
         return _measured(name, autoencoder, image, size, side, perceptual)
     except UserError as error:
-        return Measured(name, problem=str(error))
+        return Compared(name, problem=str(error))
     except torch.OutOfMemoryError:
-        return Measured(
+        return Compared(
             name, problem=f"out of memory with an image of {size} px; choose a smaller image size"
         )
 
@@ -251,7 +251,7 @@ def _measured(
     size: int,
     side: int,
     perceptual: PerceptualDistance,
-) -> Measured:
+) -> Compared:
     images = squared(image, side)  # (1, 3, T, T)
     try:
         latents = encode_moments(autoencoder, images)[0]
@@ -265,7 +265,7 @@ def _measured(
     picture = np.array(decoded.resize((size, size), Image.Resampling.BICUBIC))
     original = squared(image, size)
     saved = torch.tensor(picture).permute(2, 0, 1)[None]
-    return Measured(
+    return Compared(
         name,
         picture=picture,
         difference=difference(as_picture(to_uint8(original)), picture, STRENGTH),
@@ -282,10 +282,10 @@ def _measured(
 
 @torch.no_grad()
 def timed(
-    done: Sequence[Measured],
+    done: Sequence[Compared],
     device: torch.device | str = "cpu",
     between: Callable[[], None] = lambda: None,
-) -> list[Measured]:
+) -> list[Compared]:
     """Times what was measured in turn, and lets the autoencoders go; `between` as in `measure`."""
     taken: dict[tuple[int, str], list[float]] = {}
     began = time.monotonic()
@@ -301,7 +301,7 @@ def timed(
             one,
             works={},
             timings={
-                kind: Timing(median(seconds), max(seconds) - min(seconds))
+                kind: Duration(median(seconds), max(seconds) - min(seconds))
                 for kind in one.works
                 for seconds in [taken[place, kind]]
             },

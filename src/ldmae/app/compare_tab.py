@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import FEWEST, MOST, STRENGTH, Measured, Timing, check_names, measure, timed
+from ldmae.app.compare import FEWEST, MOST, STRENGTH, Compared, Duration, check_names, measure, timed
 from ldmae.app.components import (
     KEPT_FOR,
     forgotten,
@@ -147,11 +147,11 @@ def _original(image: Image.Image, size: int) -> Card:
 
 def _compared(
     bench: Workbench, names: Sequence[str], picture: Image.Image, size: int
-) -> Callable[[Job], list[Measured]]:
+) -> Callable[[Job], list[Compared]]:
     """Returns a job that measures one autoencoder after the other and reports those that are done."""
 
-    def work(job: Job) -> list[Measured]:
-        done: list[Measured] = []
+    def work(job: Job) -> list[Compared]:
+        done: list[Compared] = []
         for name in names:
             job.report(list(done))
             done.append(
@@ -165,7 +165,7 @@ def _compared(
     return work
 
 
-def _progress(done: Sequence[Measured], names: Sequence[str]) -> str:
+def _progress(done: Sequence[Compared], names: Sequence[str]) -> str:
     if any(one.works for one in done) and len(done) == len(names):
         return markup.bar(0.9, "Measuring time")
     if len(done) == len(names):
@@ -183,7 +183,7 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: last if counts[last] == 1 else name for name, last in short.items()}
 
 
-def _side_by_side(done: Sequence[Measured], picture: Image.Image, size: int, label: str) -> str:
+def _side_by_side(done: Sequence[Compared], picture: Image.Image, size: int, label: str) -> str:
     """Returns the cards of a comparison; of each kind the value that is clearly the best is marked."""
     rows = {one.name: _rows(one, label) for one in done if not one.problem}
     titles = _short_names([one.name for one in done])
@@ -210,7 +210,7 @@ class _Value:
     text: str
     rank: float | None = None
     """The lowest is the best; None where there is no better and worse."""
-    timing: Timing | None = None
+    timing: Duration | None = None
     """Of a value that another measuring would not repeat."""
 
 
@@ -225,7 +225,7 @@ def _is_best(value: _Value, others: Sequence[_Value]) -> bool:
     return bool(ranks) and all(rank is not None and value.rank < rank for rank in ranks)
 
 
-def _rows(one: Measured, label: str) -> dict[str, _Value]:
+def _rows(one: Compared, label: str) -> dict[str, _Value]:
     """Returns a card's values by kind."""
     quality = {
         name: _Value(markup.value_of(name, value), -value if name == "PSNR" else value)

@@ -19,10 +19,10 @@ from ldmae.evaluation.references import Reference
 from ldmae.evaluation.results import merge_results, remove_results, write_results
 from ldmae.perception.features import FeatureExtractor, Features
 from ldmae.run.real_images import Trained
-from ldmae.run.sample_cache import Generated
+from ldmae.run.sample_cache import SampleSet
 
 
-def write_metrics(folder: Path, name: str, metrics: list[Metric], made: Generated | None = None) -> None:
+def write_metrics(folder: Path, name: str, metrics: list[Metric], made: SampleSet | None = None) -> None:
     """Writes metrics of generated images, with the record of those."""
     record = None if made is None else made.record
     write_results(folder, name, OF_GENERATED[name], Measured(metrics), record)
@@ -53,7 +53,7 @@ def judged(
     return metrics, floor
 
 
-def write_copies(folder: Path, made: Generated, own: Trained, config: Config) -> None:
+def write_copies(folder: Path, made: SampleSet, own: Trained, config: Config) -> None:
     """Compares some generated images with those the model was trained on, where these are known."""
     if own is None:  # what may be there is of other images
         remove_results(folder, "copies")
@@ -76,7 +76,7 @@ def exact_device(accelerator: Accelerator) -> torch.device:
     return torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
 
 
-def features_of(made: Generated, extractor: FeatureExtractor, accelerator: Accelerator) -> Features | None:
+def features_of(made: SampleSet, extractor: FeatureExtractor, accelerator: Accelerator) -> Features | None:
     """Returns the features of all generated images, on the main process: each makes a share of them."""
     mine = [extractor.none(), *(extractor.measure(images).cpu() for images in made.share(accelerator))]
     gathered = gather_object([Features.join(mine)])

@@ -21,7 +21,7 @@ from ldmae.images.sources import is_stream
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, settings_of
 from ldmae.perception.features import FeatureExtractor
-from ldmae.run.sample_cache import Generated
+from ldmae.run.sample_cache import SampleSet
 from ldmae.run.stream_cache import open_streamed
 
 Trained = tuple[ImageSource, ImageSource] | None
@@ -80,7 +80,7 @@ def trained_images(source: str, config: Config, folder: Path) -> Trained:
     return open_images(config.data, cache)
 
 
-def other_size(made: Generated, known: Reference) -> str:
+def other_size(made: SampleSet, known: Reference) -> str:
     """Says, also to the console, that the images are of another size than the reference's."""
     size = (made.size, made.width or made.size)
     if known.size in (None, size):

@@ -43,7 +43,7 @@ _Batches = Callable[[int, int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
-class Generated:
+class SampleSet:
     """Images that some model made."""
 
     batches: _Batches
@@ -80,7 +80,7 @@ class Generated:
         return torch.cat(chosen)
 
 
-def given_images(source: str, real_are_cropped: bool = False) -> Generated:
+def given_images(source: str, real_are_cropped: bool = False) -> SampleSet:
     """Reads images that anybody made, from a folder or an .npz.
 
     Raises:
@@ -93,8 +93,8 @@ def given_images(source: str, real_are_cropped: bool = False) -> Generated:
             f"the images of {source} are {samples.size[0]}x{samples.size[1]}, which data=… is not prepared "
             "for: real images are cropped to squares. Give prepared ones of that shape with --reference"
         )
-    return Generated(
-        batches=lambda start, stop: samples.batches(Generated.batch, start, stop),
+    return SampleSet(
+        batches=lambda start, stop: samples.batches(SampleSet.batch, start, stop),
         count=len(samples),
         size=samples.size[0],
         width=samples.size[1],
@@ -110,7 +110,7 @@ def generated_images(
     accelerator: Accelerator,
     folder: Path,
     allow_code: bool = False,
-) -> Generated:
+) -> SampleSet:
     """Generates the images of a pipeline: each one's noise and label depend on its number alone.
 
     `told` names the settings of sampling that were typed; solver and time shift are else the pipeline's own.
@@ -149,7 +149,7 @@ def keep_generated(
     accelerator: Accelerator,
     folder: Path,
     how: str = "",
-) -> Generated:
+) -> SampleSet:
     """Generates an image for each label when it is asked for, and keeps each batch in a folder.
 
     What was interrupted is resumed, and what is asked for twice is made once, by whichever process. Batches
@@ -183,7 +183,7 @@ def keep_generated(
             wanted = pictures[max(start - first, 0) : stop - first]
             yield torch.from_numpy(wanted).permute(0, 3, 1, 2).contiguous()
 
-    return Generated(
+    return SampleSet(
         batches,
         count,
         picture_size(pipeline),
