@@ -62,26 +62,18 @@ def evaluate_samples(
     )
     made_with = settings_of(source)
     config = load_config({} if made_with is None else made_with, overrides)
+    told = [item.partition("=")[0].removeprefix("sampling.") for item in overrides]
     if made_with is not None:
         refuse_code(made_with, load_config(made_with).code, allow_code)
+        told = [*vars(config.sampling)]
     _check(source, images, config, reference, npz, folder)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
-        keys = [item.partition("=")[0] for item in overrides]
         extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
         made = (
             given_images(source, reference is None)
             if images
-            else generated_images(
-                source,
-                [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
-                if made_with is None
-                else vars(config.sampling),
-                config,
-                accelerator,
-                kept,
-                allow_code,
-            )
+            else generated_images(source, told, config, accelerator, kept, allow_code)
         )
         known = []
         own: Trained = None
