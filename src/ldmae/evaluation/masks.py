@@ -58,7 +58,7 @@ def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationCo
             )
         names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
     masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
-    masks.check_sizes([source.read(index).size[::-1] for index in indices])
+    masks.check_sizes([(image.height, image.width) for image in map(source.read, indices)])
     return masks
 
 
