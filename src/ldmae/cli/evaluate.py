@@ -18,7 +18,7 @@ from ldmae.cli.options import (
     name_of,
     open_runs,
     refuse,
-    resolve_preset,
+    resolve,
     run_config,
 )
 from ldmae.cli.output import main_process, say
@@ -159,7 +159,7 @@ def compare(
 
     The same command resumes, also on another machine that has the results so far.
     """
-    _, folder = resolve_preset(preset, overrides, out)
+    _, folder = resolve(preset, overrides, out)
     runs = open_runs()
     if dry_run:
         say(runs.describe_comparison(*runs.plan_comparison(preset, overrides or [])))

@@ -26,7 +26,7 @@ from ldmae.cli.options import (
     next_folder,
     open_runs,
     refuse,
-    resolve_preset,
+    resolve,
     run_config,
 )
 from ldmae.cli.output import main_process, say
@@ -85,7 +85,7 @@ def run(
 
     The same command resumes an interrupted run and skips finished stages.
     """
-    config, folder = resolve_preset(preset, overrides, out)
+    config, folder = resolve(preset, overrides, out)
     runs = open_runs()
     if dry_run:
         there = runs.describe_standings(config, folder, restart)
@@ -100,7 +100,7 @@ def train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Train the autoencoder: masked pre-training, then decoder tuning."""
-    config, folder = resolve_preset(preset, overrides, out)
+    config, folder = resolve(preset, overrides, out)
     runs = open_runs()
     runs.run_stages(config, folder, "autoencoder", restart=restart)
     say(f"autoencoder: {folder / 'autoencoder'}" if config.autoencoder.source is None else "nothing to train")
@@ -114,7 +114,7 @@ def train_diffusion(
     preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
-    config, folder = resolve_preset(preset, overrides, out)
+    config, folder = resolve(preset, overrides, out)
     runs = open_runs()
     runs.run_stages(config, folder, "diffusion", restart=restart)
     say(f"diffusion model: {folder / 'diffusion'}")

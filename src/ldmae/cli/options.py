@@ -107,7 +107,7 @@ def open_runs(overrides: list[str] | None = None) -> Any:
     return runs
 
 
-def resolve_preset(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
+def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple[Any, Path]:
     """Returns the settings of a preset, and the run folder.
 
     Raises:
