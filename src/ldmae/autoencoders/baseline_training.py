@@ -20,12 +20,7 @@ class Baseline:
 
     @staticmethod
     def trainings(config: AutoencoderConfig, image_size: int) -> list[Training]:
-        """Returns the one training.
-
-        Args:
-            config: shape and objective; one that decodes the posterior's mean (AE, DAE) is deterministic.
-            image_size: pixels along a side of the images.
-        """
+        """Returns the one training; one that decodes the posterior's mean (AE, DAE) is deterministic."""
         stage = config.baseline
 
         def build(before: Any, device: torch.device) -> ReconstructionObjective:

@@ -24,12 +24,7 @@ class VMAE:
 
     @staticmethod
     def trainings(config: AutoencoderConfig, image_size: int) -> list[Training]:
-        """Returns pre-training and tuning; each starts from the autoencoder that was made before.
-
-        Args:
-            config: shape and objectives.
-            image_size: pixels along a side of the images of tuning, and of what is made.
-        """
+        """Returns pre-training and tuning; each starts from the autoencoder that was made before."""
         return [_pretraining(config, image_size), _tuning(config, image_size)]
 
 

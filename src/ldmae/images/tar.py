@@ -114,12 +114,9 @@ class _Picture(NamedTuple):
 
 
 def scan(path: Path, wanted: str | None, ignored: Ignored) -> Iterator[_Picture]:
-    """Yields the pictures of a shard in the order of their samples, whose files may be far from one another.
+    """Yields the pictures of an uncompressed shard in the order of their samples, whose files may be apart.
 
-    Args:
-        path: an uncompressed tar file.
-        wanted: `data.image_part`.
-        ignored: what is passed over is added.
+    `wanted` is `data.image_part`; what is passed over is added to `ignored`.
 
     Raises:
         UserError: the file is truncated or not a tar file, or a sample holds several pictures.

@@ -92,18 +92,9 @@ def encode_stream(
     rank: int = 0,
     advance: Callable[[int, str], None] = lambda n, note: None,
 ) -> None:
-    """Writes shards of one epoch of a stream; begins anew after an interruption.
+    """Writes shards of one epoch of a stream, of which the dataset yields this process's share.
 
-    Args:
-        autoencoder: encodes (B, 3, H, W) in [-1, 1], in the precision of its weights, without autocast: what
-            is kept is what is measured.
-        dataset: yields this process's share, without augmentation; a batch, finished on the device, has
-            `images` (B, 3, H, W) and `labels` (B,).
-        folder: where the shards go.
-        config: format and sizes.
-        fingerprint: of the autoencoder's encoder and of the preprocessing.
-        rank: this process.
-        advance: called with the number of images done.
+    It begins again after an interruption; the arguments are those of `encode_images`.
 
     Raises:
         UserError: the stream gave no image.
@@ -141,15 +132,7 @@ def _write_shard(
 ) -> None:
     """Writes a safetensors file batch by batch in a thread, while the device computes the next batch.
 
-    Args:
-        path: of the file, which appears once it is whole.
-        count: its images.
-        fingerprint: written into its head.
-        parts: batches as they are kept, on any device, in order; a device may still be computing them.
-        advance: called with the number of images done.
-
-    Raises:
-        OSError: the disk is full.
+    The batches are on any device, in order; the file of `count` images appears once it is whole.
     """
     done, pending = 0, collections.deque[Future[None]]()
     with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as pool:

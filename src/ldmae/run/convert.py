@@ -21,16 +21,10 @@ _TELLING = {"vmae": "to_latent.weight", "lightningdit": "x_embedder.proj.weight"
 
 
 def convert_official(file: Path, folder: Path, kind: str | None = None, **options: Any) -> Any:
-    """Converts an official VMAE or LightningDiT checkpoint to a diffusers folder.
+    """Converts an official VMAE or LightningDiT checkpoint to a new or empty diffusers folder.
 
-    Args:
-        file: the `.pth` or `.pt` file.
-        folder: where the model goes; it must be empty or not exist.
-        kind: `vmae` or `lightningdit`; found by the file's keys where None.
-        options: arguments of the kind's loader in `ldmae.conversion`.
-
-    Returns:
-        The model.
+    The kind, `vmae` or `lightningdit`, is found by the file's keys where None; the options are arguments of
+    its loader in `ldmae.conversion`. Returns the model.
 
     Raises:
         UserError: the file is neither, an option belongs to the other kind, or the folder holds something.
@@ -52,14 +46,9 @@ def convert_official(file: Path, folder: Path, kind: str | None = None, **option
 
 
 def convert_to_official(folder: Path, file: Path) -> Any:
-    """Writes the official checkpoint of a model in a diffusers folder.
+    """Writes a new official checkpoint, `.pth` or `.pt`, of the model in a diffusers folder.
 
-    Args:
-        folder: of an `AutoencoderVMAE` or a `LightningDiTTransformer2DModel`.
-        file: the `.pth` or `.pt` file to write; it must not exist.
-
-    Returns:
-        The model.
+    Returns the model, an `AutoencoderVMAE` or a `LightningDiTTransformer2DModel`.
 
     Raises:
         UserError: the folder holds neither, or one that is not whole, or the file exists.
