@@ -126,5 +126,6 @@ def _check(
         )
     if reference is None and not config.data.source:
         raise UserError("there are no real images to compare with; give data=PATH or --reference PATH")
+    read_record(folder / MEASURED)
     for path in (folder / "results").glob("*.json"):
         read_results(path)  # metrics that can't be merged are refused before hours of work
