@@ -132,7 +132,7 @@ def test_official_sizes_have_their_official_heads(tmp_path, width, heads):
         (lambda s: s.update(surprise=torch.zeros(1)), "does not know: surprise"),
         (
             lambda s: s.update({"norm.weight": torch.zeros(5)}),
-            r"other shapes: norm.weight \(5,\) for \(32,\)",
+            r"other shapes: norm.weight \(5,\) instead of \(32,\)",
         ),
         (lambda s: s.update(pos_embed=torch.zeros(1, 17, 32)), "17 places"),
         (lambda s: (s.pop("to_latent.weight"), s.update(cls_token=torch.zeros(1))), "plain MAE"),

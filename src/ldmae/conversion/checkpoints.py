@@ -161,7 +161,7 @@ def check_layout(
         "lacks": [key for key in ours if key not in state],
         "does not know": [key for key in state if key not in ours],
         "other shapes": [
-            f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+            f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in ours.items()
             if key in state and state[key].shape != tensor.shape
         ],
