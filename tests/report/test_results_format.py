@@ -18,7 +18,7 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.sources import FolderSource
 from ldmae.perception.names import FEATURES
 from ldmae.run.evaluate import measure
-from ldmae.run.evaluate_samples import evaluate_samples
+from ldmae.run.external_samples import evaluate_samples
 
 from ..tiny import tiny_vmae
 from .drawn_units import crops, write_unit

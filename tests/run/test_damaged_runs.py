@@ -19,7 +19,7 @@ from ldmae.evaluation.results import merge_results, results_record, write_result
 from ldmae.loading import load_autoencoder, load_pipeline
 from ldmae.report.run import overview
 from ldmae.run.convert import convert_to_official
-from ldmae.run.evaluate_samples import evaluate_samples
+from ldmae.run.external_samples import evaluate_samples
 from ldmae.run.sample_cache import _is_kept, _keep_only
 
 from ..tiny import tiny_pipeline

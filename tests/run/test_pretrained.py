@@ -126,7 +126,7 @@ def test_batches_of_other_settings_are_not_taken_up(shipped):
     steps = "sampling.num_inference_steps=3"
     evaluate_samples("pretrained:tiny", [steps], Path("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ldmae.run.evaluate_samples.judged", interrupted)
+        patch.setattr("ldmae.run.external_samples.judged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate_samples("pretrained:tiny", [], Path("other"))
     assert len(list(Path("other/.generated").glob("*.npy"))) == 2

@@ -17,7 +17,7 @@ _PLACES = {
     "describe_standings": "run.schedule",
     "encode_with": "run.external_latents",
     "evaluate_run": "run.commands",
-    "evaluate_samples": "run.evaluate_samples",
+    "evaluate_samples": "run.external_samples",
     "evaluate_with": "run.external_metrics",
     "execute_stages": "run.schedule",
     "is_run_folder": "loading",

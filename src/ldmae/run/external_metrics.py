@@ -13,8 +13,8 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_shipped
 from ldmae.report.run import render_report
-from ldmae.run.evaluate_samples import MEASURED, evaluate_samples
 from ldmae.run.external import check_size, names_data, open_autoencoder
+from ldmae.run.external_samples import MEASURED, evaluate_samples
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import images_fingerprint
 from ldmae.run.threads import encoding, settle_alone

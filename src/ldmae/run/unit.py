@@ -16,7 +16,7 @@ from ldmae.report.data import read_arrays, samples_of
 from ldmae.run.comparison_plan import Matching, Unit
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import check_evaluation, measure_autoencoder
-from ldmae.run.evaluate_samples import evaluate_samples
+from ldmae.run.external_samples import evaluate_samples
 from ldmae.run.flatness import describe_flatness, train_diffusion_with_curve
 from ldmae.run.recorded import training_steps
 from ldmae.run.run import Run
