@@ -4,7 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ldmae.config.training import TrainingConfig
+from ldmae.core.progress import console
 from ldmae.training.sharding import copy_whole, gathered, piece, plain_name
+
+_MOST_OF_THE_START = 0.2
+"""Share of the weights at the start that an average may keep without a word."""
 
 
 class AveragedWeights:
@@ -43,3 +48,20 @@ class AveragedWeights:
         """Takes the averages that `state_dict` returned."""
         for name, average in self.averages.items():
             copy_whole(state[name], average)
+
+
+def averaged(model: nn.Module, config: TrainingConfig, started: bool) -> AveragedWeights | None:
+    """Returns the averaged weights of a training that asks for them; the arguments of `AveragedWeights`."""
+    return None if config.ema_decay is None else AveragedWeights(model, config.ema_decay, started)
+
+
+def report_long_average(stage: str, config: TrainingConfig) -> None:
+    """Says where a training is so short that its average, which is what it saves, is mostly its start."""
+    kept = 0.0 if config.ema_decay is None else config.ema_decay**config.steps
+    if kept > _MOST_OF_THE_START:
+        console.print(
+            f"{stage}: the saved weights are averages with ema_decay={config.ema_decay}, which after "
+            f"{config.steps:,} steps still are {kept:.0%} those of the start; set {stage}.training.ema_decay "
+            f"to {max(0.0, 1 - 5 / config.steps):.3g}, or train longer",
+            soft_wrap=True,
+        )

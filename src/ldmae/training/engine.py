@@ -25,7 +25,7 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.progress import console, progress_bar
-from ldmae.training.averaging import AveragedWeights
+from ldmae.training.averaging import averaged, report_long_average
 from ldmae.training.checkpoint import (
     drop_old_checkpoints,
     list_checkpoints,
@@ -202,8 +202,7 @@ class Trainer:
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
-        decay = config.ema_decay
-        self._average = None if decay is None else AveragedWeights(self._model, decay, self.started)
+        self._average = averaged(self._model, config, self.started)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._logged, self._data_seconds = 0, 0.0
@@ -219,6 +218,7 @@ class Trainer:
             drop_old_checkpoints(self.folder, self.config.checkpoint.keep_every)
             if self.step:
                 console.print(f"{self.stage} resumes from step {self.step}")
+            report_long_average(self.stage, self.config)
         self._timed = self.step
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:
