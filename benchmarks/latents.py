@@ -28,7 +28,7 @@ from ldmae.latents.encode import encode_images
 from ldmae.latents.shards import LatentDataset, LatentShards
 
 CHANNELS, GRID, SHARDS, PER_SHARD, BATCH = 16, 32, 2, 2000, 256
-IMAGES = 1024
+IMAGES = 4096
 
 
 class PlainLoader(Dataset[tuple[Tensor, Tensor]]):

@@ -205,3 +205,9 @@ def test_foreign_checkpoints_are_opened_without_running_their_code():
                 if plain or loads or options.get("allow_pickle") == "True":
                     unsafe.append(f"{name_of(path)}: {ast.unparse(node)}")
     assert not unsafe
+
+
+def test_no_function_that_run_exports_is_hidden_by_a_module_of_that_name():
+    from ldmae.run import __all__ as exported
+
+    assert not {*exported} & {path.stem for path in (SOURCE / "run").glob("*.py")}
