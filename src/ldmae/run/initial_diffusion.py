@@ -114,15 +114,15 @@ def with_initial_weights(
     return with_initial_diffusion(with_shape(config, initial, typed), folder, typed, restart), initial
 
 
-def report_changed_sources(run: Run) -> None:
-    """Says which local source of weights has changed since the run copied it; the run keeps to its copy."""
+def report_changed_sources(run: Run, restart: str | None) -> None:
+    """Says which local source has changed since the run copied it, if it is not copied again (`restart`)."""
     sources = {
         autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
         INITIAL: (run.config.diffusion.init, lambda source: load_initial(source)[0]),
     }
     for name, (source, load) in sources.items():
         record = run.records.get(name)
-        if source is None or record is None or record.settings != {"init": source}:
+        if source is None or record is None or name == restart or record.settings != {"init": source}:
             continue
         if not Path(source).exists() or record.outputs.get(name) in (None, _fingerprint(load, source)):
             continue

@@ -71,7 +71,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
     standings = check(run, restart)
     if run.main:
-        report_changed_sources(run)
+        report_changed_sources(run, restart)
     for stage in select(listed, names):
         if stage.prepare is not None and standings[stage.name].state != FRESH:
             stage.prepare(run)
