@@ -6,8 +6,8 @@ Usage: python benchmarks/loading.py [RUN]
 pipelines draw crops of 0.75 to 1 of the area, resize bicubically, mirror, and collate batches of 64.
 """
 
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -31,8 +31,10 @@ FORMATS = {"jpg": {"quality": 90}, "png": {}}
 
 
 def main() -> None:
-    if len(sys.argv) == 2:
-        waiting(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, help="a run folder: how long its trainings waited")
+    if (run := parser.parse_args().run) is not None:
+        waiting(run)
         return
     torch.set_num_threads(1)  # as a loading process does
     reuse_freed_memory()  # as the command line does

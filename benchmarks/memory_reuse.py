@@ -3,6 +3,7 @@
 Usage: python benchmarks/memory_reuse.py
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ print((time.perf_counter() - began) / 3)
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     seconds: dict[str, list[float]] = {"reuse": [], "default": []}
     for _ in range(3):  # in turns: each needs a process of its own
         for name, values in seconds.items():

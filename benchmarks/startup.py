@@ -3,6 +3,7 @@
 Usage: python benchmarks/startup.py
 """
 
+import argparse
 import subprocess
 import sys
 from functools import partial
@@ -32,6 +33,7 @@ def start(command: list[str]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     seconds = side_by_side({name: partial(start, command) for name, command in COMMANDS.items()}, turns=7)
     print(f"{machine()}; medians of 7 turns, files in the page cache\n")
     print("| process | seconds | of `import torch` |\n| --- | --- | --- |")

@@ -39,13 +39,16 @@ class TurningObjective(nn.Module):
 def main(steps: int = 40) -> list[str]:
     """Trains a small VMAE on handwritten digits; returns the lines of metrics.jsonl."""
     torch.manual_seed(0)
-    shape = {"encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "use_mask_token": True}
-    model = AutoencoderVMAE(sample_size=32, patch_size=4, latent_channels=8, **shape)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    model = AutoencoderVMAE(sample_size=32, patch_size=4, latent_channels=8, use_mask_token=True, **shape)
     folder = Path(mkdtemp())
     Trainer(
         objective=TurningObjective(model, MaskedObjectiveConfig(perceptual_weight=0.0)),
         dataset=ImageDataset(open_builtin("digits"), size=32),
-        config=TrainingConfig(steps=steps, log_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)),
+        config=TrainingConfig(
+            steps=steps, batch_size=16, log_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
+        ),
         stage="turning",
         folder=folder / "checkpoints",
         metrics_path=folder / "metrics.jsonl",

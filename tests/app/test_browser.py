@@ -80,18 +80,27 @@ def serving(bench: Workbench) -> Iterator[tuple[str, Any]]:
         page.close(verbose=False)
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """One cache for all: the page's scripts are fetched and compiled once. The page keeps nothing in it."""
+    opened = browser.new_context()
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def page(browser: Browser, served: SimpleNamespace) -> Iterator[Page]:
+def page(context: BrowserContext, served: SimpleNamespace) -> Iterator[Page]:
     served.brake.seconds = 0.0
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield visit(context, served)
-    context.close()
+    visited = visit(context, served)
+    yield visited
+    visited.close()
 
 
-def visit(context: BrowserContext, served: SimpleNamespace) -> Page:
+def visit(context: BrowserContext, served: SimpleNamespace, width: int = 1280) -> Page:
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
     page = context.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
     page.goto(served.address)
     page.locator("#generate").wait_for()
     return page
@@ -301,15 +310,14 @@ def test_an_image_can_be_saved_made_again_and_sent_to_the_autoencoder(page: Page
     assert np.array_equal(_pixels(_download(page, restored.locator("button"))), shown(page, "look-whole", 1))
 
 
-def test_closing_the_tab_stops_the_job(page: Page, browser: Browser, served: SimpleNamespace):
+def test_closing_the_tab_stops_the_job(page: Page, context: BrowserContext, served: SimpleNamespace):
     served.brake.seconds = 0.1
-    context = browser.new_context()
     leaving = visit(context, served)
     set_controls(leaving, count=1, steps=250)
     leaving.locator("#generate").click()
     expect(leaving.locator("#generate-status")).to_contain_text("of 250")
     assert jobs()
-    context.close()
+    leaving.close()
     wait_until(page, lambda: not jobs(), 15)
     assert not served.bench.heavy._running
 
@@ -553,8 +561,7 @@ def test_a_saved_pipeline_opens_with_its_card_which_fetches_nothing(
     context.close()
 
 
-def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: SimpleNamespace):
-    context = browser.new_context()
+def test_two_visitors_send_the_same_file(page: Page, context: BrowserContext, served: SimpleNamespace):
     other = visit(context, served)
     picture = served.bench.explorer.encode(photo(seed=12)).picture
     for visitor in (page, other):
@@ -566,7 +573,7 @@ def test_two_visitors_send_the_same_file(page: Page, browser: Browser, served: S
             visitor.wait_for_timeout(500)
     for visitor in (page, other):
         wait_until(visitor, lambda: np.array_equal(picture, shown(visitor, "look-whole", 0)))  # noqa: B023
-    context.close()
+    other.close()
 
 
 def test_the_report_is_shown_in_a_frame_without_rights(page: Page):
@@ -579,9 +586,8 @@ def test_the_report_is_shown_in_a_frame_without_rights(page: Page):
 
 
 def test_two_visitors_work_at_once_and_see_only_their_own(
-    page: Page, browser: Browser, served: SimpleNamespace
+    page: Page, context: BrowserContext, served: SimpleNamespace
 ):
-    context = browser.new_context()
     other = visit(context, served)
     served.brake.seconds = 0.1
     set_controls(page, class_name="hearts", count=1, seed=100, steps=250)
@@ -600,7 +606,7 @@ def test_two_visitors_work_at_once_and_see_only_their_own(
     assert [read_settings(content)["seed"] for content in saved(page)] == [100]
     tab(page, "Autoencoder")
     assert not np.array_equal(shown(page, "look-whole", 0), picture)
-    context.close()
+    other.close()
 
 
 def test_a_visitor_who_waits_sees_how_many_people_are_ahead(page: Page, served: SimpleNamespace):
@@ -628,11 +634,10 @@ def test_a_visitor_who_waits_sees_how_many_people_are_ahead(page: Page, served: 
 
 
 def test_a_first_look_that_the_page_was_too_busy_for_is_tried_again(
-    browser: Browser, served: SimpleNamespace
+    context: BrowserContext, served: SimpleNamespace
 ):
     line = served.bench.light
     bounds, line.bounds = line.bounds, replace(line.bounds, in_all=0)
-    context = browser.new_context()
     try:
         page = visit(context, served)
         tab(page, "Autoencoder")
@@ -642,7 +647,7 @@ def test_a_first_look_that_the_page_was_too_busy_for_is_tried_again(
     finally:
         line.bounds = bounds
     expect(page.locator("#look-whole img")).to_have_count(3)
-    context.close()
+    page.close()
 
 
 def test_an_image_of_ones_own_leaves_no_thumbnail_marked(page: Page):
@@ -656,10 +661,9 @@ def test_an_image_of_ones_own_leaves_no_thumbnail_marked(page: Page):
 
 @pytest.mark.parametrize("width", [390, 768, 1400])
 def test_pictures_and_controls_use_the_width_that_there_is(
-    browser: Browser, served: SimpleNamespace, width: int
+    context: BrowserContext, served: SimpleNamespace, width: int
 ):
-    context = browser.new_context(viewport={"width": width, "height": 900})
-    page = visit(context, served)
+    page = visit(context, served, width)
 
     def box(selector: str) -> dict[str, float]:
         locator = page.locator(selector).last
@@ -718,16 +722,16 @@ def test_pictures_and_controls_use_the_width_that_there_is(
     page.mouse.wheel(0, 350)
     page.wait_for_timeout(300)
     assert 0 <= box(".ld-original img")["top"] <= 900  # it stays in view
-    context.close()
+    page.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 def test_every_tab_fits_its_window_asks_for_nothing_elsewhere_and_complains_of_nothing(
-    browser: Browser, served: SimpleNamespace, width: int, scheme: str
+    context: BrowserContext, served: SimpleNamespace, width: int, scheme: str
 ):
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-    context.set_default_timeout(PATIENCE)
     page = context.new_page()
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     strange: list[str] = []
     page.on("pageerror", lambda error: strange.append(str(error)))
     page.on("console", lambda said: strange.append(said.text) if said.type == "error" else None)
@@ -741,7 +745,7 @@ def test_every_tab_fits_its_window_asks_for_nothing_elsewhere_and_complains_of_n
     assert (sum(map(int, re.findall(r"\d+", colours)[:3])) < 200) == (scheme == "dark")
     # the report has a script, and is the only one to be complained of
     assert [text.split("because")[0] for text in strange] == ["Blocked script execution in 'about:srcdoc' "]
-    context.close()
+    page.close()
 
 
 def _foreign(address: str, served: SimpleNamespace) -> bool:

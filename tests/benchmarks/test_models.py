@@ -1,6 +1,7 @@
 """What the benchmarks compare with computes the same as what they measure."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,14 @@ def test_the_plain_loop_makes_the_pipelines_images(monkeypatch: pytest.MonkeyPat
     ours = pipeline(labels, guidance_scale=sampling.SCALE, num_inference_steps=2, generator=seeded[1]).images
     for image, other in zip(ours, theirs, strict=True):
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py")))
+def test_every_benchmark_says_how_it_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(name).main()
+    assert f"usage: {name}.py" in capsys.readouterr().out

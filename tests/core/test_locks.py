@@ -92,3 +92,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file"), locked(tmp_path / "file"):
         pass
+
+
+def refuse(folder, within):
+    with locked(folder):
+        if within:
+            (folder / "kept").write_text("")
+        raise UserError("no images")
+
+
+@pytest.mark.parametrize(
+    ("before", "within", "stays"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_folder_that_a_refusal_leaves_empty_is_removed(tmp_path, before, within, stays):
+    folder = tmp_path / "run"
+    if before:
+        folder.mkdir()
+    with pytest.raises(UserError, match="no images"):
+        refuse(folder, within)
+    assert folder.exists() == stays

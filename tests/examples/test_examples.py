@@ -85,8 +85,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         leave_blank(patch)
         patch.chdir(folder)
-        run("train_on_your_images.py", "--out", "runs/mine")
+        train_on_a_folder()
     return folder / "runs" / "mine"
+
+
+def train_on_a_folder() -> None:
+    """Runs `train_on_your_images.py` on fewer images a step."""
+    script = load("train_on_your_images.py")
+    trainings = ("autoencoder.pretraining", "autoencoder.tuning", "diffusion")
+    script.TOY += [f"{training}.training.batch_size=8" for training in trainings]
+    script.main(["--out", "runs/mine"])
 
 
 def test_training_on_a_folder_leaves_samples_figures_and_a_pipeline(trained):
@@ -115,7 +123,7 @@ def test_training_on_a_folder_leaves_samples_figures_and_a_pipeline(trained):
 def test_typing_the_same_command_again_redoes_nothing(trained, monkeypatch):
     before = (trained / "stages.json").read_text()
     monkeypatch.chdir(trained.parent.parent)
-    run("train_on_your_images.py", "--out", "runs/mine")
+    train_on_a_folder()
     finished = [stage["finished"] for stage in json.loads(before)["stages"] if stage["name"] != "report"]
     after = json.loads((trained / "stages.json").read_text())["stages"]
     assert [stage["finished"] for stage in after if stage["name"] != "report"] == finished

@@ -1,6 +1,7 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,67 +13,70 @@ from ldmae.report.run import render_report
 from .drawn_units import write_unit
 from .test_run import measure_all
 
-PAGES = ["report", "comparison"]
 
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that outlives the test which first made a page."""
-    return tmp_path_factory.mktemp("pages")
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def opened(
+    request: pytest.FixtureRequest,
+    browser: Browser,
+    finished_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Page, list[str]]]:
+    """A page of each kind, and what it complained of or asked for besides itself."""
+    folder = tmp_path_factory.mktemp("page") / "made"
+    if request.param == "report":
+        shutil.copytree(finished_run, folder)
+        measure_all(folder)
+        path = render_report(folder)
+    else:
+        for name in ("ae", "sd-vae", "vmae", "vmae-mse"):
+            write_unit(folder, name, 0)
+        path = render_comparison(folder)
+    page, strange = browser.new_page(), []
+    page.on("console", lambda message: strange.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: strange.append(f"error: {error}"))
+    page.on("request", lambda asked: strange.append(asked.url))
+    page.goto(path.as_uri())
+    page.wait_for_load_state("networkidle")
+    strange = [entry for entry in strange if entry != path.as_uri() and not entry.startswith("data:")]
+    yield page, strange
+    page.close()
 
 
 @pytest.fixture
-def page_path(request: pytest.FixtureRequest, pages: Path, run_folder: Path, tmp_path: Path) -> Path:
-    """Returns a page of its kind, made once."""
-    kind = request.param
-    page = pages / f"{kind}.html"
-    if not page.exists():
-        if kind == "report":
-            measure_all(run_folder)
-            made = render_report(run_folder)
-        else:
-            for name in ("ae", "sd-vae", "vmae", "vmae-mse"):
-                write_unit(tmp_path / "compare", name, 0)
-            made = render_comparison(tmp_path / "compare")
-        shutil.copy(made, page)
+def page(opened: tuple[Page, list[str]]) -> Page:
+    """The page, light and wide, as it was opened."""
+    page, _ = opened
+    show(page)
+    page.eval_on_selector_all("[data-unfolded]", "all => all.forEach(each => each.open = false)")
     return page
 
 
-def opened(browser: Browser, path: Path, width: int = 1200, scheme: str = "light") -> tuple[Page, list[str]]:
-    """Opens a page and returns it, and what it complained of or asked for besides itself."""
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-    strange: list[str] = []
-    page.on("console", lambda message: strange.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: strange.append(f"error: {error}"))
-    page.on("request", lambda request: strange.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_load_state("networkidle")
-    return page, [entry for entry in strange if entry != path.as_uri() and not entry.startswith("data:")]
+def show(page: Page, width: int = 1200, scheme: str = "light") -> None:
+    """Shows a page in a window of another size, or in the dark."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page_path", PAGES, indirect=True)
-def test_a_page_asks_for_nothing_and_complains_of_nothing(browser: Browser, page_path: Path):
-    page, strange = opened(browser, page_path)
+def test_a_page_asks_for_nothing_and_complains_of_nothing(opened: tuple[Page, list[str]]):
+    page, strange = opened
     assert strange == []
     assert page.title()
-    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page_path", PAGES, indirect=True)
-def test_every_image_is_drawn(browser: Browser, page_path: Path, scheme: str):
-    page, _ = opened(browser, page_path, scheme=scheme)
+def test_every_image_is_drawn(page: Page, scheme: str):
+    show(page, scheme=scheme)
+    page.eval_on_selector_all("img", "all => Promise.all(all.map(img => img.decode()))")
     sizes = page.eval_on_selector_all("img", "all => all.map(img => [img.naturalWidth, img.naturalHeight])")
     assert len(sizes) >= 7
     assert all(width > 100 and height > 50 for width, height in sizes)
-    page.close()
 
 
 @pytest.mark.parametrize("width", [360, 800])
-@pytest.mark.parametrize("page_path", PAGES, indirect=True)
-def test_a_narrow_page_never_scrolls_sideways_as_a_whole(browser: Browser, page_path: Path, width: int):
-    page, _ = opened(browser, page_path, width=width)
-    page.eval_on_selector_all("details", "all => all.forEach(each => each.open = true)")
+def test_a_narrow_page_never_scrolls_sideways_as_a_whole(page: Page, width: int):
+    show(page, width)
+    unfold = "all => all.forEach(each => { each.open = true; each.dataset.unfolded = true })"
+    page.eval_on_selector_all("details:not([open])", unfold)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     wide = page.evaluate(
         """() => [...document.querySelectorAll("h1, h2, h3, p, dd, li, figcaption, summary")]
@@ -80,14 +84,12 @@ def test_a_narrow_page_never_scrolls_sideways_as_a_whole(browser: Browser, page_
             .map(each => each.textContent.slice(0, 80))"""
     )
     assert wide == []
-    page.close()
 
 
-@pytest.mark.parametrize("page_path", PAGES, indirect=True)
-def test_a_dark_page_has_light_text_and_plots_for_it(browser: Browser, page_path: Path):
+def test_a_dark_page_has_light_text_and_plots_for_it(page: Page):
     levels = {}
     for scheme in ("light", "dark"):
-        page, _ = opened(browser, page_path, scheme=scheme)
+        show(page, scheme=scheme)
         colours = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )
@@ -99,14 +101,12 @@ def test_a_dark_page_has_light_text_and_plots_for_it(browser: Browser, page_path
         )
         assert plots
         assert all(plot == ([True, False] if scheme == "dark" else [False, True]) for plot in plots)
-        page.close()
     assert levels["light"][0] > 600 > 200 > levels["light"][1]
     assert levels["dark"][0] < 200 < 600 < levels["dark"][1]
 
 
-@pytest.mark.parametrize("page_path", PAGES, indirect=True)
-def test_the_keyboard_reaches_and_scrolls_every_region(browser: Browser, page_path: Path):
-    page, _ = opened(browser, page_path, width=360)
+def test_the_keyboard_reaches_and_scrolls_every_region(page: Page):
+    show(page, 360)
     regions = page.locator(".scroll, pre")
     wide = [region for region in regions.all() if region.is_visible() and _overflow(region) > 40]
     assert wide
@@ -128,7 +128,6 @@ def test_the_keyboard_reaches_and_scrolls_every_region(browser: Browser, page_pa
     region.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function("each => each.scrollLeft > 0", arg=region.element_handle())
-    page.close()
 
 
 def _overflow(region: Locator) -> int:

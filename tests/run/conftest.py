@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ..processes import Server
@@ -76,6 +78,14 @@ def draw_picture(kind: int, number: int) -> np.ndarray:
 @pytest.fixture(autouse=True, scope="module")
 def _look_small(small_features: None) -> None:
     """Metrics of generated and restored images are computed as ever, on features of small images."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """Lets each run choose its device and precision, as a process of its own could."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

@@ -47,16 +47,9 @@ TINY = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("blank")
 units_of = functools.cache(lambda preset: plan_comparison(preset, [])[0])
 """The units of a comparison; resolving the settings of all takes seconds."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    leave_blank(monkeypatch)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 # ---- what is compared

@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 
 from ldmae import AutoencoderVMAE
@@ -42,13 +41,6 @@ FEW = (
     "autoencoder.decoder.discriminator_layers=1",
     "autoencoder.decoder.discriminator_channels=8",
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def saved(model: Any, folder: Path) -> str:

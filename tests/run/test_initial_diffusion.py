@@ -98,6 +98,15 @@ def test_classes_of_a_source_without_names_are_taken_in_their_order(tmp_path, ca
     assert "3 matched by number, for the source does not name its classes" in capsys.readouterr().err
 
 
+def test_the_only_class_of_a_source_is_taken_whatever_it_is_called(tmp_path, capsys):
+    model = drawn_transformer(num_classes=1)
+    pipeline = tiny_pipeline(tiny_vmae(sample_size=24), model, id2label={0: "cats"})
+    pipeline.save_pretrained(tmp_path / "s")
+    made = initial_model(opened(tmp_path / "s", tmp_path, ["all"]), 4, 6)
+    assert torch.equal(made.state_dict()[TABLE], model.state_dict()[TABLE])
+    assert "1 matched as the only one of both (all)" in capsys.readouterr().err
+
+
 def test_another_grid_interpolates_positions_alone(source, tmp_path):
     model = initial_model(opened(source, tmp_path), 4, 8)
     before, after = state_of(source), model.state_dict()

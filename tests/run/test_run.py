@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,16 +27,9 @@ from ldmae.run.opening import open_accelerator
 from ldmae.run.run import run_autoencoder
 
 from ..pictures import write_shard
+from .test_measurements import OWN
 
 pytestmark = pytest.mark.usefixtures("blank")
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-    torch.use_deterministic_algorithms(False)
 
 
 def test_deterministic_run_lets_cublas_compute(tmp_path, monkeypatch):
@@ -45,6 +38,7 @@ def test_deterministic_run_lets_cublas_compute(tmp_path, monkeypatch):
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     open_accelerator(load_config("smoke", ["device=cpu", "deterministic=true"]), tmp_path)
     assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"  # else torch refuses to multiply on CUDA
 
 
@@ -86,16 +80,6 @@ def test_a_source_with_another_decoder_gives_another_pipeline_of_the_same_latent
     joined: Any = AutoencoderVMAE.from_pretrained(folder / "pipeline" / "vae")
     assert torch.equal(joined.decoder_pred.conv_smoother.bias, vae.decoder_pred.conv_smoother.bias)
     assert (folder / "diffusion" / "diffusion_pytorch_model.safetensors").read_bytes() == trained
-
-
-OWN = """\
-import torch, torch.nn.functional as F
-
-class Means(torch.nn.Module):
-    "Has no weights at all."
-    def encode(self, images): return F.avg_pool2d(images, 4)
-    def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
-"""
 
 
 def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
@@ -84,7 +83,6 @@ class Images:
 @pytest.fixture
 def begin(tmp_path):
     """Opens the run anew, as another start does."""
-    AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True)
     EXECUTED.clear()
 
@@ -94,8 +92,7 @@ def begin(tmp_path):
         images: tuple = (Images(), Images())
         return Run(config, Path(folder), accelerator, records, listed(**changes), *images)
 
-    yield opened
-    AcceleratorState._reset_state(True)
+    return opened
 
 
 ALL = ("autoencoder.tuning", "latents", "diffusion", "pipeline")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from ldmae import loading
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -37,9 +36,7 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     monkeypatch.setattr(module, "TEXTS", tmp_path)
     monkeypatch.setattr(module, "SAMPLES", tmp_path / "kept")
     monkeypatch.setitem(module.DATA, "tiny", "noise")
-    AcceleratorState._reset_state(True)
-    yield module
-    AcceleratorState._reset_state(True)
+    return module
 
 
 def test_the_best_training_states_ship_with_a_card_of_what_they_are(tool, tmp_path, finished):

@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.autoencoders.vmae_training import resized
+from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.images.sources import FolderSource
+from ldmae.run import run_all
 from ldmae.run.training import _check_shards, spread
+from ldmae.training import sharding
 
 from ..tiny import tiny_vmae, vmae_sizes
 
@@ -67,3 +72,13 @@ def test_shards_of_another_number_of_images_are_refused_unless_they_are_foreign_
     _check_shards(run("skip"), Shards(range(7)), nn.Identity())
     with pytest.raises(UserError, match="holds latents of 7 images, the run has 5"):
         _check_shards(run("check"), Shards(range(7)), nn.Identity())
+
+
+def test_a_launch_that_a_later_training_refuses_is_refused_before_the_first(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "is_sharded", lambda accelerator: True)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    config = load_config(str(preset), ["autoencoder.tuning.objective.adversarial_weight=0.5"])
+    with pytest.raises(UserError, match=r"autoencoder\.tuning: FSDP does not support a discriminator"):
+        run_all(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -18,9 +18,12 @@ from ldmae.core.progress import console
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder's lock, which the operating system frees when the process ends, however it ends.
 
+    A folder that it makes is removed where a UserError leaves it empty.
+
     Raises:
         UserError: another program works on the folder.
     """
+    made = not folder.exists()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") != "0":  # of several processes of one run, the main one holds it
@@ -42,4 +45,10 @@ def locked(folder: Path) -> Iterator[None]:
                 "work on it at the same time"
             )
         remove_leftovers(folder)
-        yield
+        try:
+            yield
+        except UserError:
+            if made and [*folder.iterdir()] == [folder / LOCK]:  # it was refused before it made anything
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            raise

@@ -268,7 +268,8 @@ def _report(run: Run, classes: list[str], names: list[str], rows: list[int | Non
     new = [name for name, row in zip(classes, rows, strict=True) if row is None]
     if run.main:
         kept = [name for name in classes if name not in new]
-        how = "by name" if names else "by number, for the source does not name its classes"
+        how = "by name" if set(kept) <= set(names) else "as the only one of both"
+        how = how if names else "by number, for the source does not name its classes"
         lines = [f"{len(kept)} matched {how}" + (f" ({', '.join(kept[:12])})" if kept else "")]
         lines += [f"{len(new)} new, {start} ({', '.join(new[:12])})"] if new else []
         source = run.config.diffusion.init

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch import nn
 
 from ldmae.config import Config
 from ldmae.config.data import DataConfig
@@ -19,11 +20,12 @@ from ldmae.contracts import ImageSource
 from ldmae.core.device import resolve_precision
 from ldmae.core.files import write_json
 from ldmae.core.progress import console
-from ldmae.diffusion.backbones import build_backbone, patch_size
+from ldmae.diffusion.backbones import patch_size
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
-from ldmae.run.components import autoencoder_trainings, untrained
+from ldmae.run.components import autoencoder_trainings
+from ldmae.run.plan import untrained_objective
 from ldmae.run.run import Run
 from ldmae.run.stream_cache import open_streamed
 
@@ -59,18 +61,17 @@ def open_run_images(
     return None, *open_images(data, cache_dir, progress)
 
 
-def check_models(config: Config, initial: Any = None) -> None:
-    """Builds the models of a run without memory, so that what they refuse is not found out after hours.
+def check_models(config: Config, initial: Any = None) -> dict[str, nn.Module]:
+    """Builds what a run trains without memory, by stage, so that none is found impossible after hours.
 
     `initial` is the autoencoder that training starts from, on the device `meta`.
     """
     auto = config.autoencoder
+    # the grid of a foreign autoencoder is not known yet
+    grid = config.image_size // auto.patch_size if auto.has_shape else patch_size(config.diffusion)
+    shape, names = (auto.latent_channels, grid), [*autoencoder_trainings(config), "diffusion"]
     with torch.device("meta"):
-        for stage in [*autoencoder_trainings(config)][-1:]:  # which builds those before it
-            untrained(config, stage, initial)
-        # the grid of a foreign autoencoder is not known yet
-        grid = config.image_size // auto.patch_size if auto.has_shape else patch_size(config.diffusion)
-        build_backbone(config.diffusion, grid, auto.latent_channels, num_classes=2)
+        return {name: untrained_objective(config, name, shape, 2, initial) for name in names}
 
 
 def describe_images(run: Run) -> None:

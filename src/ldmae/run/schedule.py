@@ -26,7 +26,7 @@ from ldmae.run.recorded import trainings
 from ldmae.run.run import Run, Stage
 from ldmae.run.stages import stages
 from ldmae.training.checkpoint import list_checkpoints
-from ldmae.training.engine import check_share
+from ldmae.training.sharding import check_launch
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     if restart is not None:
         find(stages(config), restart)  # its name is looked at before anything is opened
     config, initial = with_initial_weights(config, folder, restart=restart)
-    check_models(config, initial)
+    objectives = check_models(config, initial)
     accelerator = open_accelerator(config, folder)
-    for name, training in trainings(config).items():
-        check_share(name, training, accelerator)
     records = Records(folder, accelerator.is_main_process, accelerator.num_processes)
     (records.stages,) = broadcast_object_list([records.stages])
     threads = records.threads() if config.threads == "auto" else int(config.threads)
@@ -72,8 +70,11 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     standings = check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
-    for stage in select(listed, names):
-        if stage.prepare is not None and standings[stage.name].state != FRESH:
+    schedules = trainings(config)
+    for stage in (each for each in select(listed, names) if standings[each.name].state != FRESH):
+        if stage.name in schedules:
+            check_launch(stage.name, schedules[stage.name], accelerator, objectives[stage.name])
+        if stage.prepare is not None:
             stage.prepare(run)
     accelerator.wait_for_everyone()  # all have read the record before anybody writes it
     if restart is not None:

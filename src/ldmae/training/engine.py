@@ -35,7 +35,7 @@ from ldmae.training.checkpoint import (
 from ldmae.training.data import KeyedBatches, WaitingNotice, keyed_loader, split_rows, stream_batches
 from ldmae.training.metrics import append_metrics, cut_back
 from ldmae.training.optim import build_optimizer, learning_rate_at
-from ldmae.training.sharding import gathered, is_sharded, refuse_unsupported, set_up_sharding, whole
+from ldmae.training.sharding import check_launch, gathered, is_sharded, set_up_sharding, whole
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Not strict, for a parameter that never got a gradient has no moments; names and shapes are checked before.
@@ -180,25 +180,19 @@ class Trainer:
 
     def _prepare(self) -> None:
         config, accelerator = self.config, self.accelerator
-        check_share(self.stage, config, accelerator)
+        check_launch(self.stage, config, accelerator, self.objective)
         rank, world = accelerator.process_index, accelerator.num_processes
         self._rows = split_rows(config.batch_size, config.micro_batch_size, rank, world)
         self._model: Any = self.objective.model
         self._adversary: Any = getattr(self.objective, "adversary", None)
-        refuse_unsupported(accelerator, self.stage)
         self._shapes = {name: tensor.shape for name, tensor in self.objective.state_dict().items()}
         self.objective.train()
         self._unsharded = None
         if is_sharded(accelerator):
-            set_up_sharding(accelerator, self.stage, self.objective, config.compile)
+            set_up_sharding(accelerator, self._model)
             self._unsharded = copy.deepcopy(self._model)  # in the computer's memory, filled at the end
         self.objective.to(accelerator.device)
         if config.compile:
-            if not getattr(self._model, "_repeated_blocks", None):
-                raise UserError(
-                    f"{self.stage}: compile=true, but {type(self._model).__name__} names no blocks to "
-                    "compile; set compile=false"
-                )
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
@@ -389,12 +383,3 @@ class Trainer:
         del self._wrapped, self._optimizer, self._average
         self.accelerator.free_memory()  # it keeps what it prepared, and the next stage needs the room
         return model.to(self.accelerator.device).eval()
-
-
-def check_share(stage: str, config: TrainingConfig, accelerator: Accelerator) -> None:
-    """Raises a UserError where a training has not an image a step for each process."""
-    if config.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"{stage}: batch_size={config.batch_size} is less than {accelerator.num_processes} processes; "
-            "give each process at least one image"
-        )

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ldmae.config.training import TrainingConfig
 from ldmae.core.errors import UserError
 
 _OTHER_ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -47,29 +48,62 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, compiled: bool) -> None:
-    """Has accelerate shard an objective's parameters by the blocks of its model.
-
-    Precision stays autocast's, as in every other launch, for losses and weights are to be those of one
-    process.
+def check_launch(stage: str, config: TrainingConfig, accelerator: Accelerator, objective: nn.Module) -> None:
+    """Raises where a training can't be done as it was launched; the objective may be without memory.
 
     Raises:
-        UserError: the launch, or the objective, is of a kind that cannot be sharded here.
+        UserError: there are more processes than images a step; the launch is by DeepSpeed or Megatron-LM, or
+            asks for FSDP where accelerate has none, or for what can't be sharded; the model names no blocks
+            to compile.
     """
-    plugin: Any = accelerator.state.fsdp_plugin
+    if config.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"{stage}: batch_size={config.batch_size} is less than {accelerator.num_processes} processes; "
+            "give each process at least one image"
+        )
+    kind = accelerator.distributed_type
+    if kind in _OTHER_ENGINES:
+        raise UserError(
+            f"{stage}: {kind.value} is not supported; launch with --multi_gpu, or with FSDP where parameters "
+            "do not fit"
+        )
+    if is_sharded(accelerator):
+        _refuse_unsharded(stage, config, accelerator.state.fsdp_plugin, objective)
+    elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError(
+            f"{stage}: FSDP was asked for, but accelerate shards over several GPUs only, and this launch is "
+            f"{kind.value}; launch with --multi_gpu"
+        )
     model: Any = objective.model
+    if config.compile and not getattr(model, "_repeated_blocks", None):
+        raise UserError(
+            f"{stage}: compile=true, but {type(model).__name__} names no blocks to compile; set compile=false"
+        )
+
+
+def _refuse_unsharded(stage: str, config: TrainingConfig, plugin: Any, objective: nn.Module) -> None:
+    """Raises a UserError for a launch, or an objective, of a kind that cannot be sharded here."""
     faults = {
         "fsdp_version 1; set fsdp_version: 2": plugin.fsdp_version != 2,
         "fsdp_offload_params; set it to false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "a discriminator; launch with --multi_gpu": getattr(objective, "adversary", None) is not None,
         "alignment; launch with --multi_gpu": getattr(objective, "projection", None) is not None,
-        f"compile=true; set {stage}.training.compile=false": compiled,
+        f"compile=true; set {stage}.training.compile=false": config.compile,
     }
     for fault, met in faults.items():
         if met:
             raise UserError(f"{stage}: FSDP does not support {fault}")
+
+
+def set_up_sharding(accelerator: Accelerator, model: nn.Module) -> None:
+    """Has accelerate shard a model's parameters by its blocks.
+
+    Precision stays autocast's, as in every other launch, for losses and weights are to be those of one
+    process.
+    """
+    plugin: Any = accelerator.state.fsdp_plugin
     present = {type(module).__name__ for module in model.modules()}
-    blocks = getattr(model, "_no_split_modules", None)
+    blocks: Any = getattr(model, "_no_split_modules", None)
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = sorted(present & set(blocks or ()))
     plugin.mixed_precision_policy = None
@@ -79,22 +113,3 @@ def set_up_sharding(accelerator: Accelerator, stage: str, objective: nn.Module, 
 def plain_name(parameter: str) -> str:
     """Returns a parameter's name without what activation checkpointing puts in, as state dicts have it."""
     return parameter.replace(_CHECKPOINTED, "")
-
-
-def refuse_unsupported(accelerator: Accelerator, stage: str) -> None:
-    """Refuses launches that would keep parameters otherwise than they were asked to.
-
-    Raises:
-        UserError: the launch is by DeepSpeed or Megatron-LM, or asks for FSDP where accelerate has none.
-    """
-    kind = accelerator.distributed_type
-    if kind in _OTHER_ENGINES:
-        raise UserError(
-            f"{stage}: {kind.value} is not supported; launch with --multi_gpu, or with FSDP where parameters "
-            "do not fit"
-        )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not is_sharded(accelerator):
-        raise UserError(
-            f"{stage}: FSDP was asked for, but accelerate shards over several GPUs only, and this launch is "
-            f"{kind.value}; launch with --multi_gpu"
-        )
