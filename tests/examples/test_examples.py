@@ -195,11 +195,8 @@ def test_a_run_with_networks_of_its_own_is_measured_by_those_of_the_others(train
 
 def test_costs_are_those_of_the_dry_run(capsys):
     lines = run("plan_costs.py", "smoke", "--devices", "2", "--teraflops", "1")
-    assert [line.split(" | ")[1] for line in lines[2:]] == [
-        "autoencoder.pretraining",
-        "autoencoder.tuning",
-        "diffusion",
-    ]
+    names = [line.split(" | ")[1] for line in lines[2:]]
+    assert names == ["autoencoder.pretraining", "autoencoder.tuning", "diffusion"]
     assert capsys.readouterr().out.splitlines() == lines
     assert "30 × 32" in lines[2]
 
@@ -382,11 +379,8 @@ def test_a_run_takes_parts_of_ones_own(tmp_path, monkeypatch, capsys):
     assert made["solver"] == "my_solver:Midpoint"
     assert made["class_names"] == ["circles", "squares"]
     transformer = json.loads((run_folder / "pipeline" / "transformer" / "config.json").read_text())
-    assert (transformer["_class_name"], transformer["width"], transformer["num_classes"]) == (
-        "TinySiT",
-        32,
-        2,
-    )
+    kept = [transformer[name] for name in ("_class_name", "width", "num_classes")]
+    assert kept == ["TinySiT", 32, 2]
     capsys.readouterr()
     assert run_app(lambda: app(["run", *arguments, "diffusion.options.widht=3", "--dry-run"])) == 2
     assert "did you mean 'diffusion.options.width'" in " ".join(capsys.readouterr().err.split())

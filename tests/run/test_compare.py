@@ -117,13 +117,7 @@ def test_the_ablations_rows_add_one_term_each():
         for name in ("vmae-mse", "vmae-lm", "vmae-lm-lreg", "vmae", "vmae-noise")
     ]
     objectives = [row.pretraining.objective for row in rows]
-    assert [o.masking.ratio > 0 and o.masked_weight > 0 for o in objectives] == [
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
+    assert [o.masking.ratio > 0 and o.masked_weight > 0 for o in objectives] == [False, *4 * [True]]
     assert [o.kl_weight > 0 and o.sample_posterior for o in objectives] == [False, False, True, True, True]
     assert [o.perceptual_weight > 0 for o in objectives] == [False, False, False, True, True]
     assert [row.tuning.objective.perceptual_weight > 0 for row in rows] == [False, False, False, True, True]

@@ -46,6 +46,19 @@ def test_a_band_keeps_its_singular_directions_and_gets_lengths_near_one(shape):
     torch.testing.assert_close(u @ torch.diag(along) @ vt, step, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_iterating_gram_matrices_is_iterating_the_matrix(scale):
+    made = torch.Generator().manual_seed(0)
+    u, _, vt = torch.linalg.svd(torch.randn(64, 32, generator=made), full_matrices=False)
+    matrix = scale * u @ torch.diag(torch.logspace(0, -4, 32)) @ vt
+    expected = matrix.double() / (matrix.double().norm() + 1e-7)
+    for _ in range(4):
+        gram = expected.mT @ expected
+        expected = expected @ (3.4445 * torch.eye(32) - 4.775 * gram + 2.0315 * gram @ gram)
+    (step,) = orthogonalised([matrix])
+    torch.testing.assert_close(step, expected.float(), rtol=0, atol=2e-5)
+
+
 def test_bands_of_all_matrices_are_orthogonalised_as_each_alone():
     made = torch.Generator().manual_seed(0)
     shapes = [(150, 32), (32, 150), (32, 32), (20, 70)]  # the last band of most is not full

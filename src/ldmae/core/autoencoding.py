@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -27,7 +28,7 @@ _BY_ROW = "image {} of the batch".format
 
 def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
     """Returns where an autoencoder computes, and in which number format; without weights CPU, fp32."""
-    for tensor in (*autoencoder.parameters(), *autoencoder.buffers()):
+    for tensor in chain(autoencoder.parameters(), autoencoder.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32

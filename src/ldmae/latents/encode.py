@@ -69,8 +69,9 @@ def encode_images(
             missing.append((path, images))
     size = config.batch_size
     batches = [images[start : start + size] for _, images in missing for start in range(0, len(images), size)]
+    keys = ([(0, place) for place in batch] for batch in batches)
     # one loader for all shards, so that it loads on while the end of a shard is written
-    loaded = iter(_loader(_Unaugmented(dataset), config, batch_sampler=batches))
+    loaded = iter(_loader(dataset, config, batch_sampler=keys))
     for path, images in missing:
         places = (images[start : start + size] for start in range(0, len(images), size))
         rows = (
@@ -212,16 +213,3 @@ def _stored(
             "latents.dtype=float32"
         )
     return stored
-
-
-class _Unaugmented(Dataset[Any]):
-    """Gives the images by index alone."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # pyright: ignore[reportArgumentType]
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[(0, index)]

@@ -70,10 +70,9 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     standings = check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
-    schedules = trainings(config)
     for stage in (each for each in select(listed, names) if standings[each.name].state != FRESH):
-        if stage.name in schedules:
-            check_launch(stage.name, schedules[stage.name], accelerator, objectives[stage.name])
+        if (training := trainings(config).get(stage.name)) is not None:
+            check_launch(stage.name, training, accelerator, objectives[stage.name])
         if stage.prepare is not None:
             stage.prepare(run)
     accelerator.wait_for_everyone()  # all have read the record before anybody writes it

@@ -37,9 +37,6 @@ class Muon(torch.optim.AdamW):
         settings: AdamW's.
     """
 
-    def __init__(self, params: Any, **settings: Any) -> None:
-        super().__init__(params, **settings)
-
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Takes one step; a gradient scaler's overflow skips it, as in a fused AdamW."""
@@ -109,12 +106,27 @@ def orthogonalised(matrices: list[Tensor], band: int = _BAND) -> list[Tensor]:
 
 
 def _newton_schulz(x: Tensor) -> Tensor:
-    """Orthogonalises each of (n, r, c)."""
+    """Orthogonalises each of (n, r, c).
+
+    Each iteration multiplies x by a polynomial of its Gram matrix, which commutes with it. So the Gram
+    matrices (n, r, r) alone are iterated, and x is multiplied once, by the product of all polynomials.
+    """
     if x.shape[1] > x.shape[2]:
         return _newton_schulz(x.mT).mT
+    gram = x @ x.mT
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].sqrt() + 1e-7
+    gram = gram / norm.square()
+    product = factor = _polynomial(gram)
+    for _ in range(_ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
+    return (product / norm) @ x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Returns a I + b G + c G² of Gram matrices G (n, r, r)."""
     a, b, c = _NEWTON_SCHULZ
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT  # (n, r, r)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    made = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    made.diagonal(dim1=1, dim2=2).add_(a)
+    return made
