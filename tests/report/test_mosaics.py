@@ -81,7 +81,10 @@ def test_samples_are_the_first_of_the_same_classes_above_held_out_images(tmp_pat
     assert problems == []
     assert made.samples is not None
     layout = grids.Grid(
-        [Image.new("RGB", (32, 32))] * 24, 8, row_labels=["AE", "VMAE", "held out"], column_labels=CLASSES
+        [Image.new("RGB", (32, 32))] * 24,
+        8,
+        row_labels=["AE", "VMAE", "held out, any class"],
+        column_labels=CLASSES,
     )
     assert made.samples.size == layout.size
     pixels = np.asarray(made.samples)

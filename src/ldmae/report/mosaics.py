@@ -187,5 +187,5 @@ def _samples(rows: _Rows, labels: np.ndarray, names: list[str], originals: _Rows
     shown: dict[str, list[np.ndarray | None]] = {title: list(of[chosen]) for title, of in whole.items()}
     for real in originals.values():
         below = list(real[: len(chosen)])
-        shown["held out"] = below + [None] * (len(chosen) - len(below))
+        shown["held out, any class"] = below + [None] * (len(chosen) - len(below))
     return grids.image_rows(shown, len(chosen), column_labels=titles)
