@@ -80,12 +80,8 @@ def test_samples_are_the_first_of_the_same_classes_above_held_out_images(tmp_pat
     made = made_of(tmp_path, problems)
     assert problems == []
     assert made.samples is not None
-    layout = grids.Grid(
-        [Image.new("RGB", (32, 32))] * 24,
-        8,
-        row_labels=["AE", "VMAE", "held out, any class"],
-        column_labels=CLASSES,
-    )
+    rows = ["AE", "VMAE", "held out, any class"]
+    layout = grids.Grid([Image.new("RGB", (32, 32))] * 24, 8, row_labels=rows, column_labels=CLASSES)
     assert made.samples.size == layout.size
     pixels = np.asarray(made.samples)
     for row in range(2):
