@@ -64,10 +64,14 @@ class Interrupted:
 
 @pytest.fixture(scope="module")
 def alone(ldmae: Server, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The folder of a run that nobody disturbed, and its seconds."""
-    folder, began = tmp_path_factory.mktemp("alone") / "run", time.monotonic()
-    Interrupted(ldmae, preset, folder).finish()
-    return folder, time.monotonic() - began
+    """The folder of a run that nobody disturbed, and its seconds (of the second of two that are the same)."""
+    folder = tmp_path_factory.mktemp("alone")
+    Interrupted(ldmae, preset, folder / "first").finish()
+    began = time.monotonic()
+    Interrupted(ldmae, preset, folder / "second").finish()
+    seconds = time.monotonic() - began
+    assert_same_run(folder / "first", folder / "second")
+    return folder / "second", seconds
 
 
 def test_run_killed_at_random_moments_ends_bitwise_as_one_left_alone(ldmae, preset, alone, tmp_path):
