@@ -14,6 +14,7 @@ from ldmae.cli.options import (
     DataOverrides,
     Overrides,
     Preset,
+    Restart,
     examples,
     name_of,
     open_runs,
@@ -147,6 +148,7 @@ def compare(
         Path | None,
         typer.Option("--results", help="Folder of metrics, images and the report. Default: OUT/results."),
     ] = None,
+    restart: Restart = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -165,7 +167,7 @@ def compare(
         say(runs.describe_comparison(*runs.plan_comparison(preset, overrides or [])))
         return
     results = results or folder / "results"
-    runs.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]])
+    runs.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]], restart)
     say(f"report: {results / 'comparison.html'}\ntables: {results / 'tables.md'}")
 
 

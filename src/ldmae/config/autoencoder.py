@@ -305,7 +305,7 @@ class DecoderTrainingConfig(DiscriminatorConfig):
     training: TrainingConfig = TrainingConfig(
         steps=2000,
         batch_size=16,
-        ema_decay=0.998,
+        ema_decay=0.995,
         optimizer=OptimizerConfig(schedule="cosine", warmup_steps=100, gradient_clip=1.0),
         checkpoint=CheckpointConfig(every_steps=200),
     )

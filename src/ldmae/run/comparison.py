@@ -26,13 +26,14 @@ def compare(
     only: list[str] | None = None,
     seeds: list[int] | None = None,
     command: list[str] | None = None,
+    restart: str | None = None,
 ) -> None:
     """Trains and measures every unit that is not done, then writes the comparison's report.
 
     Each unit is a run folder of its own, `folder/NAME/seed-N`, resumable as any; when it is done, its metrics
     and images go to `results/units/NAME/seed-N`, and from those alone the report is made: they may come from
     several machines and days. `only` and `seeds` choose among the units that the settings name; `command` are
-    the words that were typed, for the report.
+    the words that were typed, for the report. `restart` is a stage that the units to be made begin again.
 
     Raises:
         UserError: a setting is wrong, or a unit in `results` was made with other settings.
@@ -45,16 +46,11 @@ def compare(
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         _refuse_other_images(units[0], folder, results, main)
-    words = shlex.join(command or [])
+    made_by = {"preset": Path(preset).stem, "command": shlex.join(command or [])}
 
     def publish() -> None:
-        description = {
-            "schema": 1,
-            "preset": Path(preset).stem,
-            "command": words,
-            "matching": asdict(matching),
-            "units": [{"variant": unit.name, "seed": unit.seed} for unit in units],
-        }
+        named = [{"variant": unit.name, "seed": unit.seed} for unit in units]
+        description = {"schema": 1, **made_by, "matching": asdict(matching), "units": named}
         write_json(results / "comparison.json", description)
         render_comparison(results)
 
@@ -66,7 +62,7 @@ def compare(
         if not (made / "unit.json").exists():
             if main:
                 console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
-            make_unit(unit, folder / unit.place, made, Path(preset).stem, words, matching)
+            make_unit(unit, folder / unit.place, made, made_by, matching, restart)
             published = True
             if main:
                 publish()

@@ -30,7 +30,8 @@ def train_diffusion_with_curve(run: Run) -> None:
     """
     training, wanted = run.config.diffusion.training, run.config.comparison
     path = run.folder / "kid_curve.json"
-    points = read_json(path, list) if path.exists() else []
+    begun = run.records.get("diffusion") is not None  # else the points are of a training that is forgotten
+    points = read_json(path, list) if begun and path.exists() else []
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))
         record = run.records.get("diffusion")

@@ -24,10 +24,12 @@ from ldmae.run.schedule import execute_stages, open_run
 from ldmae.run.variants import VARIANTS
 
 
-def make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, matching: Matching) -> None:
+def make_unit(
+    unit: Unit, folder: Path, made: Path, made_by: dict[str, str], matching: Matching, restart: str | None
+) -> None:
     """Trains, samples and measures in a run folder, and keeps what the report needs."""
     with locked(folder):
-        run = open_run(unit.config, folder)
+        run = open_run(unit.config, folder, restart=restart)
         check_evaluation(run)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
         execute_stages(run, "autoencoder", "latents")
@@ -42,7 +44,6 @@ def make_unit(unit: Unit, folder: Path, made: Path, preset: str, command: str, m
     evaluate_samples(str(folder), [], folder, references=references, allow_code=True)  # which was typed
     if run.main:
         seconds = time.monotonic() - began
-        made_by = {"preset": preset, "command": command}
         with atomic_folder(made) as temporary:
             np.savez_compressed(temporary / "images.npz", **_images(folder))
             write_json(temporary / "unit.json", made_by | _document(unit, run, seconds, matching))

@@ -8,8 +8,8 @@ from ldmae.config.training import TrainingConfig
 from ldmae.core.progress import console
 from ldmae.training.sharding import copy_whole, gathered, piece, plain_name
 
-_MOST_OF_THE_START = 0.2
-"""Share of the weights at the start that an average may keep without a word."""
+_LONGEST = 0.2
+"""Share of a training's steps that its average may reach back without a word."""
 
 
 class AveragedWeights:
@@ -56,12 +56,12 @@ def averaged(model: nn.Module, config: TrainingConfig, started: bool) -> Average
 
 
 def report_long_average(stage: str, config: TrainingConfig) -> None:
-    """Says where a training is so short that its average, which is what it saves, is mostly its start."""
-    kept = 0.0 if config.ema_decay is None else config.ema_decay**config.steps
-    if kept > _MOST_OF_THE_START:
+    """Says where a training's average, which is what it saves, is mostly of weights long before its end."""
+    age = 0.0 if config.ema_decay is None else 1 / (1 - config.ema_decay)
+    if age > _LONGEST * config.steps:
         console.print(
-            f"{stage}: the saved weights are averages with ema_decay={config.ema_decay}, which after "
-            f"{config.steps:,} steps still are {kept:.0%} those of the start; set {stage}.training.ema_decay "
-            f"to {max(0.0, 1 - 5 / config.steps):.3g}, or train longer",
+            f"{stage}: the saved weights are averages (ema_decay={config.ema_decay}), {age:,.0f} steps old "
+            f"on average, and the training has {config.steps:,}: they lag; set {stage}.training.ema_decay to "
+            f"{max(0.0, 1 - 10 / config.steps):.3g}, or train longer",
             soft_wrap=True,
         )
