@@ -15,6 +15,8 @@ from ldmae.report.data import mapping
 from ldmae.run.comparison_plan import Unit, chosen_units, cost_lines, plan_comparison, refuse_changes
 from ldmae.run.opening import open_accelerator, open_run_images
 from ldmae.run.run import images_fingerprint
+from ldmae.run.schedule import find
+from ldmae.run.stages import stages
 from ldmae.run.unit import make_unit
 
 
@@ -42,32 +44,29 @@ def compare(
     chosen = chosen_units(units, only, seeds)
     for unit in chosen:
         refuse_changes(unit, results)
+        if restart is not None:
+            find(stages(unit.config), restart)  # a stage that one of the units lacks is refused before hours
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         _refuse_other_images(units[0], folder, results, main)
     made_by = {"preset": Path(preset).stem, "command": shlex.join(command or [])}
 
-    def publish() -> None:
-        named = [{"variant": unit.name, "seed": unit.seed} for unit in units]
-        description = {"schema": 1, **made_by, "matching": asdict(matching), "units": named}
-        write_json(results / "comparison.json", description)
-        render_comparison(results)
-
     if main:
         console.print("\n".join(cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
-    published = False
+    named = [{"variant": unit.name, "seed": unit.seed} for unit in units]
+    description = {"schema": 1, **made_by, "matching": asdict(matching), "units": named}
     for number, unit in enumerate(chosen, 1):
         made = results / "units" / unit.place
         if not (made / "unit.json").exists():
             if main:
                 console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
             make_unit(unit, folder / unit.place, made, made_by, matching, restart)
-            published = True
-            if main:
-                publish()
-    if main and not published:
-        publish()
+        elif number < len(chosen):
+            continue
+        if main:
+            write_json(results / "comparison.json", description)
+            render_comparison(results)
     accelerator.end_training()
 
 
