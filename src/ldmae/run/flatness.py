@@ -30,8 +30,7 @@ def train_diffusion_with_curve(run: Run) -> None:
     """
     training, wanted = run.config.diffusion.training, run.config.comparison
     path = run.folder / "kid_curve.json"
-    begun = run.records.get("diffusion") is not None  # else the points are of a training that is forgotten
-    points = read_json(path, list) if begun and path.exists() else []
+    points = read_json(path, list) if path.exists() and run.records.get("diffusion") else []
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))
         record = run.records.get("diffusion")
@@ -42,9 +41,7 @@ def train_diffusion_with_curve(run: Run) -> None:
         here = with_settings(run, run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
         execute_stages(here, "diffusion", "pipeline")
         few = run.config.evaluation.replace(
-            samples=wanted.checkpoint_samples,
-            real_images=wanted.checkpoint_samples,
-            recogniser=False,
+            samples=wanted.checkpoint_samples, real_images=wanted.checkpoint_samples, recogniser=False
         )
         results = measure_generation(here, few)[0]
         if run.main:

@@ -30,6 +30,8 @@ def make_unit(
     """Trains, samples and measures in a run folder, and keeps what the report needs."""
     with locked(folder):
         run = open_run(unit.config, folder, restart=restart)
+        if restart is not None and run.main:
+            (folder / "kid_curve.json").unlink(missing_ok=True)  # of the pipeline that there was
         check_evaluation(run)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
         execute_stages(run, "autoencoder", "latents")
