@@ -70,13 +70,7 @@ def test_the_same_name_twice_is_one_autoencoder():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "evil_module:Thing",
-        "os.path:join",
-        "official:weights.pth",
-        "http://x.y/z",
-        "file:///etc/passwd",
-    ],
+    ["evil_module:Thing", "os.path:join", "official:weights.pth", "http://x.y/z", "file:///etc/passwd"],
 )
 def test_nothing_that_runs_code_or_reads_other_files_may_be_named(name):
     with pytest.raises(UserError, match="loads only folders and Hub names"):
@@ -187,8 +181,7 @@ def test_autoencoders_are_timed_in_rounds_so_that_what_slows_one_slows_all(folde
 
     def noted(name: str):
         return replace(
-            measure(str(folders.other), photo(), 32, perceptual),
-            works={"encode": lambda: order.append(name)},
+            measure(str(folders.other), photo(), 32, perceptual), works={"encode": lambda: order.append(name)}
         )
 
     done = timed([noted("a"), noted("b"), Compared("c", problem="not there")])

@@ -9,10 +9,12 @@ from pathlib import Path
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
+from ldmae.core.provenance import read_record
 from ldmae.images.base import shortened
 from ldmae.report.comparison import render_comparison
 from ldmae.report.data import mapping
 from ldmae.run.comparison_plan import Unit, chosen_units, cost_lines, plan_comparison, refuse_changes
+from ldmae.run.external_samples import MEASURED
 from ldmae.run.opening import open_accelerator, open_run_images
 from ldmae.run.run import images_fingerprint
 from ldmae.run.schedule import find
@@ -44,8 +46,9 @@ def compare(
     chosen = chosen_units(units, only, seeds)
     for unit in chosen:
         refuse_changes(unit, results)
+        read_record(folder / unit.place / MEASURED)  # what can't be read, or is not there, is refused now
         if restart is not None:
-            find(stages(unit.config), restart)  # a stage that one of the units lacks is refused before hours
+            find(stages(unit.config), restart)
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():

@@ -20,13 +20,7 @@ from torch import Tensor
 from ldmae.config import Config, plain
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
-from ldmae.core.files import (
-    atomic_path,
-    fingerprint,
-    fingerprint_model,
-    fingerprint_tensors,
-    read_json,
-)
+from ldmae.core.files import atomic_path, fingerprint, fingerprint_model, fingerprint_tensors, read_json
 from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -183,16 +177,7 @@ def keep_generated(
             wanted = pictures[max(start - first, 0) : stop - first]
             yield torch.from_numpy(wanted).permute(0, 3, 1, 2).contiguous()
 
-    return SampleSet(
-        batches,
-        count,
-        picture_size(pipeline),
-        labels,
-        how,
-        batch,
-        sampling,
-        record=record,
-    )
+    return SampleSet(batches, count, picture_size(pipeline), labels, how, batch, sampling, record=record)
 
 
 def forget_generated(folder: Path) -> None:

@@ -42,8 +42,7 @@ def make_unit(
         execute_stages(run, "report")
         for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
             tracker.finish()
-    references = folder.parents[1] / "references"
-    evaluate_samples(str(folder), [], folder, references=references, allow_code=True)  # which was typed
+    evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references", allow_code=True)
     if run.main:
         seconds = time.monotonic() - began
         with atomic_folder(made) as temporary:
