@@ -46,15 +46,15 @@ def compare(
     chosen = chosen_units(units, only, seeds)
     for unit in chosen:
         refuse_changes(unit, results)
-        read_record(folder / unit.place / MEASURED)  # what can't be read, or is not there, is refused now
-        if restart is not None:
-            find(stages(unit.config), restart)
+        if not (results / "units" / unit.place / "unit.json").exists():
+            read_record(folder / unit.place / MEASURED)  # what can't be read, or is not there, is refused now
+            if restart is not None:
+                find(stages(unit.config), restart)
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         _refuse_other_images(units[0], folder, results, main)
     made_by = {"preset": Path(preset).stem, "command": shlex.join(command or [])}
-
     if main:
         console.print("\n".join(cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
     named = [{"variant": unit.name, "seed": unit.seed} for unit in units]

@@ -121,14 +121,7 @@ def _encode_indexed(
     share = (rank + 1) * len(images) // world - rank * len(images) // world
     with progress_bar("encoding", share, "images", show=accelerator.is_main_process) as advance:
         encode_images(
-            autoencoder,
-            images,
-            folder,
-            config.latents,
-            maker,
-            rank=rank,
-            world=world,
-            advance=advance,
+            autoencoder, images, folder, config.latents, maker, rank=rank, world=world, advance=advance
         )
 
 
@@ -153,13 +146,7 @@ def _encode_streamed(
             stale.unlink()
     accelerator.wait_for_everyone()
     encode_stream(
-        autoencoder,
-        images,
-        folder,
-        config.latents,
-        maker,
-        rank=accelerator.process_index,
-        advance=advance,
+        autoencoder, images, folder, config.latents, maker, rank=accelerator.process_index, advance=advance
     )
 
 

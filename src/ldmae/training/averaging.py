@@ -57,10 +57,11 @@ def averaged(model: nn.Module, config: TrainingConfig, started: bool) -> Average
 
 def report_long_average(stage: str, config: TrainingConfig) -> None:
     """Says where a training's average, which is what it saves, is mostly of weights long before its end."""
-    age = 0.0 if config.ema_decay is None else 1 / (1 - config.ema_decay)
+    decay = config.ema_decay or 0.0
+    age = (1 - decay**config.steps) / (1 - decay) - 1  # of the steps, or of the start that is left
     if age > _LONGEST * config.steps:
         console.print(
-            f"{stage}: the saved weights are averages (ema_decay={config.ema_decay}), {age:,.0f} steps old "
+            f"{stage}: the saved weights are averages (ema_decay={decay}), {age:,.0f} steps old "
             f"on average, and the training has {config.steps:,}: they lag; set {stage}.training.ema_decay to "
             f"{max(0.0, 1 - 10 / config.steps):.3g}, or train longer",
             soft_wrap=True,
