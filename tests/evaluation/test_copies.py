@@ -1,16 +1,31 @@
 """Nearest training images, and what is called a copy."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation import copies
-from ldmae.evaluation.copies import copy_metrics, nearest_images
+from ldmae.evaluation.copies import copy_metrics, measure_copies, nearest_images
 
 
 def random_images(count, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+class OfArrays:
+    """Images (N, 3, H, W) in uint8 as a source."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        return Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 256])
@@ -81,7 +96,7 @@ def test_results_stand_beside_those_of_held_out_images():
     assert copied.value == 0.25
     assert authenticity.value == pytest.approx(generated.authentic().float().mean().item())
     assert authenticity.value <= 0.75
-    assert authenticity.reference == {"held-out images": held_out.authentic().float().mean().item()}
+    assert authenticity.reference == {"held-out images": held_out.authentic().double().mean().item()}
     assert copied.counts == {"generated": 4, "held out": 6, "training": 20}
     assert copied.reference == {"held-out images": 0}
     assert distance.value == pytest.approx(generated.distances[:, 0].median().item())
@@ -101,3 +116,16 @@ def test_results_say_where_not_all_training_images_were_searched():
 def test_too_few_training_images_or_others_shapes_are_refused(training):
     with pytest.raises(UserError, match="two training images of the shape"):
         nearest_images(random_images(2, 1), training)
+
+
+def test_held_out_images_without_a_class_are_no_reference():
+    training = random_images(20, 1)
+    real = OfArrays(training, np.zeros(20))
+    held_out = torch.cat([training[:5], random_images(5, 3)])  # what has no class repeats training images
+    of = {"size": 8, "mirrored": False, "batch_size": 4, "seed": 0}
+    labels = np.repeat([-1, 0], 5)
+    found = measure_copies(random_images(3, 4), real, OfArrays(held_out, labels), **of)
+    assert found.metrics[0].reference == {"held-out images": 0.0}
+    assert found.metrics[0].counts["held out"] == 5
+    unlabelled = measure_copies(random_images(3, 4), real, OfArrays(held_out, np.full(10, -1)), **of)
+    assert unlabelled.metrics[0].reference == {"held-out images": 0.5}

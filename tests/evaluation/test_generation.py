@@ -64,6 +64,13 @@ def test_kernel_distance_depends_on_the_seed_but_not_on_the_order():
     assert kernel_distance(a, b, 20, 5, seed=1) != value
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63 - 1])
+def test_kernel_distance_takes_every_seed_that_settings_take(seed):
+    a, b = features(40), features(40, 0.3, 1)
+    assert kernel_distance(a, b, 20, 5, seed) == kernel_distance(a, b, 20, 5, seed)
+    assert kernel_distance(a, b, 20, 5, seed) != kernel_distance(a, b, 20, 5, 0)
+
+
 def test_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_the_shift():
     a = features(400)
     near, far, farther = (kernel_distance(a, features(400, s, seed=1))[0] for s in (0, 0.3, 0.6))

@@ -82,7 +82,7 @@ def test_page_shows_every_part_of_a_comparison(whole: Path):
     assert "left out" not in page.text
     for words in (
         "Autoencoders compared: compare-photos",
-        "photos: 1,200 for training, 120 held out, in 4 classes",
+        "photos: 1,200 for training in 4 classes; 120 held out",
         "CC0 and others",
         "64 px",
         "3 seeds: 0, 1, 2",

@@ -42,7 +42,7 @@ def test_report_shows_every_part_of_a_run(run_folder: Path):
     assert (
         "An autoencoder (4.8 M parameters) and a diffusion model (15.1 M parameters), trained on" in page.text
     )
-    assert "1,037 images of twemoji in 5 classes, made in 10 min 3 s on cpu; 103 more" in page.text
+    assert "1,037 images of twemoji, 470 of them in 5 classes, made in 10 min 3 s on cpu; 103" in page.text
     for words in ("21.93 dB", "↑", "↓", "1,000 generated", "ldmae run emoji seed=3", "CC-BY 4.0"):
         assert words in page.text
     assert "guidance scale 2.5, 50 steps, seed 0" in page.text

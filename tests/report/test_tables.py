@@ -74,6 +74,24 @@ def test_figures_that_are_shown_alike_have_no_best(tmp_path: Path):
     assert not table.best.to_numpy().any()
 
 
+def test_a_mean_that_is_shown_like_another_is_not_best_whatever_the_deviation(tmp_path: Path):
+    for name, means in (("ae", (0.0553, 0.0593)), ("vae", (0.0572, 0.0574))):
+        for seed, mean in enumerate(means):
+            write_figures(tmp_path, name, seed, [figure("SSIM", mean)])
+    table = make_table("T", read_comparison(tmp_path, []), tables.RECONSTRUCTION)
+    assert table.table.frame.iloc[:, 1].tolist() == ["0.0573 ± 0.0028", "0.05730 ± 0.00014"]
+    assert not table.best.to_numpy().any()
+
+
+def test_precisions_floor_says_how_many_images_it_is_of(tmp_path: Path):
+    of = {"counts": {"one half": 1534, "other half": 1535}}
+    results = [figure("precision", 0.5, measurement="samples"), figure("floor precision", 0.9) | of]
+    results[1]["measurement"] = "floor"
+    write_figures(tmp_path, "ae", 0, results)
+    table = make_table("T", read_comparison(tmp_path, []), tables.GENERATION)
+    assert any("between real halves: 1,534 one half, 1,535 other half" in note for note in table.notes)
+
+
 def test_one_seed_has_no_spread_and_a_figure_of_fewer_seeds_says_how_many(tmp_path: Path):
     write_figures(tmp_path, "ae", 0, [figure("PSNR", 30.25), figure("SSIM", 0.9)])
     for seed, psnr in ((0, 31.0), (1, 33.0)):
@@ -116,13 +134,17 @@ def test_the_papers_figures_stand_beside_the_row_and_column_they_belong_to(tmp_p
     shown = table.table.frame.loc[_IN_THE_PAPER].to_numpy()[:, 1:].tolist()
     assert (
         shown
-        == [  # there is no Fréchet distance here: rFID is named at the kernel distance
-            [f"*{value}*" for value in (*list(row.values())[:4], f"rFID {row['rFID']}")]
+        == [  # another metric's, LPIPS's and rFID's, are named
+            [
+                f"*{value}*"
+                for value in (*list(row.values())[:3], f"LPIPS {row['LPIPS']}", f"rFID {row['rFID']}")
+            ]
             for row in (paper.RECONSTRUCTION[variant.name] for variant in comparison.variants)
         ]
     )
     both = make_table("T", comparison, tables.GENERATION, paper.GENERATION)
-    assert both.table.frame.iloc[-1, 1:].tolist() == ["*5.98*", "", "*5.16*", "*185.5*", "*0.844*", "*0.435*"]
+    printed = ("gFID 5.98", "", "sFID 5.16", "IS 185.5", "precision 0.844", "recall 0.435")
+    assert both.table.frame.iloc[-1, 1:].tolist() == [f"*{text}*" if text else "" for text in printed]
     assert table.missing == []
     two = comparison.only(["ae", "dae"], [])
     assert make_table("T", two, tables.RECONSTRUCTION, paper.RECONSTRUCTION).missing == [

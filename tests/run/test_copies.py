@@ -32,6 +32,15 @@ def test_of_few_classes_the_first_images_are_looked_at(classes):
     assert looked_at(generated(np.arange(30) % classes)) == list(range(30))
 
 
+def test_of_labels_in_order_images_are_drawn_from_all():
+    labels = np.repeat(np.arange(12), 100)  # as `evaluation.sample_labels=training` has them
+    numbers = looked_at(generated(labels))
+    assert len(set(numbers)) == COMPARED
+    assert set(labels[numbers]) == set(range(12))
+    without = SampleSet(generated(labels).batches, len(labels), 1, None, "", 64)  # of a folder: by name
+    assert looked_at(without) == numbers
+
+
 def test_of_many_classes_images_are_drawn_from_all():
     labels = np.arange(5000) % 1000
     numbers = looked_at(generated(labels))

@@ -27,7 +27,7 @@ from ldmae.evaluation import compression, groupings
 from ldmae.evaluation.probe import _halves
 from ldmae.evaluation.subject import draw, image_keys
 from ldmae.run import describe_results, encode_with, evaluate_with
-from ldmae.run.evaluate import perceptual_teachers
+from ldmae.run.judging import mark_taught, teachers
 from ldmae.run.run import latents_fingerprint
 
 pytestmark = pytest.mark.usefixtures("blank")
@@ -406,18 +406,24 @@ def test_an_autoencoder_without_weights_is_encoded_with(pictures):
     assert count == len(list(pictures.rglob("*.png")))
 
 
-def test_perceptual_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):
+def test_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):
     mute = "autoencoder.tuning.objective.perceptual_weight=0"
-    assert perceptual_teachers(load_config("emoji", [mute])) == {"st-lpips-alex"}
+    assert teachers(load_config("emoji", [mute])) == {"st-lpips-alex"}
     both = "autoencoder.pretraining.objective.perceptual_weight=0"
-    assert perceptual_teachers(load_config("emoji", [mute, both])) == set()
+    assert teachers(load_config("emoji", [mute, both])) == set()
     other = "autoencoder.tuning.objective.perceptual=lpips-vgg"
-    assert perceptual_teachers(load_config("emoji", [other])) == {"st-lpips-alex", "lpips-vgg"}
+    assert teachers(load_config("emoji", [other])) == {"st-lpips-alex", "lpips-vgg"}
     save_config(load_config("emoji", []), tmp_path / "config.yaml")
     (tmp_path / "stages.json").write_text('{"schema": 1, "stages": []}')
-    assert perceptual_teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
+    assert teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
     started = load_config("emoji", [f"autoencoder.init={tmp_path}", mute, both])
-    assert perceptual_teachers(started) == {"st-lpips-alex"}
+    assert teachers(started) == {"st-lpips-alex"}
+    aligned = load_config("emoji", [mute, both, "autoencoder.pretraining.objective.alignment_weight=0.1"])
+    assert teachers(aligned) == {"efficientnet_lite0"}
+    judged = [
+        Metric(name=f"KID-{network}", value=0.1) for network in ("efficientnet_lite0", "efficientnet_lite2")
+    ]
+    assert [metric.trained_on_metric for metric in mark_taught(judged, aligned)] == [True, False]
 
 
 # ---- a measurement of one's own

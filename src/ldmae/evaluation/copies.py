@@ -101,10 +101,11 @@ def _distances(images: Tensor, training: Tensor) -> Tensor:
 def compared_images(count: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
     """Returns the numbers of the generated images that are searched for copies, ascending.
 
-    They are the first ones, which are of all classes alike where labels take turns; of more classes than are
-    looked at, images are drawn from all by the seed.
+    They are the first ones where labels take turns, which are of all classes alike; else (labels may be in
+    order) images are drawn from all by the seed.
     """
-    if labels is None or len(np.unique(labels)) <= COMPARED:
+    turn = 0 if labels is None else len(np.unique(labels))
+    if labels is not None and turn <= COMPARED and len(np.unique(labels[:turn])) == turn:
         return np.arange(min(count, COMPARED))
     return draw([f"{number:016x}" for number in range(count)], COMPARED, seed)
 
@@ -122,17 +123,20 @@ def measure_copies(
     """Searches generated images (N, 3, H, W) in uint8 for copies; the most similar ones are kept as pictures.
 
     Of the training images 10,000 at most are drawn and searched, mirrored too where training saw mirror
-    images. Held-out images are searched for comparison.
+    images. Held-out images that have a class are searched for comparison.
     """
 
-    def read(source: ImageSource, limit: int) -> Tensor:
-        chosen, device = draw(image_keys(source), limit, seed), torch.device("cpu")
+    def read(source: ImageSource, among: np.ndarray, limit: int) -> Tensor:
+        keys, device = image_keys(source), torch.device("cpu")
+        chosen = among[draw([keys[number] for number in among], limit, seed)]
         batches = read_batches(source, chosen, size, batch_size, device)
         return torch.cat([to_uint8(batch) for _, batch in batches])
 
-    real = read(training, _TRAINING)
+    real = read(training, np.arange(len(training)), _TRAINING)
+    like = np.flatnonzero(np.asarray(held_out.labels) >= 0)  # what has no class is never generated
+    like = like if len(like) else np.arange(len(held_out))
     found = nearest_images(generated, real, mirrored=mirrored)
-    reference = nearest_images(read(held_out, COMPARED), real, mirrored=mirrored)
+    reference = nearest_images(read(held_out, like, COMPARED), real, mirrored=mirrored)
     first = _nearest_first(found)[:_SHOWN]
     pictures = {"generated": generated[first], "nearest": real[found.indices[first, 0]]}
     return Measured(
@@ -179,14 +183,14 @@ def copy_metrics(
     return [
         metric(
             "copies",
-            lambda found: found.copies().float().mean(),
+            lambda found: found.copies().double().mean(),
             "lower",
             "share whose nearest training image is closer than a third of the second nearest's "
             "distance, pixel by pixel",
         ),
         metric(
             "authenticity",
-            lambda found: found.authentic().float().mean(),
+            lambda found: found.authentic().double().mean(),
             "higher",
             "share that is no nearer to its nearest training image than another training image is, pixel by "
             "pixel",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldmae.core.errors import UserError, check_enough
-from ldmae.core.random import generator
+from ldmae.core.random import generator, key_seed
 
 SUBSET_SIZE = 1000
 """Images in each subset of the kernel distance, the literature's; smaller sets take all they have."""
@@ -93,7 +93,7 @@ def kernel_distance(
         in_order(features_b),
         kid_subset_size=subset_size or min(SUBSET_SIZE, fewest),
         kid_subsets=num_subsets,
-        rng_seed=seed,
+        rng_seed=seed if 0 <= seed < 2**32 else key_seed(seed, "KID") % 2**32,  # numpy's range
         verbose=False,
     )
     return figures[metric_kid.KEY_METRIC_KID_MEAN], figures[metric_kid.KEY_METRIC_KID_STD]

@@ -98,8 +98,8 @@ def _measure(subject: Subject) -> Measured:
         decoded.append(extractor(to_uint8(decode(subject.autoencoder, halfway))).cpu())
         originals.append(extractor(to_uint8(images)).cpu())
         done += len(rows)
-    both = torch.cat(decoded), torch.cat(originals)
-    return Measured(feature_distances(*both, extractor, config.seed, config.shrink_covariance, "i"))
+    how = extractor, config.seed, config.shrink_covariance, "i", subject.trained_on
+    return Measured(feature_distances(torch.cat(decoded), torch.cat(originals), *how))
 
 
 IFID = Measurement(

@@ -22,6 +22,7 @@ from ldmae.evaluation.recognition import check_recognisable
 from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.evaluation.results import merge_results, remove_results, results_record, write_results
 from ldmae.evaluation.subject import Subject
+from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 
@@ -91,7 +92,8 @@ def _common_record(subject: Subject) -> Record:
 def _record(measurement: Measurement, subject: Subject, common: Record) -> Record:
     settings = {key: value for key, value in plain(subject.config).items() if key in measurement.reads}
     code = "" if measurement.name in MEASUREMENTS else _source(measurement)
-    own = {"measurement": fingerprint([measurement.inputs(subject), code])}
+    prepared = preprocessing_fingerprint(subject.size)
+    own = {"measurement": fingerprint([measurement.inputs(subject), code, prepared])}
     return replace(common, settings=common.settings | settings, inputs=common.inputs | own)
 
 

@@ -22,6 +22,7 @@ from ldmae.evaluation.distances import SUBSET_SIZE, SUBSETS, frechet_distance, k
 from ldmae.evaluation.subject import Subject
 from ldmae.perception.features import FeatureExtractor
 from ldmae.perception.lpips import PerceptualDistance
+from ldmae.perception.names import DISTANCES
 
 _SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
@@ -115,7 +116,7 @@ class PairMetrics:
     Args:
         names: which of `_NAMES`.
         perceptual: the perceptual distance to measure besides, or None.
-        trained_on: names (in settings) of the perceptual distances that the autoencoder was trained with.
+        trained_on: names (in settings) of the networks that the autoencoder was trained with.
         extractor: what makes the features for `feature_distances`, or None for none.
         seed: see there.
         shrink: see there.
@@ -134,7 +135,7 @@ class PairMetrics:
     ) -> None:
         self._names, self._perceptual, self._extractor = names, perceptual, extractor
         self._seed, self._shrink, self._counted = seed, shrink, counted
-        self._trained_on_it = perceptual is not None and perceptual.name in trained_on
+        self._trained_on = trained_on
         labels = [*names, *([] if perceptual is None else [perceptual.label])]
         self._values: dict[str, list[float]] = {label: [] for label in labels}
         self._features: list[tuple[Tensor, Tensor]] = []
@@ -189,7 +190,9 @@ class PairMetrics:
         if self._extractor is None:
             return metrics
         made, originals = (torch.cat(side) for side in zip(*self._features, strict=True))
-        return metrics + feature_distances(made, originals, self._extractor, self._seed, self._shrink)
+        return metrics + feature_distances(
+            made, originals, self._extractor, self._seed, self._shrink, trained_on=self._trained_on
+        )
 
     def _mean(self, name: str, values: list[float]) -> Metric:
         finite = [value for value in values if math.isfinite(value)]
@@ -203,7 +206,7 @@ class PairMetrics:
             unit="dB" if name == "PSNR" else "",
             better="higher" if name in ("PSNR", "SSIM") else "lower",
             counts={self._counted: len(values)},
-            trained_on_metric=self._trained_on_it and name not in _NAMES,
+            trained_on_metric=name in {DISTANCES.get(teacher) for teacher in self._trained_on},
             note="; ".join(notes),
         )
 
@@ -215,6 +218,7 @@ def feature_distances(
     seed: int = 0,
     shrink: bool = False,
     prefix: str = "r",
+    trained_on: Collection[str] = (),
 ) -> list[Metric]:
     """Measures restored images against their originals as two sets: `rKID`, and `rFID` where it can be.
 
@@ -232,6 +236,7 @@ def feature_distances(
         seed: which subsets the kernel distance draws, where there are more images than its subsets hold.
         shrink: take shrunk covariances for the Fréchet distance where there are no more images than features.
         prefix: of the names: `r` for reconstructions, `i` for what lies between latents.
+        trained_on: names of the networks that the autoencoder was trained with.
 
     Raises:
         UserError: there are too few images for a kernel distance.
@@ -241,10 +246,13 @@ def feature_distances(
     # fewer images than a subset holds: every subset would be all of them
     subsets = SUBSETS if count > SUBSET_SIZE else 1
     kernel, _ = kernel_distance(made, originals, None, subsets, seed)
-    note = "compare at equal numbers of images; it is below 0 where reconstructions are good"
+    note = "compare at equal numbers of images" + (
+        "; it is below 0 where reconstructions are good" if prefix == "r" else ""
+    )
     if count < needed and not shrink:
         note += f"; {frechet} needs {needed} images, or evaluation.shrink_covariance=true"
     of: dict[str, Any] = {"better": "lower", "counts": {"images": count}}
+    of["trained_on_metric"] = extractor.name in trained_on
     metrics = [Metric(name=f"{prefix}{extractor.kid_label}", value=kernel, note=note, **of)]
     if count >= needed or shrink:
         few = "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"

@@ -42,7 +42,7 @@ class Subject:
     """Pixels along a side."""
     config: EvaluationConfig
     trained_on: Collection[str] = ()
-    """Names of the perceptual distances that the autoencoder was trained with."""
+    """Names of the networks that the autoencoder was trained with, by perceptual distance or alignment."""
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ldmae.report import curves
-from ldmae.report.data import json_of, mapping, metrics_of, number, records, remarks
+from ldmae.report.data import in_classes, json_of, mapping, metrics_of, number, records, remarks
 from ldmae.report.formatting import format_seconds
 from ldmae.report.tables import footnotes, metrics_table
 
@@ -125,9 +125,9 @@ def _stage(stage: dict[str, Any]) -> str:
 
 
 def _data(named: str, data: dict[str, Any]) -> str:
-    counts = [f"{number(data.get('train')) or 0:,.0f} training images"]
+    counts = [f"{number(data.get('train')) or 0:,.0f} training images{in_classes(data)}"]
     counts += [f"{held_out:,.0f} held out"] if (held_out := number(data.get("held_out"))) else []
-    return f"{named.rstrip('.')}. {', '.join(counts)}."
+    return f"{named.rstrip('.')}. {'; '.join(counts)}."
 
 
 def _own_limits(pipeline: bool, results: list[dict[str, Any]]) -> list[str]:
@@ -139,9 +139,9 @@ def _own_limits(pipeline: bool, results: list[dict[str, Any]]) -> list[str]:
             lines.append("How many of its images are copies of training images was not measured.")
         else:
             of = mapping(near.get("counts")).get("generated")
-            real = "".join(f"; {kind}: {1 - value:.0%}" for kind, value in near["reference"].items())
+            real = "".join(f"; {kind}: {1 - value:.1%}" for kind, value in near["reference"].items())
             lines.append(
-                f"{1 - near['value']:.0%} of {of} generated images are nearer to a training image than any "
+                f"{1 - near['value']:.1%} of {of} generated images are nearer to a training image than any "
                 f"other training image is{real}. Regard these as copies of it, or slight variations."
             )
     if not results:

@@ -184,6 +184,14 @@ class UnitResults:
         return records(self.at("data", "classes"))
 
 
+def in_classes(data: dict[str, Any]) -> str:
+    """Returns what to say after the number of training images: in how many classes they are, and how many."""
+    classes = records(data.get("classes"))
+    labelled = sum(number(entry.get("train")) or 0 for entry in classes)
+    of_them = f", {labelled:,.0f} of them" if labelled < (number(data.get("train")) or 0) else ""
+    return f"{of_them} in {len(classes):,} classes" if len(classes) > 1 else ""
+
+
 @dataclass
 class VariantResults:
     """One autoencoder, at all its seeds."""

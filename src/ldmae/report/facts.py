@@ -17,6 +17,7 @@ from ldmae.report.data import (
     UnitResults,
     VariantResults,
     cut,
+    in_classes,
     mapping,
     number,
     records,
@@ -61,13 +62,12 @@ def _by_value(variants: Sequence[VariantResults], text_of: Callable[[UnitResults
 
 
 def _images(unit: UnitResults, several: bool) -> str:
-    data, classes = mapping(unit.at("data")), len(unit.classes)
+    data = mapping(unit.at("data"))
     if not data:
         return "not known"
     return (
         f"{cut(str(data.get('name') or 'without a name'), 100)}: {format_value(data.get('train'))} for "
-        f"training, {format_value(data.get('held_out'))} held out"
-        + (f", in {classes} classes" if classes > 1 else "")
+        f"training{in_classes(data)}; {format_value(data.get('held_out'))} held out"
         + (f", fingerprint {cut(str(data.get('fingerprint') or 'not known'), 8)}" if several else "")
     )
 

@@ -19,6 +19,7 @@ from ldmae.report.data import (
     VariantResults,
     cut,
     finite,
+    in_classes,
     json_of,
     mapping,
     metrics_of,
@@ -171,13 +172,10 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
         if total is not None:
             models.append(f"{name} ({format_count(total)} parameters)")
     train, held_out = number(data.get("train")), number(data.get("held_out"))
-    classes = len(records(data.get("classes")))
     parts = [join_words(models) or "models"]
     if train is not None:
         name = f" of {cut(str(data['name']), 100)}" if data.get("name") else ""
-        parts.append(
-            f"trained on {train:,.0f} images{name}" + (f" in {classes:,} classes" if classes > 1 else "")
-        )
+        parts.append(f"trained on {train:,.0f} images{name}{in_classes(data)}")
     if stages["total"]:
         devices = f" on {join_words(stages['devices'])}" if stages["devices"] else ""
         parts.append(f"made in {stages['total']}{devices}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ldmae.perception.names import FEATURES
 from ldmae.report import paper
 from ldmae.report.data import TRAINED_ON, Comparison
 from ldmae.report.formatting import format_spread, format_value
@@ -111,7 +112,7 @@ class Wanted:
     pattern: str
     """Matches the whole name."""
     paper: str = ""
-    """The paper's column that is the same metric."""
+    """The paper's column that is the same metric, but for the network."""
     order_of: str = ""
     """The paper's column whose order ours is compared with, where it is not the same metric."""
     divisor: float = 1.0
@@ -270,12 +271,13 @@ def make_table(
     rows: list[tuple[str, list[str]]] = []
     for name, shown_title in titles.items():
         rows.append((shown_title, [str(seeds[name]), *shown.loc[name]]))
-        theirs = [_printed((printed or {}).get(name, {}), column.wanted, columns) for column in columns]
+        theirs = [_printed((printed or {}).get(name, {}), column, columns) for column in columns]
         rows.append((_IN_THE_PAPER, ["", *(f"*{text}*" if text else "" for text in theirs)]))
     rows.append((_FLOOR, ["", *_floor(comparison, columns)]))
     rows = [(name, cells) for name, cells in rows if any(cells)]
     notes = [f"{DAGGER} {TRAINED_ON}."] if marks.to_numpy().any() else []
     notes += footnotes([column.name for column in columns])
+    notes += _floor_notes(comparison, columns)
     if 1 in [seeds[name] for name in titles]:
         notes.insert(0, "Rows of 1 seed: one seed, no spread.")
     frame = pd.DataFrame(
@@ -324,18 +326,27 @@ def _texts(column: Column, values: Mapping[str, pd.DataFrame], k: int, seeds: Ma
 
 
 def _best(texts: pd.Series, means: pd.Series, better: str) -> pd.Series:
-    """Marks the best mean; those that are shown alike are equal, and where all are, none is best."""
-    shown = {text: mean for text, mean in zip(texts, means, strict=True) if pd.notna(mean)}
+    """Marks the best mean; those that are shown alike are equal, and where all are, none is best.
+
+    Means with deviations, which say where each one's digits end, are compared at the fewest digits of any.
+    """
+    leading = texts.str.split(r" ±| \(n", regex=True).str[0]
+    spread = leading[texts.str.contains("±") & ~texts.str.contains("×")]
+    digits = spread.map(lambda text: len(text.partition(".")[2])).min()
+    values = leading if pd.isna(digits) else means.round(int(digits))
+    shown = {value: mean for value, mean in zip(values, means, strict=True) if pd.notna(mean)}
     if better not in ARROWS or len(shown) < 2:
         return pd.Series(False, texts.index)
-    best = (max if better == "higher" else min)(shown, key=lambda text: shown[text])
-    return texts == best
+    return values == (max if better == "higher" else min)(shown, key=lambda value: shown[value])
 
 
-def _printed(own: Mapping[str, str], wanted: Wanted, columns: Sequence[Column]) -> str:
-    """Returns the paper's metric: the same one, or by its name the one whose order ours is compared with."""
-    if wanted.paper:
-        return own.get(wanted.paper, "")
+def _printed(own: Mapping[str, str], column: Column, columns: Sequence[Column]) -> str:
+    """Returns the paper's metric; by its name, where ours is another, or of another network's features."""
+    wanted = column.wanted
+    if wanted.paper in own:
+        kind, _, network = column.name.partition("-")
+        same = kind == wanted.paper.removeprefix("g") and network not in FEATURES
+        return own[wanted.paper] if same else f"{wanted.paper} {own[wanted.paper]}"
     if wanted.order_of in own and wanted.order_of not in {column.wanted.paper for column in columns}:
         return f"{wanted.order_of} {own[wanted.order_of]}"
     return ""
@@ -347,3 +358,16 @@ def _floor(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     means = floor.astype({"value": float}).groupby("name")["value"].mean()
     names = [f"floor {c.name}" if c.wanted.measurement == "samples" else "" for c in columns]
     return [format_value(float(means[name])) if name in means.index else "" for name in names]
+
+
+def _floor_notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Says what precision's and recall's floor was measured on: they depend on the numbers of images."""
+    metrics, shares = (
+        comparison.metrics,
+        [f"floor {column.name}" for column in columns if column.wanted.share],
+    )
+    of = metrics[(metrics.measurement == "floor") & metrics["name"].isin(shares)]
+    return [
+        f"Precision and recall depend on the numbers of images; between real halves: {counts}."
+        for counts in dict.fromkeys(of.counts)
+    ]

@@ -15,8 +15,8 @@ from ldmae.images.index import open_all_images
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.report.before_after import Section, write_change
-from ldmae.run.evaluate import perceptual_teachers
 from ldmae.run.initial import load_copy
+from ldmae.run.judging import teachers
 from ldmae.run.run import Run, run_autoencoder
 
 CHANGE = "autoencoder.change"
@@ -90,5 +90,5 @@ def _subject(run: Run, model: Any, images: tuple[Any, Any], trained: bool = True
         train=images[1],
         size=config.image_size,
         config=config.evaluation,
-        trained_on=perceptual_teachers(config),
+        trained_on=teachers(config),
     )

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldmae.config import Config, load_config
 from ldmae.evaluation.api import OF_GENERATED, Measured, Measurement, load_measurement
 from ldmae.evaluation.measuring import check_measurable, measure
 from ldmae.evaluation.results import write_results
 from ldmae.evaluation.subject import Subject
-from ldmae.loading import settings_of
 from ldmae.run.fidelity import measure_generation
+from ldmae.run.judging import mark_taught, teachers
 from ldmae.run.run import Run, run_autoencoder
 from ldmae.run.sample_cache import KEPT, forget_generated
 
@@ -35,7 +34,8 @@ def evaluate(run: Run) -> dict[str, str]:
     run.accelerator.wait_for_everyone()
     metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:
-        write_results(run.folder, "generation", OF_GENERATED["generation"], Measured(metrics), record)
+        marked = Measured(mark_taught(metrics, run.config))
+        write_results(run.folder, "generation", OF_GENERATED["generation"], marked, record)
         forget_generated(run.folder / KEPT)
     run.accelerator.wait_for_everyone()
     return {}
@@ -49,7 +49,7 @@ def _subject_of(run: Run) -> Subject:
         train=run.train,
         size=run.config.image_size,
         config=run.config.evaluation,
-        trained_on=perceptual_teachers(run.config),
+        trained_on=teachers(run.config),
     )
 
 
@@ -58,19 +58,3 @@ def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> 
     if run.main:
         measure(_subject_of(run), run.folder, only)
     run.accelerator.wait_for_everyone()
-
-
-def perceptual_teachers(config: Config) -> set[str]:
-    """Returns the perceptual distances that a run's autoencoder is trained on, in whatever stage.
-
-    Those of the autoencoder that it takes, or starts from, are among them where its settings are known.
-    """
-    auto = config.autoencoder
-    before = auto.source or auto.init
-    made_with = None if before is None else settings_of(before)
-    teachers = set() if made_with is None else perceptual_teachers(load_config(made_with))
-    for part in auto.stages:
-        objective = getattr(auto, part).objective
-        if objective.perceptual_weight > 0 and (part != "tuning" or auto.tuning.enabled):
-            teachers.add(objective.perceptual)
-    return teachers

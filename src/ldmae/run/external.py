@@ -12,11 +12,11 @@ from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.loading import is_run_folder, load_autoencoder, refuse_code, settings_of
-from ldmae.run.evaluate import perceptual_teachers
+from ldmae.run.judging import teachers
 
 
 def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tuple[Any, Config, set[str]]:
-    """Loads an autoencoder, the settings to use it with, and the perceptual distances it was trained on.
+    """Loads an autoencoder, the settings to use it with, and the networks it was trained with.
 
     The defaults are those it was trained with where they are known (but for a run's images), else the
     package's, at the image size that a VMAE was trained for.
@@ -26,7 +26,7 @@ def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tup
     run, made_with = is_run_folder(source), settings_of(source)
     if made_with is not None:
         own = load_config(made_with)
-        trained_on = perceptual_teachers(own)
+        trained_on = teachers(own)
         refuse_code(made_with, [own.autoencoder.source or ""], allow_code)
         source = own.autoencoder.source or source
         settings = {"base": made_with, "autoencoder": {"source": source}}

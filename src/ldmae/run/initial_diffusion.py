@@ -37,7 +37,7 @@ ADAPTER = "lora"
 _OFFICIAL = "official:"
 
 
-def load_initial(source: str) -> tuple[LightningDiTTransformer2DModel, list[str]]:
+def _load_initial(source: str) -> tuple[LightningDiTTransformer2DModel, list[str]]:
     """Loads a diffusion model and the names of its classes, where it has any.
 
     Args:
@@ -63,7 +63,7 @@ def load_initial(source: str) -> tuple[LightningDiTTransformer2DModel, list[str]
 def keep_initial_diffusion(run: Run) -> dict[str, str]:
     """Copies the diffusion model that training starts from into the run folder."""
     assert run.config.diffusion.init is not None
-    model, names = load_initial(run.config.diffusion.init)
+    model, names = _load_initial(run.config.diffusion.init)
     if run.main:
         write_json(run.folder / CLASSES, names)
     return {INITIAL: save_model(run, model, run.folder / COPY)}
@@ -79,7 +79,7 @@ def _open_initial(
     kept = record is not None and record.status == "done" and record.settings == {"init": source}
     if kept and (folder / COPY).exists() and (folder / CLASSES).exists():
         return load_model(LightningDiTTransformer2DModel, folder / COPY), read_json(folder / CLASSES, list)
-    return load_initial(source)
+    return _load_initial(source)
 
 
 def with_initial_diffusion(
@@ -96,7 +96,7 @@ def with_initial_diffusion(
     model, _ = _open_initial(config, folder, restart)
     auto = config.autoencoder
     if auto.has_shape:
-        check_latents(config, model, auto.latent_channels, config.image_size // auto.patch_size)
+        _check_latents(config, model, auto.latent_channels, config.image_size // auto.patch_size)
     shape = {name: model.config[name] for name in LightningDiTConfig.model_fields if name in model.config}
     refuse_contradictions(typed, "diffusion.model", shape, INITIAL, config.diffusion.init)
     return config.replace(diffusion=config.diffusion.replace(model=config.diffusion.model.replace(**shape)))
@@ -118,7 +118,7 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
     """Says which local source has changed since the run copied it, if it is not copied again (`restart`)."""
     sources = {
         autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
-        INITIAL: (run.config.diffusion.init, lambda source: load_initial(source)[0]),
+        INITIAL: (run.config.diffusion.init, lambda source: _load_initial(source)[0]),
     }
     for name, (source, load) in sources.items():
         record = run.records.get(name)
@@ -147,13 +147,13 @@ def check_initial_diffusion(run: Run) -> None:
     model, names = _open_initial(run.config, run.folder)
     if run.takes_autoencoder:
         channels, grid = latent_channels(run_autoencoder(run), run.config.image_size)
-        check_latents(run.config, model, channels, grid)
+        _check_latents(run.config, model, channels, grid)
     if run.config.diffusion.lora.rank:
         require_peft()
         _refuse_new(run, model, names, _matched(list(run.train.classes), names, model.config["num_classes"]))
 
 
-def check_latents(config: Config, model: LightningDiTTransformer2DModel, channels: int, grid: int) -> None:
+def _check_latents(config: Config, model: LightningDiTTransformer2DModel, channels: int, grid: int) -> None:
     """Raises a UserError where a diffusion model's latents differ in more than the grid's size."""
     own, patch = model.config["in_channels"], model.config["patch_size"]
     source = config.diffusion.init
@@ -209,7 +209,7 @@ def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer
         UserError: the latents have other channels.
     """
     model, names = _open_initial(run.config, run.folder)
-    check_latents(run.config, model, channels, grid)
+    _check_latents(run.config, model, channels, grid)
     classes, old = list(run.train.classes), model.config["num_classes"]
     rows = _matched(classes, names, old)
     as_null = rows == [None] and run.config.diffusion.lora.rank > 0 and model.null_class is not None

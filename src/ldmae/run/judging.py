@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ldmae.config import Config
+from ldmae.config import Config, load_config
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import Metric
 from ldmae.evaluation.api import OF_GENERATED, Measured
@@ -17,6 +18,7 @@ from ldmae.evaluation.distances import FEWEST_IMAGES
 from ldmae.evaluation.generation import fidelity_metrics, floor_metrics, generation_metrics, mind_metric
 from ldmae.evaluation.references import Reference
 from ldmae.evaluation.results import merge_results, remove_results, write_results
+from ldmae.loading import settings_of
 from ldmae.perception.features import FeatureExtractor, Features
 from ldmae.run.real_images import Trained
 from ldmae.run.sample_cache import SampleSet
@@ -26,6 +28,29 @@ def write_metrics(folder: Path, name: str, metrics: list[Metric], made: SampleSe
     """Writes metrics of generated images, with the record of those."""
     record = None if made is None else made.record
     write_results(folder, name, OF_GENERATED[name], Measured(metrics), record)
+
+
+def teachers(config: Config) -> set[str]:
+    """Returns the networks that a run's autoencoder is trained with, in whatever stage.
+
+    They give a perceptual distance, or features that latents are aligned with. Those of the autoencoder that
+    it takes, or starts from, are among them where its settings are known.
+    """
+    auto = config.autoencoder
+    before = auto.source or auto.init
+    made_with = None if before is None else settings_of(before)
+    found = set() if made_with is None else teachers(load_config(made_with))
+    parts = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
+    for objective in [getattr(auto, part).objective for part in parts]:
+        taught = [term for term in ("perceptual", "alignment") if getattr(objective, f"{term}_weight", 0) > 0]
+        found |= {getattr(objective, term) for term in taught}
+    return found
+
+
+def mark_taught(metrics: list[Metric], config: Config) -> list[Metric]:
+    """Marks the metrics on features of a network that a run's autoencoder was trained with."""
+    names = tuple(f"-{name}" for name in teachers(config))
+    return [replace(metric, trained_on_metric=metric.name.endswith(names)) for metric in metrics]
 
 
 def judged(
