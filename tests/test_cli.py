@@ -194,6 +194,7 @@ def test_estimate_of_a_longer_run_counts_only_what_is_left(made, ldmae, tmp_path
             {"schema": 2, "stages": json.loads((made.folder / "stages.json").read_text())["stages"][:3]}
         )
     )
+    shutil.rmtree(tmp_path / "longer" / "diffusion")
     again = ldmae("run", made.yaml, "--out", tmp_path / "longer", "diffusion.training.steps=30")
     assert again.code == 0
     assert re.search(r"about .+ for the rest of the run \(diffusion ", again.err)

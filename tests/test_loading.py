@@ -21,6 +21,7 @@ from ldmae.cli.options import run_config
 from ldmae.conversion.vmae import to_official_vmae
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
+from ldmae.core.provenance import Record, Records
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline
 
 from .tiny import tiny_pipeline, tiny_vmae, vmae_sizes
@@ -422,6 +423,21 @@ def test_a_source_without_a_pipeline_says_what_was_expected(saved, source, messa
         UserError, match=f"{message}.*a run folder, the folder or Hub name .*, or pretrained:NAME"
     ):
         load_pipeline(str(saved / source))
+
+
+def test_a_pipeline_of_parts_that_were_trained_again_is_not_used_as_if_it_were_of_them(saved, tmp_path):
+    shutil.copytree(saved / "run", tmp_path / "run")
+    records = Records(tmp_path / "run")
+    records.stages = {
+        "diffusion": Record(outputs={"diffusion": "old"}, status="done"),
+        "pipeline": Record(inputs={"diffusion": "old", "latents": "put here by hand"}, status="done"),
+    }
+    records.write()
+    assert load_pipeline(f"{tmp_path}/run") is not None
+    records.stages["diffusion"].outputs = {"diffusion": "new"}
+    records.write()
+    with pytest.raises(UserError, match=r"older than its diffusion; join them again with `ldmae sample "):
+        load_pipeline(f"{tmp_path}/run")
 
 
 def test_a_pipeline_of_another_kind_is_named(tmp_path):

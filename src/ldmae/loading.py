@@ -23,6 +23,7 @@ from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, check_known, reason_of
 from ldmae.core.files import at_home, read_json
 from ldmae.core.imports import import_object, is_import_path, require
+from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
@@ -147,7 +148,8 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         allow_code: whether the folder may name code to run; see `load_autoencoder`.
 
     Raises:
-        UserError: there is no such thing, it is of another kind, or names code to run.
+        UserError: there is no such thing, it is of another kind, names code to run, or is a run's, of parts
+            that were trained again since.
     """
     source = _unshipped(at_home(source))
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
@@ -157,6 +159,11 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
     own = None
     if is_run_folder(source):
+        if outdated := outdated_parts(source):
+            raise UserError(
+                f"the pipeline of {source} is older than its {' and '.join(outdated)}; join them again with "
+                f"`ldmae sample {source}`"
+            )
         own = _own_class(Path(source), "autoencoder", "source", allow_code)
         for group in ("autoencoder", "diffusion"):
             trained = _own_class(Path(source), group, "kind", allow_code)
@@ -178,6 +185,13 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
             "with; give it a FlowMatchEulerDiscreteScheduler or FlowMatchHeunDiscreteScheduler"
         )
     return pipeline
+
+
+def outdated_parts(run: str) -> list[str]:
+    """Returns the parts of a run's pipeline that were trained again since it was joined."""
+    with contextlib.suppress(UserError):  # a record that can't be read says nothing
+        return Records(Path(run), writes=False).outdated("pipeline")
+    return []
 
 
 def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:

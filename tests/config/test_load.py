@@ -166,6 +166,8 @@ def test_names_of_paths_are_taken_as_they_are(path):
     assert load_config("smoke", [f"data.source={path}"]) == load_config("smoke", [f"data={path}"])
     if path != "null":
         assert load_config("smoke", [f"autoencoder.init={path}"]).autoencoder.init == path
+        assert load_config("smoke", [f"diffusion.init={path}"]).diffusion.init == path
+        assert load_config("smoke", [f"evaluation.masks={path}"]).evaluation.masks == path
 
 
 def test_null_takes_a_source_back(tmp_path):
@@ -248,6 +250,8 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
             "autoencoder.tuning.objective.spectrum_weight=0.1",
             r"tuning\.objective\.spectrum_weight=0\.1 does nothing while .*freeze_encoder=true; set it in",
         ),
+        ("diffusion.training.validate_every=5", "diffusion.training.validate_every is for autoencoders"),
+        ("diffusion.options.width=8", "diffusion.options are for a class of yours; kind=lightningdit reads"),
         ("autoencoder.baseline.network=vti", "network must be conv or vit, got 'vti'; did you mean 'vit'"),
         (
             "autoencoder.pretraining.objective.alignment=dinov2",

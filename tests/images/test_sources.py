@@ -111,8 +111,32 @@ def test_names_outside_utf_8_are_classes_as_any_other(make, tmp_path):
     other = os.fsdecode(b"caf\xe9")
     make.folder(tmp_path / "data", {"a": [1, 2, 3, 4], other: [5, 6, 7, 8]})
     train, held_out = open_images(DataConfig(source=str(tmp_path / "data"), val="0.3"), tmp_path / "cache")
-    assert train.classes == held_out.classes == ["a", other]
+    assert train.classes == held_out.classes == ["a", r"caf\udce9"]  # as text that any file can hold
     assert train.fingerprint() != held_out.fingerprint()
+
+
+def test_results_of_runs_beside_the_images_are_no_class(make, tmp_path):
+    make.folder(tmp_path / "photos", {"a": [1, 2, 3, 4], "b": [5, 6, 7, 8]})
+    run = make.folder(tmp_path / "photos" / "runs" / "quick", {"samples": [9, 10]})
+    (run / "stages.json").write_text("{}")
+    source = FolderSource(tmp_path / "photos")
+    assert source.classes == ["a", "b"]
+    assert len(source) == 8
+    assert "1 folder of results of ldmae" in source.facts[0]
+
+
+def test_held_out_images_of_one_class_and_training_images_of_another_are_refused(make, tmp_path):
+    make.folder(tmp_path / "train", {"cat": [1, 2, 3, 4]})
+    make.folder(tmp_path / "val", {"dog": [5, 6, 7, 8]})
+    with pytest.raises(UserError, match=r"data\.val has the class 'dog', which the training images lack"):
+        open_images(DataConfig(source=f"{tmp_path}/train", val=f"{tmp_path}/val"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["label_column", "image_column", "image_part"])
+def test_settings_of_tables_and_shards_are_refused_for_folders(name, make, tmp_path):
+    make.folder(tmp_path / "data", {"a": [1, 2, 3, 4], "b": [5, 6, 7, 8]})
+    with pytest.raises(UserError, match=rf"data\.{name} is for .*, which .*data is not; omit it"):
+        open_images(DataConfig(source=f"{tmp_path}/data", **{name: "x"}), tmp_path / "cache")
 
 
 def test_subset_reads_through_and_pickles(make, tmp_path):

@@ -113,6 +113,22 @@ def test_missing_shard_and_unknown_label_are_user_errors(served):
         list(open_stream(config(served, classes=["a", "b"])).iterate(0, 0))
 
 
+def test_classes_that_are_numbers_are_known_by_name_not_by_place(make, served, tmp_path):
+    members = []
+    for j in (1, 2, 3):
+        members += [(f"n{j}.png", make.encoded(make.image(j))), (f"n{j}.cls", str(j).encode())]
+    make.tar(tmp_path / "n.tar", members)
+    numbered = config(served, source=f"{served}/n.tar", classes=["1", "2", "3"])
+    assert sorted(label for _, label in open_stream(numbered).iterate(0, 0, part="all")) == [0, 1, 2]
+    with pytest.raises(UserError, match="has the label 3, for which there is no class"):
+        list(open_stream(numbered.replace(classes=["0", "1", "2"])).iterate(0, 0, part="all"))
+
+
+def test_a_set_of_the_package_is_not_streamed():
+    with pytest.raises(UserError, match="data=digits comes with the package and is not streamed"):
+        open_stream(DataConfig(source="digits", stream=True))
+
+
 def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_over(served, caplog):
     source = open_stream(config(served, classes=None))
     with caplog.at_level(logging.WARNING):

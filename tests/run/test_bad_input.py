@@ -397,12 +397,7 @@ def test_lack_of_shared_memory_is_told_with_the_next_move(ldmae, preset, tmp_pat
 @pytest.mark.parametrize(
     ("gone", "restart", "largest_file", "failed"),
     [
-        (
-            "checkpoints/autoencoder.pretraining/model",
-            (),
-            39_000,
-            "checkpoints/autoencoder.pretraining/model",
-        ),
+        ("autoencoder", (), 39_000, "autoencoder"),
         (
             "latents",
             ("--restart", "latents", "latents.batch_size=2"),

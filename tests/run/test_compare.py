@@ -89,7 +89,19 @@ def test_units_that_were_made_are_those_that_the_preset_makes(preset):
     assert len(found) >= 5
     for place in found:
         kept = json.loads((made / place / "unit.json").read_text())
-        assert unit_changes(planned[place], kept["settings"]) == [], place
+        assert unit_changes(planned[place], kept) == [], place
+
+
+def test_a_finished_unit_is_the_same_on_another_machine_with_the_same_images():
+    here, there = (
+        plan_comparison("compare-photos", [f"data={place}", "latents.batch_size=8"][:many])[0][0]
+        for place, many in (("/home/ann/photos", 1), ("/mnt/photos", 2))
+    )
+    made = {"settings": json.loads(json.dumps(here.settings)), "data": {"fingerprint": "f"}}
+    assert unit_changes(there, made) == []
+    assert unit_changes(there, made | {"data": {}}) != []
+    other = plan_comparison("compare-photos", ["latents.flip=true", "image_size=32"])[0][0]
+    assert {line.partition(":")[0] for line in unit_changes(other, made)} >= {"image_size"}
 
 
 def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():

@@ -1,6 +1,7 @@
 """What is fresh, stale, refused and forgotten, by the list of stages and what is recorded."""
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def make(path, **outputs):
     return execute
 
 
-def listed(*, rate=1, steps=4, tuned="t1", encoder="e1", flip=True, keeps=("encoder",)):
+def listed(*, rate=1, steps=4, tuned="t1", encoder="e1", flip=True, keeps=("encoder",), bf16=False):
     """Two trainings, what is encoded by the first, and what joins them, as the pipeline has them."""
     return (
         Stage(
@@ -60,7 +61,8 @@ def listed(*, rate=1, steps=4, tuned="t1", encoder="e1", flip=True, keeps=("enco
             reads=("latents",),
             outputs=("diffusion",),
             makes=("diffusion",),
-            settings={"rate": rate},
+            settings={"rate": rate, "mixed_precision": "bf16" if bf16 else "no"},
+            any_precision=True,
             execute=make("diffusion", diffusion=f"{encoder}{flip}{rate}"),
             steps=8,
             costly=True,
@@ -124,6 +126,78 @@ def test_what_is_gone_is_made_again_and_what_hangs_on_it_stays(begin, tmp_path):
     assert executed(begin()) == ["latents"]
 
 
+def test_a_training_that_is_done_never_begins_again_unasked(begin, tmp_path, monkeypatch):
+    schedule.execute_stages(begin(), *ALL)
+    shutil.rmtree(tmp_path / "diffusion")
+    with pytest.raises(UserError, match=r"diffusion is done, but its training states in .* are gone"):
+        schedule.execute_stages(begin(), *ALL)
+    with pytest.raises(UserError, match=r"autoencoder.tuning is done, .*--restart autoencoder.tuning"):
+        schedule.execute_stages(begin(steps=6), *ALL)
+    monkeypatch.setattr(schedule, "list_checkpoints", lambda folder: [(4, folder)])
+    assert executed(begin()) == ["diffusion"]
+
+
+def test_a_training_that_another_one_passed_on_is_not_made_again(begin, tmp_path):
+    first, *others = listed()
+    before = Stage(
+        name="autoencoder.pretraining",
+        title="",
+        outputs=("autoencoder.pretraining",),
+        makes=("checkpoints",),
+        execute=make("checkpoints", **{"autoencoder.pretraining": "p"}),
+        steps=2,
+        costly=True,
+    )
+    both = (before, dataclasses.replace(first, reads=("autoencoder.pretraining",)), *others)
+    names = [stage.name for stage in both]
+    schedule.execute_stages(dataclasses.replace(begin(), stages=both), *names)
+    shutil.rmtree(tmp_path / "checkpoints")
+    EXECUTED.clear()
+    schedule.execute_stages(dataclasses.replace(begin(), stages=both), *names)
+    assert not EXECUTED
+    shutil.rmtree(tmp_path / "autoencoder")
+    with pytest.raises(UserError, match="pretraining is done, but its training states"):
+        schedule.execute_stages(dataclasses.replace(begin(), stages=both), *names)
+
+
+def test_what_is_done_stays_done_on_a_machine_of_another_precision(begin):
+    schedule.execute_stages(begin(), *ALL)
+    assert states(begin(bf16=True)) == [FRESH] * 4
+    longer = dataclasses.replace(begin().stages[2], steps=9, settings={"rate": 1, "mixed_precision": "bf16"})
+    run = begin()
+    run.stages = (*run.stages[:2], longer, run.stages[3])
+    with pytest.raises(UserError, match="mixed_precision: 'no' -> 'bf16'"):
+        schedule.check(run)
+
+
+def test_what_another_made_is_not_replaced_unasked(begin, tmp_path):
+    (tmp_path / "autoencoder").mkdir()  # by hand
+    tuning = begin().stages[0]
+    with pytest.raises(UserError, match=r"has an autoencoder already, .*--restart autoencoder.tuning"):
+        schedule._refuse_replacing(begin(), tuning)
+    (tmp_path / "autoencoder").rmdir()
+    schedule._refuse_replacing(begin(), tuning)
+    schedule.execute_stages(begin(), *ALL)
+    shutil.rmtree(tmp_path / "autoencoder")
+    run = begin()
+    other = dataclasses.replace(tuning, name="autoencoder.baseline")  # of another kind of autoencoder
+    run.stages = (other, *run.stages[1:])
+    with pytest.raises(UserError, match="--restart autoencoder"):
+        schedule._refuse_replacing(run, other)
+
+
+def test_a_restart_empties_what_a_link_leads_to_and_keeps_the_link(begin, tmp_path):
+    schedule.execute_stages(begin(), *ALL)
+    disk = tmp_path / "disk"
+    (tmp_path / "latents").rename(disk)
+    (tmp_path / "latents").symlink_to(disk)
+    schedule._restart(begin(), "latents")
+    assert (tmp_path / "latents").is_symlink()
+    assert not any(disk.iterdir())
+    assert executed(begin()) == ["latents"]
+    assert (disk / "x").is_file()
+
+
 def test_an_interrupted_stage_is_unfinished(begin, tmp_path):
     run = begin()
     schedule.execute_stages(run, "autoencoder.tuning")
@@ -159,8 +233,11 @@ def test_what_is_cheap_is_made_again_where_nothing_costly_hangs_on_it(begin):
     assert executed(begin(flip=False)) == ["latents", "diffusion", "pipeline"]
 
 
-def test_more_steps_extend_a_training_and_what_hangs_on_it_is_made_again_where_it_comes_out_otherwise(begin):
+def test_more_steps_extend_a_training_and_what_hangs_on_it_is_made_again_where_it_comes_out_otherwise(
+    begin, monkeypatch
+):
     schedule.execute_stages(begin(), *ALL)
+    monkeypatch.setattr(schedule, "list_checkpoints", lambda folder: [(4, folder)])
     assert executed(begin(steps=6)) == ["autoencoder", "pipeline"]  # the encoder is as it was
 
 

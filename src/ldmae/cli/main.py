@@ -214,7 +214,7 @@ def sample(
             runs.run_stages(config, folder, "pipeline", "samples")
             say(f"samples: {folder / 'samples' / 'grid.png'}")
             return
-        if not (folder / "pipeline").exists():
+        if not (folder / "pipeline").exists() or runs.outdated_parts(source):
             runs.run_stages(run_config(folder, None, allow_code), folder, "pipeline")
     if main_process():  # generating is not shared among processes
         numbered = out is None and runs.is_run_folder(source)

@@ -115,6 +115,12 @@ class DiffusionConfig(Settings):
 
     @model_validator(mode="after")
     def _starts_from_what_it_can(self) -> Self:
+        if self.training.validate_every:
+            raise ValueError(
+                "training.validate_every is for autoencoders; leave it 0: nothing is held out here"
+            )
+        if self.options and self.kind in DIFFUSION:
+            raise ValueError(f"options are for a class of yours; kind={self.kind} reads diffusion.model")
         if self.lora.rank and self.init is None:
             raise ValueError(
                 "lora.rank adapts weights that exist; set diffusion.init, or diffusion.lora.rank=0"

@@ -270,7 +270,7 @@ def _override_layer(overrides: list[str]) -> dict[str, Any]:
             group, name = _PATHS[key]
             settings: Any = layer.setdefault(group, {})
             if isinstance(settings, dict):  # what else it may be is refused with the other layers' slips
-                optional = group == "autoencoder" or name == "against"
+                optional = group != "data" or name == "against"
                 settings[name] = None if optional and value == "null" else _literal(value)
     return typing.cast(dict[str, Any], layer)
 
@@ -283,4 +283,6 @@ _PATHS = {
     "against": ("data", "against"),
     "autoencoder.source": ("autoencoder", "source"),
     "autoencoder.init": ("autoencoder", "init"),
+    "diffusion.init": ("diffusion", "init"),
+    "evaluation.masks": ("evaluation", "masks"),
 }

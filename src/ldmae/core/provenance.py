@@ -169,6 +169,12 @@ class Records:
         found = [record.outputs.get(name) for record in self.stages.values() if record.status == "done"]
         return next(filter(None, found), "")
 
+    def outdated(self, name: str) -> list[str]:
+        """Returns what a finished stage was made of that has been made again since, otherwise."""
+        record = self.stages.get(name)
+        inputs = {} if record is None or record.status != "done" else record.inputs
+        return [part for part, value in inputs.items() if self.output(part) not in ("", value)]
+
     def threads(self) -> int:
         """Returns the threads that the run's first training computes with; 0 where none is noted."""
         trained = [record.threads for record in self.stages.values() if "training" in record.settings]

@@ -18,10 +18,11 @@ from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
 from ldmae.images.base import Subset, content_hash
+from ldmae.images.builtin import SOURCES
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.facts import label_facts, share_facts, summary
-from ldmae.images.sources import held_out_share, open_source
+from ldmae.images.sources import held_out_share, kind_of, open_source
 from ldmae.images.split import open_held_out, refuse_seen, split_by_group
 from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of, to_rgb, value_range
 
@@ -273,6 +274,7 @@ def open_images(
             training lacks.
     """
     share = held_out_share(config.val)
+    _refuse_unread(config)
     source = open_source(config, cache_dir)
     usable, index = _usable(source, config, cache_dir, progress)
     if share is not None:
@@ -299,6 +301,16 @@ def open_images(
     if progress:
         console.print(summary(train, unseen, share), markup=False, soft_wrap=True)
     return train, unseen
+
+
+def _refuse_unread(config: DataConfig) -> None:
+    """Raises a UserError for a setting that what `data.source` names does not read."""
+    kind = "set" if config.source in SOURCES else kind_of(config.source)
+    readers = {"image_column": "table", "label_column": "table", "image_part": "shards"}
+    for name, reader in readers.items():
+        if getattr(config, name) is not None and kind != reader:
+            what = "a table (parquet, arrow, Hugging Face)" if reader == "table" else "tar shards"
+            raise UserError(f"data.{name} is for {what}, which {config.source} is not; omit it")
 
 
 def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) -> ImageSource:

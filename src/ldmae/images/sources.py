@@ -70,7 +70,7 @@ class FolderSource(FileSource):
                 yield noted(file, 0)
             for subfolder in subfolders:
                 for file in _walk(subfolder.path, (), ignored):
-                    yield noted(file, numbers.setdefault(nfc(os.fsdecode(subfolder.name)), len(numbers)))
+                    yield noted(file, numbers.setdefault(_class_name(subfolder.name), len(numbers)))
 
         self._names = Names.of(walk())
         self._states = np.array(states).reshape(-1, 3)  # (N, 3) int64: size, times of change
@@ -123,6 +123,10 @@ class FolderSource(FileSource):
         return stamps
 
 
+_RESULTS = ("stages.json", "comparison.json", "results.json")
+"""What is in a folder of a run, a comparison or an evaluation, whose images are not anybody's data."""
+
+
 def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], list[os.DirEntry[bytes]]]:
     files, folders = [], []
     try:
@@ -132,7 +136,10 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
                 if is_junk(name):
                     continue
                 if entry.is_dir():
-                    folders.append(entry)
+                    if any(exists(Path(os.fsdecode(entry.path), file)) for file in _RESULTS):
+                        ignored.add(os.fsdecode(entry.path), "folder of results of ldmae")
+                    else:
+                        folders.append(entry)
                 elif name.lower().endswith(EXTENSIONS) and entry.is_file():
                     files.append(entry)
                 elif name.lower() not in ("thumbs.db", "desktop.ini"):
@@ -143,6 +150,11 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
             "point data.source elsewhere"
         ) from error
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
+
+
+def _class_name(folder: bytes) -> str:
+    """Returns a folder's name as a class's; bytes that are no UTF-8, which files lack, are escaped."""
+    return nfc(os.fsdecode(folder)).encode("utf-8", "backslashreplace").decode()
 
 
 def _walk(
@@ -236,6 +248,8 @@ def kind_of(name: str) -> str:
         raise UserError(
             f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(SOURCES)}"
         )
+    if name in SOURCES:
+        raise UserError(f"data={name} comes with the package and is not streamed; omit data.stream")
     path = Path(name).expanduser()
     if is_pattern(name):
         return "table" if name.lower().endswith(TABLE_FILES) else "shards"

@@ -84,7 +84,8 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
             f"the held-out images of data.val={config.val} are not in subfolders, so their classes are "
             "unknown; put them into one subfolder per class, named like those of the training images"
         )
-    if len(source.classes) == 1 and len(other.classes) == 1:  # flat folders are named after themselves
+    flat = any(getattr(each, "flat", True) for each in (source, other))  # and named after itself
+    if len(source.classes) == 1 and len(other.classes) == 1 and flat:
         return Subset(other, np.arange(len(other)), classes=source.classes)
     return with_classes(other, source.classes, strict=config.classes is None)
 

@@ -158,10 +158,11 @@ class StreamSource:
         if item.label is None:  # a folder may be named after its class
             folders = (nfc(folder) for folder in reversed(item.folders))
             return next((self.classes.index(folder) for folder in folders if folder in self.classes), -1)
-        if isinstance(item.label, int) and item.label < len(self.classes):
-            return max(item.label, -1)
-        if str(item.label) in self.classes:
+        if str(item.label) in self.classes:  # a class may be called 1, and not be the second
             return self.classes.index(str(item.label))
+        known = 0 if any(name.isdigit() for name in self.classes) else len(self.classes)
+        if isinstance(item.label, int) and (item.label < 0 or item.label < known):
+            return max(item.label, -1)
         raise UserError(
             f"{item.name} has the label {item.label!r}, for which there is no "
             f"class{nearest(str(item.label), self.classes)}; name all classes in data.classes (got "

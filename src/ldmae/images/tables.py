@@ -3,6 +3,7 @@
 # N rows of the table
 
 import base64
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
         kind = "parquet" if files[0].lower().endswith(".parquet") else "arrow"
-        return datasets.load_dataset(kind, data_files={split: files}, **options)
+        return datasets.load_dataset(kind, data_files={split: [*map(glob.escape, files)]}, **options)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(
             str(folder)

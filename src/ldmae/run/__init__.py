@@ -22,6 +22,7 @@ _PLACES = {
     "execute_stages": "run.schedule",
     "is_run_folder": "loading",
     "open_run": "run.schedule",
+    "outdated_parts": "loading",
     "plan_comparison": "run.comparison_plan",
     "refuse_code": "loading",
     "render_report": "report.run",

@@ -13,8 +13,9 @@ from ldmae.report.run import render_report
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import measure_autoencoder
 from ldmae.run.run import Run
-from ldmae.run.schedule import describe_stages, execute_stages, find, open_run, select
+from ldmae.run.schedule import execute_stages, find, open_run, select
 from ldmae.run.stages import stages
+from ldmae.training.checkpoint import list_checkpoints
 
 
 def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
@@ -31,7 +32,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
         if run.main:
             if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
                 write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
-            console.print(describe_stages(config, folder), soft_wrap=True)
+            console.print(_describe_stages(config, folder), soft_wrap=True)
         RunEstimate.watch(run)
         execute_stages(run, *names)
         run.accelerator.end_training()
@@ -81,3 +82,13 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     if run.main:
         render_report(folder)
     return run
+
+
+def _describe_stages(config: Config, folder: Path) -> str:
+    """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
+    parts = []
+    for stage in stages(config):
+        states = list_checkpoints(folder / "checkpoints" / stage.name)
+        done = f"{states[-1][0]:,} of " if states else ""
+        parts.append(f"{stage.name} ({done}{stage.steps:,} steps)" if stage.steps else stage.name)
+    return " → ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -162,10 +163,21 @@ def cost_lines(matching: Matching, size: int) -> list[str]:
     return lines
 
 
-def unit_changes(unit: Unit, settings: dict[str, Any]) -> list[str]:
-    """Returns a line for each setting that differs from those that a finished unit was made with."""
+_ELSEWHERE = {
+    "data": ("source", "val", "max_unreadable"),
+    **dict.fromkeys(("latents", "evaluation", "sampling"), ("batch_size",)),
+}
+"""Settings by group that differ between machines; images are known by their fingerprint."""
+
+
+def unit_changes(unit: Unit, made: dict[str, Any]) -> list[str]:
+    """Returns a line for each setting that differs from those of a finished unit (its `unit.json`)."""
     default = Config(autoencoder=AutoencoderConfig(kind=unit.config.autoencoder.kind))
-    return changed(settings, unit.settings, replace(unit, config=default).settings)
+    every = made["settings"], unit.settings, replace(unit, config=default).settings
+    if (made.get("data") or {}).get("fingerprint") is not None:
+        for settings, (name, keys) in itertools.product(every, _ELSEWHERE.items()):
+            settings[name] = {k: v for k, v in settings[name].items() if k not in keys}
+    return changed(*every)
 
 
 def chosen_units(units: list[Unit], only: list[str] | None, seeds: list[int] | None) -> list[Unit]:
@@ -194,7 +206,7 @@ def refuse_changes(unit: Unit, results: Path) -> None:
     path = results / "units" / unit.place / "unit.json"
     if not path.exists():
         return
-    if changes := unit_changes(unit, read_json(path, {"settings": dict})["settings"]):
+    if changes := unit_changes(unit, read_json(path, {"settings": dict})):
         raise UserError(
             f"{path.parent} was made with other settings: {'; '.join(changes)}. Run the command with the "
             "old ones, name another folder with --results (and --out), or delete that one to make it again"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ldmae.evaluation.api import OF_GENERATED, Measured, Measurement, load_measurement
+from ldmae.config import Config, plain
+from ldmae.evaluation.api import OF_GENERATED, Measured, Measurement
 from ldmae.evaluation.measuring import check_measurable, measure
+from ldmae.evaluation.reconstruction import RECONSTRUCTION
 from ldmae.evaluation.results import write_results
 from ldmae.evaluation.subject import Subject
 from ldmae.run.fidelity import measure_generation
@@ -27,10 +30,20 @@ def check_evaluation(run: Run) -> None:
         check_measurable(run.config.evaluation, run.config.image_size, *labels)
 
 
+def evaluation_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that the metrics of `evaluate` follow from."""
+    read = RECONSTRUCTION.reads | {"samples", "real_images", "guidance_scale", "recogniser"}
+    elsewhere = ("per_class", "seed", "batch_size")  # of the grid; no metric hangs on the batch
+    return {
+        "evaluation": {k: v for k, v in plain(config.evaluation).items() if k in read},
+        "sampling": {k: v for k, v in plain(config.sampling).items() if k not in elsewhere},
+    }
+
+
 def evaluate(run: Run) -> dict[str, str]:
     """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
     if run.main:
-        measure(_subject_of(run), run.folder, [load_measurement("reconstruction")])
+        measure(_subject_of(run), run.folder, [RECONSTRUCTION])
     run.accelerator.wait_for_everyone()
     metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:

@@ -92,6 +92,8 @@ class Stage:
     """Of a training; more of them extend one that is done."""
     costly: bool = False
     """A training: stale, it is refused, and made again only where `--restart` says so."""
+    any_precision: bool = False
+    """Whether it stays done where another precision would be chosen now, as on another machine."""
     keeps: tuple[str, ...] = ()
     """Outputs that more steps leave as they are."""
     command: str = "ldmae run"

@@ -71,6 +71,8 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     if run.main:
         report_changed_sources(run, restart)
     for stage in (each for each in select(listed, names) if standings[each.name].state != FRESH):
+        if stage.costly and standings[stage.name].state == ABSENT and stage.name != restart:
+            _refuse_replacing(run, stage)
         if (training := trainings(config).get(stage.name)) is not None:
             check_launch(stage.name, training, accelerator, objectives[stage.name])
         if stage.prepare is not None:
@@ -129,11 +131,14 @@ def _run_stage(run: Run, stage: Stage) -> None:
     if stage.adopt is not None and stage.adopt(run):
         return
     standing, record = check(run)[stage.name], run.records.get(stage.name)
-    if standing.state == FRESH and _is_there(run, stage):
+    there = _is_there(run, stage)
+    if standing.state == FRESH and (there or _is_passed(run, stage)):
         if record is not None and record.replaceable:
             record.replaceable = False
             run.records.write()
         return
+    if standing.state in (FRESH, UNFINISHED) and record is not None and record.status == "done":
+        _refuse_beginning_again(run, stage)
     inputs = {name: value for name, value in standing.inputs.items() if value is not None}
     for name in standing.inputs:
         if name not in inputs:
@@ -144,13 +149,8 @@ def _run_stage(run: Run, stage: Stage) -> None:
     for name, other in [*run.records.stages.items()]:  # of another kind of autoencoder
         if name not in ours and set(other.outputs) & set(stage.outputs):
             del run.records.stages[name]
-    with run.records.running(
-        stage.name,
-        stage.settings,
-        inputs,
-        stage.steps,
-        _defaults(run.config.autoencoder.kind).get(stage.name),
-    ) as record:
+    defaults = _defaults(run.config.autoencoder.kind).get(stage.name)
+    with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults) as record:
         record.outputs = stage.execute(run)
 
 
@@ -160,6 +160,23 @@ def _is_there(run: Run, stage: Stage) -> bool:
     if there and stage.complete is not None:
         there = stage.complete(run)
     return broadcast_object_list([there])[0]  # a network disk may show others an older state
+
+
+def _is_passed(run: Run, stage: Stage) -> bool:
+    """Says whether all that reads a training's results is one more training, which is done and there."""
+    readers = [other for other in run.stages if set(other.reads) & set(stage.outputs)]
+    passed = stage.costly and len(readers) == 1 and readers[0].costly
+    return passed and standings(run)[readers[0].name].state == FRESH and _is_there(run, readers[0])
+
+
+def _refuse_beginning_again(run: Run, stage: Stage) -> None:
+    """Raises a UserError for a training that was done and would not resume, for its states are gone."""
+    states = run.folder / "checkpoints" / stage.name
+    if stage.costly and stage.steps and not broadcast_object_list([bool(list_checkpoints(states))])[0]:
+        raise UserError(
+            f"{stage.name} is done, but its training states in {states} are gone, and it would begin again; "
+            f"put them back, or add --restart {stage.name}"
+        )
 
 
 def _lacking(run: Run, artefact: str) -> UserError:
@@ -216,8 +233,10 @@ def _standing(
 ) -> _Standing:
     if record is None:
         return _Standing(ABSENT, inputs)
-    changes = record.changes(stage.settings, inputs, defaults)
-    done = record.status == "done"
+    done, settings = record.status == "done", stage.settings
+    if stage.any_precision and done and stage.steps <= record.steps and "mixed_precision" in record.settings:
+        settings = settings | {"mixed_precision": record.settings["mixed_precision"]}
+    changes = record.changes(settings, inputs, defaults)
     if done and stage.steps < record.steps:
         changes.append(f"steps: {record.steps} -> {stage.steps}")
     if changes or before:
@@ -261,7 +280,9 @@ def _given(run: Run, artefact: str) -> str | None:
 @cache
 def _defaults(kind: Any) -> dict[str, dict[str, Any]]:
     """Returns the stages' settings by default: what a record of an older version lacks counts as that."""
-    return {s.name: s.settings for s in stages(Config(autoencoder=AutoencoderConfig(kind=kind)))}
+    own = ":" in kind  # package.module:Name, whose options may have no defaults
+    listed = stages(Config(autoencoder=AutoencoderConfig() if own else AutoencoderConfig(kind=kind)))
+    return {s.name: s.settings for s in listed if not own or not s.name.startswith("autoencoder.")}
 
 
 def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
@@ -282,6 +303,19 @@ def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
                 f"{stage.name} to train it again"
             )
     return found
+
+
+def _refuse_replacing(run: Run, stage: Stage) -> None:
+    """Raises a UserError where what a training would make is there, made by another kind's or by hand."""
+    ours = {other.name for other in run.stages}
+    others = [record for name, record in run.records.stages.items() if name not in ours]
+    made = any(record.status == "done" and set(record.outputs) & set(stage.outputs) for record in others)
+    there = any((run.folder / path).exists() for path in stage.makes)
+    if broadcast_object_list([made or there])[0]:
+        raise UserError(
+            f"{run.folder} has an {stage.makes[0]} already, which {stage.name} would replace and did not "
+            f"make; name another folder with --out, or add --restart {stage.name}"
+        )
 
 
 def _has_trained(run: Run, stage: Stage, record: Record) -> bool:
@@ -320,7 +354,10 @@ def _forget(run: Run, stage: Stage) -> None:
     states = [f"checkpoints/{stage.name}"] if stage.costly else []
     for path in [run.folder / name for name in (*states, *stage.makes)] if run.main else []:
         if path.exists():
-            aside.append(path.rename(path.with_name(f"{TEMPORARY_PREFIX}forgotten-{path.name}")))
+            place = path.resolve()  # of a link to another disk, which stays
+            aside.append(place.rename(place.with_name(f"{TEMPORARY_PREFIX}forgotten-{place.name}")))
+            if path.is_symlink() and aside[-1].is_dir():
+                place.mkdir()
     run.records.write()
     for path in aside:
         if path.is_dir():
@@ -359,13 +396,3 @@ def describe_standings(config: Config, folder: Path, restart: str | None = None)
         if not stage.always:
             lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
     return lines
-
-
-def describe_stages(config: Config, folder: Path) -> str:
-    """Returns a line that names the stages of a run, with the steps of its trainings done and to do."""
-    parts = []
-    for stage in stages(config):
-        states = list_checkpoints(folder / "checkpoints" / stage.name)
-        done = f"{states[-1][0]:,} of " if states else ""
-        parts.append(f"{stage.name} ({done}{stage.steps:,} steps)" if stage.steps else stage.name)
-    return " → ".join(parts)

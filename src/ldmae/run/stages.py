@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ldmae.config import Config, plain
 from ldmae.run import initial_diffusion
 from ldmae.run.components import autoencoder_trainings
 from ldmae.run.decoder_change import CHANGE, TABLE, check_change, measure_change
-from ldmae.run.evaluate import check_evaluation, evaluate
+from ldmae.run.evaluate import check_evaluation, evaluate, evaluation_settings
 from ldmae.run.initial import COPY, INITIAL, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
 from ldmae.run.pipeline import save_pipeline
@@ -41,7 +42,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
             title="initial weights",
             outputs=(INITIAL,),
             makes=(COPY,),
-            settings={"init": init},
+            settings={"init": str(Path(init))},
             execute=keep_initial,
             command="ldmae train autoencoder",
         )
@@ -59,6 +60,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
             execute=partial(train_autoencoder, name),
             steps=training.config.steps if training.config is not None else 0,
             costly=True,
+            any_precision=config.mixed_precision == "auto",
             keeps=("encoder",) if training.keeps_encoder else (),
             command="ldmae train autoencoder",
             prepare=partial(load_networks, training) if training.prepare is not None else None,
@@ -102,6 +104,7 @@ def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stag
             prepare=None if first is None else initial_diffusion.check_initial_diffusion,
             steps=config.diffusion.training.steps,
             costly=True,
+            any_precision=config.mixed_precision == "auto",
             command="ldmae train diffusion",
         ),
         Stage(
@@ -126,7 +129,7 @@ def _initial_diffusion(config: Config) -> tuple[Stage, ...]:
             title="initial weights",
             outputs=(initial_diffusion.INITIAL,),
             makes=(initial_diffusion.COPY, initial_diffusion.CLASSES),
-            settings={"init": config.diffusion.init},
+            settings={"init": str(Path(config.diffusion.init))},
             execute=initial_diffusion.keep_initial_diffusion,
             command="ldmae train diffusion",
         ),
@@ -149,7 +152,7 @@ def _results(config: Config) -> tuple[Stage, ...]:
             title="evaluation",
             reads=("images", "pipeline"),
             makes=("results.json", "results"),
-            settings={"evaluation": plain(config.evaluation), "sampling": plain(config.sampling)},
+            settings=evaluation_settings(config),
             execute=evaluate,
             prepare=check_evaluation,
         ),
