@@ -219,7 +219,8 @@ def test_examples_are_included_and_not_copied() -> None:
 
 def test_changelog_and_citation_bear_the_version() -> None:
     version = ldmae.__version__
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    heading = "Unreleased" if ".dev" in version else version
+    assert f"## [{heading}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["cff-version"], citation["version"]) == ("1.2.0", version)
     assert {"message", "title", "authors"} <= set(citation)  # what the format requires

@@ -148,8 +148,7 @@ def test_the_documented_fields_of_a_unit_are_what_the_report_reads(tmp_path: Pat
     arrays = re.findall(
         r"`(\w+)`",
         " ".join(
-            row[0]
-            for row in rows("In the same folder is `images.npz`, arrays of uint8 but for the last two:")
+            row[0] for row in rows("In the same folder is `images.npz`, arrays of uint8 except the last two:")
         ),
     )
     with np.load(tmp_path / "units" / "vmae" / "seed-0" / "images.npz") as found:

@@ -6,10 +6,11 @@ import re
 import time
 from pathlib import Path
 
+import pytest
 from accelerate.state import AcceleratorState
 
 from ldmae.config import load_config
-from ldmae.run import timing, trials
+from ldmae.run import loading_rate, timing, trials
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
@@ -97,3 +98,15 @@ def test_a_step_is_timed_with_its_averaged_weights_and_the_images_that_no_other_
     autoencoder, diffusion = found
     assert autoencoder >= 4  # images of a batch, a second each
     assert 0.2 <= diffusion < 4
+
+
+@pytest.mark.parametrize(("rate", "told"), [(5000.0, "loading does not limit it"), (1000.0, "num_workers=2")])
+def test_the_dry_run_asks_for_workers_only_where_loading_is_slow(rate, told, monkeypatch):
+    monkeypatch.setattr(loading_rate, "_images_per_second", lambda *of: (rate, 100))
+    monkeypatch.setattr(loading_rate, "_operations_per_second", lambda config: 1e12)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)  # 1,103 images a second
+    (line,) = loading_rate.describe_loading(load_config("emoji"), [reading])
+    assert told in line
+    (day, _) = loading_rate.describe_loading(load_config("emoji"), [reading._replace(images=10**6)])
+    assert "12 images/s to finish in a day" in day

@@ -51,7 +51,10 @@ def evaluate(
             "package.module:Name. Default: all of the package.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: results/NAME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Output folder. Default: results/NAME; a run's own go into it."),
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Evaluate an autoencoder: print a table, write results.json and report.html.

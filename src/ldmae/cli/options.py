@@ -32,8 +32,8 @@ Restart = Annotated[
         metavar="STAGE",
         help="Run this stage again, and those that depend on it where its result changes theirs: "
         "autoencoder.pretraining, autoencoder.tuning, autoencoder.baseline, autoencoder.decoder, latents, "
-        "diffusion, pipeline, samples, evaluation or report. A frozen encoder, for one, leaves latents and "
-        "diffusion model.",
+        "diffusion, pipeline, samples, evaluation or report. A decoder trained again with a frozen "
+        "encoder keeps the latents and the diffusion model.",
     ),
 ]
 DryRun = Annotated[
@@ -54,7 +54,7 @@ AllowCode = Annotated[
 DataOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings as key=value: data=PATH (required except for a run folder), image_size=256, …"
+        help="Settings as key=value: data=PATH (not for a run folder or pretrained:NAME), image_size=256, …"
     ),
 ]
 

@@ -27,9 +27,9 @@ from ldmae.core.files import write_text
 _CHEAPEST_FIRST = (
     "smoke",
     "finetune",
+    "digits",
     "emoji",
     "quick",
-    "digits",
     "emoji-long",
     "compare-emoji",
     "compare-photos",

@@ -131,6 +131,7 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         f"{name} reads {images:,} images of {pixels[name]} px: {_rate(images / _DAY)} images/s "
         "to finish in a day."
         for name, images, _ in trainings
+        if images >= _DAY  # of a small one it says nothing
     ]
     threads = torch.get_num_threads()
     try:
@@ -162,8 +163,10 @@ def _describe_training(
     enough = "" if workers * rate >= needed else f"; the device waits for data: all {cores} cores load less"
     own = config.autoencoder.own_kind is not None
     setting = "its num_workers to " if own else f"{name}.training.num_workers="
+    advice = f"set {setting}{workers}{enough}"
+    if rate >= 2 * needed and stage.config is not None and stage.config.num_workers <= workers:
+        advice = "loading does not limit it"
     return (
         f"{name}: this device takes at most {needed:,.0f} images/s ({fastest / 1e12:.2f} TFLOP/s in a matrix "
-        f"product), one process loads {rate:,.0f} images/s (timed on {count:,} images): set "
-        f"{setting}{workers}{enough}."
+        f"product), one process loads {rate:,.0f} images/s (timed on {count:,} images): {advice}."
     )
