@@ -99,6 +99,23 @@ def test_a_class_of_ones_own_goes_through_every_stage(preset, tmp_path, monkeypa
 # ---- an autoencoder alone
 
 
+def test_what_is_older_than_a_retrained_model_is_not_shown_as_its_own(finished, preset, tmp_path):
+    def measured():
+        results = json.loads((folder / "results.json").read_text())["results"]
+        return {entry["measurement"] for entry in results}
+
+    folder = shutil.copytree(finished, tmp_path / "run")
+    longer = load_config(str(preset), ["diffusion.training.steps=17"])
+    run_stages(longer, folder, "diffusion")
+    with pytest.raises(UserError, match="is older than its diffusion"):
+        sample_from(str(folder), [], {}, tmp_path / "samples")
+    assert "generation" in measured()
+    evaluate_run(longer, folder, ["reconstruction"])
+    assert measured() == {"reconstruction"}
+    run_all(longer, folder)
+    assert measured() == {"reconstruction", "generation"}
+
+
 @pytest.fixture(scope="module")
 def autoencoder_alone(preset, tmp_path_factory):
     """A run folder after `train autoencoder` and `encode`, and its settings."""

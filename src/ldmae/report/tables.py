@@ -332,7 +332,7 @@ def _best(texts: pd.Series, means: pd.Series, better: str) -> pd.Series:
     """
     leading = texts.str.split(r" ±| \(n", regex=True).str[0]
     spread = leading[texts.str.contains("±") & ~texts.str.contains("×")]
-    digits = spread.map(lambda text: len(text.partition(".")[2])).min()
+    digits = pd.Series([len(text.partition(".")[2]) for text in spread], dtype=float).min()
     values = leading if pd.isna(digits) else means.round(int(digits))
     shown = {value: mean for value, mean in zip(values, means, strict=True) if pd.notna(mean)}
     if better not in ARROWS or len(shown) < 2:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ldmae.config import Config, plain
+from ldmae.core.progress import console
 from ldmae.evaluation.api import OF_GENERATED, Measured, Measurement
 from ldmae.evaluation.measuring import check_measurable, measure
 from ldmae.evaluation.reconstruction import RECONSTRUCTION
-from ldmae.evaluation.results import write_results
+from ldmae.evaluation.results import merge_results, remove_results, write_results
 from ldmae.evaluation.subject import Subject
 from ldmae.run.fidelity import measure_generation
 from ldmae.run.judging import mark_taught, teachers
@@ -69,5 +70,10 @@ def _subject_of(run: Run) -> Subject:
 def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> None:
     """Measures a run's autoencoder in all ways of the package, or the measurements named."""
     if run.main:
+        if any(map(run.records.outdated, ("pipeline", "evaluation"))):
+            for name in OF_GENERATED:
+                remove_results(run.folder, name)
+            merge_results(run.folder)
+            console.print("metrics of samples were of the model before it was trained again: removed")
         measure(_subject_of(run), run.folder, only)
     run.accelerator.wait_for_everyone()
