@@ -484,6 +484,10 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("convert nowhere x", "no checkpoint at nowhere"),
         ("convert RUN/autoencoder RUN/config.yaml --to-official", "exists"),
         ("convert RUN x.pth --to-official", "name one of its models"),
+        ("convert RUN/autoencoder x.safetensors --to-official", "does not end in .pth or .pt"),
+        ("sample RUN --device nonsense", "nonsense"),
+        ("compare compare-photos --dry-run --only vmea", "did you mean 'vmae'"),
+        ("compare compare-photos --dry-run --restart latent", "did you mean 'latents'"),
         ("convert RUN/autoencoder x.pth --to-official --heads 3", "--heads cannot be used here"),
     ],
 )

@@ -25,6 +25,7 @@ from ldmae.app.generate import (  # the page shows what they make
     read_settings,
     request_from,
 )
+from ldmae.app.generate_tab import _class_choices
 from ldmae.app.turns import Stopped
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
@@ -310,3 +311,9 @@ def test_the_frames_of_an_animation_are_not_gone_through_for_settings():
     frames = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
     with pytest.raises(UserError, match="has no ldmae settings"):
         read_settings(encoded(frames[0], save_all=True, append_images=frames[1:]))
+
+
+def test_all_classes_are_those_that_were_trained():
+    request = GenerationRequest(label=None, count=4, sampling=SamplingConfig())
+    assert request.labels([0, 2]) == [0, 2, 0, 2]
+    assert _class_choices(["cat", "1", "dog"], [0, 2])[1:] == [("cat", 0), ("dog", 2)]

@@ -152,3 +152,10 @@ def test_shift_of_a_call_replaces_dynamic_shifting():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         FlowConfig(**settings)
+
+
+def test_a_heun_schedulers_own_shift_is_the_same_as_one_that_is_given():
+    own, given = FlowMatchHeunDiscreteScheduler(shift=1 / 0.3), FlowMatchHeunDiscreteScheduler()
+    set_sampling_times(own, 5)
+    set_sampling_times(given, 5, 0.3)
+    torch.testing.assert_close(own.sigmas, given.sigmas)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from diffusers import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -114,6 +115,21 @@ def test_what_is_older_than_a_retrained_model_is_not_shown_as_its_own(finished, 
     assert measured() == {"reconstruction"}
     run_all(longer, folder)
     assert measured() == {"reconstruction", "generation"}
+
+
+def test_a_pipelines_statistics_hold_whatever_factor_its_autoencoder_had(finished, preset, tmp_path):
+    model = AutoencoderVMAE.from_pretrained(finished / "autoencoder")
+    model.register_to_config(scaling_factor=0.5)
+    model.save_pretrained(tmp_path / "scaled")
+    config = load_config(str(preset), [f"autoencoder.source={tmp_path / 'scaled'}", "sampling.solver=heun"])
+    run_stages(config, tmp_path / "run", "latents", "diffusion", "pipeline")
+    pipeline = load_pipeline(f"{tmp_path}/run")
+    latents = torch.randn(2, 4, 6, 6)
+    mean, std = (
+        torch.tensor(pipeline.vae.config[f"latents_{of}"]).view(1, 4, 1, 1) for of in ("mean", "std")
+    )
+    torch.testing.assert_close(pipeline._denormalise((latents - mean) / std), latents)
+    assert isinstance(pipeline.scheduler, FlowMatchHeunDiscreteScheduler)
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,15 @@ def test_a_pipeline_saved_with_either_solver_samples_with_the_one_asked_for(tmp_
     assert not np.array_equal(pixels["euler", "euler"], pixels["euler", "heun"])
 
 
+def test_guidance_that_one_class_cannot_have_is_refused_or_not_recorded(tmp_path):
+    alone = tiny_pipeline(transformer=tiny_transformer(std=0.3, num_classes=1))
+    alone.save_pretrained(tmp_path / "one")
+    with pytest.raises(UserError, match="has one class, none to be guided away from"):
+        sampled(f"{tmp_path}/one", tmp_path / "guided", guidance_scale=9.0)
+    _, made = sampled(f"{tmp_path}/one", tmp_path / "plain", guidance_scale=1.0)
+    assert made["guidance_scale"] == 1.0
+
+
 def test_a_pipeline_s_own_dynamic_shift_is_kept(tmp_path):
     source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     pixels, made = sampled(source, tmp_path / "own")

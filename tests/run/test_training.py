@@ -52,6 +52,13 @@ def test_a_training_from_a_file_keeps_its_stretched_positions(size: int) -> None
         torch.testing.assert_close(copy(images).sample, model(images).sample)
 
 
+def test_a_training_from_weights_forgets_the_statistics_of_their_latents():
+    model = small()
+    model.register_to_config(latents_mean=[1.0] * 4, latents_std=[2.0] * 4, scaling_factor=0.5)
+    config = resized(model, 16).config
+    assert (config["latents_mean"], config["latents_std"], config["scaling_factor"]) == (None, None, 1.0)
+
+
 @pytest.mark.parametrize("size", [16, 32])
 def test_a_training_from_a_rounded_file_has_exact_sine_cosine_positions(size: int) -> None:
     copy, exact = resized(small().to(torch.float16), size), small(sample_size=size)

@@ -270,7 +270,7 @@ def _measured(
         picture=picture,
         difference=difference(as_picture(to_uint8(original)), picture, STRENGTH),
         metrics=metrics_of(to_uint8(original), saved, perceptual),
-        parameters=count_parameters(autoencoder)[0],
+        parameters=sum(parameter.numel() for parameter in autoencoder.parameters()),
         latents=tuple(latents.shape[1:]),
         side=side,
         works={

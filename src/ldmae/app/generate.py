@@ -9,7 +9,7 @@ import json
 import math
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations, solver_class
 from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.run.sampling import known_classes
 
 _MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
 GUIDANCE, SHIFTS = (0.0, 10.0), (0.05, 3.0)
@@ -62,9 +63,9 @@ class GenerationRequest:
             solvers = " or ".join(SOLVERS)
             raise UserError(f"the solver must be {solvers} in the web app, got {self.sampling.solver!r}")
 
-    def labels(self, classes: int) -> list[int]:
-        """Returns each picture's class."""
-        return [k % classes if self.label is None else self.label for k in range(self.count)]
+    def labels(self, classes: Sequence[int]) -> list[int]:
+        """Returns each picture's class, of those that were trained."""
+        return [classes[k % len(classes)] if self.label is None else self.label for k in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def generate(
     """
     config, began = request.sampling, time.perf_counter()
     own = _own_pipeline(pipeline, config.solver)
-    labels = request.labels(len(class_names))
+    labels = request.labels(known_classes(pipeline))
     preview = _Preview(own)
     shown: np.ndarray | None = None
 

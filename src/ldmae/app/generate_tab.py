@@ -88,7 +88,7 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
         check_request(request, len(names), bench.most_pictures)
         first = {status: markup.bar(0, "Starting"), seed: request.sampling.seed}
         yield first | {pictures: markup.waiting("Preview starts after two steps…")}
-        labels = [names[label] for label in request.labels(len(names))]
+        labels = [names[label] for label in request.labels(bench.classes)]
 
         def work(job: Job) -> tuple[list[Generated], float]:
             began = time.perf_counter()
@@ -157,7 +157,7 @@ def _listen_to_settings(bench: Workbench, parts: SimpleNamespace) -> None:
 def _controls(bench: Workbench) -> SimpleNamespace:
     """Adds the controls: those of `_request_of` in its order, and others."""
     parts, own, most = SimpleNamespace(), bench.defaults, bench.most_pictures
-    classes = _class_choices(bench.class_names)
+    classes = _class_choices(bench.class_names, bench.classes)
     label = gr.Dropdown(classes, label="Class", value=classes[0][1])
     count = gr.Slider(1, most, value=min(8, most), step=1, label="Images")
     with gr.Row(elem_classes="ld-level"):
@@ -209,10 +209,10 @@ def _within(value: float, limits: tuple[float, float]) -> float:
     return min(max(value, limits[0]), limits[1])
 
 
-def _class_choices(names: list[str]) -> list[tuple[str, int]]:
+def _class_choices(names: list[str], known: Sequence[int]) -> list[tuple[str, int]]:
     seen = Counter(names)
-    choices = [(name if seen[name] == 1 else f"{name} ({k})", k) for k, name in enumerate(names)]
-    return choices if len(names) == 1 else [("All classes", _EVERY_CLASS), *choices]
+    choices = [(names[k] if seen[names[k]] == 1 else f"{names[k]} ({k})", k) for k in known]
+    return choices if len(choices) == 1 else [("All classes", _EVERY_CLASS), *choices]
 
 
 def _request_of(values: Sequence[Any]) -> GenerationRequest:

@@ -32,7 +32,7 @@ from ldmae.loading import (
     settings_of,
 )
 from ldmae.perception.lpips import PerceptualDistance, load_perceptual
-from ldmae.run.sampling import own_sampling, picture_size, pipeline_classes
+from ldmae.run.sampling import known_classes, own_sampling, picture_size, pipeline_classes
 from ldmae.run.threads import settle_alone, velocity
 
 _GUIDANCE, _INTERVAL = 3.0, (0.1, 1.0)
@@ -143,6 +143,11 @@ class Workbench:
         parts = (self.pipeline.transformer, self.pipeline.vae)
         return {"model": self.name, "weights": fingerprint([fingerprint_model(part) for part in parts])}
 
+    @cached_property
+    def classes(self) -> list[int]:
+        """The classes that the diffusion model was trained on."""
+        return known_classes(self.pipeline)
+
     @property
     def device(self) -> torch.device:
         """Where the models compute."""
@@ -156,10 +161,9 @@ class Workbench:
     @cached_property
     def facts(self) -> list[str]:
         """What there is to say of the models, a few words each."""
-        autoencoder, diffusion = (
-            count_parameters(model)[0] / 1e6 for model in (self.pipeline.vae, self.pipeline.transformer)
-        )
-        classes = len(self.class_names)
+        models = self.pipeline.vae, self.pipeline.transformer
+        autoencoder, diffusion = (sum(p.numel() for p in model.parameters()) / 1e6 for model in models)
+        classes = len(self.classes)
         return [
             f"{self.size} × {self.size} pixels",
             f"{classes} classes" if classes > 1 else "1 class",

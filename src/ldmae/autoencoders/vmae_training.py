@@ -132,7 +132,9 @@ def resized(model: Any, size: int) -> AutoencoderVMAE:
             f"training starts from an AutoencoderVMAE, got {type(model).__name__}; use it as it is with "
             "autoencoder.source=…"
         )
-    copy: Any = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True)
+    # statistics are of the latents of that encoder, which is about to change
+    fresh: Any = {"latents_mean": None, "latents_std": None, "scaling_factor": 1.0}
+    copy: Any = AutoencoderVMAE.from_config(model.config, sample_size=size, use_mask_token=True, **fresh)
     tables = {name: table for name, table in copy.state_dict().items() if name.endswith("pos_embed")}
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tables}
     if model.mask_token is None:  # a final official checkpoint lacks it: it starts as it was drawn

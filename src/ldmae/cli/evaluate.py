@@ -167,7 +167,7 @@ def compare(
     _, folder = resolve(preset, overrides, out)
     runs = open_runs()
     if dry_run:
-        say(runs.describe_comparison(*runs.plan_comparison(preset, overrides or [])))
+        say(runs.describe_comparison(preset, overrides or [], only, seed, restart))
         return
     results = results or folder / "results"
     runs.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]], restart)

@@ -48,7 +48,8 @@ def decoder(
     runs = open_runs(overrides)
     config = runs.decoder_config(source, overrides or [], folder)
     if dry_run:
-        say(runs.describe_decoder(config, folder))
+        there = runs.describe_standings(config, folder, restart)
+        say("\n".join([runs.describe_decoder(config, folder), *(f"# {line}" for line in there)]))
         return
     runs.run_stages(config, folder, "autoencoder", restart=restart)
     if main_process():

@@ -194,7 +194,8 @@ def sample(
 ) -> None:
     """Generate images with a trained pipeline: a class grid, PNG files, and their settings.
 
-    For a run folder, the defaults are the run's settings. For a pipeline they are 8 images of each class (24
+    For a run folder and pretrained:NAME, the defaults are the settings it was made with. For another
+    pipeline they are 8 images of each class (24
     classes at most), 50 steps of the pipeline's solver, and no guidance.
     """
     runs = open_runs()
@@ -209,7 +210,7 @@ def sample(
     changes = {name: value for name, value in named.items() if value is not None}
     if runs.is_run_folder(source):
         folder = Path(source)
-        if not (changes or classes or out):
+        if not (changes or classes or out or device != "auto"):
             config = run_config(folder, None, allow_code)
             runs.run_stages(config, folder, "pipeline", "samples")
             say(f"samples: {folder / 'samples' / 'grid.png'}")

@@ -79,11 +79,9 @@ def _dynamic_shift(config: Any, tokens: int) -> float:
 @contextlib.contextmanager
 def _shift_overridden(scheduler: Any, timestep_shift: float | None) -> Iterator[None]:
     """Gives the scheduler another shift while its grid is made, and its own back afterwards."""
-    if timestep_shift is None:
-        yield
-    elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
         own, own_min = scheduler.config["shift"], scheduler.sigma_min
-        scheduler.register_to_config(shift=scheduler_shift(timestep_shift))
+        scheduler.register_to_config(shift=own if timestep_shift is None else scheduler_shift(timestep_shift))
         scheduler.sigma_min = (
             1 / scheduler.config["num_train_timesteps"]
         )  # the stored one bears its own shift
@@ -92,6 +90,8 @@ def _shift_overridden(scheduler: Any, timestep_shift: float | None) -> Iterator[
         finally:
             scheduler.register_to_config(shift=own)
             scheduler.sigma_min = own_min
+    elif timestep_shift is None:
+        yield
     else:
         own, dynamic = scheduler.shift, scheduler.config["use_dynamic_shifting"]
         scheduler.set_shift(scheduler_shift(timestep_shift))

@@ -23,7 +23,6 @@ _PLACES = {
     "is_run_folder": "loading",
     "open_run": "run.schedule",
     "outdated_parts": "loading",
-    "plan_comparison": "run.comparison_plan",
     "refuse_code": "loading",
     "render_report": "report.run",
     "run_all": "run.commands",

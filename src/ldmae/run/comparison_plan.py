@@ -21,6 +21,8 @@ from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.provenance import changed
 from ldmae.run.flatness import check_checkpoints
 from ldmae.run.recorded import training_settings, training_steps
+from ldmae.run.schedule import find
+from ldmae.run.stages import stages
 from ldmae.run.variants import Variant, variant
 
 
@@ -134,9 +136,19 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
         return Matching(flops, shape.width, own, False, full_size)
 
 
-def describe_comparison(units: list[Unit], matching: Matching) -> str:
+def describe_comparison(
+    preset: str,
+    overrides: list[str],
+    only: list[str] | None = None,
+    seeds: list[int] | None = None,
+    restart: str | None = None,
+) -> str:
     """Returns the text of `--dry-run`: each unit with its steps, and what the autoencoders cost."""
-    lines = []
+    units, matching = plan_comparison(preset, overrides)
+    units, lines = chosen_units(units, only, seeds), list[str]()
+    for unit in units:
+        if restart is not None:
+            find(stages(unit.config), restart)
     for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")

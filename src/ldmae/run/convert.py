@@ -53,8 +53,9 @@ def convert_to_official(folder: Path, file: Path) -> Any:
     Raises:
         UserError: the folder holds neither, or one that is not whole, or the file exists.
     """
-    if file.exists():
-        raise UserError(f"{file} exists; name another file, or delete it")
+    if file.exists() or file.suffix not in (".pth", ".pt"):
+        what = "exists" if file.exists() else "does not end in .pth or .pt, as official files do"
+        raise UserError(f"{file} {what}; name another file, or delete it")
     path = folder / "config.json"
     if not path.is_file():
         parts = [part.parent.name for part in sorted(folder.glob("*/config.json"))]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
+from ldmae.config.registry import SOLVERS
 from ldmae.core.files import atomic_folder
 from ldmae.diffusion.backbones import backbone_class
 from ldmae.diffusion.flow import scheduler_shift
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
+from ldmae.diffusion.solvers import solver_class
 from ldmae.latents.statistics import load_statistics
 from ldmae.loading import load_model
 from ldmae.run.run import Run, run_autoencoder
@@ -21,16 +22,16 @@ def save_pipeline(run: Run) -> dict[str, str]:
     """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
     mean, std = load_statistics(run.folder / "latents")
     statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    sampling = run.config.sampling
+    solver = solver_class(sampling.solver if sampling.solver in SOLVERS else "euler")
     vae: Any = run_autoencoder(run)
     own = isinstance(vae, AutoencoderVMAE)
     if own:
-        vae.register_to_config(**statistics)
+        vae.register_to_config(**statistics, scaling_factor=1.0)  # which the statistics hold
     pipeline = LDMAEPipeline(
         vae=vae,
         transformer=load_model(backbone_class(run.config.diffusion), run.folder / "diffusion"),
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            shift=scheduler_shift(run.config.sampling.timestep_shift or 0.0)
-        ),
+        scheduler=solver(shift=scheduler_shift(sampling.timestep_shift or 0.0)),
         id2label={label: run.train.classes[label] for label in _trained_classes(run)},
         **({} if own else statistics),
     )

@@ -184,6 +184,9 @@ def _example(model: Any, name: str, config: Config) -> str:
     label = next(iter(names.values()), 0)
     scale = sampling.guidance_scale if model.transformer.config["num_classes"] > 1 else 1.0
     call = f"guidance_scale={scale}, num_inference_steps={sampling.num_inference_steps}"
+    if scale != 1:
+        call += f", guidance_interval={tuple(sampling.guidance_interval)}"
+        call += f", guidance_channels={sampling.guidance_channels}" if sampling.guidance_channels else ""
     return (
         "from diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)  # needs ldmae\n'

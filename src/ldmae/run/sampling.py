@@ -65,8 +65,14 @@ def _save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingCo
             name = re.sub(r"[^\w.-]+", "_", names[label])[:60]
             Image.fromarray(image).save(temporary / "images" / f"{i:04d}_{name}.png")
         save_png(class_grid(images, labels, names, config.per_class), temporary / "grid.png")
-        made = {**plain(config), "class_names": names, "labels": labels}
+        made = {**plain(_guidable(pipeline, config)), "class_names": names, "labels": labels}
         write_json(temporary / "samples.json", made)
+
+
+def _guidable(pipeline: LDMAEPipeline, config: SamplingConfig) -> SamplingConfig:
+    """Returns the settings that take effect: one class has none to be guided away from."""
+    several = cast(Any, pipeline.transformer.config).num_classes > 1
+    return config if several else config.replace(guidance_scale=1.0)
 
 
 def pipeline_classes(pipeline: LDMAEPipeline) -> list[str]:
@@ -112,8 +118,7 @@ def generated_batches(
     if type(pipeline.scheduler) is not solver:
         pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
     start, end = config.guidance_interval
-    classes = cast(Any, pipeline.transformer.config).num_classes
-    scale = config.guidance_scale if classes > 1 else 1.0  # one class has none to be guided away from
+    scale = _guidable(pipeline, config).guidance_scale
     with progress_bar(description, len(labels), "images", show=show) as advance:
         for i in range(0, len(labels), config.batch_size):
             chosen = labels[i : i + config.batch_size]
@@ -165,6 +170,8 @@ def sample_from(
     else:
         config = SamplingConfig(**own_sampling(pipeline))
     config = config.replace(**changes)
+    if changes.get("guidance_scale", 1) != 1 and _guidable(pipeline, config) != config:
+        raise UserError(f"{source} has one class, none to be guided away from; leave guidance 1")
     every = _class_choice(known_classes(pipeline), config.max_classes)
     chosen = [pipeline.class_id(name) for name in classes] or every
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()

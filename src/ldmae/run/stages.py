@@ -113,7 +113,7 @@ def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stag
             reads=("autoencoder", "latents", "diffusion"),
             outputs=("pipeline",),
             makes=("pipeline",),
-            settings={"timestep_shift": config.sampling.timestep_shift},
+            settings={"timestep_shift": config.sampling.timestep_shift, "solver": config.sampling.solver},
             execute=save_pipeline,
         ),
     )
