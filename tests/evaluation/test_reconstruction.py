@@ -119,7 +119,7 @@ def test_no_images_small_images_and_nan_are_refused():
 class Corners:
     """Three features of an image: the means of a corner's red, green and blue."""
 
-    dimensions, kid_label, fd_label = 3, "KID", "FID"
+    name, dimensions, kid_label, fd_label = "corners", 3, "KID", "FID"
 
     def __call__(self, images):
         assert images.dtype == torch.uint8

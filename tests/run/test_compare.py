@@ -95,7 +95,7 @@ def test_units_that_were_made_are_those_that_the_preset_makes(preset):
 def test_a_finished_unit_is_the_same_on_another_machine_with_the_same_images():
     here, there = (
         plan_comparison("compare-photos", [f"data={place}", "latents.batch_size=8"][:many])[0][0]
-        for place, many in (("/home/ann/photos", 1), ("/mnt/photos", 2))
+        for place, many in (("here/photos", 1), ("there/photos", 2))
     )
     made = {"settings": json.loads(json.dumps(here.settings)), "data": {"fingerprint": "f"}}
     assert unit_changes(there, made) == []

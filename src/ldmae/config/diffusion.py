@@ -119,7 +119,7 @@ class DiffusionConfig(Settings):
             raise ValueError(
                 "training.validate_every is for autoencoders; leave it 0: nothing is held out here"
             )
-        if self.options and self.kind in DIFFUSION:
+        if self.options and self.other_kind is None:
             raise ValueError(f"options are for a class of yours; kind={self.kind} reads diffusion.model")
         if self.lora.rank and self.init is None:
             raise ValueError(
