@@ -10,9 +10,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from PIL import Image
 
 from ldmae.config import load_config
+from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.errors import UserError
+from ldmae.loading import load_pipeline
 from ldmae.run.sample_cache import generated_images
-from ldmae.run.sampling import sample_from
+from ldmae.run.sampling import _save_samples, sample_from
 
 from ..tiny import tiny_pipeline, tiny_transformer
 
@@ -51,8 +53,9 @@ def test_guidance_that_one_class_cannot_have_is_refused_or_not_recorded(tmp_path
     alone.save_pretrained(tmp_path / "one")
     with pytest.raises(UserError, match="has one class, none to be guided away from"):
         sampled(f"{tmp_path}/one", tmp_path / "guided", guidance_scale=9.0)
-    _, made = sampled(f"{tmp_path}/one", tmp_path / "plain", guidance_scale=1.0)
-    assert made["guidance_scale"] == 1.0
+    guided = SamplingConfig(guidance_scale=3.0, per_class=1, num_inference_steps=2)  # as a preset has it
+    _save_samples(load_pipeline(f"{tmp_path}/one"), [0], guided, tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "samples.json").read_text())["guidance_scale"] == 1.0
 
 
 def test_a_pipeline_s_own_dynamic_shift_is_kept(tmp_path):

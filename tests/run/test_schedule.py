@@ -173,7 +173,7 @@ def test_what_is_done_stays_done_on_a_machine_of_another_precision(begin):
 def test_what_another_made_is_not_replaced_unasked(begin, tmp_path):
     (tmp_path / "autoencoder").mkdir()  # by hand
     tuning = begin().stages[0]
-    with pytest.raises(UserError, match=r"has an autoencoder already, .*--restart autoencoder.tuning"):
+    with pytest.raises(UserError, match=r"holds autoencoder already, .*--restart autoencoder.tuning"):
         schedule._refuse_replacing(begin(), tuning)
     (tmp_path / "autoencoder").rmdir()
     schedule._refuse_replacing(begin(), tuning)

@@ -53,7 +53,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Output folder. Default: results/NAME; a run's own go into it."),
+        typer.Option("--out", help="Output folder. Default: results/NAME, or the run itself."),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:

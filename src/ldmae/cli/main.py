@@ -195,8 +195,7 @@ def sample(
     """Generate images with a trained pipeline: a class grid, PNG files, and their settings.
 
     For a run folder and pretrained:NAME, the defaults are the settings it was made with. For another
-    pipeline they are 8 images of each class (24
-    classes at most), 50 steps of the pipeline's solver, and no guidance.
+    pipeline they are 8 images of each class (24 classes at most), 50 steps of its solver, and no guidance.
     """
     runs = open_runs()
     named = {

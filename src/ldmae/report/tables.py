@@ -362,11 +362,9 @@ def _floor(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
 
 def _floor_notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     """Says what precision's and recall's floor was measured on: they depend on the numbers of images."""
-    metrics, shares = (
-        comparison.metrics,
-        [f"floor {column.name}" for column in columns if column.wanted.share],
-    )
-    of = metrics[(metrics.measurement == "floor") & metrics["name"].isin(shares)]
+    shares = [f"floor {column.name}" for column in columns if column.wanted.share]
+    metrics = comparison.metrics[comparison.metrics.measurement == "floor"]
+    of = metrics[metrics["name"].isin(shares)]
     return [
         f"Precision and recall depend on the numbers of images; between real halves: {counts}."
         for counts in dict.fromkeys(of.counts)

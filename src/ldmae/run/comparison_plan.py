@@ -188,7 +188,7 @@ def unit_changes(unit: Unit, made: dict[str, Any]) -> list[str]:
     every = made["settings"], unit.settings, replace(unit, config=default).settings
     if (made.get("data") or {}).get("fingerprint") is not None:
         for settings, (name, keys) in itertools.product(every, _ELSEWHERE.items()):
-            settings[name] = {k: v for k, v in settings[name].items() if k not in keys}
+            settings[name] = {k: v for k, v in settings.get(name, {}).items() if k not in keys}
     return changed(*every)
 
 

@@ -313,7 +313,7 @@ def _refuse_replacing(run: Run, stage: Stage) -> None:
     there = any((run.folder / path).exists() for path in stage.makes)
     if broadcast_object_list([made or there])[0]:
         raise UserError(
-            f"{run.folder} has an {stage.makes[0]} already, which {stage.name} would replace and did not "
+            f"{run.folder} holds {stage.makes[0]} already, which {stage.name} would replace and did not "
             f"make; name another folder with --out, or add --restart {stage.name}"
         )
 
