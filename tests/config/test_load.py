@@ -264,6 +264,11 @@ def test_an_impossible_setting_is_refused_before_anything_runs(override, message
         load_config("smoke", [override])
 
 
+def test_an_autoencoder_is_taken_as_it_is_or_trained_on_and_not_both():
+    with pytest.raises(UserError, match=r"source is taken as it is, .*autoencoder\.init; set one to null"):
+        load_config("finetune", ["autoencoder.source=runs/mine"])
+
+
 @pytest.mark.parametrize("stage", ["pretraining", "tuning"])
 def test_a_discriminator_too_deep_for_the_images_is_refused_before_anything_runs(stage):
     overrides = [f"autoencoder.{stage}.objective.adversarial_weight=0.5"]

@@ -19,7 +19,7 @@ from ldmae.run.plan import plan_trainings
 from ..tiny import vmae_sizes
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
-LARGE = ["imagenet-256", "imagenet-256-official", "celebahq-256", "celebahq-256-official"]
+LARGE = [f"{images}-256{kind}" for images in ("imagenet", "celebahq") for kind in ("", "-plus", "-official")]
 
 
 def test_the_presets_of_the_documentation_are_there():
@@ -189,6 +189,12 @@ def test_official_imagenet_preset_differs_from_the_papers_as_stated():
     assert (paper.sampling.guidance_channels, official.sampling.guidance_channels) == (None, 3)
     assert official.sampling.replace(guidance_channels=None) == paper.sampling
     assert official.diffusion == paper.diffusion
+
+
+@pytest.mark.parametrize("name", ["imagenet-256", "celebahq-256"])
+def test_plus_presets_are_the_papers_with_noise_in_decoder_tuning_alone(name):
+    paper = load_config(name, ["autoencoder.tuning.objective.latent_noise=0.25"])
+    assert load_config(f"{name}-plus") == paper != load_config(name)
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -8,7 +8,7 @@ from ldmae.core.errors import UserError
 from ldmae.images import emoji_sets
 from ldmae.images.emoji_sets import _family, prepare_emoji_sets
 from ldmae.images.index import open_images
-from ldmae.images.packages import Package, fetch
+from ldmae.images.packages import Package, drawn, fetch
 
 from ..pictures import encoded, tarred
 
@@ -140,3 +140,17 @@ def served():
     yield serve
     for server in servers:
         server.shutdown()
+
+
+def test_images_of_ones_own_are_not_replaced(tmp_path, fluent):
+    (tmp_path / "val" / "cats").mkdir(parents=True)
+    with pytest.raises(UserError, match="val exists, and `ldmae prepare` did not make it"):
+        prepare_emoji_sets(tmp_path, size=16, sets=["fluent"], given=fluent)
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["cats", "fluent.tgz"]
+    for _ in range(2):  # its own output is made again
+        prepare_emoji_sets(tmp_path / "out", size=16, sets=["fluent"], given=fluent)
+
+
+def test_a_class_of_a_single_family_is_not_all_held_out():
+    assert drawn(["a"], 0.9) == []
+    assert len(drawn(["a", "b", "c"], 0.99)) == 2

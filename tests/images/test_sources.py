@@ -324,3 +324,64 @@ def test_home_is_meant_by_a_tilde_wherever_a_path_is_typed(make, tmp_path, monke
     ]
     with pytest.raises(UserError, match=f"{home}/set holds no diffusers autoencoder"):
         load_autoencoder("~/set")
+
+
+def test_what_is_passed_over_among_held_out_images_is_said(make, tmp_path, capsys):
+    make.folder(
+        tmp_path, {f"{side}/{name}": [k] for k, name in enumerate(("cats", "dogs")) for side in ("a",)}
+    )
+    make.folder(tmp_path, {"a/cats": [5, 6, 7], "b/cats": [5, 20, 21, 22]})  # 5 is on both sides
+    (tmp_path / "b" / "cats" / "more.heic").write_bytes(b"x")
+    train, _ = open_images(DataConfig(source=f"{tmp_path}/a", val=f"{tmp_path}/b"), tmp_path / "c")
+    for fact in (
+        "1 of 4 images are training images",
+        "1 file ignored (1 .heic)",
+        'class "dogs" has no image',
+    ):
+        assert any(told.startswith(f"held out: {fact}") for told in train.facts), train.facts
+    assert "held out: 1 of 4 images" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_built_in_set_is_told_from_a_folder_of_its_name(make, tmp_path, monkeypatch):
+    make.folder(tmp_path, {"digits/cats": [1], "digits/dogs": [2]})
+    monkeypatch.chdir(tmp_path)
+    assert open_source(DataConfig(source="digits")).facts == [
+        "the built-in set, not the folder digits here, which is data.source=./digits"
+    ]
+    assert len(open_source(DataConfig(source="./digits"))) == 2
+
+
+def test_an_outer_folder_that_makes_all_images_one_class_is_said(make, tmp_path):
+    source = FolderSource(make.folder(tmp_path, {"Images/cats": [1], "Images/dogs": [2]}))
+    assert source.facts == [
+        f"2 folders in {tmp_path}/Images are one class; for a class each give data.source={tmp_path}/Images"
+    ]
+    assert FolderSource(make.folder(tmp_path / "flat", {"only": [1, 2]})).facts == []
+
+
+def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
+    (tmp_path / "own_images.py").write_text(
+        "from PIL import Image\n"
+        "class Own:\n"
+        "    name, licence, classes, labels = 'own', '', ['a', 'b'], [0, 1, -1]\n"
+        "    def __len__(self): return 3\n"
+        "    def read(self, k): return Image.effect_noise((40, 40), 90 + k).convert('RGBA')\n"
+        "    def describe(self, k): return str(k)\n"
+        "    def fingerprint(self): return 'own'\n"
+        "class Beyond(Own): labels = [0, 1, 2]\n"
+        "class Short(Own): labels = [0, 1]\n"
+        "class Broken(Own):\n"
+        "    def __init__(self): raise OSError('no disk')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    train, held_out = open_images(
+        DataConfig(source="own_images:Own", val="0.4"), tmp_path / "c", progress=False
+    )
+    assert sorted([*train.labels, *held_out.labels]) == [-1, 0, 1]
+    for name, told in (
+        ("Beyond", "one of them 2; expected 3 indices of its classes, up to 1, -1 for none"),
+        ("Short", r"labels of shape \(2,\); expected 3 indices"),
+        ("Broken", r"own_images:Broken\(\) failed: OSError: no disk"),
+    ):
+        with pytest.raises(UserError, match=told):
+            open_source(DataConfig(source=f"own_images:{name}"))

@@ -153,3 +153,20 @@ def test_unreadable_images_of_a_stream_are_borne_up_to_the_limit(make, served, t
         list(open_stream(bad).iterate(0, 0, part="all"))
     borne = config(served, source=str(tmp_path / "bad.tar"), stream=True, max_unreadable=0.5)
     assert list(open_stream(borne).iterate(0, 0, part="all")) == []
+
+
+def test_stream_of_class_folders_without_classes_says_that_they_are_passed_over(make, tmp_path, caplog):
+    names = ("cats/1.png", "dogs/2.png")
+    make.tar(tmp_path / "a.tar", [(name, make.encoded(make.image(k))) for k, name in enumerate(names)])
+    with caplog.at_level(logging.WARNING):
+        stream = open_stream(DataConfig(source=str(tmp_path / "a.tar"), stream=True))
+        assert [label for _, label in stream.iterate(0, 0, part="all")] == [0, 0]
+    assert "labels are ignored" in caplog.text
+
+
+def test_settings_that_a_stream_does_not_read_are_refused(make, tmp_path):
+    make.tar(tmp_path / "a.tar", [("1.png", make.encoded(make.image(1)))])
+    streamed = DataConfig(source=str(tmp_path / "a.tar"), stream=True)
+    for changes in ({"split": "test"}, {"image_column": "jpg"}):
+        with pytest.raises(UserError, match=r"has no splits|data\.image_column is for a table"):
+            open_stream(streamed.replace(**changes))

@@ -11,7 +11,7 @@ from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.sources import open_source
+from ldmae.images.sources import as_others, open_source
 from ldmae.images.streams import open_stream
 from ldmae.images.tables import TableSource
 
@@ -98,7 +98,7 @@ def test_table_rewritten_at_the_same_size_is_read_again(make, tmp_path, kind):
 
 def test_files_that_have_no_splits_hold_none_out(make, tmp_path):
     typed(make).to_parquet(tmp_path / "all.parquet")
-    with pytest.raises(UserError, match=r"6 of the 6 images that data.val=split:test holds out are training"):
+    with pytest.raises(UserError, match=r"split 'test'.*Unknown split \"test\""):
         open_images(
             DataConfig(source=str(tmp_path / "all.parquet"), val="split:test"), tmp_path, progress=False
         )
@@ -218,3 +218,46 @@ def test_column_that_holds_no_images_is_refused_in_a_line(make, tmp_path):
     pq.write_table(pa.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"the column 'image' .* expected images"):
         TableSource(str(tmp_path / "a.parquet"), image_column="image")
+
+
+def test_indices_of_classes_that_are_called_by_numbers_are_taken_as_indices(make, tmp_path):
+    names = sorted(map(str, range(12)))  # "10" is the third
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    made = datasets.Dataset.from_dict(table(make, 12, label=[*range(12)]), features=features)
+    made.to_parquet(tmp_path / "all.parquet")
+    config = DataConfig(source=str(tmp_path / "all.parquet"))
+    labels = {make.image(k).tobytes(): k for k in range(12)}
+    streamed = open_stream(config.replace(stream=True)).iterate(0, 0, part="all")
+    assert {image.tobytes(): label for image, label in streamed} == labels
+    assert open_source(config).labels.tolist() == [*range(12)]
+
+
+def test_every_table_file_of_a_folder_or_a_pattern_is_read_or_missed(make, tmp_path):
+    typed(make).to_parquet(tmp_path / "a.parquet")
+    typed(make, 3).to_parquet(tmp_path / "B.PARQUET")
+    (tmp_path / "notes.json").write_text("{}")
+    assert len(open_source(DataConfig(source=str(tmp_path)))) == 9
+    with pytest.raises(UserError, match=r"no file matches .*c\.parquet"):
+        open_source(DataConfig(source=f"{tmp_path}/{{a,c}}.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_a_split_of_a_table_without_splits_is_refused(make, tmp_path, kind):
+    path = tmp_path / f"all.{kind}"
+    if kind == "parquet":
+        typed(make).to_parquet(path)
+    else:
+        typed(make).save_to_disk(tmp_path / "all.saved")
+    if kind == "arrow":
+        next((tmp_path / "all.saved").glob("*.arrow")).rename(path)
+    with pytest.raises(UserError, match="'test'"):
+        open_source(DataConfig(source=str(path), split="test"))
+
+
+def test_settings_of_a_table_are_not_asked_of_held_out_images_of_another_kind(make, tmp_path):
+    typed(make).rename_column("image", "photo").to_parquet(tmp_path / "all.parquet")
+    make.folder(tmp_path / "val", {name: [20 + k] for k, name in enumerate(("ant", "bee", "cow"))})
+    config = DataConfig(source=str(tmp_path / "all.parquet"), image_column="photo", val=str(tmp_path / "val"))
+    _, held_out = open_images(config, tmp_path / "cache", progress=False)
+    assert held_out.labels.tolist() == [0, 1, 2]
+    assert as_others(config, config.source).image_column == "photo"

@@ -31,6 +31,7 @@ _CHEAPEST_FIRST = (
     "emoji",
     "quick",
     "emoji-long",
+    "emoji-three",
     "compare-emoji",
     "compare-photos",
 )

@@ -121,6 +121,11 @@ class Config(Settings):
     def _parts_fit_each_other(self) -> Self:
         if self.autoencoder.init is None:
             self.check_sizes()
+        elif self.autoencoder.source is not None:
+            raise ValueError(
+                "autoencoder.source is taken as it is, and nothing then starts from autoencoder.init; set "
+                "one to null"
+            )
         self._check_perceptual()
         self._check_discriminator()
         self._check_frozen()

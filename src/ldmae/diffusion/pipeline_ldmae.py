@@ -183,7 +183,8 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         set_sampling_times(self.scheduler, steps, shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        predict = partial(self._velocity, self.transformer.dtype)  # diffusers walks over all weights for it
+        dtype = self.transformer.dtype  # asked once: diffusers walks over all weights for it
+        predict = partial(self._velocity, dtype)
         # to the CPU at once, so that the loop does not wait for the device at every step
         times = (1 - timesteps.cpu().double() / self.scheduler.config["num_train_timesteps"]).tolist()
 
@@ -209,7 +210,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                     x = tensors.pop("latents", x)
                 bar.update()
 
-        require_finite(x, type(self.transformer).__name__, self.transformer.dtype)
+        require_finite(x, type(self.transformer).__name__, dtype)
         images = x if output_type == "latent" else _as_output(self.decode_latents(x, noises), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]

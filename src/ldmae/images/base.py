@@ -40,8 +40,11 @@ _PREPARED = ("emoji-sets", "wallpapers")
 
 
 def nfc(name: str) -> str:
-    """Returns a name in one spelling of its accents: macOS writes them as characters of their own (NFD)."""
-    return unicodedata.normalize("NFC", name)
+    """Returns a name in one spelling of its accents, which macOS writes as characters of their own (NFD).
+
+    Bytes of a file's name that are no UTF-8, which no text file takes, are escaped.
+    """
+    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
 def plain_label(value: Any) -> int | str | None:

@@ -18,12 +18,11 @@ from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
 from ldmae.images.base import Subset, content_hash
-from ldmae.images.builtin import SOURCES
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.facts import label_facts, share_facts, summary
-from ldmae.images.sources import held_out_share, kind_of, open_source
-from ldmae.images.split import open_held_out, refuse_seen, split_by_group
+from ldmae.images.sources import held_out_share, open_source
+from ldmae.images.split import open_held_out, seen_facts, split_by_group
 from ldmae.images.transforms import is_deep, load_picture, open_picture, span_of, to_rgb, value_range
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def _look(source: ImageSource, index: int) -> dict[str, Any]:
         if is_deep(image):
             load_picture(image)
             span = value_range(image)
-        image = to_rgb(image)
+    image = to_rgb(image)
     brightness = image.convert("L")
     grey = brightness.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey).astype(np.int16)
@@ -273,8 +272,7 @@ def open_images(
         UserError: nothing there, too many unreadable images, too few images, or held-out classes that
             training lacks.
     """
-    share = held_out_share(config.val)
-    _refuse_unread(config)
+    share, of_others = held_out_share(config.val), []
     source = open_source(config, cache_dir)
     usable, index = _usable(source, config, cache_dir, progress)
     if share is not None:
@@ -292,25 +290,17 @@ def open_images(
         if (span := getattr(_root(source), "span", None)) is not None:
             _root(other).span = span
         train = _subset(source, usable, index)
-        unseen = _subset(other, *_usable(other, config, cache_dir, progress))
-        refuse_seen(train, unseen, config)
-    train.unreadable = len(source) - len(usable)
+        usable, index_of_others = _usable(other, config, cache_dir, progress)
+        unseen = _subset(other, usable, index_of_others)
+        of_others = [*seen_facts(train, unseen, config), *_facts(other, index_of_others, unseen, "image")]
+    train.unreadable = int(np.count_nonzero(~index.readable))
     train.facts = _facts(source, index, train, "training image")
+    train.facts += [f"held out: {fact}" for fact in of_others if fact not in train.facts]
     if share is not None:
         train.facts += share_facts(len(train), len(unseen), share)
     if progress:
         console.print(summary(train, unseen, share), markup=False, soft_wrap=True)
     return train, unseen
-
-
-def _refuse_unread(config: DataConfig) -> None:
-    """Raises a UserError for a setting that what `data.source` names does not read."""
-    kind = "set" if config.source in SOURCES else kind_of(config.source)
-    readers = {"image_column": "table", "label_column": "table", "image_part": "shards"}
-    for name, reader in readers.items():
-        if getattr(config, name) is not None and kind != reader:
-            what = "a table (parquet, arrow, Hugging Face)" if reader == "table" else "tar shards"
-            raise UserError(f"data.{name} is for {what}, which {config.source} is not; omit it")
 
 
 def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) -> ImageSource:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldmae.core.errors import UserError
+from ldmae.core.files import read_json
 from ldmae.core.progress import console
 
 _PIECE = 2**20
@@ -51,9 +53,21 @@ def fetch(package: Package, cache: Path, given: Path | None = None) -> Path:
 
 
 def drawn(names: Iterable[str], share: float) -> list[str]:
-    """Returns the share of some names that is held out, one at least: those with the smallest hashes."""
+    """Returns the share of some names that is held out: those with the smallest hashes, and never all."""
     order = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    return order[: max(1, round(share * len(order)))]
+    return order[: min(len(order) - 1, max(1, round(share * len(order))))]
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises a UserError where a prepared set would replace `train` or `val` that is somebody's own."""
+    counts = folder / "counts.json"
+    if counts.is_file() and {"size", "counts"} <= set(read_json(counts)):
+        return
+    for side in ("train", "val"):
+        if (folder / side).exists():
+            raise UserError(
+                f"{folder / side} exists, and `ldmae prepare` did not make it; name another folder"
+            )
 
 
 def _download(package: Package, path: Path) -> None:
@@ -68,7 +82,12 @@ def _download(package: Package, path: Path) -> None:
         ):
             while piece := answer.read(_PIECE):
                 file.write(piece)
+            if answer.length:
+                raise OSError(f"the connection closed with {answer.length} bytes missing")
     except OSError as error:  # also URLError and time-outs
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # all of it had come
+            part.rename(path)
+            return
         raise UserError(
             f"{package.url} could not be downloaded ({error}); run the command again to continue, or "
             f"download it elsewhere and give the folder that holds {package.file} with --from"

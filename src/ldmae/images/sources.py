@@ -70,15 +70,27 @@ class FolderSource(FileSource):
                 yield noted(file, 0)
             for subfolder in subfolders:
                 for file in _walk(subfolder.path, (), ignored):
-                    yield noted(file, numbers.setdefault(_class_name(subfolder.name), len(numbers)))
+                    yield noted(file, numbers.setdefault(nfc(os.fsdecode(subfolder.name)), len(numbers)))
 
         self._names = Names.of(walk())
         self._states = np.array(states).reshape(-1, 3)  # (N, 3) int64: size, times of change
         self.labels = np.array(labels, dtype=np.int64)
         self.classes = [*numbers] or [self.name]
         self.flat = not numbers
-        self.facts = ignored.facts()
+        self.facts = [*ignored.facts(), *self._deeper()]
         self._refuse_odd_layouts(len(flat), [os.fsdecode(entry.name) for entry in subfolders])
+
+    def _deeper(self) -> list[str]:
+        """Returns what is to be said of the only class where its pictures lie in folders of their own."""
+        if len(self.classes) > 1 or self.flat:
+            return []
+        places = {os.path.dirname(self._names[k]) for k in range(len(self))}  # noqa: PTH120, a bytes path
+        if len(places) == 1:
+            return []
+        outer = self.folder / self.classes[0]
+        return [
+            f"{len(places):,} folders in {outer} are one class; for a class each give data.source={outer}"
+        ]
 
     def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
         if not len(self):
@@ -152,11 +164,6 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
 
 
-def _class_name(folder: bytes) -> str:
-    """Returns a folder's name as a class's; bytes that are no UTF-8, which files lack, are escaped."""
-    return nfc(os.fsdecode(folder)).encode("utf-8", "backslashreplace").decode()
-
-
 def _walk(
     folder: bytes, above: tuple[tuple[int, int], ...], ignored: Ignored
 ) -> Iterator[os.DirEntry[bytes]]:
@@ -209,15 +216,13 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             f"{config.source!r} can only be streamed, and this needs images with random access (an exact "
             f"order, latents): download it first and give the local path, or omit data.stream"
         )
+    refuse_unread(config)
     name = config.source
     kind = "set" if name in SOURCES else kind_of(name)
-    if kind != "table" and config.split != DataConfig().split:
-        raise UserError(
-            f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
-            "images by path or as a share, such as data.val=0.05"
-        )
     if kind == "set":
         source: ImageSource = open_builtin(name)
+        if Path(name).is_dir():
+            source.facts = [f"the built-in set, not the folder {name} here, which is data.source=./{name}"]  # pyright: ignore[reportAttributeAccessIssue]
     elif kind == "code":
         source = _own_source(name)
     elif kind == "folder":
@@ -240,6 +245,31 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             f"it has: {shortened(source.classes)}"
         )
     return with_classes(source, config.classes, strict=False)
+
+
+def refuse_unread(config: DataConfig) -> None:
+    """Raises a UserError for a setting that what `data.source` names does not read."""
+    name = config.source
+    kind = "set" if name in SOURCES else "shards" if is_address(name) else kind_of(name)
+    if kind != "table" and config.split != DataConfig().split:
+        raise UserError(
+            f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
+            "images by path or as a share, such as data.val=0.05"
+        )
+    readers = {"image_column": "table", "label_column": "table", "image_part": "shards"}
+    for setting, reader in readers.items():
+        if getattr(config, setting) is not None and kind != reader:
+            what = "a table (parquet, arrow, Hugging Face)" if reader == "table" else "tar shards"
+            raise UserError(f"data.{setting} is for {what}, which {name} is not; omit it")
+
+
+def as_others(config: DataConfig, source: str) -> DataConfig:
+    """Returns settings for other images; those for a kind of source stay where both are of one kind."""
+    others = config.replace(source=source, classes=None, against=None, val="0.5", stream=False)
+    plain = [name in SOURCES or is_address(name) for name in (config.source, source)]
+    if not any(plain) and kind_of(config.source) == kind_of(source):
+        return others
+    return others.replace(image_column=None, label_column=None, image_part=None, split=DataConfig().split)
 
 
 def kind_of(name: str) -> str:
@@ -274,7 +304,12 @@ def kind_of(name: str) -> str:
 
 def _own_source(name: str) -> ImageSource:
     """Builds a user's own source from `package.module:Name`."""
-    source = import_object(name)()
+    try:
+        source = import_object(name)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}() failed: {type(error).__name__}: {error}") from error
     lacks = [part for part in dir(ImageSource) if part[0] != "_" and not hasattr(source, part)]
     lacks += [part for part in ("name", "licence", "classes", "labels") if not hasattr(source, part)]
     if lacks or not hasattr(source, "__len__"):
@@ -282,6 +317,15 @@ def _own_source(name: str) -> ImageSource:
             f"{name}() gave {type(source).__name__}, without {', '.join(lacks) or 'length'}; expected an "
             "ldmae.contracts.ImageSource"
         )
+    labels, known = np.asarray(source.labels), range(-1, len(source.classes))
+    odd = {*labels.ravel().tolist()} - {*known}
+    if labels.shape != (len(source),) or odd:
+        one = f", one of them {min(odd, key=str)!r}" if odd else ""
+        raise UserError(
+            f"{name}() has labels of shape {labels.shape}{one}; expected {len(source)} indices of its "
+            f"classes, up to {known[-1]}, -1 for none"
+        )
+    source.labels = labels.astype(np.int64)
     return source
 
 

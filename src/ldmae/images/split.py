@@ -8,9 +8,9 @@ import numpy as np
 
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, counted
 from ldmae.images.base import Subset, with_classes
-from ldmae.images.sources import FolderSource, open_source
+from ldmae.images.sources import FolderSource, as_others, open_source
 
 
 def split_by_group(group: np.ndarray, share: float, labels: np.ndarray | None = None) -> np.ndarray:
@@ -77,7 +77,7 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
                 f"data.val={config.val} are the training images themselves; name others, or hold out a share "
                 "of these, as with data.val=0.05"
             )
-        named = config.replace(source=config.val, val="0.5", classes=None)
+        named = as_others(config, config.val)
     other = open_source(named, cache_dir)
     if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
         raise UserError(
@@ -90,8 +90,12 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
     return with_classes(other, source.classes, strict=config.classes is None)
 
 
-def refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
-    """Raises where most held-out images are training images, as those of files that have no splits are."""
+def seen_facts(train: Subset, unseen: Subset, config: DataConfig) -> list[str]:
+    """Returns how many held-out images are training images, to the byte.
+
+    Raises:
+        UserError: most are, as those of files that have no splits are.
+    """
     assert train.content is not None
     assert unseen.content is not None
     seen = int(np.isin(unseen.content, train.content).sum())
@@ -100,3 +104,4 @@ def refuse_seen(train: Subset, unseen: Subset, config: DataConfig) -> None:
             f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
             f"data.source={config.source}; name others, or hold out a share of these, as with data.val=0.05"
         )
+    return [f"{seen:,} of {counted(len(unseen), 'image')} are training images"] if seen else []

@@ -21,7 +21,7 @@ from ldmae.images.base import content_hash, nfc, plain_label
 from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
 from ldmae.images.shards import expand_braces, find_shards
-from ldmae.images.sources import held_out_share, is_address, kind_of
+from ldmae.images.sources import held_out_share, is_address, kind_of, refuse_unread
 from ldmae.images.tables import load_table, picture_bytes, table_files
 from ldmae.images.tar import Part, clean_name, image_part, label_of, part_name, runs
 
@@ -55,6 +55,7 @@ class StreamSource:
         shards: what opens each shard.
         classes: class names; a stream's labels can't be collected beforehand. Empty: all images are one
             class.
+        indexed: whether labels are indices of `classes`, as those of a dataset's ClassLabel are.
         share: share of the images held out, by hash of the content.
         max_unreadable: share of unreadable images that is accepted.
         buffer: items that the shuffle buffer holds.
@@ -66,13 +67,15 @@ class StreamSource:
         shards: list["_Shard"],
         *,
         classes: list[str] | None = None,
+        indexed: bool = False,
         share: float = 0.05,
         max_unreadable: float = 0.01,
         buffer: int = 1000,
     ):
         self.name, self.licence = name, ""
         self.classes = [nfc(label) for label in classes] if classes else [name]
-        self._one_class, self._told = not classes, False
+        self._one_class, self._told, self._indexed = not classes, False, indexed
+        self._folder: str | None = None
         self._shards = shards
         self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
         logger.warning(
@@ -146,15 +149,20 @@ class StreamSource:
 
     def _label(self, item: _Item) -> int:
         if self._one_class:
-            if item.label is not None and not self._told:
+            folder = item.folders[-1] if item.folders else None
+            self._folder = self._folder or folder
+            label = folder if item.label is None and folder != self._folder else item.label
+            if label is not None and not self._told:
                 self._told = True
                 logger.warning(
                     "%s: labels are ignored (%s has %r); to use them, name their classes in data.classes",
                     self.name,
                     item.name,
-                    item.label,
+                    label,
                 )
             return 0
+        if self._indexed and isinstance(item.label, int):
+            return item.label if item.label in range(len(self.classes)) else -1
         if item.label is None:  # a folder may be named after its class
             folders = (nfc(folder) for folder in reversed(item.folders))
             return next((self.classes.index(folder) for folder in folders if folder in self.classes), -1)
@@ -328,6 +336,7 @@ def open_stream(config: DataConfig) -> StreamSource:
         )
     options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
     name = config.source
+    refuse_unread(config)
     if is_address(name) or kind_of(name) == "shards":
         addresses = (
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
@@ -347,4 +356,5 @@ def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSou
         _Shard(f"{config.source}, shard {k}", _TableOpener(dataset, k, image_column, label_column))
         for k in range(dataset.num_shards)
     ]
-    return StreamSource(config.source.split("/")[-1], shards, classes=config.classes or classes, **options)
+    options |= {"classes": config.classes or classes, "indexed": classes is not None}
+    return StreamSource(config.source.split("/")[-1], shards, **options)

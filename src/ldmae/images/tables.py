@@ -5,6 +5,7 @@
 import base64
 import glob
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import numpy as np
 
 from ldmae.core.errors import UserError, check_known, counted, reason_of
 from ldmae.core.files import stamp, stamp_of
-from ldmae.images.base import LABEL_NAMES, FileSource, is_pattern, nfc, number_labels, plain_label, shortened
+from ldmae.images.base import (
+    LABEL_NAMES,
+    SPLIT_NAMES,
+    FileSource,
+    is_pattern,
+    nfc,
+    number_labels,
+    plain_label,
+    shortened,
+)
 from ldmae.images.cache import numbered
 from ldmae.images.shards import expand_braces, match_files
 
@@ -129,10 +139,13 @@ def holds_images(path: Path) -> bool:
 
 
 def _local_files(name: str) -> list[Path]:
-    if is_pattern(name):
-        return [path for one in expand_braces(name) for path in match_files(one)]
-    path = Path(name).expanduser()
-    return [path] if path.is_file() else []
+    if not is_pattern(name):
+        path = Path(name).expanduser()
+        return [path] if path.is_file() else []
+    found = {one: match_files(one) for one in expand_braces(name)}
+    if lacking := [one for one, files in found.items() if not files]:
+        raise UserError(f"no file matches {lacking[0]}; check data.source")
+    return [path for files in found.values() for path in files]
 
 
 def table_files(name: str) -> list[Path]:
@@ -209,23 +222,29 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         place = f"ldmae-{stamp_of(*map(stamp, local)):016x}"
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
-    files = [str(path) for path in _local_files(name)]
-    if is_pattern(name) and not files:
-        raise UserError(f"no file matches {name}; check data.source")
-    if files:
+    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    files = [] if saved else [str(path) for path in table_files(name)]
+    words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
+    if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:
+            _refuse_split(name, split)
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
         kind = "parquet" if files[0].lower().endswith(".parquet") else "arrow"
-        return datasets.load_dataset(kind, data_files={split: [*map(glob.escape, files)]}, **options)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        saved = datasets.load_from_disk(
-            str(folder)
-        )  # what Dataset.save_to_disk wrote; already memory-mapped arrow
-        if isinstance(saved, datasets.DatasetDict):
-            check_known("split", split, map(str, saved), name)
-            saved = saved[split]
-        return saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files))) if streaming else saved
+        return datasets.load_dataset(kind, data_files={"train": [*map(glob.escape, files)]}, **options)
+    if saved:
+        table = datasets.load_from_disk(str(folder))  # by Dataset.save_to_disk; memory-mapped arrow
+        if isinstance(table, datasets.DatasetDict):
+            check_known("split", split, map(str, table), name)
+            table = table[split]
+        else:
+            _refuse_split(name, split)
+        return table.to_iterable_dataset(num_shards=max(1, len(table.cache_files))) if streaming else table
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)
+
+
+def _refuse_split(name: str, split: str) -> None:
+    if split != "train":
+        raise UserError(f"{name} has no splits, but {split!r} was requested; omit data.split")
 
 
 def _is_plain(feature: Any) -> bool:

@@ -80,7 +80,7 @@ def label_of(sample: _Sample, read: Callable[[Part], bytes]) -> tuple[int | str 
 def _parse_label(extension: str, content: bytes) -> int | str | None:
     """Returns the label in a sample's `.cls` (a number or a name) or `.json` (under `LABEL_NAMES`)."""
     if extension != "json":
-        return plain_label(content[:1000].decode("utf-8", "replace"))
+        return plain_label(content[:1000].decode("utf-8-sig", "replace"))
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

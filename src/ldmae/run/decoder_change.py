@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.evaluation.api import load_measurement
 from ldmae.evaluation.measuring import measure
 from ldmae.evaluation.results import read_results
 from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images
+from ldmae.images.sources import as_others
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.report.before_after import Section, write_change
@@ -74,7 +74,7 @@ def _images(run: Run) -> dict[str, tuple[Any, Any]]:
     """Returns the images to measure on, by name: each those to measure, and those that were trained on."""
     found = {_OWN: (run.held_out, run.train)}
     if run.config.data.against is not None:
-        data = DataConfig(source=run.config.data.against)
+        data = as_others(run.config.data, run.config.data.against)
         others = open_all_images(data, run.folder / "data", progress=run.main)
         found[_AGAINST] = (others, others)
     return found
@@ -83,7 +83,8 @@ def _images(run: Run) -> dict[str, tuple[Any, Any]]:
 def _subject(run: Run, model: Any, images: tuple[Any, Any], trained: bool = True) -> Subject:
     config = run.config
     if not trained:
-        config = config.replace(autoencoder=config.autoencoder.replace(source=config.autoencoder.init))
+        auto = config.autoencoder
+        config = config.replace(autoencoder=auto.replace(source=auto.init, init=None))
     return Subject(
         autoencoder=model,
         held_out=images[0],
