@@ -11,7 +11,8 @@ from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError
 from ldmae.images.dataset import StreamDataset
 from ldmae.images.index import open_images
-from ldmae.images.sources import as_others, open_source
+from ldmae.images.sources import open_source
+from ldmae.images.split import as_others
 from ldmae.images.streams import open_stream
 from ldmae.images.tables import TableSource
 

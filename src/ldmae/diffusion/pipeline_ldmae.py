@@ -183,8 +183,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         set_sampling_times(self.scheduler, steps, shift, tokens, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        dtype = self.transformer.dtype  # asked once: diffusers walks over all weights for it
-        predict = partial(self._velocity, dtype)
+        predict = partial(self._velocity, dtype := self.transformer.dtype)  # it walks over all weights
         # to the CPU at once, so that the loop does not wait for the device at every step
         times = (1 - timesteps.cpu().double() / self.scheduler.config["num_train_timesteps"]).tolist()
 

@@ -84,13 +84,10 @@ class FolderSource(FileSource):
         """Returns what is to be said of the only class where its pictures lie in folders of their own."""
         if len(self.classes) > 1 or self.flat:
             return []
-        places = {os.path.dirname(self._names[k]) for k in range(len(self))}  # noqa: PTH120, a bytes path
-        if len(places) == 1:
-            return []
+        places = len({os.path.dirname(self._names[k]) for k in range(len(self))})  # noqa: PTH120, a bytes path
         outer = self.folder / self.classes[0]
-        return [
-            f"{len(places):,} folders in {outer} are one class; for a class each give data.source={outer}"
-        ]
+        told = f"{places:,} folders in {outer} are one class; for a class each give data.source={outer}"
+        return [told] if places > 1 else []
 
     def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
         if not len(self):
@@ -263,15 +260,6 @@ def refuse_unread(config: DataConfig) -> None:
             raise UserError(f"data.{setting} is for {what}, which {name} is not; omit it")
 
 
-def as_others(config: DataConfig, source: str) -> DataConfig:
-    """Returns settings for other images; those for a kind of source stay where both are of one kind."""
-    others = config.replace(source=source, classes=None, against=None, val="0.5", stream=False)
-    plain = [name in SOURCES or is_address(name) for name in (config.source, source)]
-    if not any(plain) and kind_of(config.source) == kind_of(source):
-        return others
-    return others.replace(image_column=None, label_column=None, image_part=None, split=DataConfig().split)
-
-
 def kind_of(name: str) -> str:
     """Returns `folder`, `shards`, `table` or `code`."""
     if not name:
@@ -304,10 +292,9 @@ def kind_of(name: str) -> str:
 
 def _own_source(name: str) -> ImageSource:
     """Builds a user's own source from `package.module:Name`."""
+    make = import_object(name)
     try:
-        source = import_object(name)()
-    except UserError:
-        raise
+        source = make()
     except Exception as error:
         raise UserError(f"{name}() failed: {type(error).__name__}: {error}") from error
     lacks = [part for part in dir(ImageSource) if part[0] != "_" and not hasattr(source, part)]

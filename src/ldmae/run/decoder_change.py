@@ -11,7 +11,7 @@ from ldmae.evaluation.measuring import measure
 from ldmae.evaluation.results import read_results
 from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images
-from ldmae.images.sources import as_others
+from ldmae.images.split import as_others
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.report.before_after import Section, write_change
