@@ -143,7 +143,7 @@ GENERATION = (
 )
 BETWEEN = (Wanted("ifid", r"iFI?D(-.*)?"), Wanted("ifid", r"iKID(-.*)?"))
 AREA = Wanted("smoothness", r".*-AUC")
-ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:3], AREA, *BETWEEN)
+ABLATION = (*RECONSTRUCTION[1:], *GENERATION[:3], *GENERATION[5:], AREA, *BETWEEN)
 COST = (
     Wanted("efficiency", "parameters", unit="M", divisor=1e6, counted=True),
     Wanted("efficiency", "weights", unit="MiB", divisor=2**20, counted=True),
