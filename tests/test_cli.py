@@ -477,6 +477,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("sample RUN --class dics", "did you mean 'disc'?"),
         ("sample RUN --steps 0", "num_inference_steps must be at least 1"),
         ("sample RUN --out RUN", "holds other files"),
+        ("sample RUN --out RUN/config.yaml", "holds other files, or is one"),
         ("sample nowhere", "nowhere"),
         ("evaluate nowhere data=IMAGES", "there is no nowhere"),
         ("evaluate RUN/diffusion data=IMAGES", "LightningDiTTransformer2DModel"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -438,6 +439,24 @@ def test_a_pipeline_of_parts_that_were_trained_again_is_not_used_as_if_it_were_o
     records.write()
     with pytest.raises(UserError, match=r"older than its diffusion; join them again with `ldmae sample "):
         load_pipeline(f"{tmp_path}/run")
+
+
+def test_a_run_that_takes_an_autoencoder_is_that_one_whatever_it_once_trained(saved, tmp_path):
+    run = Path(shutil.copytree(saved / "run", tmp_path / "run"))
+    records = Records(run)
+    records.stages = {
+        "autoencoder.tuning": Record(outputs={"autoencoder": "old"}, status="done"),
+        "pipeline": Record(inputs={"autoencoder": "taken"}, status="done"),
+    }
+    records.write()
+    (run / "autoencoder").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="older than its autoencoder"):
+        load_pipeline(str(run))
+    settings = yaml.safe_load((run / "config.yaml").read_text()) or {}
+    settings["autoencoder"] = {**settings.get("autoencoder", {}), "source": "elsewhere"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    ours, theirs = load_autoencoder(str(run)).state_dict(), load_pipeline(str(run)).vae.state_dict()
+    assert all(weight.equal(theirs[name]) for name, weight in ours.items())
 
 
 def test_a_pipeline_of_another_kind_is_named(tmp_path):

@@ -115,10 +115,9 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
         trained = _own_class(folder, "autoencoder", "kind", allow_code)
         if trained is not None and (folder / "autoencoder").exists():
             return load_model(import_object(trained), folder / "autoencoder")
-        inside = folder / "pipeline" / "vae"  # of a run that took its autoencoder from elsewhere
-        folder = (
-            folder / "autoencoder" if (folder / "autoencoder").exists() or not inside.exists() else inside
-        )
+        inside, trained = folder / "pipeline" / "vae", folder / "autoencoder"
+        taken = _setting(folder, "autoencoder", "source") is not None  # from elsewhere
+        folder = inside if inside.exists() and (taken or not trained.exists()) else trained
         if not folder.exists():
             raise UserError(
                 f"the run {source} has no autoencoder yet; train it with `ldmae train autoencoder`"
@@ -190,23 +189,30 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
 def outdated_parts(run: str) -> list[str]:
     """Returns the parts of a run's pipeline that were trained again since it was joined."""
     with contextlib.suppress(UserError):  # a record that can't be read says nothing
-        return Records(Path(run), writes=False).outdated("pipeline")
+        parts = Records(Path(run), writes=False).outdated("pipeline")
+        taken = _setting(Path(run), "autoencoder", "source") is not None  # what it once trained plays no part
+        return [part for part in parts if not (taken and part == "autoencoder")]
     return []
 
 
 def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:
     """Returns `package.module:Name` where one of a run's settings names a class of the user's own."""
+    source = _setting(run, group, key)
+    if not isinstance(source, str) or not is_import_path(source):
+        return None
+    refuse_code(run / "config.yaml", [source], allow_code)
+    return source
+
+
+def _setting(run: Path, group: str, key: str) -> Any:
+    """Returns one of a run's settings as it is written; None where it is not."""
     path = run / "config.yaml"
     try:
         settings = read_yaml(path.read_text(encoding="utf-8"), "it")
     except (UserError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {reason_of(error)}; put back the run's own") from error
     part = settings.get(group) if isinstance(settings, dict) else None
-    source = part.get(key) if isinstance(part, dict) else None
-    if not isinstance(source, str) or not is_import_path(source):
-        return None
-    refuse_code(path, [source], allow_code)
-    return source
+    return part.get(key) if isinstance(part, dict) else None
 
 
 def refuse_code(path: Path | str, names: Iterable[str], allow_code: bool) -> None:

@@ -28,6 +28,7 @@ def test_file_of_ours_comes_back_with_what_the_official_layout_has_no_place_for(
         hidden_act="silu",
         latents_mean=[0.5, 1.0, -1.0],
         latents_std=[1.0, 2.0, 3.0],
+        scaling_factor=0.5,
     )
     torch.save(to_official_checkpoint(ours), tmp_path / "vmae.pth")
     again = load_official_vmae(tmp_path / "vmae.pth")

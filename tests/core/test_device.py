@@ -53,6 +53,8 @@ def test_auto_picks_the_best_device_there_is():
 def test_an_unknown_device_is_refused_with_those_there_are(name):
     with pytest.raises(UserError, match=r"no device .* here; take one of: auto, .*cpu"):
         pick_device(name)
+    with pytest.raises(UserError, match=r"no device 'cpu:first' \(Invalid device string"):
+        pick_device("cpu:first")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ldmae.run.initial_diffusion import (
     check_initial_diffusion,
     initial_model,
     with_initial_diffusion,
+    without_adapter,
 )
 from ldmae.run.plan import plan_trainings
 
@@ -212,8 +214,19 @@ def test_an_adapter_begins_as_the_source_and_merges_to_the_same_model():
 
 @needs_peft
 def test_a_target_that_no_layer_is_called_is_refused_by_name():
-    with pytest.raises(UserError, match=r"names 'attn\.q', which no layer.*its blocks have .*attn\.qkv"):
-        add_adapter(drawn_transformer(), LoraConfig(rank=2, targets=["attn.q"]))
+    for target in ("attn.q", "attn", "adaLN_modulation.0"):  # the last two are no linear layers
+        with pytest.raises(
+            UserError, match=rf"names '{target}', which no linear layer.*blocks have .*attn\.qkv"
+        ):
+            add_adapter(drawn_transformer(), LoraConfig(rank=2, targets=[target]))
+
+
+def test_an_adapter_of_a_training_before_does_not_stay_beside_a_whole_one(tmp_path):
+    (tmp_path / "lora").mkdir()
+    run: Any = SimpleNamespace(config=load_config("smoke"), main=True, folder=tmp_path)
+    model = drawn_transformer()
+    assert without_adapter(run, model) is model
+    assert not (tmp_path / "lora").exists()
 
 
 @needs_peft

@@ -418,6 +418,8 @@ def test_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path)
     assert teachers(load_config("emoji", [f"autoencoder.source={tmp_path}"])) == {"st-lpips-alex"}
     started = load_config("emoji", [f"autoencoder.init={tmp_path}", mute, both])
     assert teachers(started) == {"st-lpips-alex"}
+    save_config(started, tmp_path / "config.yaml")  # of itself, as where a decoder was tuned and taken back
+    assert teachers(started) == set()
     aligned = load_config("emoji", [mute, both, "autoencoder.pretraining.objective.alignment_weight=0.1"])
     assert teachers(aligned) == {"efficientnet_lite0"}
     judged = [

@@ -9,24 +9,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import typer
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
 
 from ldmae.cli.main import app
-from ldmae.config import load_config, save_config
+from ldmae.config import load_config, save_config, to_yaml
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
+from ldmae.core.provenance import Record, Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.results import write_results
-from ldmae.run.publish import Publication, publish
+from ldmae.run.decoder_change import AFTER
+from ldmae.run.publish import Publication, _started, _without_paths, publish
 
 from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
 from .fake_hub import TOKEN, FakeHub
@@ -171,6 +174,8 @@ def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):
         ("config", ["--licence", "mit"], "run is not a run folder"),
         ("stages", ["--licence", "mit"], "run is not finished"),
         ("folder", ["--licence", "mit"], "out exists and is not empty"),
+        ("older", ["--licence", "mit"], "the samples and evaluation of run are of an older pipeline"),
+        ("limits", ["--licence", "mit", "--limits", "run/limits"], "limits is not text in UTF-8"),
         ("vae", ["--licence", "mit", "--allow-code"], "has a Own of .*publish your code as a package"),
     ],
 )
@@ -181,6 +186,13 @@ def test_what_can_t_be_published_is_said_before_anything_is_written(
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     if damage in ("config", "stages"):
         (run / {"config": "config.yaml", "stages": "stages.json"}[damage]).unlink()
+    (run / "limits").write_bytes(b"caf\xe9")
+    if damage == "older":
+        records = Records(run)
+        records.stages["pipeline"].outputs = {"pipeline": "new"}
+        for name in ("samples", "evaluation"):
+            records.stages[name] = Record(inputs={"pipeline": "old"}, status="done")
+        records.write()
     if damage == "folder":
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").touch()
@@ -192,6 +204,31 @@ def test_what_can_t_be_published_is_said_before_anything_is_written(
         words("run", "out", *arguments)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"run", "out"} if damage == "folder" else left == {"run"}
+
+
+@pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderTiny, VQModel])
+def test_the_code_on_an_autoencoder_s_card_runs_whatever_its_class(kind, run, tmp_path):
+    shutil.rmtree(run / "autoencoder")
+    kind().save_pretrained(run / "autoencoder")
+    shutil.rmtree(run / "results")
+    (run / "results.json").unlink()
+    write_results(
+        run / AFTER, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=21.5)])
+    )
+    publish(run, tmp_path / "out", Publication(licence="mit", autoencoder=True))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "21.5" in card.text  # of a decoder alone
+    made: dict[str, Any] = {}
+    exec(code_of(card), made)
+    assert made["restored"].shape == (1, 3, 24, 24)
+
+
+def test_no_path_of_the_machine_is_published():
+    changes = ["data.against=/home/ann/a", "evaluation.masks=/home/ann/b", "data=../home/ann/photos"]
+    changes += ["autoencoder.source=official:/home/ann/vmae.pth", "diffusion.init=official:/home/ann/dit.pt"]
+    config = load_config("smoke", changes)
+    assert "/home/ann" not in to_yaml(_without_paths(config, "photos"))
+    assert _started(config.replace(autoencoder=config.autoencoder.replace(source="runs/q")), False)[1] is None
 
 
 LOADED = """

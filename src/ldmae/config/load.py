@@ -87,14 +87,15 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def typed_settings(preset: str, overrides: list[str] | None = None) -> dict[str, Any]:
+def typed_settings(preset: str | None, overrides: list[str] | None = None) -> dict[str, Any]:
     """Returns the settings that a user wrote: in a YAML file of theirs, which may be based on others, and as
     overrides.
 
     Raises:
         UserError: as `load_config`.
     """
-    own = {} if preset in preset_names() else {k: v for k, v in _read_layer(preset).items() if k != "base"}
+    layer = {} if preset is None or preset in preset_names() else _read_layer(preset)
+    own = {key: value for key, value in layer.items() if key != "base"}
     merged = OmegaConf.to_container(OmegaConf.merge(own, _override_layer(overrides or [])))
     return typing.cast(dict[str, Any], merged)
 

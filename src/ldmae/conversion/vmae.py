@@ -58,6 +58,7 @@ _OWN_KEYS = (
     "hidden_act",
     "latents_mean",
     "latents_std",
+    "scaling_factor",
 )
 
 

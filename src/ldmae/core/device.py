@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmae.core.errors import UserError, counted
+from ldmae.core.errors import UserError, counted, reason_of
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -27,7 +27,10 @@ def pick_device(name: str = "auto") -> torch.device:
     if not there.get(name.partition(":")[0]):
         usable = ", ".join(kind for kind in there if there[kind])
         raise UserError(f"there is no device {name!r} here; take one of: auto, {usable}")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {name!r} ({reason_of(error)}); an example: cuda:0") from error
 
 
 def moved(batch: dict[str, Any], device: torch.device | str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ldmae.config.diffusion import LoraConfig
 from ldmae.core.errors import UserError
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -28,13 +30,13 @@ def add_adapter(model: Any, config: LoraConfig) -> Any:
     require_peft()
     import peft  # pyright: ignore[reportMissingImports]
 
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in config.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             ends = sorted({".".join(name.split(".")[-2:]) for name in names if name.startswith("blocks.0.")})
             raise UserError(
-                f"diffusion.lora.targets names {target!r}, which no layer of the model is called; its blocks "
-                f"have {', '.join(end for end in ends if end != 'blocks.0')}"
+                f"diffusion.lora.targets names {target!r}, which no linear layer of the model is called; its "
+                f"blocks have {', '.join(ends)}"
             )
     model.requires_grad_(False)
     model.add_adapter(

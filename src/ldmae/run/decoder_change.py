@@ -25,6 +25,8 @@ _FOLDER = "before-after"
 """In the run folder: metrics of both decoders, by images and side."""
 TABLE, _PICTURE = f"{_FOLDER}.md", f"{_FOLDER}.png"
 _OWN, _AGAINST = "own", "against"
+AFTER = f"{_FOLDER}/{_OWN}/after"
+"""Where the results on the run's own held-out images are, with the new decoder."""
 _TITLES = {_OWN: "Held-out images", _AGAINST: "Images of data.against"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config, load_config, to_yaml
+from ldmae.config import Config, load_config, to_yaml, typed_settings
 from ldmae.core.autoencoding import setting
 from ldmae.core.errors import UserError
 from ldmae.core.progress import duration
@@ -45,7 +45,10 @@ def decoder_config(source: str, overrides: list[str], folder: Path) -> Config:
     elif (patches := setting(model, "encoder_input_size")) is not None:  # an AutoencoderRAE, of one size only
         patch = setting(model, "encoder_patch_size")
         layer["image_size"] = patches // patch * setting(model, "patch_size")
-    return load_config(layer, overrides)
+    config = load_config(layer, overrides)
+    typed = typed_settings(None, overrides)
+    with_shape(config, initial_shape(config, folder), typed)  # refuses what contradicts it
+    return config
 
 
 def describe_decoder(config: Config, folder: Path) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,8 @@ def model_to_train(run: Run, channels: int, grid: int) -> Any:
 def without_adapter(run: Run, model: Any) -> Any:
     """Saves what a trained model has of an adapter, and returns the model with it merged."""
     if not run.config.diffusion.lora.rank:
+        if run.main:  # that of a training before
+            shutil.rmtree(run.folder / ADAPTER, ignore_errors=True)
         return model
     if run.main:
         with atomic_folder(run.folder / ADAPTER) as temporary:

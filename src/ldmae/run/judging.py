@@ -30,16 +30,16 @@ def write_metrics(folder: Path, name: str, metrics: list[Metric], made: SampleSe
     write_results(folder, name, OF_GENERATED[name], Measured(metrics), record)
 
 
-def teachers(config: Config) -> set[str]:
+def teachers(config: Config, known: frozenset[str] = frozenset()) -> set[str]:
     """Returns the networks that a run's autoencoder is trained with, in whatever stage.
 
     They give a perceptual distance, or features that latents are aligned with. Those of the autoencoder that
-    it takes, or starts from, are among them where its settings are known.
+    it takes, or starts from, are among them where its settings are known, and not among the `known`.
     """
     auto = config.autoencoder
     before = auto.source or auto.init
-    made_with = None if before is None else settings_of(before)
-    found = set() if made_with is None else teachers(load_config(made_with))
+    made_with = None if before is None or before in known else settings_of(before)
+    found = set() if made_with is None else teachers(load_config(made_with), known | {str(before)})
     parts = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
     for objective in [getattr(auto, part).objective for part in parts]:
         taught = [term for term in ("perceptual", "alignment") if getattr(objective, f"{term}_weight", 0) > 0]

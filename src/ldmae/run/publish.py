@@ -17,6 +17,7 @@ from ldmae.autoencoders.onnx import export_onnx, require_onnx
 from ldmae.config import Config, load_config, to_yaml
 from ldmae.core.errors import UserError, reason_of
 from ldmae.core.files import atomic_folder, read_json, write_json, write_text
+from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.results import read_results
@@ -24,6 +25,7 @@ from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be
 from ldmae.report import grids
 from ldmae.report.card import Card, write_card
 from ldmae.report.data import read_arrays
+from ldmae.run.decoder_change import AFTER
 from ldmae.run.initial_diffusion import ADAPTER
 
 _PLAIN = ("ldmae", "diffusers")
@@ -78,21 +80,22 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
         load_pipeline(str(run), how.allow_code) if whole else load_autoencoder(str(run), how.allow_code)
     )
     _check_classes(run, model)
-    path = run / "results.json"
+    measured = run if whole or (run / "results.json").is_file() else run / AFTER
+    path = measured / "results.json"
     results = read_results(path) if path.is_file() else []
     data = how.data or read_json(run / "data.json", dict)["name"]
     with atomic_folder(folder) as temporary:
         save_model_files(model, temporary, how.half)
         told = summary(model, config, data)  # before what exports makes its weights fp32
-        write_pictures(run, temporary, whole)
+        write_pictures(measured, temporary, whole)
         write_text(temporary / "settings.yaml", to_yaml(_without_paths(config, data)))
         if results:
             shutil.copy(path, temporary / "results.json")
-        if whole and (run / ADAPTER).is_dir():
+        if whole and config.diffusion.lora.rank and (run / ADAPTER).is_dir():
             shutil.copytree(run / ADAPTER, temporary / ADAPTER)
         autoencoder = model.vae if whole else model
         shapes = export_onnx(autoencoder, temporary / "onnx", config.image_size) if how.onnx else None
-        name, (started, base) = how.push or folder.name, _started(config, whole)
+        name, (started, base) = how.push or folder.resolve().name, _started(config, whole)
         card = Card(
             title=name.split("/")[-1],
             summary=told,
@@ -173,11 +176,19 @@ def seeds(config: Config) -> str:
 
 def _example(model: Any, name: str, config: Config) -> str:
     if not isinstance(model, LDMAEPipeline):
+        ours = type(model).__module__.startswith("ldmae.")
+        kind = "AutoModel" if ours else type(model).__name__
+        how = ", trust_remote_code=True)  # needs ldmae" if ours else ")"
+        image = torch.zeros(1, 3, config.image_size, config.image_size, dtype=model.dtype)
+        with torch.no_grad():
+            encoded: Any = model.encode(image)
+        parts = {"latent_dist": "latent_dist.mode()", "latents": "latents", "latent": "latent"}
+        part = next(text for field, text in parts.items() if hasattr(encoded, field))
         return (
-            "import torch\nfrom diffusers import AutoModel\n\n"
-            f'autoencoder = AutoModel.from_pretrained("{name}", trust_remote_code=True)  # needs ldmae\n'
+            f"import torch\nfrom diffusers import {kind}\n\n"
+            f'autoencoder = {kind}.from_pretrained("{name}"{how}\n'
             f"images = torch.zeros(1, 3, {config.image_size}, {config.image_size})  # in [-1, 1]\n"
-            "latents = autoencoder.encode(images).latent_dist.mode()\n"
+            f"latents = autoencoder.encode(images).{part}\n"
             "restored = autoencoder.decode(latents).sample"
         )
     sampling, names = config.sampling, dict(model.config["id2label"] or {})
@@ -200,14 +211,19 @@ def _of_autoencoder(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _without_paths(config: Config, data: str) -> Config:
     """Returns the settings without the paths of the machine: images are called what the card calls them."""
-    paths = {key: data for key in ("source", "val") if Path(getattr(config.data, key)).is_absolute()}
+
+    def is_path(value: str | None) -> bool:
+        path = Path((value or "").removeprefix("official:"))
+        return path.is_absolute() or ".." in path.parts
 
     def named(part: Any, *keys: str) -> Any:
-        given = {key: getattr(part, key) for key in keys}
-        return part.replace(**{k: Path(v).name for k, v in given.items() if v and Path(v).is_absolute()})
+        given = {key: getattr(part, key) for key in keys if is_path(getattr(part, key))}
+        return part.replace(**{key: Path(value).name for key, value in given.items()})
 
+    paths = {key: data for key in ("source", "val", "against") if is_path(getattr(config.data, key))}
     return config.replace(
         data=config.data.replace(**paths),
+        evaluation=named(config.evaluation, "masks"),
         autoencoder=named(config.autoencoder, "source", "init"),
         diffusion=named(config.diffusion, "init"),
     )
@@ -219,7 +235,8 @@ def _started(config: Config, whole: bool) -> tuple[str, str | None]:
     sources |= {"diffusion model": config.diffusion.init} if whole else {}
     found = {what: source for what, source in sources.items() if source}
     told = [f"The {what} is, or started from, `{Path(source).name}`." for what, source in found.items()]
-    hub = [s for s in found.values() if may_be_hub_name(s) and not Path(s).exists()]
+    local = [s for s in found.values() if Path(s).exists() or s.startswith("runs/")]
+    hub = [s for s in found.values() if may_be_hub_name(s) and s not in local]
     return " ".join(told), hub[-1] if hub else None
 
 
@@ -245,6 +262,12 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
         what = ", ".join([*unfinished, *lacking]) or "nothing is trained yet"
         alone = "; or publish its autoencoder alone with --autoencoder" if whole else ""
         raise UserError(f"{run} is not finished ({what}); finish it with `ldmae run`{alone}")
+    records = Records(run, writes=False)
+    if whole and (stale := [name for name in ("samples", "evaluation") if records.outdated(name)]):
+        raise UserError(
+            f"the {' and '.join(stale)} of {run} are of an older pipeline than is there; make them again "
+            "with `ldmae run`"
+        )
     return load_config(str(run / "config.yaml")), whole
 
 
@@ -254,7 +277,11 @@ def read_limits(path: Path | None) -> list[str]:
         return []
     if not path.is_file():
         raise UserError(f"--limits={path} is no file; write a sentence a line into it, or omit it")
-    lines = (line.strip().removeprefix("- ") for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--limits={path} is not text in UTF-8; save it as that") from error
+    lines = (line.strip().removeprefix("- ") for line in text.splitlines())
     return [line for line in lines if line]
 
 

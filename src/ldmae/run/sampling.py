@@ -174,9 +174,10 @@ def sample_from(
         raise UserError(f"{source} has one class, none to be guided away from; leave guidance 1")
     every = _class_choice(known_classes(pipeline), config.max_classes)
     chosen = [pipeline.class_id(name) for name in classes] or every
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there and ("samples.json" not in there or there - _MADE):  # all of it would be replaced
-        raise UserError(f"{folder} holds other files; name another folder with --out")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = there and ("samples.json" not in there or there - _MADE)  # all of it would be replaced
+    if foreign or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} holds other files, or is one; name another folder with --out")
     labels = [label for label in chosen for _ in range(config.per_class)]
     pipeline = pipeline.to(pick_device(device))
     amount = min(config.batch_size, len(labels))
