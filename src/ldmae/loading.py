@@ -27,7 +27,7 @@ from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
-SHIPPED = {"emoji": "emoji-long"}
+SHIPPED = {"emoji": "emoji-long", "emoji-three": "emoji-three"}
 """The pipelines in the package by name, each with the preset that it was trained with."""
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _FORMS = (
@@ -49,7 +49,7 @@ def pretrained(name: str = "emoji") -> Path:
     """Returns the folder of a trained pipeline that ships in the package.
 
     Args:
-        name: `emoji`. Its folder holds a model card, README.md.
+        name: `emoji` or `emoji-three`. Its folder holds a model card, README.md.
 
     Returns:
         What `LDMAEPipeline.from_pretrained` loads, and any verb of the command line as `pretrained:NAME`.

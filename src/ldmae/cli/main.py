@@ -157,7 +157,7 @@ def encode(
 @app.command(
     epilog=examples(
         "ldmae sample runs/emoji",
-        "ldmae sample pretrained:emoji --class animals",
+        "ldmae sample pretrained:emoji-three --class animals",
         "ldmae sample runs/emoji --class clocks --class flags --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out images",
     )
@@ -331,7 +331,7 @@ def open_page(
     source: Annotated[
         str,
         typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
-    ] = "pretrained:emoji",
+    ] = "pretrained:emoji-three",
     host: Annotated[
         str,
         typer.Option(
@@ -378,7 +378,7 @@ def open_page(
 ) -> None:
     """Open the web app: generate, explore the autoencoder, compare autoencoders, read the report.
 
-    Default source: the shipped model, pretrained:emoji. The app needs Gradio, the extra `app`.
+    Default source: the shipped model, pretrained:emoji-three. The app needs Gradio, the extra `app`.
     """
     from ldmae.app.serve import serve
 
