@@ -171,8 +171,8 @@ def test_slurm_script_starts_a_launcher_with_options_that_it_knows(tmp_path):
 
 def test_program_runs():
     (program,) = BLOCKS
-    names = {"images": torch.rand(2, 3, 48, 48) * 2 - 1}
+    names = {"images": torch.rand(2, 3, 64, 64) * 2 - 1}
     exec(program, names)
-    assert names["image"].size == (48, 48)
+    assert names["image"].size == (64, 64)
     assert names["latents"].shape == (2, 16, 8, 8)
-    assert names["decoded"].shape == (2, 3, 48, 48)
+    assert names["decoded"].shape == (2, 3, 64, 64)

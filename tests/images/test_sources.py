@@ -384,3 +384,8 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=told):
             open_source(DataConfig(source=f"own_images:{name}"))
+
+
+def test_the_folder_of_a_preset_that_is_missing_says_how_it_is_made(tmp_path):
+    with pytest.raises(UserError, match=r"`ldmae prepare emoji-sets .*emoji-three --set twemoji --set noto"):
+        open_source(DataConfig(source=f"{tmp_path}/emoji-three/train"))

@@ -224,10 +224,10 @@ def test_the_code_on_an_autoencoder_s_card_runs_whatever_its_class(kind, run, tm
 
 
 def test_no_path_of_the_machine_is_published():
-    changes = ["data.against=/home/ann/a", "evaluation.masks=/home/ann/b", "data=../home/ann/photos"]
-    changes += ["autoencoder.source=official:/home/ann/vmae.pth", "diffusion.init=official:/home/ann/dit.pt"]
+    changes = ["data.against=/srv/ann/a", "evaluation.masks=/srv/ann/b", "data=../srv/ann/photos"]
+    changes += ["autoencoder.source=official:/srv/ann/vmae.pth", "diffusion.init=official:/srv/ann/dit.pt"]
     config = load_config("smoke", changes)
-    assert "/home/ann" not in to_yaml(_without_paths(config, "photos"))
+    assert "/srv/ann" not in to_yaml(_without_paths(config, "photos"))
     assert _started(config.replace(autoencoder=config.autoencoder.replace(source="runs/q")), False)[1] is None
 
 

@@ -35,8 +35,12 @@ LABEL_NAMES = (
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
-_PREPARED = ("emoji-sets", "wallpapers")
-"""Names of the folders that `ldmae prepare` makes."""
+_PREPARED = {
+    "emoji-sets": "emoji-sets {}",
+    "emoji-three": "emoji-sets {} --set twemoji --set noto --set fluent",
+    "wallpapers": "wallpapers {}",
+}
+"""What `ldmae prepare` makes, by the names that presets give the folders."""
 
 
 def nfc(name: str) -> str:
@@ -282,7 +286,7 @@ def missing_path(name: str) -> UserError:
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
     hint = nearest(path.name, siblings) or nearest(name, SOURCES)
     if path.parent.name in _PREPARED:
-        hint = f"; make it with `ldmae prepare {path.parent.name} {path.parent}`"
+        hint = f"; make it with `ldmae prepare {_PREPARED[path.parent.name].format(path.parent)}`"
     return UserError(
         f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "
         f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(SOURCES)}"

@@ -312,7 +312,8 @@ def _own_source(name: str) -> ImageSource:
             f"{name}() has labels of shape {labels.shape}{one}; expected {len(source)} indices of its "
             f"classes, up to {known[-1]}, -1 for none"
         )
-    source.labels = labels.astype(np.int64)
+    if getattr(source.labels, "dtype", None) != np.int64:
+        source.labels = labels.astype(np.int64)
     return source
 
 
