@@ -82,11 +82,11 @@ def test_classes_of_the_same_name_are_told_apart(tmp_path):
 
 
 def test_the_first_screen_says_what_it_is_and_shows_images_of_the_shipped_model():
-    bench = open_workbench("pretrained:emoji", device="cpu", may_name=True)
+    bench = open_workbench("pretrained:emoji-three", device="cpu", may_name=True)
     parts = built(bench)
     assert parts["generate-pictures"]["value"].count("<figure") == 8
     assert "8 example images" in parts["generate-status"]["value"]
-    assert "masked autoencoders</a>: generate images with a <a" in markup.header("emoji", bench.facts)
+    assert "masked autoencoders</a>: generate images with a <a" in markup.header("emoji-three", bench.facts)
     assert not [fact for fact in bench.facts if "CPU" in fact]
     assert len(parts["compare-names"]["value"]) == 2  # with the first that can be had
     example = bench.examples[0]
