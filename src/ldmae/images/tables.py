@@ -223,7 +223,7 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    files = [] if saved else [str(path) for path in table_files(name)]
+    files = [] if saved or (folder / "README.md").is_file() else [str(path) for path in table_files(name)]
     words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
     if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:
