@@ -16,7 +16,8 @@ from ldmae.core.errors import UserError
         ({"epsilons": [math.nan]}, r"epsilons\[0\] must be a finite number"),
         ({"fractions": [0.5, 2.0]}, r"fractions\[1\] must be at most 1"),
         ({"fractions": []}, "fractions must have at least 1 item"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 0}, "evaluation.samples must be at least 1"),
+        ({"real_images": 0}, "evaluation.real_images must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_the_door(wrong, message):

@@ -98,8 +98,9 @@ def test_other_processes_than_the_main_one_write_nothing(tmp_path):
 
 def test_records_of_another_version_or_damaged_ones_are_named(tmp_path):
     path = tmp_path / "stages.json"
-    entry = {"name": "latents", "mood": 1}
-    for content in ({"schema": 2, "stages": [entry]}, {"records": []}, [], {"schema": 1, "stages": []}):
+    damaged = (3, [{"name": "latents", "mood": 1}], [{"name": "latents", "seconds": "long"}])
+    contents = [{"schema": 2, "stages": stages} for stages in damaged]
+    for content in (*contents, {"records": []}, [], {"schema": 1, "stages": []}):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"stages\.json was written by another .* name .*pipeline"):
             Records(tmp_path)

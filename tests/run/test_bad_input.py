@@ -45,20 +45,6 @@ def other(ldmae: Server, preset: Path, tmp_path_factory: pytest.TempPathFactory)
 # ---- images
 
 
-def test_missing_folder_is_named_with_the_nearest_one(ldmae, preset, pictures, tmp_path):
-    wrong = pictures.with_name("picturse")
-    message = refusal(ldmae.start("run", preset, f"data={wrong}", "--out", tmp_path / "run"))
-    assert str(wrong) in message
-    assert "did you mean 'pictures'" in message
-
-
-def test_empty_folder_says_what_was_expected(ldmae, preset, tmp_path):
-    (tmp_path / "empty").mkdir()
-    message = refusal(ldmae.start("run", preset, f"data={tmp_path / 'empty'}", "--out", tmp_path / "run"))
-    assert "no images in the folder" in message
-    assert ".png" in message
-
-
 def test_unreadable_images_are_named_and_refused_above_the_limit(ldmae, preset, pictures, tmp_path):
     folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     broken = folder / "discs" / "07.png"
@@ -87,7 +73,6 @@ def test_images_that_broke_between_two_starts_are_named(ldmae, preset, pictures,
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("diffusion.training.stepz=3", "did you mean 'diffusion.training.steps'"),
         ("autoencoder.model.hidden_act=gellu", "hidden_act"),
         ("evaluation.perceptual=lpips-alex", "31"),
         ("evaluation.samples=5", "at least 10 images"),
@@ -125,25 +110,17 @@ def test_refused_restart_begins_nothing_anew_and_changes_nothing(ldmae, preset, 
     assert read_run(copied) == before
 
 
-def test_resuming_on_other_images_is_refused(ldmae, preset, pictures, copied, tmp_path):
-    fewer = Path(shutil.copytree(pictures, tmp_path / "pictures"))
-    (fewer / "waves" / "00.png").unlink()
-    message = refusal(ldmae.start("run", preset, f"data={fewer}", "--out", copied))
-    assert "autoencoder.pretraining was started with other settings or inputs: images" in message
-    assert str(fewer) not in (copied / "config.yaml").read_text()
-
-
-def test_resuming_on_images_of_equal_names_and_sizes_is_refused(ldmae, preset, pictures, copied, tmp_path):
+@pytest.mark.parametrize("kept", [False, True])
+def test_resuming_on_other_images_is_refused(ldmae, preset, pictures, copied, tmp_path, kept):
     other = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     first, second = sorted((other / "waves").iterdir(), key=lambda path: path.stat().st_size)[:2]
-    second.write_bytes(first.read_bytes().ljust(second.stat().st_size, b"\0"))
+    if kept:  # names and sizes
+        second.write_bytes(first.read_bytes().ljust(second.stat().st_size, b"\0"))
+    else:
+        second.unlink()
     message = refusal(ldmae.start("run", preset, f"data={other}", "--out", copied))
     assert "autoencoder.pretraining was started with other settings or inputs: images" in message
-
-
-def test_fewer_steps_than_done_are_refused(ldmae, preset, copied):
-    message = refusal(ldmae.start("run", preset, "diffusion.training.steps=10", "--out", copied))
-    assert "diffusion was started with other settings or inputs: steps: 16 -> 10" in message
+    assert str(other) not in (copied / "config.yaml").read_text()
 
 
 def test_decoder_tuned_anew_leaves_latents_and_diffusion_model(ldmae, preset, copied):
@@ -198,10 +175,8 @@ def test_what_a_training_was_begun_on_is_not_replaced_under_it(ldmae, preset, co
     message = refusal(ldmae.start("run", preset, *change.split(), "--out", copied))
     assert words in message
     assert "name another folder with --out" in message
-    after = read_run(copied)
-    assert {k: v for k, v in before.items() if k.startswith(kept)} == {
-        k: v for k, v in after.items() if k.startswith(kept)
-    }
+    before, after = ({k: v for k, v in of.items() if k.startswith(kept)} for of in (before, read_run(copied)))
+    assert before == after
     assert (copied / "config.yaml").read_text() == settings
 
 
@@ -250,18 +225,8 @@ def test_shards_of_another_size_or_of_other_classes_are_refused(
     for name in ("autoencoder", "latents"):
         shutil.copytree(copied / name, tmp_path / "own" / name)
     first = json.loads((copied / "data.json").read_text())["classes"][0]["name"]
-    message = refusal(
-        ldmae.start(
-            "train",
-            "diffusion",
-            preset,
-            "latents.fingerprint=skip",
-            change.format(first=first),
-            "--out",
-            tmp_path / "own",
-        )
-    )
-    assert words in message
+    settings = ("latents.fingerprint=skip", change.format(first=first))
+    assert words in refusal(ldmae.start("train", "diffusion", preset, *settings, "--out", tmp_path / "own"))
 
 
 def test_more_steps_on_a_falling_rate_are_told(ldmae, preset, copied):
@@ -271,12 +236,6 @@ def test_more_steps_on_a_falling_rate_are_told(ldmae, preset, copied):
     assert "planned" not in first.output
     assert "diffusion was planned for 6 steps and is now to have 8" in again.output
     assert "at 0.00029 in place of 0. To train" in again.output
-
-
-def test_unknown_stage_to_restart_is_named(ldmae, preset, copied):
-    message = refusal(ldmae.start("run", preset, "--restart", "difusion", "--out", copied))
-    assert "did you mean 'diffusion'" in message
-    assert (copied / "diffusion").exists()
 
 
 # ---- what lies in the run folder
@@ -300,18 +259,6 @@ def test_latents_of_another_autoencoder_are_refused(ldmae, preset, copied, other
     assert "--restart latents" in message
 
 
-def test_missing_shard_of_latents_is_noticed_and_encoded_again(ldmae, preset, copied):
-    shutil.rmtree(copied / "diffusion")
-    shards = sorted((copied / "latents").glob("*.safetensors"))
-    assert len(shards) > 1
-    shards[-1].unlink()
-    message = refusal(ldmae.start("train", "diffusion", preset, "--out", copied))
-    assert "a shard is missing" in message
-    ldmae.run("encode", copied)
-    assert shards[-1].exists()
-    ldmae.run("train", "diffusion", preset, "--out", copied)
-
-
 @pytest.mark.parametrize(
     ("words", "setting"),
     [
@@ -331,28 +278,6 @@ def test_training_state_of_another_run_is_refused(ldmae, preset, copied, tmp_pat
     message = refusal(ldmae.start("run", preset, "--out", copied))
     assert "step-00000016.pt belongs to a training" in message
     assert "--restart diffusion" in message
-
-
-def test_damaged_training_state_is_named_and_the_one_before_serves(ldmae, preset, copied):
-    weights = read_run(copied / "diffusion")
-    last = copied / "checkpoints" / "diffusion" / "step-00000016.pt"
-    last.write_bytes(last.read_bytes()[:1000])
-    shutil.rmtree(copied / "diffusion")
-    message = refusal(ldmae.start("run", preset, "--out", copied))
-    assert str(last) in message
-    last.unlink()  # the next move that it named
-    ldmae.run("run", preset, "--out", copied)
-    assert read_run(copied / "diffusion") == weights
-
-
-def test_damaged_list_of_stages_is_named(ldmae, preset, copied):
-    (copied / "stages.json").write_text('{"stages": [')
-    assert "stages.json is not JSON" in refusal(ldmae.start("run", preset, "--out", copied))
-
-
-def test_run_folder_that_is_a_file_is_refused(ldmae, preset, tmp_path):
-    (tmp_path / "run").write_text("")
-    assert str(tmp_path / "run") in refusal(ldmae.start("run", preset, "--out", tmp_path / "run"))
 
 
 def test_second_program_on_a_run_folder_is_refused_and_disturbs_nothing(ldmae, preset, finished, tmp_path):

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from ldmae.config import load_config, save_config
 from ldmae.contracts import RESULTS_SCHEMA, Metric
 from ldmae.core.errors import UserError
-from ldmae.core.files import write_json
-from ldmae.core.provenance import Record, Records, read_record
+from ldmae.core.provenance import Record, read_record
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.results import merge_results, results_record, write_results
 from ldmae.loading import load_autoencoder, load_pipeline
@@ -71,22 +70,6 @@ def test_metrics_of_an_older_version_are_refused_with_the_next_move(run):
     np.savez(images, np.zeros((2, 16, 16, 3), np.uint8))
     with pytest.raises(UserError, match="is of schema 1"):  # before any network is opened
         evaluate_samples(str(images), ["evaluation.features=inception"], run, reference=images)
-
-
-@pytest.mark.parametrize(
-    "stages",
-    [
-        [],
-        {"schema": 2, "stages": 3},
-        {"schema": 2, "stages": [{"name": "latents", "seconds": "long"}]},
-        {"schema": 2, "stages": [{"name": "latents", "mood": 1}]},
-        {"schema": 1, "stages": []},
-    ],
-)
-def test_a_record_of_stages_of_another_shape_is_named(run, stages):
-    write_json(run / "stages.json", stages)
-    with pytest.raises(UserError, match=r"stages\.json was written by another version"):
-        Records(run)
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,6 @@ def test_oblong_samples_are_not_compared_with_squares(pictures):
     assert Path("figures/results.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["samples", "real_images"])
-def test_at_least_one_image_is_asked_for(name, pictures):
-    with pytest.raises(UserError, match=rf"evaluation\.{name} must be at least 1.*, got 0"):
-        measure(flat("made", 24, 24), f"data={pictures}", f"evaluation.{name}=0")
-
-
 def test_images_written_for_adm_are_those_that_are_measured(pictures):
     made = flat("made", 24, 24)
     measure(made, f"data={pictures}", npz=Path("samples.npz"))

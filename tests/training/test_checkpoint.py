@@ -17,12 +17,6 @@ def test_the_last_two_states_and_every_kth_are_kept(tmp_path):
     assert steps(tmp_path) == [20, 40, 45, 50]
 
 
-def test_without_keep_every_the_last_two_are_kept(tmp_path):
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, {}, keep_every=None)
-    assert steps(tmp_path) == [2, 3]
-
-
 def test_what_was_kept_stays_when_less_is_kept_from_now_on(tmp_path):
     for step in range(5, 35, 5):
         save_checkpoint(tmp_path, step, {}, keep_every=10)
