@@ -85,6 +85,14 @@ def is_run_folder(source: str) -> bool:
     return (Path(at_home(source)) / "config.yaml").is_file()
 
 
+def check_run_folder(folder: Path) -> None:
+    """Raises a UserError for what is not the folder of a run."""
+    if not is_run_folder(str(folder)):
+        raise UserError(
+            f"{folder} is not a run folder (it has no config.yaml); name one that `ldmae run` made"
+        )
+
+
 def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: bool | None = None) -> Any:
     """Loads any autoencoder on the CPU, in fp32 whatever it was saved in, in evaluation mode.
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ldmae.config import Config, as_dict, json_schema, load_config, preset_names, preset_text, save_config
 from ldmae.config.base import group_of
-from ldmae.config.load import RENAMED
+from ldmae.config.load import _RENAMED
 from ldmae.core.errors import UserError
 
 # ---- the schema
@@ -48,14 +48,6 @@ def test_defaults_are_settings_that_may_be_set():
 
 
 # ---- presets and files
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_loads_and_its_first_line_says_what_it_is(name):
-    assert isinstance(load_config(name), Config)
-    first = preset_text(name).splitlines()[0]
-    assert first.startswith("# ")
-    assert len(first) > 20
 
 
 def write(path, **settings):
@@ -237,15 +229,8 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ("autoencoder.pretraining.objective.masking.ratio=1", "masking.ratio"),
         ("diffusion.training.optimizer.schedule=linear", "optimizer.schedule must be constant or cosine"),
         ("data.max_unreadable=2", "data.max_unreadable"),
-        (
-            "sampling.guidance_interval=[]",
-            r"guidance_interval must have at least 2 items",
-        ),
-        ("sampling.guidance_scale=.nan", "guidance_scale must be a finite number, got nan"),
+        ("sampling.guidance_interval=[]", r"guidance_interval must have at least 2 items"),
         ("sampling.timestep_shift=-1", "timestep_shift must be at least 0, got -1"),
-        ("diffusion.flow.logit_std=.nan", "logit_std must be a finite number, got nan"),
-        ("diffusion.flow.logit_mean=.inf", "logit_mean must be a finite number, got inf"),
-        ("autoencoder.pretraining.initial_logvar=.nan", "initial_logvar must be a finite number, got nan"),
         (
             "autoencoder.tuning.objective.spectrum_weight=0.1",
             r"tuning\.objective\.spectrum_weight=0\.1 does nothing while .*freeze_encoder=true; set it in",
@@ -253,10 +238,7 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ("diffusion.training.validate_every=5", "diffusion.training.validate_every is for autoencoders"),
         ("diffusion.options.width=8", "diffusion.options are for a class of yours; kind=lightningdit reads"),
         ("autoencoder.baseline.network=vti", "network must be conv or vit, got 'vti'; did you mean 'vit'"),
-        (
-            "autoencoder.pretraining.objective.alignment=dinov2",
-            "alignment must .*'dinov2'; did you mean",
-        ),
+        ("autoencoder.pretraining.objective.alignment=dinov2", "alignment must .*'dinov2'; did you mean"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(override, message):
@@ -394,22 +376,10 @@ def test_no_number_may_be_nan_infinite_or_beyond_all_measure(value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "autoencoder.pretraining.objective.prior_std=.nan",
-            "prior_std must be a finite number, got nan",
-        ),
-        (
-            "diffusion.training.optimizer.gradient_clip=.inf",
-            "gradient_clip must be a finite number, got inf",
-        ),
-        (
-            "diffusion.model.class_dropout_prob=3",
-            r"model\.class_dropout_prob must be below 1, got 3",
-        ),
-        (
-            "autoencoder.tuning.augment.crop_ratio=[.5,2000]",
-            r"\[1\] must be at most 1,000, got 2000",
-        ),
+        ("autoencoder.pretraining.objective.prior_std=.nan", "prior_std must be a finite number, got nan"),
+        ("diffusion.training.optimizer.gradient_clip=.inf", "gradient_clip must be a finite number, got inf"),
+        ("diffusion.model.class_dropout_prob=3", r"model\.class_dropout_prob must be below 1, got 3"),
+        ("autoencoder.tuning.augment.crop_ratio=[.5,2000]", r"\[1\] must be at most 1,000, got 2000"),
         ("diffusion.training.steps=1000000000000000", r"training\.steps must be at most 1,000,000,000"),
         ("diffusion.model.num_layers=1000000000000000", r"num_layers must be at most 1,000"),
         ("diffusion.training.num_workers=1000000000000000", r"training\.num_workers must be at most 1,024"),
@@ -424,9 +394,9 @@ def test_a_number_out_of_its_range_is_told_with_its_bound(override, message):
 # ---- renamed settings
 
 
-@pytest.mark.parametrize("key", RENAMED.values())
+@pytest.mark.parametrize("key", _RENAMED.values())
 def test_a_renamed_setting_works_under_its_old_name_with_a_warning(key, tmp_path):
-    (group, old), value = next(names for names, now in RENAMED.items() if now == key), None
+    (group, old), value = next(names for names, now in _RENAMED.items() if now == key), None
     value = [0.1, 0.2] if key.endswith("betas") else 0.1
     file = write(tmp_path / "a.yaml", base="smoke", diffusion={"training": {group: {old: value}}})
     new = f"diffusion.training.{group}.{key}"

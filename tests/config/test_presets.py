@@ -10,20 +10,15 @@ from PIL import Image
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
 from ldmae.autoencoders.baselines import build_baseline
 from ldmae.config import Config, as_dict, load_config, preset_names, preset_text
-from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
-from ldmae.run import run_all, run_stages
-from ldmae.run.initial import initial_shape
+from ldmae.run import run_stages
+from ldmae.run.initial import with_initial_autoencoder
 from ldmae.run.plan import plan_trainings
 
 from ..tiny import vmae_sizes
 
 IMAGENET, CELEBAHQ = 1_281_167, 30_000
 LARGE = [f"{images}-256{kind}" for images in ("imagenet", "celebahq") for kind in ("", "-plus", "-official")]
-
-
-def test_the_presets_of_the_documentation_are_there():
-    assert set(preset_names()) >= {"emoji", "digits", "quick", "smoke", *LARGE}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -53,8 +48,7 @@ def trained_by(config: Config) -> list[str]:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_builds_at_full_size(name, tmp_path):
-    config = load_config(name)
-    initial = initial_shape(config, tmp_path)
+    config, initial = with_initial_autoencoder(load_config(name), tmp_path)
     plans = {plan.stage: plan for plan in plan_trainings(config, initial=initial)}
     assert [*plans] == [*trained_by(config)]
     for plan in plans.values():
@@ -275,8 +269,3 @@ def test_preset_makes_one_step_of_each_training_at_toy_size(name, images, tmp_pa
     assert trained == trained_by(config)
     assert all(record.status == "done" for record in run.records.stages.values())
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
-
-
-def test_quick_without_data_says_what_to_give(tmp_path):
-    with pytest.raises(UserError, match="give data=PATH"):
-        run_all(load_config("quick"), tmp_path / "run")

@@ -13,16 +13,16 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from ldmae.config import load_config, preset_names
+from ldmae.config import plain as plain_settings
 from ldmae.config.autoencoder import KINDS
 from ldmae.config.schema import ABLATION, TRAINED
+from ldmae.config.variants import VARIANTS
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import changed
 from ldmae.report.comparison import render_comparison
 from ldmae.run.comparison import compare
-from ldmae.run.comparison_plan import plan_comparison, unit_changes
-from ldmae.run.recorded import plain as plain_settings
-from ldmae.run.recorded import training_steps
-from ldmae.run.variants import VARIANTS
+from ldmae.run.comparison_plan import _unit_changes, plan_comparison
+from ldmae.run.trainings import training_steps
 
 from ..drawings import leave_blank
 
@@ -89,7 +89,7 @@ def test_units_that_were_made_are_those_that_the_preset_makes(preset):
     assert len(found) >= 5
     for place in found:
         kept = json.loads((made / place / "unit.json").read_text())
-        assert unit_changes(planned[place], kept) == [], place
+        assert _unit_changes(planned[place], kept) == [], place
 
 
 def test_a_finished_unit_is_the_same_on_another_machine_with_the_same_images():
@@ -98,10 +98,10 @@ def test_a_finished_unit_is_the_same_on_another_machine_with_the_same_images():
         for place, many in (("here/photos", 1), ("there/photos", 2))
     )
     made = {"settings": json.loads(json.dumps(here.settings)), "data": {"fingerprint": "f"}}
-    assert unit_changes(there, made) == []
-    assert unit_changes(there, made | {"data": {}}) != []
+    assert _unit_changes(there, made) == []
+    assert _unit_changes(there, made | {"data": {}}) != []
     other = plan_comparison("compare-photos", ["latents.flip=true", "image_size=32"])[0][0]
-    assert {line.partition(":")[0] for line in unit_changes(other, made)} >= {"image_size"}
+    assert {line.partition(":")[0] for line in _unit_changes(other, made)} >= {"image_size"}
 
 
 def test_only_the_sd_vae_has_an_adversary_and_only_it_and_the_vmae_a_perceptual_term():

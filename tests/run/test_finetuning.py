@@ -74,7 +74,7 @@ def test_a_decoder_is_trained_and_saved_as_the_same_class_with_the_same_latents(
         json.loads((Path(where) / "config.json").read_text()) for where in (source, folder / "autoencoder")
     ]
     assert len({json.dumps({k: v for k, v in each.items() if k != "_name_or_path"}) for each in configs}) == 1
-    record: Any = Records(folder).get("autoencoder.decoder")
+    record: Any = Records(folder).stages.get("autoencoder.decoder")
     assert record.inputs["autoencoder.init"] == fingerprint_tensors(model.state_dict())
     table = describe_change(folder)
     assert "Held-out images (6 images)" in table
@@ -86,9 +86,10 @@ def test_a_decoder_is_trained_and_saved_as_the_same_class_with_the_same_latents(
 def test_a_run_resumes_without_its_source_and_ends_as_one_left_alone(pictures, tmp_path):
     source = saved(tiny("AutoencoderKL"), tmp_path / "source")
     tune(source, tmp_path / "alone", pictures)
-    tune(source, tmp_path / "run", pictures, "autoencoder.decoder.training.steps=2")
+    typed = f"{source}/"  # as a shell completes it
+    tune(typed, tmp_path / "run", pictures, "autoencoder.decoder.training.steps=2")
     shutil.rmtree(source)
-    tune(source, tmp_path / "run", pictures)
+    tune(typed, tmp_path / "run", pictures)
     alone, resumed = weights(tmp_path / "alone" / "autoencoder"), weights(tmp_path / "run" / "autoencoder")
     assert alone.keys() == resumed.keys()
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
@@ -156,17 +157,10 @@ def test_the_dry_run_counts_the_decoder_and_times_it(pictures, tmp_path):
         ("AutoencoderKL", ["data.val=nowhere"], r"nowhere"),
         ("AutoencoderKL", ["autoencoder.model.patch_size=4x"], r"patch_size must be"),
         (
-            "AutoencoderKL",
-            ["autoencoder.decoder.objective.kl_weight=1"],
-            r"unknown setting autoencoder.decoder",
-        ),
-        (
             "AutoencoderDC",
             ["autoencoder.decoder.gradient_checkpointing=true"],
             r"AutoencoderDC has no gradient checkpointing; set autoencoder.decoder.gradient_check",
         ),
-        ("unfinished", [], r"the run .*unfinished has no autoencoder yet; train it with"),
-        ("torch.nn:Identity", [], r"gave Identity, without encode and decode"),
         ("own_to_tune:Own", [], r"is of the class Own, of which a run can keep no copy; name an Auto"),
         ("nothing", [], r"there is no .*nothing; expected a run folder"),
     ],
@@ -179,9 +173,6 @@ def test_bad_input_is_refused_before_anything_is_written(
     source, folder = Path(name), tmp_path / "run"
     if hasattr(diffusers, name):
         saved(tiny(name), source)
-    elif name == "unfinished":
-        source.mkdir()
-        (source / "config.yaml").write_text("image_size: 24\n")
     with pytest.raises(UserError, match=message):
         tune(str(source), folder, pictures, *changes)
     assert {path.name for path in folder.glob("*")} <= {".lock", "data"}
@@ -216,7 +207,7 @@ def test_trainings_start_from_the_weights_of_the_source_and_have_its_shape(prese
     copy = weights(folder / "checkpoints" / "autoencoder.init" / "model")
     plain: Any = AutoencoderVMAE.from_pretrained(source)
     assert all(torch.equal(copy[name], weight) for name, weight in plain.state_dict().items())
-    record: Any = Records(folder).get("autoencoder.pretraining")
+    record: Any = Records(folder).stages.get("autoencoder.pretraining")
     assert record.inputs["autoencoder.init"] == fingerprint_tensors(plain.state_dict())
     made = load_autoencoder(str(folder))
     assert (made.config["sample_size"], made.config["patch_size"]) == (24, 4)

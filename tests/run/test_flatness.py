@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from ldmae.run.flatness import describe_flatness, last_quarter_gain
+from ldmae.run.flatness import _last_quarter_gain, describe_flatness
 
 
 def test_the_gain_is_taken_over_the_last_quarter_of_the_steps():
-    assert last_quarter_gain([[25, 9.0], [50, 2.0], [75, 1.0], [100, 0.99]], 100) == pytest.approx(0.01)
-    assert last_quarter_gain([[80, 1.0], [100, 1.1]], 100) == pytest.approx(-0.1)
-    assert last_quarter_gain([[50, 2.0], [100, 1.0]], 100) is None
+    assert _last_quarter_gain([[25, 9.0], [50, 2.0], [75, 1.0], [100, 0.99]], 100) == pytest.approx(0.01)
+    assert _last_quarter_gain([[80, 1.0], [100, 1.1]], 100) == pytest.approx(-0.1)
+    assert _last_quarter_gain([[50, 2.0], [100, 1.0]], 100) is None
 
 
 def test_curves_are_of_pixels_on_held_out_images_and_of_kid(tmp_path, capsys):

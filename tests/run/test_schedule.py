@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ldmae.config import load_config
 from ldmae.core.errors import UserError
 from ldmae.core.locks import locked
-from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Records
+from ldmae.core.provenance import Records
 from ldmae.run import schedule
 from ldmae.run.run import Run, Stage
 
@@ -101,7 +101,7 @@ ALL = ("autoencoder.tuning", "latents", "diffusion", "pipeline")
 
 
 def states(run, restart=None):
-    return [standing.state for standing in schedule.standings(run, restart).values()]
+    return [standing.state for standing in schedule._standings_of(run, restart).values()]
 
 
 def executed(run):
@@ -113,9 +113,9 @@ def executed(run):
 
 
 def test_a_new_run_makes_every_stage_and_the_next_start_none(begin):
-    assert states(begin()) == [ABSENT] * 4
+    assert states(begin()) == ["absent"] * 4
     assert executed(begin()) == ["autoencoder", "latents", "diffusion", "pipeline"]
-    assert states(begin()) == [FRESH] * 4
+    assert states(begin()) == ["fresh"] * 4
     assert executed(begin()) == []
 
 
@@ -162,7 +162,7 @@ def test_a_training_that_another_one_passed_on_is_not_made_again(begin, tmp_path
 
 def test_what_is_done_stays_done_on_a_machine_of_another_precision(begin):
     schedule.execute_stages(begin(), *ALL)
-    assert states(begin(bf16=True)) == [FRESH] * 4
+    assert states(begin(bf16=True)) == ["fresh"] * 4
     longer = dataclasses.replace(begin().stages[2], steps=9, settings={"rate": 1, "mixed_precision": "bf16"})
     run = begin()
     run.stages = (*run.stages[:2], longer, run.stages[3])
@@ -203,7 +203,7 @@ def test_an_interrupted_stage_is_unfinished(begin, tmp_path):
     schedule.execute_stages(run, "autoencoder.tuning")
     with pytest.raises(KeyboardInterrupt), run.records.running("latents", {"flip": True}, {"encoder": "e1"}):
         raise KeyboardInterrupt
-    assert states(begin()) == [FRESH, UNFINISHED, ABSENT, ABSENT]
+    assert states(begin()) == ["fresh", "unfinished", "absent", "absent"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_training_is_not_replaced_unasked_nor_what_it_was_begun_on(begin, chan
 
 def test_what_is_cheap_is_made_again_where_nothing_costly_hangs_on_it(begin):
     schedule.execute_stages(begin(), "autoencoder.tuning", "latents")
-    assert states(begin(flip=False)) == [FRESH, STALE, ABSENT, ABSENT]
+    assert states(begin(flip=False)) == ["fresh", "stale", "absent", "absent"]
     assert executed(begin(flip=False)) == ["latents", "diffusion", "pipeline"]
 
 
@@ -246,7 +246,7 @@ def test_what_is_restarted_leaves_fresh_what_its_outputs_do_not_change(begin):
     run = begin(tuned="t2")
     schedule.check(run, "autoencoder.tuning")
     schedule._restart(run, "autoencoder.tuning")
-    assert states(begin(tuned="t2"))[0] == ABSENT
+    assert states(begin(tuned="t2"))[0] == "absent"
     assert executed(begin(tuned="t2")) == ["autoencoder", "pipeline"]
     assert not any(record.replaceable for record in begin().records.stages.values())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,17 @@ import torch
 
 from ldmae.config import load_config
 from ldmae.core.threads import TimedThreads
-from ldmae.run.recorded import training_settings
 from ldmae.run.run import Run
 from ldmae.run.schedule import open_run
-from ldmae.run.threads import STEPS, SlowSteps, settle_alone, settle_threads
+from ldmae.run.threads import _STEPS, SlowSteps, _settle_threads, settle_alone
+from ldmae.run.trainings import training_settings
 
+from ..core.test_threads import keep_threads  # noqa: F401 - a fixture
 from ..processes import kill_once
 from ..training.tiny import trainer
 from .folders import assert_same_run
 
 FIRST = "autoencoder.pretraining"
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    """Puts the process's number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def begin(preset: Path, folder: Path, *settings: str, found: int | None = None) -> Run:
@@ -49,7 +41,7 @@ def settle(run: Run, stage: str, found: int | None = None) -> None:
     with run.records.running(
         stage, training_settings(run.config, "no").get(stage, {}), {"images": run.images}
     ):
-        settle_threads(run, stage, time_them, 8)
+        _settle_threads(run, stage, time_them, 8)
 
 
 def test_threads_are_timed_once_a_run_and_kept_when_it_is_resumed(preset, tmp_path, capsys):
@@ -129,10 +121,9 @@ def test_a_run_of_two_threads_resumes_with_two_and_ends_bitwise_as_one_left_alon
 
 
 def test_a_training_says_once_when_its_steps_become_several_times_slower(tmp_path, capsys):
-
-    seconds = itertools.accumulate(itertools.chain([1] * (STEPS + 5), itertools.repeat(5)))
+    seconds = itertools.accumulate(itertools.chain([1] * (_STEPS + 5), itertools.repeat(5)))
     torch.set_num_threads(2)
-    trainer(tmp_path, steps=4 * STEPS, on_step=[SlowSteps(lambda: next(seconds))]).run()
+    trainer(tmp_path, steps=4 * _STEPS, on_step=[SlowSteps(lambda: next(seconds))]).run()
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("a step now takes 5 s, it took 1 s at the start. Another program") == 1
     assert "resume with threads=1, which suffers less than 2 threads" in told

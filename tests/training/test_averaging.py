@@ -6,7 +6,7 @@ from torch import nn
 
 from ldmae.config import load_config, preset_names
 from ldmae.config.training import TrainingConfig
-from ldmae.run.recorded import trainings
+from ldmae.run.trainings import trainings
 from ldmae.training.averaging import AveragedWeights, report_long_average
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from ldmae.training.data import KeyedBatches, WaitingNotice, epoch_order, keyed_loader, split_rows
+from ldmae.training.data import KeyedBatches, WaitingNotice, _epoch_order, keyed_loader, split_rows
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -60,10 +60,10 @@ def test_a_batch_larger_than_the_set_takes_items_again():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    assert np.array_equal(epoch_order(3, 1, 50), epoch_order(3, 1, 50))
-    assert not np.array_equal(epoch_order(3, 1, 50), epoch_order(3, 2, 50))
-    assert not np.array_equal(epoch_order(3, 1, 50), epoch_order(4, 1, 50))
-    assert sorted(epoch_order(3, 1, 50)) == list(range(50))
+    assert np.array_equal(_epoch_order(3, 1, 50), _epoch_order(3, 1, 50))
+    assert not np.array_equal(_epoch_order(3, 1, 50), _epoch_order(3, 2, 50))
+    assert not np.array_equal(_epoch_order(3, 1, 50), _epoch_order(4, 1, 50))
+    assert sorted(_epoch_order(3, 1, 50)) == list(range(50))
 
 
 def test_a_resumed_stream_is_the_rest_of_the_whole_one():

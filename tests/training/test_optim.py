@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ldmae.config.training import OptimizerConfig
-from ldmae.training.optim import build_optimizer, learning_rate_at, parameter_groups
+from ldmae.training.optim import _parameter_groups, build_optimizer, learning_rate_at
 
 from ..tiny import tiny_vmae
 
@@ -68,7 +68,7 @@ class Parts(nn.Module):
 def test_only_matrices_decay():
     model = Parts()
     named = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, plain = parameter_groups(model, 0.1)
+    decayed, plain = _parameter_groups(model, 0.1)
     assert {named[id(p)] for p in decayed["params"]} == {"linear.weight"}
     assert {named[id(p)] for p in plain["params"]} == {
         "linear.bias",
@@ -83,7 +83,7 @@ def test_only_matrices_decay():
 def test_frozen_parameters_are_in_no_group():
     model = tiny_vmae()
     model.freeze_encoder()
-    grouped = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
+    grouped = [p for group in _parameter_groups(model, 0.1) for p in group["params"]]
     assert len(grouped) == sum(p.requires_grad for p in model.parameters()) > 0
     assert all(p.requires_grad for p in grouped)
 
@@ -110,7 +110,7 @@ def test_an_adversary_is_a_group_of_its_own_with_its_rate_and_betas_without_deca
 
 
 def test_an_empty_group_is_left_out():
-    assert [group["weight_decay"] for group in parameter_groups(nn.LayerNorm(3), 0.1)] == [0.0]
+    assert [group["weight_decay"] for group in _parameter_groups(nn.LayerNorm(3), 0.1)] == [0.0]
 
 
 def test_the_optimizer_steps_as_plain_adamw():

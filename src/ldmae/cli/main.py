@@ -21,7 +21,6 @@ from ldmae.cli.options import (
     Overrides,
     Preset,
     Restart,
-    RunOut,
     examples,
     next_folder,
     open_runs,
@@ -41,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/PRESET.")]
 _train_app = typer.Typer(
     help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
 )
@@ -77,7 +77,7 @@ def main(
 def run(
     preset: Preset,
     overrides: Overrides = None,
-    out: RunOut = None,
+    out: _RunOut = None,
     restart: Restart = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -97,7 +97,7 @@ def run(
 
 @_train_app.command("autoencoder", epilog=examples("ldmae train autoencoder emoji"))
 def train_autoencoder(
-    preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
+    preset: Preset, overrides: Overrides = None, out: _RunOut = None, restart: Restart = None
 ) -> None:
     """Train the autoencoder: masked pre-training, then decoder tuning."""
     config, folder = resolve(preset, overrides, out)
@@ -111,7 +111,7 @@ def train_autoencoder(
     epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000 --restart diffusion"),
 )
 def train_diffusion(
-    preset: Preset, overrides: Overrides = None, out: RunOut = None, restart: Restart = None
+    preset: Preset, overrides: Overrides = None, out: _RunOut = None, restart: Restart = None
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
     config, folder = resolve(preset, overrides, out)
@@ -228,8 +228,7 @@ def sample(
 def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or in progress.")]) -> None:
     """Write report.html again from the files of a run folder."""
     runs = open_runs()
-    if not runs.is_run_folder(str(run)):
-        raise UserError(f"{run} is not a run folder (it has no config.yaml); name one that `ldmae run` made")
+    runs.check_run_folder(run)
     if main_process():
         say(f"report: {runs.render_report(run)}")
 
@@ -327,7 +326,7 @@ def schema() -> None:
         "ldmae app runs/emoji --compare runs/digits --compare OWNER/NAME --host 0.0.0.0",
     ),
 )
-def open_page(
+def _open_page(
     source: Annotated[
         str,
         typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),

@@ -24,7 +24,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings as key=value, such as data=PATH or diffusion.training.steps=2000."),
 ]
-RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/PRESET.")]
 Restart = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,6 @@ from ldmae.config.base import (
     CountOrZero,
     Factor,
     Layers,
-    Logvar,
     Noise,
     Pair,
     Pixels,
@@ -31,6 +30,7 @@ from ldmae.config.evaluation import Distance
 from ldmae.config.registry import AUTOENCODERS, OneOf
 from ldmae.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 
+_Logvar = Annotated[float, Field(ge=-30, le=20), NUMBER]
 KINDS = {"ae": "AE", "dae": "DAE", "vae": "VAE", "sd-vae": "SD-VAE"}
 """The baselines' names in settings, and in tables."""
 
@@ -189,7 +189,7 @@ class BaselineConfig(Settings):
         return self
 
 
-class RestorationConfig(Settings):
+class _RestorationConfig(Settings):
     """What compares the decoded image with the image; the pixel loss has weight 1."""
 
     pixel_loss: Literal["mse", "l1"] = "mse"
@@ -206,7 +206,7 @@ class RestorationConfig(Settings):
     """Step from which the discriminator learns and counts: before, reconstruction warms up alone."""
 
 
-class ReconstructionObjectiveConfig(RestorationConfig):
+class ReconstructionObjectiveConfig(_RestorationConfig):
     """The terms' weights and what they are taken of."""
 
     input_noise: Noise = 0.0
@@ -220,7 +220,7 @@ class ReconstructionObjectiveConfig(RestorationConfig):
     """Take the KL of the variance alone, with a free mean: VMAE's L_reg in place of a VAE's."""
 
 
-class DecoderObjectiveConfig(RestorationConfig):
+class DecoderObjectiveConfig(_RestorationConfig):
     """The terms' weights and what they are taken of, where the decoder alone is trained."""
 
     pixel_loss: Literal["mse", "l1"] = "l1"
@@ -232,49 +232,45 @@ class DecoderObjectiveConfig(RestorationConfig):
     of an image's own latents; each draws its share evenly from [0, this] (arXiv 2510.11690)."""
 
 
-class DiscriminatorConfig(Settings):
-    """The shape of the discriminator of a training whose objective has an `adversarial_weight`."""
+class _StageConfig(Settings):
+    """What every training of an autoencoder has, beside its objective."""
 
     discriminator_layers: Annotated[int, Field(ge=1, le=10), NUMBER] = 2
     """Halvings of the discriminator, where the objective has one: 2 for 32 to 64 px, 3 for 256 px."""
     discriminator_channels: Annotated[int, Field(ge=1, le=8192), NUMBER] = 64
     """Its channels after the first halving."""
-
-
-class PretrainingConfig(DiscriminatorConfig):
-    """Masked pre-training of the whole autoencoder."""
-
-    image_size: Pixels | None = None
-    """Pixels along an image's side; null: the run's."""
-    initial_logvar: Logvar | None = None
-    """Log variance of the posterior at the start (its bias); null: 0, as the official code. A small training
-    starts sooner with -4."""
     augment: AugmentConfig = AugmentConfig()
     """Random crops and mirror images."""
-    objective: MaskedObjectiveConfig = MaskedObjectiveConfig()
-    """Weights of the loss's terms, and the share of masked patches."""
     training: TrainingConfig = TrainingConfig()
     """Steps, batch, optimizer."""
 
 
-class TuningConfig(DiscriminatorConfig):
+class PretrainingConfig(_StageConfig):
+    """Masked pre-training of the whole autoencoder."""
+
+    image_size: Pixels | None = None
+    """Pixels along an image's side; null: the run's."""
+    initial_logvar: _Logvar | None = None
+    """Log variance of the posterior at the start (its bias); null: 0, as the official code. A small training
+    starts sooner with -4."""
+    objective: MaskedObjectiveConfig = MaskedObjectiveConfig()
+    """Weights of the loss's terms, and the share of masked patches."""
+
+
+class TuningConfig(_StageConfig):
     """Decoder tuning at the run's image size: no mask, posterior mean."""
 
     enabled: bool = True
     """False: the pre-trained autoencoder is the final one."""
     freeze_encoder: bool = True
     """Train the decoder alone, so that the latents stay what they are."""
-    augment: AugmentConfig = AugmentConfig()
-    """Random crops and mirror images."""
     objective: MaskedObjectiveConfig = MaskedObjectiveConfig(
         masking=MaskingConfig(ratio=0.0), sample_posterior=False
     )
     """Weights of the loss's terms."""
-    training: TrainingConfig = TrainingConfig()
-    """Steps, batch, optimizer."""
 
 
-class BaselineTrainingConfig(DiscriminatorConfig):
+class BaselineTrainingConfig(_StageConfig):
     """Training of one of the paper's baselines, at the run's image size; `autoencoder.kind` says which."""
 
     network: Literal["conv", "vit"] = "conv"
@@ -282,24 +278,18 @@ class BaselineTrainingConfig(DiscriminatorConfig):
     of the shape `autoencoder.model`."""
     model: BaselineConfig = BaselineConfig()
     """Its shape."""
-    initial_logvar: Logvar | None = None
+    initial_logvar: _Logvar | None = None
     """Log variance of the posterior at the start (its bias); null: torch's, near 0. AE and DAE have none."""
-    augment: AugmentConfig = AugmentConfig()
-    """Random crops and mirror images."""
     objective: ReconstructionObjectiveConfig = ReconstructionObjectiveConfig()
     """Weights of the loss's terms; what is not set is as the kind has it."""
-    training: TrainingConfig = TrainingConfig()
-    """Steps, batch, optimizer."""
 
 
-class DecoderTrainingConfig(DiscriminatorConfig):
+class DecoderTrainingConfig(_StageConfig):
     """Training of the decoder alone of `autoencoder.init`, at the run's image size; its latents stay."""
 
     gradient_checkpointing: bool = False
     """Compute the decoder's activations again in the backward pass: less memory, slower steps. Not every
     class of diffusers has it."""
-    augment: AugmentConfig = AugmentConfig()
-    """Random crops and mirror images."""
     objective: DecoderObjectiveConfig = DecoderObjectiveConfig()
     """Weights of the loss's terms."""
     training: TrainingConfig = TrainingConfig(

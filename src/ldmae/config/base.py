@@ -39,8 +39,6 @@ Share = Annotated[float, Field(ge=0, le=1), NUMBER]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1), NUMBER]
 Factor = Annotated[float, Field(gt=0, le=64), NUMBER]
 Noise = Annotated[float, Field(ge=0, le=100), NUMBER]
-Rate = Annotated[float, Field(gt=0, le=1e30), NUMBER]
-Logvar = Annotated[float, Field(ge=-30, le=20), NUMBER]
 _T = TypeVar("_T")
 Pair = Annotated[list[_T], Field(min_length=2, max_length=2)]
 Guidance = Annotated[float, Field(ge=-1e4, le=1e4), NUMBER]

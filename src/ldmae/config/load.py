@@ -139,7 +139,7 @@ def _joined(below: Any, above: Any) -> Any:
     return below | {name: _joined(below.get(name), value) for name, value in above.items()}
 
 
-RENAMED = {
+_RENAMED = {
     ("optimizer", "adversary_learning_rate"): "discriminator_learning_rate",
     ("optimizer", "adversary_betas"): "discriminator_betas",
 }
@@ -151,7 +151,7 @@ def _rename(layer: dict[str, Any], path: tuple[str, ...] = ("",)) -> None:
     for name, value in [*layer.items()]:
         if isinstance(value, dict):
             _rename(value, (*path, name))
-        now = RENAMED.get((path[-1], name))
+        now = _RENAMED.get((path[-1], name))
         if now is not None:
             was, key = ".".join((*path[1:], name)), ".".join((*path[1:], now))
             warnings.warn(

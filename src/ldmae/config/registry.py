@@ -88,9 +88,10 @@ def _settings_of_constructor(component: Any, given: Collection[str]) -> type[Set
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotates a setting that names a component of a registry, or one's own."""
+    """Annotates a setting that names a component of a registry, or one's own where that may be."""
 
-    known: Mapping[str, str]
+    known: Collection[str]
+    own: bool = True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Checks the name; nothing is imported."""
@@ -98,10 +99,12 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """Returns what editors complete."""
-        return {"anyOf": [{"enum": [*self.known]}, {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"}]}
+        own = [{"type": "string", "pattern": r"^[\w.]+:[\w.]+$"}] if self.own else []
+        return {"anyOf": [{"enum": [*self.known]}, *own]}
 
     def _check(self, name: str) -> str:
-        if name not in self.known and not is_import_path(name):
-            expected = ", ".join(f"'{known}'" for known in (*self.known, "package.module:Name"))
+        if name not in self.known and not (self.own and is_import_path(name)):
+            own = ["package.module:Name"] if self.own else []
+            expected = ", ".join(f"'{known}'" for known in (*self.known, *own))
             raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
         return name

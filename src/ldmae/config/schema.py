@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
@@ -13,36 +13,13 @@ from ldmae.config.data import DataConfig, LatentsConfig
 from ldmae.config.diffusion import DiffusionConfig, SamplingConfig
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.config.registry import AUTOENCODERS, OneOf
+from ldmae.config.variants import VARIANTS
 from ldmae.core.imports import is_import_path
 from ldmae.perception.names import SMALLEST
 
-Ablation = Literal[
-    "vmae-mse",
-    "vmae-lm",
-    "vmae-lm-lreg",
-    "vmae-noise",
-    "vit-ae",
-    "vit-dae",
-    "vit-vae",
-    "vit-vmae-no-mask",
-    "vit-vmae-no-noise",
-    "conv-vmae-loss",
-    "vmae-expansion",
-    "vmae-expansion-absolute",
-    "vmae-noise-pretraining",
-    "vmae-interpolation",
-    "vmae-discriminator",
-    "vmae-wide-head",
-    "vmae-equivariance",
-    "vmae-alignment",
-    "vmae-spectrum",
-]
-"""VMAE with the squared error alone; with masked patches, L_M; with the variance's KL, L_reg, too. Then what
-the paper does not have, each told in `run/variants.py`."""
-ABLATION: tuple[str, ...] = get_args(Ablation)
-TRAINED = {name: path for name, path in AUTOENCODERS.items() if name != "decoder"}
+ABLATION = [name for name, variant in VARIANTS.items() if variant.group == "ablation"]
+TRAINED = [name for name in AUTOENCODERS if name != "decoder"]
 """Kinds that are trained from nothing, as a comparison does."""
-_COMPARED = {**TRAINED, **dict.fromkeys(ABLATION, "")}
 
 
 class ComparisonConfig(Settings):
@@ -52,7 +29,7 @@ class ComparisonConfig(Settings):
     """Autoencoders, each with a diffusion model of its own: those of `autoencoder.kind`."""
     seeds: list[Seed] = [0]
     """Each autoencoder is trained and measured once with each."""
-    ablation: list[Ablation] = []
+    ablation: list[Annotated[str, OneOf(ABLATION, own=False)]] = []
     """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
     VMAE with one change: `vmae-noise` (in tuning), `vmae-noise-pretraining`, `vmae-interpolation`,
     `vmae-expansion`, `vmae-expansion-absolute`, `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`,
@@ -67,7 +44,7 @@ class ComparisonConfig(Settings):
     """Shares of the diffusion model's steps after which KID of a few samples is measured, for its curve."""
     checkpoint_samples: Annotated[Count, Field(ge=10)] = 500
     """Generated images, and real ones, for each point of that curve."""
-    settings: dict[Annotated[str, OneOf(_COMPARED)], list[str]] = {}
+    settings: dict[Annotated[str, OneOf(VARIANTS)], list[str]] = {}
     """Settings of single ones, as key=value, by name, such as
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
 

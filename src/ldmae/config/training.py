@@ -14,10 +14,11 @@ from ldmae.config.base import (
     CountOrZero,
     Pair,
     Processes,
-    Rate,
     Settings,
     ShareBelowOne,
 )
+
+_Rate = Annotated[float, Field(gt=0, le=1e30), NUMBER]
 
 
 class OptimizerConfig(Settings):
@@ -26,7 +27,7 @@ class OptimizerConfig(Settings):
     name: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: orthogonalised momentum for the matrices of the model's transformer blocks, AdamW
     for everything else. Muon needs fewer steps, each a little slower."""
-    learning_rate: Rate = 1e-4
+    learning_rate: _Rate = 1e-4
     """Peak rate, absolute (a paper's base rate times effective batch / 256)."""
     betas: Pair[ShareBelowOne] = [0.9, 0.95]
     """Decay rates of the first and second moment."""
@@ -38,13 +39,13 @@ class OptimizerConfig(Settings):
     """Steps of linear warm-up from 0."""
     schedule_steps: Count | None = None
     """Step at which the half cosine reaches 0: `steps` or later, after the warm-up; null: the last step."""
-    muon_learning_rate: Rate = 0.02
+    muon_learning_rate: _Rate = 0.02
     """Peak rate of the matrices under `muon`, on the same schedule."""
     muon_momentum: ShareBelowOne = 0.95
     """Decay rate of the matrices' momentum under `muon`."""
     gradient_clip: Annotated[float, Field(gt=0, le=1e9), NUMBER] | None = None
     """Largest norm of the whole gradient, and of a discriminator's; null: none."""
-    discriminator_learning_rate: Rate | None = None
+    discriminator_learning_rate: _Rate | None = None
     """Peak learning rate of the discriminator, if any, on the same schedule; null: the model's."""
     discriminator_betas: Pair[ShareBelowOne] = [0.5, 0.9]
     """The discriminator's decay rates of the first and second moment; its weights do not decay."""

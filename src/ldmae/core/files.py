@@ -151,6 +151,12 @@ def _fill(folder: Path, temporary: Path) -> None:
     _sync(folder)
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raises a UserError for a folder that holds something, or is a file: nothing is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name another folder, or delete it")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files that a killed process left in a folder; only for whoever holds its lock.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import LOCK, disk_errors, remove_leftovers
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
                 raise UserError(
                     f"another program is working on {folder}; wait for it, or name another folder with --out"
                 ) from error
-            console.print(  # as on some network disks
+            tell(  # as on some network disks
                 f"{folder} is on a disk that cannot lock files ({error.strerror}): let no second program "
                 "work on it at the same time"
             )

@@ -10,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True, highlight=False)
 
 
+def tell(text: str) -> None:
+    """Prints a line as it is: brackets are no markup, and the terminal alone wraps it."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def duration(seconds: float) -> str:
     """Writes seconds as a reader wants them: `45 s`, `3 min 20 s`, `5 h 10 min`, `2 d 4 h`."""
     seconds = round(seconds)

@@ -19,9 +19,6 @@ from ldmae.core.progress import console, duration
 _SCHEMA = 2
 """Of files that hold records; a run that 0.1.0 began, which wrote 1, can't be resumed."""
 
-ABSENT, UNFINISHED, STALE, FRESH = "absent", "unfinished", "stale", "fresh"
-"""What a record says of the thing that it is about."""
-
 
 @dataclass
 class Record:
@@ -159,10 +156,6 @@ class Records:
                 f"version, or start another with --out. What it made can be used: name {folder / 'pipeline'} "
                 f"or {folder / 'autoencoder'}"
             ) from error
-
-    def get(self, name: str) -> Record | None:
-        """Returns the record of a stage that was begun."""
-        return self.stages.get(name)
 
     def output(self, name: str) -> str:
         """Returns the fingerprint of what finished stages made under a name, or an empty string."""

@@ -22,9 +22,9 @@ def key_seed(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Returns a fresh generator on `device`, seeded by the key."""
-    return torch.Generator(device).manual_seed(key_seed(*key))
+def generator(*key: int | str) -> torch.Generator:
+    """Returns a fresh generator on the CPU, seeded by the key."""
+    return torch.Generator().manual_seed(key_seed(*key))
 
 
 def uniforms(count: int, *key: int | str) -> list[float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 _PLACES = {
     "Run": "run.run",
+    "check_run_folder": "loading",
     "compare": "run.comparison",
     "convert_official": "run.convert",
     "convert_to_official": "run.convert",

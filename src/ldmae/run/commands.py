@@ -7,7 +7,7 @@ from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.locks import locked
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.evaluation.measuring import named_measurements
 from ldmae.report.run import render_report
 from ldmae.run.estimate import RunEstimate
@@ -32,7 +32,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
         if run.main:
             if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
                 write_json(folder / "run.json", {"command": ["ldmae", *sys.argv[1:]]})
-            console.print(_describe_stages(config, folder), soft_wrap=True)
+            tell(_describe_stages(config, folder))
         RunEstimate.watch(run)
         execute_stages(run, *names)
         run.accelerator.end_training()
@@ -69,9 +69,7 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
     chosen = named_measurements(only, ("generation",))
     names: tuple[str, ...] = ()
     if only is None and not (folder / "diffusion").exists():
-        console.print(
-            f"{folder} has no diffusion model yet: only its autoencoder is measured", soft_wrap=True
-        )
+        tell(f"{folder} has no diffusion model yet: only its autoencoder is measured")
     elif only is None or "generation" in only:
         names = ("pipeline", "evaluation")
     with locked(folder):

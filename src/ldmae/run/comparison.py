@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
-from ldmae.core.progress import console
+from ldmae.core.progress import console, tell
 from ldmae.core.provenance import read_record
 from ldmae.images.base import shortened
 from ldmae.report.comparison import render_comparison
@@ -56,7 +56,7 @@ def compare(
         _refuse_other_images(units[0], folder, results, main)
     made_by = {"preset": Path(preset).stem, "command": shlex.join(command or [])}
     if main:
-        console.print("\n".join(cost_lines(matching, units[0].config.image_size)), soft_wrap=True)
+        tell("\n".join(cost_lines(matching, units[0].config.image_size)))
     named = [{"variant": unit.name, "seed": unit.seed} for unit in units]
     description = {"schema": 1, **made_by, "matching": asdict(matching), "units": named}
     for number, unit in enumerate(chosen, 1):
@@ -86,4 +86,4 @@ def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> 
             "back, name another folder with --results (and --out), or delete these to make them again"
         )
     if say and (silent := [place for place, fingerprint in known.items() if fingerprint is None]):
-        console.print(f"units that record no fingerprint of their images: {shortened(silent)}", markup=False)
+        tell(f"units that record no fingerprint of their images: {shortened(silent)}")

@@ -15,15 +15,15 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, as_dict, load_config, plain
 from ldmae.config.autoencoder import AutoencoderConfig, BaselineConfig, VMAEConfig
 from ldmae.config.schema import ABLATION
+from ldmae.config.variants import Variant, variant
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import read_json
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.provenance import changed
 from ldmae.run.flatness import check_checkpoints
-from ldmae.run.recorded import training_settings, training_steps
 from ldmae.run.schedule import find
 from ldmae.run.stages import stages
-from ldmae.run.variants import Variant, variant
+from ldmae.run.trainings import training_settings, training_steps
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ _ELSEWHERE = {
 """Settings by group that differ between machines; images are known by their fingerprint."""
 
 
-def unit_changes(unit: Unit, made: dict[str, Any]) -> list[str]:
+def _unit_changes(unit: Unit, made: dict[str, Any]) -> list[str]:
     """Returns a line for each setting that differs from those of a finished unit (its `unit.json`)."""
     default = Config(autoencoder=AutoencoderConfig(kind=unit.config.autoencoder.kind))
     every = made["settings"], unit.settings, replace(unit, config=default).settings
@@ -218,7 +218,7 @@ def refuse_changes(unit: Unit, results: Path) -> None:
     path = results / "units" / unit.place / "unit.json"
     if not path.exists():
         return
-    if changes := unit_changes(unit, read_json(path, {"settings": dict})):
+    if changes := _unit_changes(unit, read_json(path, {"settings": dict})):
         raise UserError(
             f"{path.parent} was made with other settings: {'; '.join(changes)}. Run the command with the "
             "old ones, name another folder with --results (and --out), or delete that one to make it again"

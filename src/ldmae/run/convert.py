@@ -12,7 +12,7 @@ from ldmae.conversion.checkpoints import listed, read_official_checkpoint, state
 from ldmae.conversion.lightningdit import load_official_lightningdit, to_official_lightningdit
 from ldmae.conversion.vmae import load_official_vmae, to_official_checkpoint
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, atomic_path, read_json
+from ldmae.core.files import atomic_folder, atomic_path, check_new_folder, read_json
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.loading import load_model
 
@@ -29,8 +29,7 @@ def convert_official(file: Path, folder: Path, kind: str | None = None, **option
     Raises:
         UserError: the file is neither, an option belongs to the other kind, or the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; name another folder, or delete it")
+    check_new_folder(folder)
     kind = kind or _kind_of(file)
     load = {"vmae": load_official_vmae, "lightningdit": load_official_lightningdit}.get(kind)
     if load is None:

@@ -10,13 +10,13 @@ import torch
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, load_config, to_yaml, typed_settings
 from ldmae.core.autoencoding import setting
-from ldmae.core.errors import UserError
 from ldmae.core.progress import duration
 from ldmae.loading import load_autoencoder, settings_of
-from ldmae.run.components import autoencoder_trainings, untrained
-from ldmae.run.initial import initial_shape, with_shape
+from ldmae.run.external import require_data
+from ldmae.run.initial import with_initial_autoencoder
 from ldmae.run.opening import check_models, open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
+from ldmae.run.trainings import autoencoder_trainings, untrained
 from ldmae.run.trials import seconds_of_an_image, step_of
 from ldmae.training.data import split_rows
 
@@ -34,8 +34,7 @@ def decoder_config(source: str, overrides: list[str], folder: Path) -> Config:
     """
     layer: dict[str, Any] = {"autoencoder": {"kind": "decoder", "init": source}}
     config = load_config(layer, overrides)
-    if not config.data.source:
-        raise UserError("data is not set; give data=PATH, a folder of images or any other source of them")
+    require_data(config)
     path = folder / "config.yaml"
     made_with = str(path) if path.is_file() else settings_of(source)
     if made_with is not None:
@@ -46,8 +45,7 @@ def decoder_config(source: str, overrides: list[str], folder: Path) -> Config:
         patch = setting(model, "encoder_patch_size")
         layer["image_size"] = patches // patch * setting(model, "patch_size")
     config = load_config(layer, overrides)
-    typed = typed_settings(None, overrides)
-    with_shape(config, initial_shape(config, folder), typed)  # refuses what contradicts it
+    with_initial_autoencoder(config, folder, typed_settings(None, overrides))  # refuses what contradicts it
     return config
 
 
@@ -56,8 +54,7 @@ def describe_decoder(config: Config, folder: Path) -> str:
 
     A few steps are timed, on random weights and black images.
     """
-    initial = initial_shape(config, folder)
-    config = with_shape(config, initial)
+    config, initial = with_initial_autoencoder(config, folder)
     check_models(config, initial)
     training, accelerator = autoencoder_trainings(config)[_STAGE], open_accelerator(config, folder)
     plan = next(plan for plan in plan_trainings(config, initial=initial) if plan.stage == _STAGE)

@@ -8,11 +8,11 @@ from statistics import median
 
 import torch
 
-from ldmae.core.progress import console, duration
+from ldmae.core.progress import duration, tell
 from ldmae.run.decoder_change import CHANGE, images_to_compare
-from ldmae.run.recorded import trainings
 from ldmae.run.run import Run
 from ldmae.run.timing import Timing
+from ldmae.run.trainings import trainings
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.engine import Trainer
 
@@ -52,7 +52,7 @@ class RunEstimate:
         for stage, steps in todo.items():
             if stage != trainer.stage and steps:
                 self._ahead[stage] = steps * timing.step_seconds(stage)
-        record = self.run.records.get("latents")
+        record = self.run.records.stages.get("latents")
         if self.run.stream is not None:
             self.uncounted = self.uncounted or "encoding the stream"
         elif trainer.stage != "diffusion" and (record is None or record.status != "done"):
@@ -70,7 +70,7 @@ class RunEstimate:
         self._marks.append(time.monotonic())
         if len(self._marks) == _STEPS and self.run.main:
             seconds = median(b - a for a, b in itertools.pairwise(self._marks))
-            console.print(self._text(trainer, seconds * self._growth), soft_wrap=True)
+            tell(self._text(trainer, seconds * self._growth))
 
     def _text(self, trainer: Trainer, seconds_a_step: float) -> str:
         first = next(iter(trainings(self.run.config)))
@@ -89,7 +89,7 @@ class RunEstimate:
         """Returns the steps that this start takes of each training."""
         left = {}
         for stage, training in trainings(self.run.config).items():
-            record = self.run.records.get(stage)
+            record = self.run.records.stages.get(stage)
             if record is not None and record.status == "done":
                 left[stage] = max(0, training.steps - record.steps)
             else:

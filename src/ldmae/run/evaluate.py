@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from ldmae.config import Config, plain
-from ldmae.core.progress import console
-from ldmae.evaluation.api import OF_GENERATED, Measured, Measurement
+from ldmae.core.progress import tell
+from ldmae.evaluation.api import OF_GENERATED, Measurement
 from ldmae.evaluation.measuring import check_measurable, measure
 from ldmae.evaluation.reconstruction import RECONSTRUCTION
-from ldmae.evaluation.results import merge_results, remove_results, write_results
+from ldmae.evaluation.results import merge_results, remove_results
 from ldmae.evaluation.subject import Subject
 from ldmae.run.fidelity import measure_generation
-from ldmae.run.judging import mark_taught, teachers
+from ldmae.run.judging import mark_taught, teachers, write_metrics
 from ldmae.run.run import Run, run_autoencoder
 from ldmae.run.sample_cache import KEPT, forget_generated
 
@@ -48,8 +48,7 @@ def evaluate(run: Run) -> dict[str, str]:
     run.accelerator.wait_for_everyone()
     metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:
-        marked = Measured(mark_taught(metrics, run.config))
-        write_results(run.folder, "generation", OF_GENERATED["generation"], marked, record)
+        write_metrics(run.folder, "generation", mark_taught(metrics, run.config), record)
         forget_generated(run.folder / KEPT)
     run.accelerator.wait_for_everyone()
     return {}
@@ -74,6 +73,6 @@ def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> 
             for name in OF_GENERATED:
                 remove_results(run.folder, name)
             merge_results(run.folder)
-            console.print("metrics of samples were of the model before it was trained again: removed")
+            tell("metrics of samples were of the model before it was trained again: removed")
         measure(_subject_of(run), run.folder, only)
     run.accelerator.wait_for_everyone()

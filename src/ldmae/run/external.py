@@ -20,6 +20,10 @@ def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tup
 
     The defaults are those it was trained with where they are known (but for a run's images), else the
     package's, at the image size that a VMAE was trained for.
+
+    Raises:
+        UserError: there is no such autoencoder, no images are named, or it does not give back an image of
+            their size.
     """
     settings: dict[str, Any] = {"autoencoder": {"source": source}}
     trained_on: set[str] = set()
@@ -33,28 +37,24 @@ def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tup
         if run or names_data(overrides):  # its images' classes and columns are not those of others
             settings["data"] = as_dict(DataConfig())
     config = load_config(settings, overrides)
-    if not config.data.source:
-        alone = (
-            "; with settings a run folder is measured like any autoencoder, without them on its own images"
-            if run
-            else ""
-        )
-        raise UserError(
-            f"data is not set; give data=PATH, a folder of images or any other source of them{alone}"
-        )
+    alone = "; with settings a run folder is measured like any autoencoder, without them on its own images"
+    require_data(config, alone if run else "")
     autoencoder = load_autoencoder(source, allow_code).eval().requires_grad_(False)
     sized = made_with is not None or any(item.startswith("image_size=") for item in overrides)
     if not sized and isinstance(autoencoder, AutoencoderVMAE):
         config = load_config(settings | {"image_size": autoencoder.config["sample_size"]}, overrides)
+    reconstruct(autoencoder, torch.zeros(1, 3, config.image_size, config.image_size), "a grey image".format)
     return autoencoder, config, trained_on
+
+
+def require_data(config: Config, more: str = "") -> None:
+    """Raises a UserError, which ends with `more`, where no images are named."""
+    if not config.data.source:
+        raise UserError(
+            f"data is not set; give data=PATH, a folder of images or any other source of them{more}"
+        )
 
 
 def names_data(overrides: list[str]) -> bool:
     """Says whether other images are named than those an autoencoder was trained on."""
     return any(item.startswith(("data=", "data.source=")) for item in overrides)
-
-
-@torch.no_grad()
-def check_size(autoencoder: Any, size: int) -> None:
-    """Raises a UserError where the autoencoder does not give back an image of the size it got."""
-    reconstruct(autoencoder, torch.zeros(1, 3, size, size), "a grey image".format)

@@ -8,7 +8,7 @@ from ldmae.core.files import write_json
 from ldmae.core.locks import locked
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.index import open_all_images
-from ldmae.run.external import check_size, open_autoencoder
+from ldmae.run.external import open_autoencoder
 from ldmae.run.latents import encode_into, refuse_other_latents
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import latents_fingerprint
@@ -32,7 +32,6 @@ def encode_with(source: str, overrides: list[str], folder: Path, allow_code: boo
         accelerator = open_accelerator(config, folder)
         with accelerator.main_process_first():
             images = open_all_images(config.data, folder / "data", progress=accelerator.is_main_process)
-        check_size(autoencoder, config.image_size)
         inputs = {
             "images": images.fingerprint(),
             "encoder": latents_fingerprint(autoencoder, config.image_size),

@@ -13,7 +13,7 @@ from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images, open_images
 from ldmae.loading import is_shipped
 from ldmae.report.run import render_report
-from ldmae.run.external import check_size, names_data, open_autoencoder
+from ldmae.run.external import names_data, open_autoencoder
 from ldmae.run.external_samples import MEASURED, evaluate_samples
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import images_fingerprint
@@ -53,7 +53,6 @@ def evaluate_with(
         accelerator = open_accelerator(config, folder)
         of = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         _recorded(folder, of, {})
-        check_size(autoencoder, config.image_size)
         if accelerator.is_main_process:  # measuring is not shared among processes
             if whole or any(item.startswith("data.val=") for item in overrides):
                 train, held_out = open_images(config.data, folder / "data")

@@ -17,7 +17,7 @@ from ldmae.evaluation.results import read_results
 from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
 from ldmae.perception.features import load_features
 from ldmae.report.run import render_report
-from ldmae.run.judging import exact_device, features_of, judged, mark_taught, write_copies, write_metrics
+from ldmae.run.judging import features_of, judged, mark_taught, write_copies, write_metrics
 from ldmae.run.opening import open_accelerator
 from ldmae.run.real_images import Trained, other_size, reference_of, trained_images
 from ldmae.run.sample_cache import KEPT, forget_generated, generated_images, given_images
@@ -90,11 +90,11 @@ def evaluate_samples(
         if not known:
             return []
         features = [of for of in features if of is not None]
-        metrics, floor = judged(features, known, extractors, config.evaluation, exact_device(accelerator))
+        metrics, floor = judged(features, known, extractors, config.evaluation, accelerator.device)
         metrics = metrics if made_with is None else mark_taught(metrics, load_config(made_with))
         note = "; ".join(filter(None, [metrics[0].note, made.how, other_size(made, known[0])]))
         metrics[0] = dataclasses.replace(metrics[0], note=note)
-        write_metrics(folder, "samples", metrics, made)
+        write_metrics(folder, "samples", metrics, made.record)
         write_metrics(folder, "floor", floor)
         write_copies(folder, made, own, config)
         sampling = {} if made.sampling is None else as_dict(made.sampling)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import read_json, write_json
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.run.evaluate import measure_generation
 from ldmae.run.run import Run
 from ldmae.run.sample_cache import KEPT, forget_generated
-from ldmae.run.schedule import execute_stages, with_settings
+from ldmae.run.schedule import execute_stages
+from ldmae.run.stages import stages
 
 _FLAT = 0.02
 """Gain over the last quarter of a training below which it counts as done."""
@@ -30,15 +32,16 @@ def train_diffusion_with_curve(run: Run) -> None:
     """
     training, wanted = run.config.diffusion.training, run.config.comparison
     path = run.folder / "kid_curve.json"
-    points = read_json(path, list) if path.exists() and run.records.get("diffusion") else []
+    points = read_json(path, list) if path.exists() and run.records.stages.get("diffusion") else []
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))
-        record = run.records.get("diffusion")
+        record = run.records.stages.get("diffusion")
         passed = record is not None and record.status == "done" and record.steps > steps
         if passed or any(point["step"] == steps for point in points):
             continue
         part = training.replace(steps=steps)
-        here = with_settings(run, run.config.replace(diffusion=run.config.diffusion.replace(training=part)))
+        config = run.config.replace(diffusion=run.config.diffusion.replace(training=part))
+        here = replace(run, config=config, stages=stages(config, run.accelerator.mixed_precision))
         execute_stages(here, "diffusion", "pipeline")
         few = run.config.evaluation.replace(
             samples=wanted.checkpoint_samples, real_images=wanted.checkpoint_samples, recogniser=False
@@ -48,9 +51,7 @@ def train_diffusion_with_curve(run: Run) -> None:
             forget_generated(run.folder / KEPT)
             points.append({"step": steps, "name": results[0].name, "value": results[0].value})
             write_json(path, points)
-            console.print(
-                f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}", soft_wrap=True
-            )
+            tell(f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}")
         run.accelerator.wait_for_everyone()
     execute_stages(run, "diffusion")
 
@@ -81,17 +82,14 @@ def describe_flatness(folder: Path, steps: dict[str, int]) -> dict[str, dict[str
         kid = [[point["step"], point["value"]] for point in points]
         found["diffusion"] = {"name": points[0]["name"], "points": kid}
     for stage, curve in found.items():
-        curve["gain"] = last_quarter_gain(curve["points"], steps[stage])
+        curve["gain"] = _last_quarter_gain(curve["points"], steps[stage])
         if curve["gain"] is not None:
             flat = "flat" if curve["gain"] <= _FLAT else "not flat yet"
-            console.print(
-                f"{stage}: {curve['name']} gained {curve['gain']:.1%} over the last quarter, {flat}",
-                soft_wrap=True,
-            )
+            tell(f"{stage}: {curve['name']} gained {curve['gain']:.1%} over the last quarter, {flat}")
     return found
 
 
-def last_quarter_gain(points: list[list[float]], steps: int) -> float | None:
+def _last_quarter_gain(points: list[list[float]], steps: int) -> float | None:
     """Returns by what share a curve of (step, value) fell over the last quarter of the training's steps.
 
     None where it has no two points there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +18,71 @@ from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Records
 from ldmae.loading import load_autoencoder
-from ldmae.run.run import Run, save_model
+from ldmae.run.run import Run, Stage, kept_model, save_model
 
 INITIAL = "autoencoder.init"
 """The stage that copies it, and the artefact that this makes."""
-COPY = f"checkpoints/{INITIAL}/model"
-"""Where the copy is in the run folder: a run resumes without the source."""
 
 
 def keep_initial(run: Run) -> dict[str, str]:
     """Copies the autoencoder that training starts from into the run folder."""
     assert run.config.autoencoder.init is not None
     model = load_autoencoder(run.config.autoencoder.init)
-    return {INITIAL: save_model(run, model, run.folder / COPY)}
+    return {INITIAL: save_model(run, model, run.folder / kept_model(INITIAL))}
 
 
 def load_copy(run: Run) -> Any:
     """Loads the run's copy of the autoencoder that training starts from."""
-    return load_autoencoder(str(run.folder / COPY))
+    return load_autoencoder(str(run.folder / kept_model(INITIAL)))
 
 
-def initial_shape(config: Config, folder: Path, restart: str | None = None) -> Any:
-    """Returns what training starts from, without memory (on the meta device); None where it is drawn.
+def copying(name: str, source: str, execute: Callable[[Run], dict[str, str]], *more: str) -> Stage:
+    """Returns the stage that copies a source, so that the run resumes without it; it makes `more`, too."""
+    return Stage(
+        name=name,
+        title="initial weights",
+        outputs=(name,),
+        makes=(kept_model(name), *more),
+        settings=_settings(source),
+        execute=execute,
+        command=f"ldmae train {name.split('.')[0]}",
+    )
+
+
+def is_copied(records: Records, stage: str, source: str, restart: str | None = None) -> bool:
+    """Says whether a run has a copy of a source, which no `restart` of the stage is about to forget."""
+    record = records.stages.get(stage) if stage != restart else None
+    return record is not None and record.status == "done" and record.settings == _settings(source)
+
+
+def _settings(source: str) -> dict[str, str]:
+    return {"init": str(Path(source))}
+
+
+def with_initial_autoencoder(
+    config: Config, folder: Path, typed: dict[str, Any] | None = None, restart: str | None = None
+) -> tuple[Config, Any]:
+    """Returns a run's settings with the shape of the autoencoder that training starts from, and that.
 
     Args:
         config: the settings.
         folder: the run folder, whose copy counts where it has one.
+        typed: the settings that the user wrote, nested.
         restart: a stage that is about to be forgotten, and its copy with it.
 
+    Returns:
+        The settings; the autoencoder without memory (on the meta device), None where it is drawn.
+
     Raises:
-        UserError: `autoencoder.init` can't be loaded, or does not take the images that are trained on.
+        UserError: `autoencoder.init` can't be loaded, does not take the images that are trained on, or
+            contradicts a setting that the user wrote.
     """
-    source = config.autoencoder.init
-    if source is None or config.autoencoder.source is not None:
-        return None
-    record = Records(folder).get(INITIAL) if restart != INITIAL else None
-    kept = record is not None and record.status == "done" and record.settings == {"init": source}
-    model = load_autoencoder(str(folder / COPY) if kept and (folder / COPY).exists() else source)
+    auto, source = config.autoencoder, config.autoencoder.init
+    if source is None or auto.source is not None:
+        return config, None
+    copy = folder / kept_model(INITIAL)
+    kept = is_copied(Records(folder), INITIAL, source, restart) and copy.exists()
+    model = load_autoencoder(str(copy) if kept else source)
     kind = type(model)
     if kind is not AutoencoderVMAE and getattr(diffusers, kind.__name__, None) is not kind:
         raise UserError(
@@ -63,49 +92,37 @@ def initial_shape(config: Config, folder: Path, restart: str | None = None) -> A
     with torch.device("meta"):
         shape: Any = kind.from_config(model.config)
         shape.eval()
-        if config.autoencoder.kind == "decoder":
+        if auto.kind == "decoder":
             reconstruct(shape, torch.zeros(1, 3, config.image_size, config.image_size))
-    return shape
-
-
-def with_shape(config: Config, shape: Any, typed: dict[str, Any] | None = None) -> Config:
-    """Returns a run's settings with the shape of what training starts from.
-
-    Args:
-        config: the settings.
-        shape: of `initial_shape`.
-        typed: the settings that the user wrote, nested.
-
-    Raises:
-        UserError: one of these contradicts it, or the image size does not fit.
-    """
-    auto = config.autoencoder
-    if isinstance(shape, AutoencoderVMAE):
-        found = {name: shape.config[name] for name in VMAEConfig.model_fields}
-        group, adopted = "model", auto.replace(model=VMAEConfig(**found))
-    elif isinstance(shape, AutoencoderKL):
-        widths = shape.config["block_out_channels"]
-        found = {
-            "factor": 2 ** (len(widths) - 1),
-            "latent_channels": shape.config["latent_channels"],
-            "width": widths[0] / FULL_WIDTHS[0],
-        }
-        model = BaselineConfig(**found)
-        group, adopted = "baseline.model", auto.replace(baseline=auto.baseline.replace(model=model))
-    else:
-        return config
-    refuse_contradictions(typed, f"autoencoder.{group}", found, INITIAL, auto.init)
-    config = config.replace(autoencoder=adopted)
-    if isinstance(shape, AutoencoderVMAE) == auto.is_vit:  # else it is of another kind, and refused as that
+    found = _settings_of(shape)
+    if found is None:
+        return config, shape
+    is_vit = isinstance(found, VMAEConfig)
+    group = "autoencoder.model" if is_vit else "autoencoder.baseline.model"
+    refuse_contradictions(typed, group, dict(found), INITIAL, source)
+    changes = {"model": found} if is_vit else {"baseline": auto.baseline.replace(model=found)}
+    config = config.replace(autoencoder=auto.replace(**changes))
+    if is_vit == auto.is_vit:  # else it is of another kind, and refused as that
         try:
             config.check_sizes()
         except ValueError as error:
             raise UserError(str(error)) from error
-    return config
+    return config, shape
+
+
+def _settings_of(model: Any) -> VMAEConfig | BaselineConfig | None:
+    """Returns the settings of an autoencoder's shape; None where no settings have it."""
+    if isinstance(model, AutoencoderVMAE):
+        return VMAEConfig(**{name: model.config[name] for name in VMAEConfig.model_fields})
+    if isinstance(model, AutoencoderKL):
+        channels, widths = model.config["latent_channels"], model.config["block_out_channels"]
+        width, factor = widths[0] / FULL_WIDTHS[0], 2 ** (len(widths) - 1)
+        return BaselineConfig(factor=factor, latent_channels=channels, width=width)
+    return None
 
 
 def refuse_contradictions(
-    typed: dict[str, Any] | None, group: str, found: dict[str, Any], init: str, source: str | None
+    typed: dict[str, Any] | None, group: str, found: dict[str, Any], init: str, source: str
 ) -> None:
     """Raises a UserError where the user wrote another shape, `group`, than the weights of `init` have."""
     written: Any = typed

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,19 @@ from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.conversion import load_official_lightningdit
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint_tensors, read_json, write_json
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.core.provenance import Records
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
 from ldmae.loading import load_autoencoder, load_model, load_pipeline
 from ldmae.run import initial as autoencoder
-from ldmae.run.initial import initial_shape, refuse_contradictions, with_shape
-from ldmae.run.run import Run, latent_channels, run_autoencoder, save_model
+from ldmae.run.initial import is_copied, refuse_contradictions, with_initial_autoencoder
+from ldmae.run.run import Run, kept_model, latent_channels, run_autoencoder, save_model
+from ldmae.run.sampling import pipeline_classes
 
 INITIAL = "diffusion.init"
 """The stage that copies it, and the artefact that this makes."""
-COPY = f"checkpoints/{INITIAL}/model"
-"""Where the copy is in the run folder: a run resumes without the source."""
 CLASSES = f"checkpoints/{INITIAL}/classes.json"
 """The names of its classes."""
 ADAPTER = "lora"
@@ -56,9 +55,7 @@ def _load_initial(source: str) -> tuple[LightningDiTTransformer2DModel, list[str
         raise UserError(
             f"diffusion.init={source} holds a {type(model).__name__}; name a pipeline with a LightningDiT"
         )
-    named = dict(pipeline.config["id2label"] or {})
-    names = [str(named.get(i, named.get(str(i), i))) for i in range(model.config["num_classes"])]
-    return model.float(), names if named else []
+    return model.float(), pipeline_classes(pipeline) if pipeline.config["id2label"] else []
 
 
 def keep_initial_diffusion(run: Run) -> dict[str, str]:
@@ -67,7 +64,7 @@ def keep_initial_diffusion(run: Run) -> dict[str, str]:
     model, names = _load_initial(run.config.diffusion.init)
     if run.main:
         write_json(run.folder / CLASSES, names)
-    return {INITIAL: save_model(run, model, run.folder / COPY)}
+    return {INITIAL: save_model(run, model, run.folder / kept_model(INITIAL))}
 
 
 def _open_initial(
@@ -76,14 +73,14 @@ def _open_initial(
     """Loads what training starts from: the run's copy where it has one of this source."""
     source = config.diffusion.init
     assert source is not None
-    record = Records(folder).get(INITIAL) if restart != INITIAL else None
-    kept = record is not None and record.status == "done" and record.settings == {"init": source}
-    if kept and (folder / COPY).exists() and (folder / CLASSES).exists():
-        return load_model(LightningDiTTransformer2DModel, folder / COPY), read_json(folder / CLASSES, list)
+    kept = is_copied(Records(folder), INITIAL, source, restart)
+    copy, classes = folder / kept_model(INITIAL), folder / CLASSES
+    if kept and copy.exists() and classes.exists():
+        return load_model(LightningDiTTransformer2DModel, copy), read_json(classes, list)
     return _load_initial(source)
 
 
-def with_initial_diffusion(
+def _with_initial_diffusion(
     config: Config, folder: Path, typed: dict[str, Any] | None = None, restart: str | None = None
 ) -> Config:
     """Returns a run's settings with the shape of the diffusion model that training starts from.
@@ -111,8 +108,8 @@ def with_initial_weights(
     Raises:
         UserError: a source can't be loaded, does not fit, or contradicts what the user wrote, `typed`.
     """
-    initial = initial_shape(config, folder, restart)
-    return with_initial_diffusion(with_shape(config, initial, typed), folder, typed, restart), initial
+    config, initial = with_initial_autoencoder(config, folder, typed, restart)
+    return _with_initial_diffusion(config, folder, typed, restart), initial
 
 
 def report_changed_sources(run: Run, restart: str | None) -> None:
@@ -122,25 +119,16 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
         INITIAL: (run.config.diffusion.init, lambda source: _load_initial(source)[0]),
     }
     for name, (source, load) in sources.items():
-        record = run.records.get(name)
-        if source is None or record is None or name == restart or record.settings != {"init": source}:
+        if source is None or not is_copied(run.records, name, source, restart) or not Path(source).exists():
             continue
-        if not Path(source).exists() or record.outputs.get(name) in (None, _fingerprint(load, source)):
-            continue
-        console.print(
-            f"{name}={source} has changed since this run copied it; the run goes on from its copy. To start "
-            f"from what is there now, add --restart {name}",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _fingerprint(load: Callable[[str], Any], source: str) -> str | None:
-    """Returns the fingerprint of a source's weights; None where it holds none any more."""
-    try:
-        return fingerprint_tensors(load(source).state_dict())
-    except UserError:
-        return None
+        now = None
+        with contextlib.suppress(UserError):  # it holds none any more
+            now = fingerprint_tensors(load(source).state_dict())
+        if now != run.records.stages[name].outputs[name]:
+            tell(
+                f"{name}={source} has changed since this run copied it; the run goes on from its copy. To "
+                f"start from what is there now, add --restart {name}"
+            )
 
 
 def check_initial_diffusion(run: Run) -> None:
@@ -173,15 +161,12 @@ def _check_latents(config: Config, model: LightningDiTTransformer2DModel, channe
 def model_to_train(run: Run, channels: int, grid: int) -> Any:
     """Returns a run's diffusion model before its first step: with an adapter, where one is trained.
 
-    Args:
-        run: the run.
-        channels: of its latents.
-        grid: their cells along a side.
+    Its latents have so many `channels`, and a `grid` of so many cells along a side.
     """
     config = run.config.diffusion
     if config.init is None:
         return build_backbone(config, grid, channels, len(run.train.classes))
-    return add_adapter(initial_model(run, channels, grid), config.lora)
+    return add_adapter(_initial_model(run, channels, grid), config.lora)
 
 
 def without_adapter(run: Run, model: Any) -> Any:
@@ -196,17 +181,12 @@ def without_adapter(run: Run, model: Any) -> Any:
     return merged(model)
 
 
-def initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer2DModel:
-    """Returns the copy that the run keeps, for its own classes and latent grid.
+def _initial_model(run: Run, channels: int, grid: int) -> LightningDiTTransformer2DModel:
+    """Returns the copy that the run keeps, for its own classes and latents, as in `model_to_train`.
 
     Classes are matched by name. The embedding of a new one is the mean of the old ones; the null class is
     kept. An adapter trains no embeddings: a single class, as of images without classes, then has the null
     class's. Positions are interpolated where the grid differs.
-
-    Args:
-        run: the run.
-        channels: of its latents.
-        grid: their cells along a side.
 
     Raises:
         UserError: the latents have other channels.
@@ -276,4 +256,4 @@ def _report(run: Run, classes: list[str], names: list[str], rows: list[int | Non
         lines = [f"{len(kept)} matched {how}" + (f" ({', '.join(kept[:12])})" if kept else "")]
         lines += [f"{len(new)} new, {start} ({', '.join(new[:12])})"] if new else []
         source = run.config.diffusion.init
-        console.print(f"diffusion.init={source}: classes {'; '.join(lines)}", markup=False, soft_wrap=True)
+        tell(f"diffusion.init={source}: classes {'; '.join(lines)}")

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from ldmae.config import Config, load_config
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import Metric
+from ldmae.core.provenance import Record
 from ldmae.evaluation.api import OF_GENERATED, Measured
 from ldmae.evaluation.copies import compared_images, measure_copies
 from ldmae.evaluation.distances import FEWEST_IMAGES
@@ -24,9 +25,8 @@ from ldmae.run.real_images import Trained
 from ldmae.run.sample_cache import SampleSet
 
 
-def write_metrics(folder: Path, name: str, metrics: list[Metric], made: SampleSet | None = None) -> None:
+def write_metrics(folder: Path, name: str, metrics: list[Metric], record: Record | None = None) -> None:
     """Writes metrics of generated images, with the record of those."""
-    record = None if made is None else made.record
     write_results(folder, name, OF_GENERATED[name], Measured(metrics), record)
 
 
@@ -62,6 +62,7 @@ def judged(
 ) -> tuple[list[Metric], list[Metric]]:
     """Returns all metrics on the first network's features, KID (and FD) on the second's, and the floors."""
     seed, shrink = config.seed, config.shrink_covariance
+    device = torch.device("cpu") if device.type == "mps" else device  # which knows no float64
     metrics = generation_metrics(features[0], known[0], shrink=shrink, seed=seed, device=device)
     floor: list[Metric] = []
     for number, (made, reference, extractor) in enumerate(zip(features, known, extractors, strict=True)):
@@ -94,11 +95,6 @@ def write_copies(folder: Path, made: SampleSet, own: Trained, config: Config) ->
         seed=seed,
     )
     write_results(folder, "copies", OF_GENERATED["copies"], copies, made.record)
-
-
-def exact_device(accelerator: Accelerator) -> torch.device:
-    """Returns where distances are computed: MPS knows no float64."""
-    return torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
 
 
 def features_of(made: SampleSet, extractor: FeatureExtractor, accelerator: Accelerator) -> Features | None:

@@ -11,15 +11,15 @@ from accelerate.utils import broadcast_object_list
 from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
-from ldmae.core.progress import console, progress_bar
+from ldmae.core.progress import progress_bar, tell
 from ldmae.core.provenance import Record, read_record, refuse_others, write_record
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
 from ldmae.latents.statistics import FILE_NAME, latent_statistics, load_statistics, save_statistics
-from ldmae.run.recorded import latents_settings
 from ldmae.run.run import Run, image_dataset, latent_channels, run_autoencoder
 from ldmae.run.threads import settle_for_encoding
+from ldmae.run.trainings import latents_settings
 
 _RECORD = "made_of.json"
 
@@ -92,14 +92,19 @@ def encode_into(
     a contiguous range. Shards made of other `inputs` (`encoder` among them) are deleted.
     """
     count = None if isinstance(images, StreamDataset) else len(images)
-    whole = False
+    whole, maker = False, inputs["encoder"]
     if accelerator.is_main_process:
         whole = _make_room(folder, _made_of(config, inputs, accelerator.num_processes), count)
     (whole,) = broadcast_object_list([whole])
     if isinstance(images, StreamDataset):
-        _encode_streamed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
+        _encode_streamed(folder, autoencoder, images, config, accelerator, maker)
     elif not whole:
-        _encode_indexed(folder, autoencoder, images, config, accelerator, inputs["encoder"])
+        rank, world = accelerator.process_index, accelerator.num_processes
+        share = (rank + 1) * len(images) // world - rank * len(images) // world
+        with progress_bar("encoding", share, "images", show=accelerator.is_main_process) as advance:
+            encode_images(
+                autoencoder, images, folder, config.latents, maker, rank=rank, world=world, advance=advance
+            )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _save_statistics(folder, latent_channels(autoencoder, config.image_size)[0], config)
@@ -112,17 +117,6 @@ def _save_statistics(folder: Path, channels: int, config: Config) -> None:
     with progress_bar("statistics", samples, "latents") as advance:
         statistics = latent_statistics(shards, channels, samples, config.seed, advance)
     save_statistics(folder, *statistics)
-
-
-def _encode_indexed(
-    folder: Path, autoencoder: Any, images: ImageDataset, config: Config, accelerator: Accelerator, maker: str
-) -> None:
-    rank, world = accelerator.process_index, accelerator.num_processes
-    share = (rank + 1) * len(images) // world - rank * len(images) // world
-    with progress_bar("encoding", share, "images", show=accelerator.is_main_process) as advance:
-        encode_images(
-            autoencoder, images, folder, config.latents, maker, rank=rank, world=world, advance=advance
-        )
 
 
 def _encode_streamed(
@@ -138,7 +132,7 @@ def _encode_streamed(
     def advance(n: int, note: str) -> None:
         nonlocal done
         if (done + n) // 10_000 > done // 10_000 and accelerator.is_main_process:
-            console.print(f"encoding: {done + n} images of the stream by this process")
+            tell(f"encoding: {done + n} images of the stream by this process")
         done += n
 
     if accelerator.is_main_process:  # a stream is encoded from its beginning
@@ -190,7 +184,7 @@ def _make_room(folder: Path, now: Record, count: int | None) -> bool:
             return False
         if before.processes != now.processes:
             changes.append(f"processes: {before.processes} -> {now.processes}")
-        console.print(f"encoding all again: {'; '.join(changes)}", markup=False, soft_wrap=True)
+        tell(f"encoding all again: {'; '.join(changes)}")
     for stale in [*shards, folder / FILE_NAME]:
         stale.unlink(missing_ok=True)
     write_record(folder / _RECORD, now)

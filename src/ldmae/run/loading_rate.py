@@ -26,7 +26,7 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.images.shards import find_shards
 from ldmae.images.sources import is_stream, kind_of, open_source
 from ldmae.images.tables import load_table, picture_bytes
-from ldmae.run.components import autoencoder_trainings
+from ldmae.run.trainings import autoencoder_trainings
 
 _SECONDS = 2.0
 """How long loading is timed, over all stages."""

@@ -19,15 +19,15 @@ from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.device import resolve_precision
 from ldmae.core.files import write_json
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.diffusion.backbones import patch_size
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
-from ldmae.run.components import autoencoder_trainings
 from ldmae.run.plan import untrained_objective
 from ldmae.run.run import Run
 from ldmae.run.stream_cache import open_streamed
+from ldmae.run.trainings import autoencoder_trainings
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
@@ -53,9 +53,12 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
 
 
 def open_run_images(
-    data: DataConfig, cache_dir: Path, progress: bool
+    data: DataConfig, cache_dir: Path, progress: bool = True
 ) -> tuple[StreamSource | None, ImageSource, ImageSource]:
-    """Opens a run's images: the stream that training reads, if it is one; training and held-out images."""
+    """Opens a run's images: the stream that training reads, if it is one; training and held-out images.
+
+    Of a stream these are what is kept of it.
+    """
     if is_stream(data):
         return open_streamed(data, cache_dir)
     return None, *open_images(data, cache_dir, progress)
@@ -94,4 +97,4 @@ def describe_images(run: Run) -> None:
     write_json(run.folder / "data.json", description)
     if run.stream is not None:
         kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
-        console.print(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}", markup=False)
+        tell(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}")

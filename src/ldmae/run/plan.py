@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from ldmae.contracts import BatchKeys
 from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lora import add_adapter
-from ldmae.run.components import autoencoder_trainings, untrained
 from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.loading_rate import Reading, describe_loading
-from ldmae.run.recorded import trainings
 from ldmae.run.run import latent_channels
+from ldmae.run.trainings import autoencoder_trainings, trainings, untrained
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,6 @@ def example_rows(
         return {"latents": latents, "labels": torch.zeros(count, dtype=torch.long)}
     size = autoencoder_trainings(config)[stage].image_size
     return {"images": torch.zeros(count, 3, size, size)}
-
-
-def latent_shape(transformer: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns the channels and the cells along a side of what a diffusion model of this config generates."""
-    return transformer["in_channels"], transformer["sample_size"]
 
 
 def _count(

@@ -16,12 +16,12 @@ from torch import nn
 from ldmae.autoencoders.onnx import export_onnx, require_onnx
 from ldmae.config import Config, load_config, to_yaml
 from ldmae.core.errors import UserError, reason_of
-from ldmae.core.files import atomic_folder, read_json, write_json, write_text
+from ldmae.core.files import atomic_folder, check_new_folder, read_json, write_json, write_text
 from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.results import read_results
-from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline, may_be_hub_name
+from ldmae.loading import check_run_folder, load_autoencoder, load_pipeline, may_be_hub_name
 from ldmae.report import grids
 from ldmae.report.card import Card, write_card
 from ldmae.report.data import read_arrays
@@ -109,7 +109,9 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
             command=f"ldmae evaluate {run.name}",
             onnx=shapes,
         )
-        write_card(temporary, card, run, results if whole else _of_autoencoder(results))
+        generated = () if whole else ("generation", "samples", "copies")
+        shown = [entry for entry in results if entry["measurement"] not in generated]
+        write_card(temporary, card, run, shown)
     return None if how.push is None else _upload(folder, how.push, how.private)
 
 
@@ -126,12 +128,9 @@ def save_model_files(model: Any, folder: Path, half: bool) -> None:
 
 
 def write_pictures(measured: Path, folder: Path, whole: bool) -> None:
-    """Writes the pictures of a card: those of samples, reconstructions and copies that there are.
+    """Writes the pictures of a card: those of reconstructions and, of the `whole`, samples and copies.
 
-    Args:
-        measured: the folder that `results/` and `samples/` are in.
-        folder: where they go.
-        whole: whether generated images are shown.
+    The folder `measured` holds `results/` and `samples/`; what is not there is left out.
     """
     rows = {"reconstructions": ("originals", "reconstructions")}
     if whole:
@@ -205,10 +204,6 @@ def _example(model: Any, name: str, config: Config) -> str:
     )
 
 
-def _of_autoencoder(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in results if entry["measurement"] not in ("generation", "samples", "copies")]
-
-
 def _without_paths(config: Config, data: str) -> Config:
     """Returns the settings without the paths of the machine: images are called what the card calls them."""
 
@@ -245,10 +240,8 @@ def _started(config: Config, whole: bool) -> tuple[str, str | None]:
 
 def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     """Returns the settings of the run, and whether its pipeline is published or the autoencoder alone."""
-    if not is_run_folder(str(run)):
-        raise UserError(f"{run} is not a run folder (it has no config.yaml); name one that `ldmae run` made")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; name another folder, or delete it")
+    check_run_folder(run)
+    check_new_folder(folder)
     if not how.licence.strip():
         raise UserError("--licence is empty; name the licence of the weights, such as --licence apache-2.0")
     path = run / "stages.json"

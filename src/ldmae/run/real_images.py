@@ -11,18 +11,17 @@ from torch import Tensor
 
 from ldmae.config import Config, load_config
 from ldmae.contracts import ImageSource
-from ldmae.core.progress import console, progress_bar
+from ldmae.core.progress import progress_bar, tell
 from ldmae.evaluation.reconstruction import to_uint8
 from ldmae.evaluation.references import Reference, cached_reference, read_reference, reference_from_images
 from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.base import Subset
-from ldmae.images.index import open_all_images, open_images
-from ldmae.images.sources import is_stream
+from ldmae.images.index import open_all_images
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import is_run_folder, settings_of
 from ldmae.perception.features import FeatureExtractor
+from ldmae.run.opening import open_run_images
 from ldmae.run.sample_cache import SampleSet
-from ldmae.run.stream_cache import open_streamed
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""
@@ -44,7 +43,7 @@ def reference_of(
     """
     keep = config.evaluation.real_images or 10_000
     if path is not None:
-        console.print(f"reading the reference {path}", markup=False, soft_wrap=True)
+        tell(f"reading the reference {path}")
         return read_reference(path, extractor, keep=keep)
     real: ImageSource
     real = open_all_images(config.data, folder / "data") if own is None else own[0]
@@ -75,9 +74,7 @@ def trained_images(source: str, config: Config, folder: Path) -> Trained:
     if made_with is None or config.data != load_config(made_with).data:
         return None
     cache = (Path(source) if is_run_folder(source) else folder) / "data"
-    if is_stream(config.data):  # what is kept of it
-        return open_streamed(config.data, cache)[1:]
-    return open_images(config.data, cache)
+    return open_run_images(config.data, cache)[1:]
 
 
 def other_size(made: SampleSet, known: Reference) -> str:
@@ -87,5 +84,5 @@ def other_size(made: SampleSet, known: Reference) -> str:
         return ""
     theirs = f"{known.size[0]}x{known.size[1]}"
     told = f"the images are {size[0]}x{size[1]}, those of the reference {theirs}: resize one of them first"
-    console.print(told, soft_wrap=True)
+    tell(told)
     return told

@@ -10,7 +10,7 @@ from ldmae.report.data import metrics_of
 from ldmae.report.grids import save_png
 from ldmae.report.run import overview, render_report
 from ldmae.report.tables import metrics_table
-from ldmae.run.plan import latent_shape, plan_trainings
+from ldmae.run.plan import plan_trainings
 from ldmae.run.run import Run
 
 
@@ -23,10 +23,9 @@ def describe_results(path: Path) -> str:
 def report(run: Run) -> dict[str, str]:
     """Writes `report.html`, `overview.png` and `parameters.json` of what the run folder holds."""
     if run.main:
-        shape = latent_shape(
-            read_json(run.folder / "diffusion" / "config.json", {"in_channels": int, "sample_size": int})
-        )
-        classes = len(run.train.classes)
+        path = run.folder / "diffusion" / "config.json"
+        config = read_json(path, {"in_channels": int, "sample_size": int})
+        shape, classes = (config["in_channels"], config["sample_size"]), len(run.train.classes)
         plans = plan_trainings(run.config, num_classes=classes, latent_shape=shape, initial=run.initial)
         counts = {plan.stage: {"total": plan.parameters, "trainable": plan.trainable} for plan in plans}
         own = {"autoencoder": counts[plans[0].stage], "diffusion": counts["diffusion"]}

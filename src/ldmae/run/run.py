@@ -108,6 +108,11 @@ class Stage:
     """Made at every start, and not recorded: it shows whatever is there."""
 
 
+def kept_model(stage: str) -> str:
+    """Returns where in a run folder a model is that is not its last: of a source, or between trainings."""
+    return f"checkpoints/{stage}/model"
+
+
 def images_fingerprint(train: ImageSource, held_out: ImageSource) -> str:
     """Returns a hash of a run's images and their labels, in their order."""
     return fingerprint([train.fingerprint(), held_out.fingerprint()])

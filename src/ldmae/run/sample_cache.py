@@ -26,7 +26,13 @@ from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.image_sets import read_samples
 from ldmae.loading import load_pipeline
-from ldmae.run.sampling import generated_batches, known_classes, own_sampling, picture_size
+from ldmae.run.sampling import (
+    generated_batches,
+    known_classes,
+    measured_sampling,
+    own_sampling,
+    picture_size,
+)
 from ldmae.run.threads import settle_alone, velocity
 
 KEPT = ".generated"
@@ -114,11 +120,8 @@ def generated_images(
     batch = config.sampling.batch_size
     if accelerator.num_processes == 1:
         settle_alone(velocity(pipeline, batch), batch, pipeline.device, config.threads, source)
-    evaluation, sampling = config.evaluation, config.sampling
     own = {name: value for name, value in own_sampling(pipeline).items() if name not in told}
-    sampling = sampling.replace(**own)
-    scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
-    sampling = sampling.replace(seed=evaluation.seed + 1, guidance_scale=scale)
+    sampling, evaluation = measured_sampling(config).replace(**own), config.evaluation
     classes = np.array(known_classes(pipeline))
     labels = classes[np.arange(evaluation.samples) % len(classes)]
     if evaluation.sample_labels == "random":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldmae.config import load_config, plain
+from ldmae.config import Config, load_config, plain
 from ldmae.config.diffusion import SamplingConfig
 from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError
@@ -90,6 +90,13 @@ def own_sampling(pipeline: LDMAEPipeline) -> dict[str, Any]:
     scheduler = pipeline.scheduler
     shift = None if scheduler.config.get("use_dynamic_shifting") else 1 / scheduler.config["shift"]
     return {"solver": solver_name(scheduler), "timestep_shift": shift}
+
+
+def measured_sampling(config: Config) -> SamplingConfig:
+    """Returns how images to be measured are generated: by the evaluation's guidance, from own noise."""
+    evaluation, sampling = config.evaluation, config.sampling
+    scale = sampling.guidance_scale if evaluation.guidance_scale is None else evaluation.guidance_scale
+    return sampling.replace(seed=evaluation.seed + 1, guidance_scale=scale)
 
 
 def picture_size(pipeline: LDMAEPipeline) -> int:

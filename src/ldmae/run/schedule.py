@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -18,13 +17,13 @@ from ldmae.config.autoencoder import AutoencoderConfig
 from ldmae.core.device import device_name, resolve_precision
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.files import TEMPORARY_PREFIX
-from ldmae.core.provenance import ABSENT, FRESH, STALE, UNFINISHED, Record, Records
+from ldmae.core.provenance import Record, Records
 from ldmae.run.initial_diffusion import report_changed_sources, with_initial_weights
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
-from ldmae.run.recorded import trainings
 from ldmae.run.run import Run, Stage
 from ldmae.run.stages import stages
+from ldmae.run.trainings import trainings
 from ldmae.training.checkpoint import list_checkpoints
 from ldmae.training.sharding import check_launch
 
@@ -33,8 +32,7 @@ from ldmae.training.sharding import check_launch
 class _Standing:
     """What the record says of a stage."""
 
-    state: str
-    """`absent`, `unfinished`, `stale` or `fresh`."""
+    state: Literal["absent", "unfinished", "stale", "fresh"]
     inputs: dict[str, str | None]
     """Fingerprints of what it reads; None where that is still to be made."""
     changes: tuple[str, ...] = ()
@@ -70,8 +68,8 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     standings = check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
-    for stage in (each for each in select(listed, names) if standings[each.name].state != FRESH):
-        if stage.costly and standings[stage.name].state == ABSENT and stage.name != restart:
+    for stage in (each for each in select(listed, names) if standings[each.name].state != "fresh"):
+        if stage.costly and standings[stage.name].state == "absent" and stage.name != restart:
             _refuse_replacing(run, stage)
         if (training := trainings(config).get(stage.name)) is not None:
             check_launch(stage.name, training, accelerator, objectives[stage.name])
@@ -87,11 +85,6 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
         accelerator.init_trackers("ldmae")
     accelerator.wait_for_everyone()
     return run
-
-
-def with_settings(run: Run, config: Config) -> Run:
-    """Returns a run with other settings."""
-    return dataclasses.replace(run, config=config, stages=stages(config, run.accelerator.mixed_precision))
 
 
 def select(listed: tuple[Stage, ...], names: Collection[str]) -> list[Stage]:
@@ -130,20 +123,20 @@ def _run_stage(run: Run, stage: Stage) -> None:
         return
     if stage.adopt is not None and stage.adopt(run):
         return
-    standing, record = check(run)[stage.name], run.records.get(stage.name)
+    standing, record = check(run)[stage.name], run.records.stages.get(stage.name)
     there = _is_there(run, stage)
-    if standing.state == FRESH and (there or _is_passed(run, stage)):
+    if standing.state == "fresh" and (there or _is_passed(run, stage)):
         if record is not None and record.replaceable:
             record.replaceable = False
             run.records.write()
         return
-    if standing.state in (FRESH, UNFINISHED) and record is not None and record.status == "done":
+    if standing.state in ("fresh", "unfinished") and record is not None and record.status == "done":
         _refuse_beginning_again(run, stage)
     inputs = {name: value for name, value in standing.inputs.items() if value is not None}
     for name in standing.inputs:
         if name not in inputs:
             raise _lacking(run, name)
-    if standing.state == STALE and stage.costly:
+    if standing.state == "stale" and stage.costly:
         _forget(run, stage)
     ours = {other.name for other in run.stages}
     for name, other in [*run.records.stages.items()]:  # of another kind of autoencoder
@@ -166,7 +159,7 @@ def _is_passed(run: Run, stage: Stage) -> bool:
     """Says whether all that reads a training's results is one more training, which is done and there."""
     readers = [other for other in run.stages if set(other.reads) & set(stage.outputs)]
     passed = stage.costly and len(readers) == 1 and readers[0].costly
-    return passed and standings(run)[readers[0].name].state == FRESH and _is_there(run, readers[0])
+    return passed and _standings_of(run)[readers[0].name].state == "fresh" and _is_there(run, readers[0])
 
 
 def _refuse_beginning_again(run: Run, stage: Stage) -> None:
@@ -192,7 +185,7 @@ def _lacking(run: Run, artefact: str) -> UserError:
 # ---- what is fresh, and what may not be replaced
 
 
-def standings(run: Run, restart: str | None = None) -> dict[str, _Standing]:
+def _standings_of(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Says of every stage whether it is absent, unfinished, stale or fresh, by what is recorded.
 
     Looked at before anything is made, a stage is stale too where one before it would come out otherwise, or
@@ -232,7 +225,7 @@ def _standing(
     defaults: dict[str, Any] | None,
 ) -> _Standing:
     if record is None:
-        return _Standing(ABSENT, inputs)
+        return _Standing("absent", inputs)
     done, settings = record.status == "done", stage.settings
     if stage.any_precision and done and stage.steps <= record.steps and "mixed_precision" in record.settings:
         settings = settings | {"mixed_precision": record.settings["mixed_precision"]}
@@ -240,8 +233,8 @@ def _standing(
     if done and stage.steps < record.steps:
         changes.append(f"steps: {record.steps} -> {stage.steps}")
     if changes or before:
-        return _Standing(STALE, inputs, (*changes, *before))
-    return _Standing(FRESH if done and stage.steps == record.steps else UNFINISHED, inputs)
+        return _Standing("stale", inputs, (*changes, *before))
+    return _Standing("fresh" if done and stage.steps == record.steps else "unfinished", inputs)
 
 
 def _expected(
@@ -256,12 +249,12 @@ def _expected(
     if record is None:
         there = given(output)
         return there, () if there else (f"{output}: still to be made by {stage.name}",)
-    if standing.state == STALE:
+    if standing.state == "stale":
         own = (line for line in standing.changes if line not in before)
         return None, (*before, *(f"{stage.name}: {line}" for line in own))
     if record.status != "done":
         return None, ()  # it resumes, and comes out as it would have
-    if standing.state == UNFINISHED and output not in stage.keeps:
+    if standing.state == "unfinished" and output not in stage.keeps:
         return None, (f"{stage.name}: steps: {record.steps} -> {stage.steps}",)
     return record.outputs.get(output), ()
 
@@ -291,10 +284,10 @@ def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     Raises:
         UserError: a training was begun with other settings or inputs.
     """
-    found, released = standings(run, restart), _dependents(run.stages, restart)
+    found, released = _standings_of(run, restart), _dependents(run.stages, restart)
     for stage in run.stages:
-        record, standing = run.records.get(stage.name), found[stage.name]
-        if not stage.costly or standing.state != STALE or stage.name in released:
+        record, standing = run.records.stages.get(stage.name), found[stage.name]
+        if not stage.costly or standing.state != "stale" or stage.name in released:
             continue
         if record is not None and not record.replaceable and _has_trained(run, stage, record):
             raise UserError(
@@ -342,7 +335,7 @@ def _dependents(listed: tuple[Stage, ...], name: str | None) -> list[str]:
 def _restart(run: Run, name: str) -> None:
     """Forgets a stage, and lets those that hang on it be made again where they become stale."""
     for dependent in _dependents(run.stages, name):
-        if (record := run.records.get(dependent)) is not None:
+        if (record := run.records.stages.get(dependent)) is not None:
             record.replaceable = True
     _forget(run, find(run.stages, name))
 
@@ -390,7 +383,7 @@ def describe_standings(config: Config, folder: Path, restart: str | None = None)
             released.add(stage.name)
         states = list_checkpoints(folder / "checkpoints" / stage.name)
         step = f" at step {states[-1][0]:,} of {stage.steps:,}" if states else ""
-        text = {ABSENT: "to be made", FRESH: "done", UNFINISHED: f"resumed{step}"}.get(standing.state)
+        text = {"absent": "to be made", "fresh": "done", "unfinished": f"resumed{step}"}.get(standing.state)
         if text is None and stage.costly and stage.name not in released:
             text = f"refused without --restart {stage.name} ({changes})"
         if not stage.always:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ldmae.config import Config, plain
 from ldmae.run import initial_diffusion
-from ldmae.run.components import autoencoder_trainings
 from ldmae.run.decoder_change import CHANGE, TABLE, check_change, measure_change
 from ldmae.run.evaluate import check_evaluation, evaluate, evaluation_settings
-from ldmae.run.initial import COPY, INITIAL, keep_initial
+from ldmae.run.initial import INITIAL, copying, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
 from ldmae.run.pipeline import save_pipeline
-from ldmae.run.recorded import latents_settings, training_settings
 from ldmae.run.reporting import report
-from ldmae.run.run import Stage
+from ldmae.run.run import Stage, kept_model
 from ldmae.run.sampling import sample
-from ldmae.run.training import between, load_networks, train_autoencoder, train_diffusion
+from ldmae.run.training import load_networks, train_autoencoder, train_diffusion
+from ldmae.run.trainings import autoencoder_trainings, latents_settings, training_settings
 
 
 def stages(config: Config, precision: str = "no") -> tuple[Stage, ...]:
@@ -37,15 +35,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
     """Images → autoencoder, by the trainings that its kind declares; the last one makes it."""
     listed, init = autoencoder_trainings(config), config.autoencoder.init
     if listed and init is not None:
-        yield Stage(
-            name=INITIAL,
-            title="initial weights",
-            outputs=(INITIAL,),
-            makes=(COPY,),
-            settings={"init": str(Path(init))},
-            execute=keep_initial,
-            command="ldmae train autoencoder",
-        )
+        yield copying(INITIAL, init, keep_initial)
     first = ("images",) if init is None else ("images", INITIAL)
     befores = [first, *((name,) for name in listed)]
     for reads, (name, training) in zip(befores, listed.items(), strict=False):
@@ -55,7 +45,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
             title=training.title,
             reads=reads,
             outputs=("autoencoder", "encoder") if last else (name,),
-            makes=("autoencoder",) if last else (between(name),),
+            makes=("autoencoder",) if last else (kept_model(name),),
             settings=trained[name],
             execute=partial(train_autoencoder, name),
             steps=training.config.steps if training.config is not None else 0,
@@ -76,63 +66,50 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
         )
 
 
-def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> tuple[Stage, ...]:
+def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator[Stage]:
     """Autoencoder → latents → diffusion → pipeline."""
-    first = config.diffusion.init
-    return (
-        Stage(
-            name="latents",
-            title="encoding",
-            reads=("images", "encoder"),
-            outputs=("latents",),
-            makes=("latents/latents_stats.pt", "latents"),
-            settings=latents_settings(config),
-            execute=encode,
-            command="ldmae encode",
-            adopt=adopt_latents,
-            complete=all_encoded,
-        ),
-        *_initial_diffusion(config),
-        Stage(
-            name="diffusion",
-            title="diffusion",
-            reads=("latents",) if first is None else ("latents", initial_diffusion.INITIAL),
-            outputs=("diffusion",),
-            makes=("diffusion", initial_diffusion.ADAPTER) if config.diffusion.lora.rank else ("diffusion",),
-            settings=trained["diffusion"],
-            execute=train_diffusion,
-            prepare=None if first is None else initial_diffusion.check_initial_diffusion,
-            steps=config.diffusion.training.steps,
-            costly=True,
-            any_precision=config.mixed_precision == "auto",
-            command="ldmae train diffusion",
-        ),
-        Stage(
-            name="pipeline",
-            title="joining",
-            reads=("autoencoder", "latents", "diffusion"),
-            outputs=("pipeline",),
-            makes=("pipeline",),
-            settings={"timestep_shift": config.sampling.timestep_shift, "solver": config.sampling.solver},
-            execute=save_pipeline,
-        ),
+    init = config.diffusion.init
+    yield Stage(
+        name="latents",
+        title="encoding",
+        reads=("images", "encoder"),
+        outputs=("latents",),
+        makes=("latents/latents_stats.pt", "latents"),
+        settings=latents_settings(config),
+        execute=encode,
+        command="ldmae encode",
+        adopt=adopt_latents,
+        complete=all_encoded,
     )
-
-
-def _initial_diffusion(config: Config) -> tuple[Stage, ...]:
-    """A diffusion model that exists → the run's copy of it, where training starts from one."""
-    if config.diffusion.init is None:
-        return ()
-    return (
-        Stage(
-            name=initial_diffusion.INITIAL,
-            title="initial weights",
-            outputs=(initial_diffusion.INITIAL,),
-            makes=(initial_diffusion.COPY, initial_diffusion.CLASSES),
-            settings={"init": str(Path(config.diffusion.init))},
-            execute=initial_diffusion.keep_initial_diffusion,
-            command="ldmae train diffusion",
-        ),
+    if init is not None:
+        yield copying(
+            initial_diffusion.INITIAL,
+            init,
+            initial_diffusion.keep_initial_diffusion,
+            initial_diffusion.CLASSES,
+        )
+    yield Stage(
+        name="diffusion",
+        title="diffusion",
+        reads=("latents",) if init is None else ("latents", initial_diffusion.INITIAL),
+        outputs=("diffusion",),
+        makes=("diffusion", initial_diffusion.ADAPTER) if config.diffusion.lora.rank else ("diffusion",),
+        settings=trained["diffusion"],
+        execute=train_diffusion,
+        prepare=None if init is None else initial_diffusion.check_initial_diffusion,
+        steps=config.diffusion.training.steps,
+        costly=True,
+        any_precision=config.mixed_precision == "auto",
+        command="ldmae train diffusion",
+    )
+    yield Stage(
+        name="pipeline",
+        title="joining",
+        reads=("autoencoder", "latents", "diffusion"),
+        outputs=("pipeline",),
+        makes=("pipeline",),
+        settings={"timestep_shift": config.sampling.timestep_shift, "solver": config.sampling.solver},
+        execute=save_pipeline,
     )
 
 

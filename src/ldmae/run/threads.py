@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import device_name
 from ldmae.core.errors import UserError, counted
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.core.provenance import Records
 from ldmae.core.threads import TimedThreads, fastest_threads, most_threads
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -32,11 +32,11 @@ _SLOWER = 3.0
 _PIXELS = 2**17
 """Pixels in a piece of work that is timed."""
 
-STEPS = 20
+_STEPS = 20
 """Steps whose median is compared."""
 
 
-def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], amount: int) -> None:
+def _settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], amount: int) -> None:
     """Sets the number of threads that a stage computes with on a CPU, and notes it in the stage's record.
 
     It is the settings' number, else that which the stage began with, else that of the run's first training,
@@ -66,7 +66,7 @@ def settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], a
             else ""
         )
     if said and run.main:
-        console.print(said, soft_wrap=True)
+        tell(said)
     torch.set_num_threads(count)
     records.note_threads(name, count, device_name(run.accelerator.device))
 
@@ -83,7 +83,7 @@ def settle_for_training(run: Run, trainer: Trainer) -> None:
             left = (time.perf_counter() - began) * trainer.config.steps
             return fastest_threads(step, most_threads(_processes_here(run)), min(0.3, left / 100), _of_main)
 
-    settle_threads(run, trainer.stage, time_them, trainer.config.batch_size)
+    _settle_threads(run, trainer.stage, time_them, trainer.config.batch_size)
 
 
 def settle_for_encoding(run: Run, autoencoder: Any) -> None:
@@ -93,7 +93,7 @@ def settle_for_encoding(run: Run, autoencoder: Any) -> None:
     def time_them() -> TimedThreads:
         return fastest_threads(work, most_threads(_processes_here(run)), 0.1, _of_main)
 
-    settle_threads(run, "latents", time_them, amount)
+    _settle_threads(run, "latents", time_them, amount)
 
 
 def settle_alone(
@@ -114,7 +114,7 @@ def settle_alone(
     timed = TimedThreads(known, {}) if known else fastest_threads(work, most_threads(), 0.1)
     torch.set_num_threads(timed.count)
     if timed.seconds:
-        console.print(f"computing with {counted(timed.count, 'thread')} ({timed.rates(amount, 'images')})")
+        tell(f"computing with {counted(timed.count, 'thread')} ({timed.rates(amount, 'images')})")
 
 
 def _recorded_threads(source: str) -> int:
@@ -161,14 +161,14 @@ class SlowSteps:
         if self._told or not trainer.accelerator.is_main_process:
             return
         self._marks.append(self._clock())
-        if len(self._marks) <= STEPS:
+        if len(self._marks) <= _STEPS:
             return
         seconds = median(b - a for a, b in itertools.pairwise(self._marks))
         self._marks = self._marks[-1:]
         self._first = self._first or seconds
         if seconds >= _SLOWER * self._first:
             self._told = True
-            console.print(self._message(trainer, seconds), soft_wrap=True)
+            tell(self._message(trainer, seconds))
 
     def _message(self, trainer: Trainer, seconds: float) -> str:
         threads = torch.get_num_threads()

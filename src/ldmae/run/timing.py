@@ -19,11 +19,10 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations
 from ldmae.evaluation.efficiency import seconds_of
 from ldmae.images.dataset import ImageDataset
-from ldmae.run.components import autoencoder_trainings
 from ldmae.run.plan import untrained_objective
-from ldmae.run.recorded import trainings
 from ldmae.run.run import Run, latent_channels, run_autoencoder
-from ldmae.run.sampling import generated_batches
+from ldmae.run.sampling import generated_batches, measured_sampling
+from ldmae.run.trainings import autoencoder_trainings, trainings
 from ldmae.run.trials import measuring_seconds, seconds_of_an_image, trial_step
 from ldmae.training.engine import Trainer
 
@@ -78,10 +77,9 @@ class Timing:
 
     def evaluation(self) -> float:
         """Returns the seconds of generating images, of measuring them, and of measuring reconstructions."""
-        config, sampling = self.config.evaluation, self.config.sampling
-        scale = sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
         features, _, distances = self._measuring
-        shared = config.samples * (self._generating(scale) + features)
+        generating = self._generating(measured_sampling(self.config).guidance_scale)
+        shared = self.config.evaluation.samples * (generating + features)
         shared += self._real * (features + self._reading)
         return shared / self.run.accelerator.num_processes + self.comparing(self._held_out) + distances
 

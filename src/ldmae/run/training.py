@@ -18,13 +18,13 @@ from ldmae.images.base import spread
 from ldmae.images.dataset import ImageDataset
 from ldmae.latents.shards import LatentDataset, LatentShards
 from ldmae.latents.statistics import load_statistics
-from ldmae.run.components import autoencoder_trainings
 from ldmae.run.initial import load_copy
 from ldmae.run.initial_diffusion import model_to_train, without_adapter
 from ldmae.run.run import (
     Run,
     autoencoder_fingerprints,
     image_dataset,
+    kept_model,
     latent_channels,
     latents_fingerprint,
     load_trained,
@@ -32,6 +32,7 @@ from ldmae.run.run import (
     save_model,
 )
 from ldmae.run.threads import SlowSteps, settle_for_training
+from ldmae.run.trainings import autoencoder_trainings
 from ldmae.training.engine import Trainer
 
 
@@ -41,7 +42,7 @@ def train_autoencoder(name: str, run: Run) -> dict[str, str]:
     names, training = [*listed], listed[name]
     before: Any = None
     if name != names[0]:
-        before = load_trained(run, run.folder / between(names[names.index(name) - 1]))
+        before = load_trained(run, run.folder / kept_model(names[names.index(name) - 1]))
     elif run.config.autoencoder.init is not None:
         before = load_copy(run)
     torch.manual_seed(run.config.seed)
@@ -52,7 +53,7 @@ def train_autoencoder(name: str, run: Run) -> dict[str, str]:
         images = image_dataset(run, training.image_size, training.augment)
         model = _train(run, name, objective, training.config, images, training.image_size)
     if name != names[-1]:
-        return {name: save_model(run, model, run.folder / between(name))}
+        return {name: save_model(run, model, run.folder / kept_model(name))}
     save_model(run, model, run.folder / "autoencoder")
     return autoencoder_fingerprints(model, run.config.image_size)
 
@@ -62,11 +63,6 @@ def load_networks(training: Training, run: Run) -> None:
     if training.prepare is not None:
         with run.accelerator.main_process_first():
             training.prepare(run.accelerator.device)
-
-
-def between(name: str) -> str:
-    """Returns where in the run folder the autoencoder is after one of its trainings but the last."""
-    return f"checkpoints/{name}/model"
 
 
 def train_diffusion(run: Run) -> dict[str, str]:

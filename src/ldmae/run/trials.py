@@ -20,8 +20,8 @@ from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.run.plan import example_rows, untrained_objective
-from ldmae.run.recorded import trainings
 from ldmae.run.run import Run
+from ldmae.run.trainings import trainings
 from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.optim import build_optimizer

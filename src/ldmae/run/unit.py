@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.config.variants import VARIANTS
 from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.locks import locked
@@ -18,10 +19,9 @@ from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import check_evaluation, measure_autoencoder
 from ldmae.run.external_samples import evaluate_samples
 from ldmae.run.flatness import describe_flatness, train_diffusion_with_curve
-from ldmae.run.recorded import training_steps
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
-from ldmae.run.variants import VARIANTS
+from ldmae.run.trainings import training_steps
 
 
 def make_unit(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ldmae.config.training import TrainingConfig
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.training.sharding import copy_whole, gathered, piece, plain_name
 
 _LONGEST = 0.2
@@ -50,19 +50,13 @@ class AveragedWeights:
             copy_whole(state[name], average)
 
 
-def averaged(model: nn.Module, config: TrainingConfig, started: bool) -> AveragedWeights | None:
-    """Returns the averaged weights of a training that asks for them; the arguments of `AveragedWeights`."""
-    return None if config.ema_decay is None else AveragedWeights(model, config.ema_decay, started)
-
-
 def report_long_average(stage: str, config: TrainingConfig) -> None:
     """Says where a training's average, which is what it saves, is mostly of weights long before its end."""
     decay = config.ema_decay or 0.0
     age = (1 - decay**config.steps) / (1 - decay) - 1  # of the steps, or of the start that is left
     if age > _LONGEST * config.steps:
-        console.print(
+        tell(
             f"{stage}: the saved weights are averages (ema_decay={decay}), {age:,.0f} steps old "
             f"on average, and the training has {config.steps:,}: they lag; set {stage}.training.ema_decay to "
-            f"{max(0.0, 1 - 10 / config.steps):.3g}, or train longer",
-            soft_wrap=True,
+            f"{max(0.0, 1 - 10 / config.steps):.3g}, or train longer"
         )

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ldmae.core.errors import UserError
-from ldmae.core.progress import console
+from ldmae.core.progress import tell
 from ldmae.core.random import generator
 
 
-def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """Returns the (length,) permutation in which an epoch goes through the items."""
     return torch.randperm(length, generator=generator(seed, "order", epoch)).numpy()
 
@@ -58,7 +58,7 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
                 for row in rows:
                     epoch, place = divmod(step * self.batch_size + row, self.length)
                     if epoch not in orders:
-                        orders[epoch] = epoch_order(self.seed, epoch, self.length)
+                        orders[epoch] = _epoch_order(self.seed, epoch, self.length)
                     keys.append((epoch, int(orders[epoch][place])))
                 yield keys
 
@@ -88,10 +88,9 @@ class WaitingNotice:
         if self._lines == 1 or share <= 0.1 or self._told:
             return
         self._told = True
-        console.print(
+        tell(
             f"{self.stage} waits for data {share:.0%} of the time; load with more processes: "
-            f"{self.stage}.training.num_workers={max(2, 2 * self.num_workers)} (now {self.num_workers})",
-            soft_wrap=True,
+            f"{self.stage}.training.num_workers={max(2, 2 * self.num_workers)} (now {self.num_workers})"
         )
 
 

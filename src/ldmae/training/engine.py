@@ -24,8 +24,8 @@ from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
-from ldmae.core.progress import console, progress_bar
-from ldmae.training.averaging import averaged, report_long_average
+from ldmae.core.progress import progress_bar, tell
+from ldmae.training.averaging import AveragedWeights, report_long_average
 from ldmae.training.checkpoint import (
     drop_old_checkpoints,
     list_checkpoints,
@@ -196,7 +196,8 @@ class Trainer:
             self._model.compile_repeated_blocks()
         optimizer = build_optimizer(self.objective, config.optimizer)
         self._wrapped, self._optimizer = accelerator.prepare(self.objective, optimizer)
-        self._average = averaged(self._model, config, self.started)
+        decay = config.ema_decay
+        self._average = None if decay is None else AveragedWeights(self._model, decay, self.started)
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._logged, self._data_seconds = 0, 0.0
@@ -211,7 +212,7 @@ class Trainer:
             cut_back(self.metrics_path, self.stage, self.step)
             drop_old_checkpoints(self.folder, self.config.checkpoint.keep_every)
             if self.step:
-                console.print(f"{self.stage} resumes from step {self.step}")
+                tell(f"{self.stage} resumes from step {self.step}")
             report_long_average(self.stage, self.config)
         self._timed = self.step
 
@@ -260,11 +261,10 @@ class Trainer:
             for steps in (planned, self.config.steps)
         )
         if before != now and self.accelerator.is_main_process:
-            console.print(
+            tell(
                 f"{self.stage} was planned for {planned:,} steps and is now to have {self.config.steps:,}: "
                 f"its learning rate continues at {now:.2g} in place of {before:.2g}. To train it on one "
-                f"schedule, add --restart {self.stage}",
-                soft_wrap=True,
+                f"schedule, add --restart {self.stage}"
             )
 
     def _save(self) -> None:

@@ -11,7 +11,7 @@ from ldmae.core.errors import UserError
 from ldmae.training.muon import Muon
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, without: nn.Module | None = None) -> list[dict]:
+def _parameter_groups(module: nn.Module, weight_decay: float, without: nn.Module | None = None) -> list[dict]:
     """Splits the trainable parameters: biases, norms, tokens and embeddings do not decay.
 
     Those of the part `without` are left out.
@@ -60,7 +60,7 @@ def build_optimizer(module: Any, config: OptimizerConfig) -> torch.optim.AdamW:
     """
     adversary = getattr(module, "adversary", None)
     matrices = block_matrices(module.model) if config.name == "muon" else []
-    groups = parameter_groups(module, config.weight_decay, without=adversary)
+    groups = _parameter_groups(module, config.weight_decay, without=adversary)
     if matrices:
         taken = {id(parameter) for parameter in matrices}
         for group in groups:

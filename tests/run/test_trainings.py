@@ -4,7 +4,7 @@ import pytest
 
 from ldmae.config import load_config
 from ldmae.core.provenance import changed
-from ldmae.run.recorded import training_settings
+from ldmae.run.trainings import training_settings
 
 
 def test_what_is_switched_on_beyond_the_paper_is_recorded():
