@@ -103,8 +103,7 @@ class Config(Settings):
                 "autoencoder.source is taken as it is, and nothing then starts from autoencoder.init; set "
                 "one to null"
             )
-        self._check_perceptual()
-        self._check_discriminator()
+        self._check_networks()
         self._check_frozen()
         scales = (self.sampling.guidance_scale, self.evaluation.guidance_scale)
         guided = any(scale not in (None, 1) for scale in scales)
@@ -139,31 +138,25 @@ class Config(Settings):
                 f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
             )
 
-    def _check_perceptual(self) -> None:
-        """Raises for images too small for a perceptual distance."""
+    def _check_networks(self) -> None:
+        """Raises for images too small for a perceptual distance, or for a training's discriminator."""
         judges = {"evaluation.perceptual": (self.evaluation.perceptual, self.image_size)}
-        for stage in self.autoencoder.stages:
-            objective = getattr(self.autoencoder, stage).objective
-            size = self.pretraining_size if stage == "pretraining" else self.image_size
-            if objective.perceptual_weight > 0:
-                judges[f"autoencoder.{stage}.objective.perceptual"] = (objective.perceptual, size)
-        for key, (name, size) in judges.items():
-            if size < SMALLEST[name]:
-                raise ValueError(
-                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
-                    "images or another distance"
-                )
-
-    def _check_discriminator(self) -> None:
-        """Raises for images too small for a training's discriminator."""
         for part in self.autoencoder.stages:
             stage = getattr(self.autoencoder, part)
             size = self.pretraining_size if part == "pretraining" else self.image_size
+            if stage.objective.perceptual_weight > 0:
+                judges[f"autoencoder.{part}.objective.perceptual"] = (stage.objective.perceptual, size)
             least = smallest_image(stage.discriminator_layers)
             if stage.objective.adversarial_weight > 0 and size < least:
                 raise ValueError(
                     f"autoencoder.{part}.discriminator_layers={stage.discriminator_layers} needs images of "
                     f"at least {least} px, got {size}; give it fewer"
+                )
+        for key, (name, size) in judges.items():
+            if size < SMALLEST[name]:
+                raise ValueError(
+                    f"{key}={name} needs images of at least {SMALLEST[name]} px, got {size}; take larger "
+                    "images or another distance"
                 )
 
     def _check_frozen(self) -> None:
@@ -181,7 +174,7 @@ class Config(Settings):
     @property
     def code(self) -> list[str]:
         """What these settings name as `package.module:Name`, whose import runs code."""
-        named = (
+        every = (
             self.autoencoder.source,
             self.autoencoder.init,
             self.autoencoder.kind,
@@ -189,8 +182,8 @@ class Config(Settings):
             self.data.val,
             self.diffusion.kind,
             self.sampling.solver,
+            *self.comparison.autoencoders,
         )
-        every = (*named, *self.comparison.autoencoders)
         return [name for name in every if name is not None and is_import_path(name)]
 
     @property

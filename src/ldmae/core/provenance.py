@@ -135,14 +135,14 @@ def refuse_others(folder: Path, what: str, changes: list[str]) -> None:
 class Records:
     """The records of a run folder's stages by name, kept in its `stages.json`, in the `order` of the stages.
 
-    The main process `writes`; each record notes the `processes` that work on the run, and their `device`.
+    The main process `writes`; each record notes the `processes` that work on the run, and their device.
 
     Raises:
         UserError: the file is damaged, or of another version.
     """
 
-    def __init__(self, folder: Path, writes: bool = True, processes: int = 1, device: str = "") -> None:
-        self.folder, self.writes, self.processes, self.device = folder, writes, processes, device
+    def __init__(self, folder: Path, writes: bool = True, processes: int = 1) -> None:
+        self.folder, self.writes, self.processes, self.device = folder, writes, processes, ""
         self.path, self.order = folder / "stages.json", list[str]()
         stored = read_json(self.path) if self.path.exists() else {"schema": _SCHEMA, "stages": []}
         try:
