@@ -14,23 +14,6 @@ from ..pictures import write_shard
 
 pytestmark = pytest.mark.usefixtures("blank")
 
-TINY = """
-image_size: 24
-autoencoder:
-  model: {patch_size: 4, latent_channels: 4, encoder_hidden_size: 16, encoder_num_hidden_layers: 1,
-    encoder_num_attention_heads: 2, decoder_hidden_size: 16, decoder_num_hidden_layers: 1,
-    decoder_num_attention_heads: 2}
-  pretraining: {objective: {perceptual_weight: 0}, training: {steps: 3, batch_size: 6, micro_batch_size: 4}}
-  tuning: {objective: {perceptual_weight: 0, sample_posterior: false, masking: {ratio: 0}},
-    training: {steps: 2, batch_size: 6}}
-latents: {shard_size: 16}
-diffusion:
-  model: {num_layers: 1, num_attention_heads: 2, attention_head_dim: 8}
-  training: {steps: 3, batch_size: 8}
-sampling: {per_class: 1, num_inference_steps: 2}
-evaluation: {samples: 12}
-"""
-
 
 @pytest.fixture
 def address(tmp_path):
@@ -53,18 +36,19 @@ def address(tmp_path):
     server.shutdown()
 
 
-def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(TINY)
-    source = f"data={address}/{{000..001}}.tar"
-    mistyped = load_config(str(preset), [f"data={address}/{{100..101}}.tar", "data.classes=[cat,dog]"])
+def test_remote_shards_are_streamed_through_every_stage(address, preset, tmp_path):
+    def run(*changes):
+        settings = [f"data={address}/{{000..001}}.tar", "data.classes=[cat,dog]", "data.val=0.2", *changes]
+        settings += ["autoencoder.pretraining.training.micro_batch_size=5", "evaluation.real_images=null"]
+        run_all(load_config(str(preset), settings), tmp_path / "run")
+
     with pytest.raises(UserError, match="404"):
-        run_all(mistyped, tmp_path / "run")  # which stands in the way of nothing
-    run_all(load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2"]), tmp_path / "run")
+        run(f"data={address}/{{100..101}}.tar")  # which stands in the way of nothing
+    run()
 
     described = read_json(tmp_path / "run" / "data.json")
     assert described["train"] + described["held_out"] == 60
-    labels = run_latent_labels(tmp_path / "run" / "latents")
+    labels = LatentShards(tmp_path / "run" / "latents").labels()
     assert len(labels) == described["train"]
     assert set(labels.tolist()) == {0, 1}
     names = {result["name"] for result in read_json(tmp_path / "run" / "results.json")["results"]}
@@ -72,10 +56,7 @@ def test_remote_shards_are_streamed_through_every_stage(address, tmp_path):
 
     for change in ("data.val=0.3", "data.split=test", f"data={address}/{{000..000}}.tar"):
         with pytest.raises(UserError, match="keeps are of another stream: "):
-            run_all(
-                load_config(str(preset), [source, "data.classes=[cat,dog]", "data.val=0.2", change]),
-                tmp_path / "run",
-            )
+            run(change)
 
     found = evaluate_samples(str(tmp_path / "run"), [], tmp_path / "figures")
     assert "KID-efficientnet_lite0" in [result.name for result in found]
@@ -89,7 +70,3 @@ def test_runs_of_one_program_may_differ_in_precision(tmp_path):
         config = load_config("smoke", [f"mixed_precision={precision}"])
         precisions.append(open_accelerator(config, tmp_path).mixed_precision)
     assert precisions == ["no", "bf16", "no"]
-
-
-def run_latent_labels(folder):
-    return LatentShards(folder).labels()
