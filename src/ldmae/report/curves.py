@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ldmae.report.data import evenly
+from ldmae.report.data import evenly, number
 
 _MAX_POINTS = 400
 """Points a drawn line has at most."""
@@ -102,11 +102,8 @@ def _named(record: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return number if abs(number) < _LARGEST else math.nan
+    known = number(value)
+    return math.nan if known is None or abs(known) >= _LARGEST else known
 
 
 def points(curves: pd.DataFrame, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -195,12 +192,12 @@ def _draw_dots(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> 
     return values
 
 
-def _moving_mean(values: np.ndarray, at: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Averages over windows of `share` of the points around `at`.
+def _moving_mean(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Averages over windows of 5 % of the points around `at`.
 
     Near the start, where losses fall steeply, windows narrow to stay centred; at the end they are cut off.
     """
-    half = max(1, round(len(values) * share / 2))
+    half = max(1, round(0.05 * len(values) / 2))
     return np.array([values[i - min(i, half) : i + min(i, half) + 1].mean() for i in at])
 
 
@@ -242,12 +239,9 @@ def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
 # ---- the look of all plots
 
 
-def new_figure(width: float, height: float, **options: Any) -> Figure:
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """Returns an empty figure of a size in inches."""
-    settings: dict[str, Any] = {"layout": "constrained"} | options
-    figure = Figure(figsize=(width, height), **settings)
-    figure.set_facecolor("white")
-    return figure
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def style_axes(ax: Axes) -> None:

@@ -27,7 +27,7 @@ AUTOENCODERS, ABLATION = "autoencoders", "ablation"
 _TIMES = {"autoencoder training": "autoencoder.", "diffusion training": "diffusion"}
 """Metrics of the measurement `time`, summed over the stages whose names begin so."""
 TRAINED_ON = "the autoencoder was trained on this metric"
-METRICS = ["measurement", "name", "value", "unit", "better", "counts", "remarks", "trained_on_metric"]
+_METRICS = ["measurement", "name", "value", "unit", "better", "counts", "remarks", "trained_on_metric"]
 """Columns of a table of metrics; `counts` and `remarks` are text."""
 
 
@@ -112,7 +112,7 @@ def cut(text: str, length: int = _MAX_TEXT) -> str:
 
 
 def metrics_of(record: dict[str, Any]) -> pd.DataFrame:
-    """Returns the metrics of a results file or a unit (docs/reference/results-format.md), as `METRICS`."""
+    """Returns the metrics of a results file or a unit (docs/reference/results-format.md), as `_METRICS`."""
     rows = [
         {
             "measurement": cut(str(entry.get("measurement") or "other")),
@@ -126,7 +126,7 @@ def metrics_of(record: dict[str, Any]) -> pd.DataFrame:
         }
         for entry in records(record.get("results"))
     ]
-    return pd.DataFrame(rows, columns=METRICS, dtype=object)
+    return pd.DataFrame(rows, columns=_METRICS, dtype=object)
 
 
 def finite(metrics: pd.DataFrame) -> pd.Series:
@@ -214,7 +214,7 @@ class Comparison:
 
     variants: list[VariantResults]
     metrics: pd.DataFrame
-    """`METRICS` with `variant` and `seed`; every value is a finite number."""
+    """`_METRICS` with `variant` and `seed`; every value is a finite number."""
 
     @property
     def units(self) -> list[UnitResults]:
@@ -263,7 +263,7 @@ class Comparison:
 def read_comparison(folder: Path, problems: list[str]) -> Comparison:
     """Reads every `units/VARIANT/seed-N/unit.json` of a comparison; `problems` takes what is left out."""
     found: dict[str, VariantResults] = {}
-    frames = [pd.DataFrame(columns=[*METRICS, "variant", "seed"], dtype=object)]
+    frames = [pd.DataFrame(columns=[*_METRICS, "variant", "seed"], dtype=object)]
     for path in sorted((folder / "units").glob("*/seed-*/unit.json"), key=_by_seed):
         name = path.relative_to(folder).as_posix()
         unit = _read_unit(path, name, problems)
@@ -314,7 +314,7 @@ def _unit_metrics(unit: UnitResults, name: str, problems: list[str]) -> pd.DataF
         f"{name}: {cut(metric, 80)} is not a finite number and is left out"
         for metric in metrics["name"][~known]
     ]
-    times = pd.DataFrame(_times(unit.record), columns=METRICS, dtype=object)
+    times = pd.DataFrame(_times(unit.record), columns=_METRICS, dtype=object)
     whole = pd.concat([metrics[known], times], ignore_index=True)
     whole = whole.drop_duplicates(["measurement", "name"], keep="last")
     return whole.assign(variant=unit.variant, seed=unit.seed)

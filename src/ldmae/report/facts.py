@@ -147,20 +147,15 @@ def _time(units: Sequence[UnitResults]) -> str:
 
 def seeds_line(variants: Sequence[VariantResults]) -> str:
     """Returns which seeds there are, and where autoencoders differ in them, of whom."""
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for variant in variants:
-        groups.setdefault(tuple(variant.seeds), []).append(variant.title)
+    seeds = {variant.name: variant.seeds for variant in variants}
 
-    def words(seeds: tuple[int, ...]) -> str:
-        return (
-            f"one seed, no spread (seed {seeds[0]})"
-            if len(seeds) == 1
-            else f"{len(seeds)} seeds: {', '.join(map(str, seeds))}"
-        )
+    def words(unit: UnitResults) -> str:
+        own = seeds[unit.variant]
+        if len(own) == 1:
+            return f"one seed, no spread (seed {own[0]})"
+        return f"{len(own)} seeds: {', '.join(map(str, own))}"
 
-    if len(groups) == 1:
-        return words(next(iter(groups)))
-    return "; ".join(f"{words(seeds)} ({join_words(titles)})" for seeds, titles in groups.items())
+    return _by_value(variants, words)
 
 
 def missing_units(variants: Sequence[VariantResults], plan: dict[str, Any]) -> list[str]:

@@ -57,7 +57,8 @@ class Grid:
     ) -> None:
         assert columns > 0, columns
         assert padding >= 0, padding
-        self.images, self.columns, self.padding = _as_tiles(images), columns, padding
+        self.images = [None if image is None else _as_image(image).convert("RGB") for image in images]
+        self.columns, self.padding = columns, padding
         self.row_labels, self.column_labels, self.caption = row_labels, column_labels, caption
         widths, heights = zip(*[image.size for image in self.images if image] or [(1, 1)], strict=True)
         self.scale = scale or auto_scale(max(*widths, *heights))
@@ -145,7 +146,7 @@ def class_grid(
     rows = [by_class[label][: per_class * 8 if alone else per_class] for label in present]
     columns = max([1, *(min(per_class, len(row)) for row in rows)])
     cells = [cell for row in rows for cell in [*row, *[None] * (-len(row) % columns)]]
-    tiles = [None if cell is None else _as_image(images[cell]) for cell in cells]
+    tiles = [None if cell is None else images[cell] for cell in cells]
     return Grid(tiles, columns, names if class_names or not alone else (), caption=caption).draw()
 
 
@@ -155,7 +156,7 @@ def image_rows(rows: Mapping[str, Sequence[Any] | np.ndarray], columns: int, **o
     The first `columns` of each row are shown; the options are those of `Grid`.
     """
     columns = max(1, min([columns, *(len(row) for row in rows.values())]))
-    tiles = [image for row in rows.values() for image in _as_tiles(row[:columns])]
+    tiles = [image for row in rows.values() for image in row[:columns]]
     return Grid(tiles, columns, list(rows), **options).draw()
 
 
@@ -190,10 +191,6 @@ def _as_image(image: np.ndarray | Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*_PAPER, 255)), rgba).convert("RGB")
     return image
-
-
-def _as_tiles(images: Any) -> list[Image.Image | None]:
-    return [None if image is None else _as_image(image).convert("RGB") for image in images]
 
 
 def resized(image: Image.Image, factor: float) -> Image.Image:

@@ -60,12 +60,6 @@ def _looks(variants: Sequence[VariantResults]) -> dict[str, tuple[str, str]]:
     return _LOOKS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
 
 
-def _number(values: pd.DataFrame, row: str, column: int) -> float:
-    """Returns a value of a table, NaN where it has none."""
-    value: Any = values.at[row, column] if row in values.index else math.nan
-    return float(value)
-
-
 def _marker(look: tuple[str, str], size: float) -> dict[str, Any]:
     colour, marker = look
     return {"color": colour, "marker": marker, "markersize": 1.7 * size if marker == "*" else size}
@@ -105,12 +99,10 @@ def dots(
         style_axes(ax)
         ax.margins(x=0.12)
         for row, variant in enumerate(variants):
-            value = _number(mean, variant.name, k)
+            value, spread = mean[k][variant.name], std[k][variant.name]
             if math.isfinite(value):
-                spread = _number(std, variant.name, k)
-                style = _marker(drawn[variant.name], 6)
                 error = spread if math.isfinite(spread) else None
-                ax.errorbar(value, row, xerr=error, elinewidth=1.4, **style)
+                ax.errorbar(value, row, xerr=error, elinewidth=1.4, **_marker(drawn[variant.name], 6))
         ax.set_ylim(len(variants) - 0.5, -0.5)
         ax.set_yticks(range(len(variants)), [figure_label(variant.title) for variant in variants], color=INK)
         if column.better == "lower":
@@ -186,9 +178,10 @@ def noise_curves(comparison: Comparison) -> pd.DataFrame:
     found = found.astype({"eps": float})
     many = found.groupby(["metric", "variant"])["eps"].transform("nunique") > 1
     found = found[found.metric.isin(found.metric[many])]
-    rank = {m: ("LPIPS" not in m, m != "PSNR", m) for m in found.metric.unique()}
-    order = {metric: place for place, metric in enumerate(sorted(rank, key=lambda metric: rank[metric]))}
-    return found.sort_values(["metric", "eps"], key=lambda of: of.map(order) if of.name == "metric" else of)
+    order = sorted(found.metric.unique(), key=lambda name: ("LPIPS" not in name, name != "PSNR", name))
+    return found.sort_values(
+        ["metric", "eps"], key=lambda of: of.map(order.index) if of.name == "metric" else of
+    )
 
 
 def smoothness(curves: pd.DataFrame, variants: Sequence[VariantResults]) -> Figure:

@@ -21,7 +21,7 @@ _Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class _Agreement:
     """The order by one of our metrics against the order by the paper's."""
 
     ours: str
@@ -30,7 +30,6 @@ class Agreement:
     """The paper's."""
     order: list[str]
     """From best to worst, by ours."""
-    paper_order: list[str]
     spearman: float
     kendall: float
     """Kendall's τ-b."""
@@ -52,7 +51,7 @@ class Agreement:
 
 def _compare_orders(
     name: str, ours: pd.DataFrame, better: str, paper_name: str, says_nothing: bool = False
-) -> Agreement:
+) -> _Agreement:
     """Compares our metric's order with that of the paper's column: by title, `mean`, `std` and `paper`.
 
     The correlations and their chance are nan where all values are equal.
@@ -61,7 +60,7 @@ def _compare_orders(
 
     names = list(ours.index)
     mine = ours["mean"] if better == "higher" else -ours["mean"]
-    printed = ours["paper"] if paper.BETTER[paper_name] == "higher" else -ours["paper"]
+    printed = -ours["paper"] if paper_name in paper.LOWER_IS_BETTER else ours["paper"]
     pairs: dict[str, list[_Pair]] = {"agreeing": [], "opposed": [], "tied": [], "close": []}
     for pair in itertools.combinations(names, 2):
         a, b = sorted(pair, key=lambda title: -printed[title])  # the paper's better one first
@@ -73,11 +72,10 @@ def _compare_orders(
     varied = mine.nunique() > 1 and printed.nunique() > 1
     spearman: Any = spearmanr(mine, printed) if varied else None
     kendall: Any = kendalltau(mine, printed) if varied else None
-    return Agreement(
+    return _Agreement(
         ours=name,
         paper=paper_name,
         order=sorted(names, key=lambda title: -mine[title]),
-        paper_order=sorted(names, key=lambda title: -printed[title]),
         spearman=float(spearman.statistic) if varied else math.nan,
         kendall=float(kendall.statistic) if varied else math.nan,
         chance=_chance(mine, printed) if varied else math.nan,
@@ -102,7 +100,7 @@ def _chance(x: pd.Series, y: pd.Series) -> float:
     return float(tested.pvalue)
 
 
-def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]]) -> list[Agreement]:
+def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]]) -> list[_Agreement]:
     """Compares the order by each column of ours with that of the printed column that it answers to.
 
     Only columns are compared that have at least three autoencoders in both.
@@ -123,7 +121,7 @@ def agreements(table: ComparisonTable, printed: Mapping[str, Mapping[str, str]])
     return found
 
 
-def order_table(found: Sequence[Agreement]) -> Table:
+def order_table(found: Sequence[_Agreement]) -> Table:
     """Returns a row a comparison of orders."""
 
     def pairs(of: Sequence[_Pair]) -> str:
@@ -152,7 +150,7 @@ def _coefficient(value: float) -> str:
     return "—" if math.isnan(value) else format_value(value)
 
 
-def summary(found: Sequence[Agreement]) -> str:
+def summary(found: Sequence[_Agreement]) -> str:
     """Returns how many pairs agree over all metrics that say anything, or nothing where there is no order."""
     counted = [entry for entry in found if not entry.says_nothing]
     silent = [entry.ours for entry in found if entry.says_nothing]

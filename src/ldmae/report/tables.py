@@ -79,7 +79,7 @@ def _cell(text: str) -> str:
 
 
 def metrics_table(metrics: pd.DataFrame, format_number: Callable[[Any], str] = format_value) -> Table:
-    """Returns metrics (see `data.METRICS`) for readers: name, value, better, counts and remarks."""
+    """Returns metrics (see `data.metrics_of`) for readers: name, value, better, counts and remarks."""
     values = metrics["value"].map(format_number) + metrics["unit"].map(lambda unit: f" {unit}".rstrip())
     frame = pd.DataFrame(
         {
