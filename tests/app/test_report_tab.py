@@ -1,19 +1,16 @@
 import base64
 
-from ldmae.app.report_tab import _LARGEST, _read_card, _read_report
+from ldmae.app.report_tab import _LARGEST, _read_card, _text
 
 
-def test_the_report_of_a_run_is_read_as_it_is(tmp_path):
-    assert _read_report(None) is None
-    assert _read_report(tmp_path) is None
-    (tmp_path / "report.html").write_text("<h1>ε</h1>", encoding="utf-8")
-    assert _read_report(tmp_path) == "<h1>ε</h1>"
-
-
-def test_a_file_too_large_to_be_a_report_is_not_read(tmp_path):
-    with (tmp_path / "report.html").open("wb") as file:
+def test_a_report_is_read_as_it_is_if_it_is_not_too_large_to_be_one(tmp_path):
+    path = tmp_path / "report.html"
+    assert _text(path) is None
+    path.write_text("<h1>ε</h1>", encoding="utf-8")
+    assert _text(path) == "<h1>ε</h1>"
+    with path.open("wb") as file:
         file.truncate(_LARGEST + 1)
-    assert _read_report(tmp_path) is None
+    assert _text(path) is None
 
 
 def test_a_card_is_shown_without_its_metadata(tmp_path):

@@ -1,5 +1,6 @@
 import importlib.metadata
 import importlib.util
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ldmae.app.serve import _FIRST_PORT, _PORTS, GRADIO, _check_gradio, free_port, serve
+from ldmae.app.serve import _FIRST_PORT, _PORTS, GRADIO, free_port, serve
 from ldmae.core.errors import UserError
 
 
@@ -61,9 +62,16 @@ def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
     )
     with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
-        _check_gradio()
-    with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
         serve("nowhere")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_upload_mb": 0}, {"max_megapixels": -1}, {"max_upload_mb": math.nan}, {"max_megapixels": math.inf}],
+)
+def test_limits_must_leave_room(limits):
+    with pytest.raises(UserError, match="positive --max-upload-mb and --max-megapixels"):
+        serve("nowhere", port=0, **limits)
 
 
 def test_a_wrong_host_name_is_told_before_anything_is_loaded():

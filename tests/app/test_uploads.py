@@ -107,11 +107,6 @@ def test_formats_that_could_start_programs_or_hide_their_size_are_refused(kind, 
         decode_picture(encoded(photo(), kind), LIMITS)
 
 
-def test_limits_must_leave_room():
-    with pytest.raises(UserError, match="--max-upload-mb"):
-        Limits(bytes=0)
-
-
 def test_squared_prepares_an_image_as_for_training():
     image = photo(90, 70)
     assert squared(image, 32).shape == (1, 3, 32, 32)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +58,12 @@ def _layout(bench: Workbench) -> SimpleNamespace:
     # remembered by the browser when the image is forgotten
     parts.chosen = gr.Checkbox(False, visible="hidden")
     choices = [(name, name) for name in bench.choices]
+    how_to_name = f"{FEWEST} to {MOST} of those that this page offers."
     if bench.may_name:
+        how_to_name = (
+            f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
+            "(downloaded once) and press Enter."
+        )
         choices += [(short_name(name), name) for name in [*runs_nearby(bench.source), *_WELL_KNOWN]]
     enough = len(choices) >= FEWEST
     controls, results = work_columns()
@@ -69,7 +75,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             max_choices=MOST,
             allow_custom_value=bench.may_name,
             label="Autoencoders",
-            info=_how_to_name(bench),
+            info=how_to_name,
             elem_id="compare-names",
         )
         parts.buttons = start_button("Compare", "compare", interactive=enough)
@@ -115,7 +121,7 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
         names = check_names(named or [], bench.choices, bench.may_name)
         side = _checked_size(bench, side)
         yield markup.bar(0, "Starting"), gr.skip()
-        work = _compared(bench, names, picture, side)
+        work = partial(_compared, bench=bench, names=names, picture=picture, size=side)
         async for done in followed(work, bench.heavy, visitor_of(http)):
             if isinstance(done, Waiting):
                 yield markup.in_line(done.ahead), gr.skip()
@@ -128,15 +134,6 @@ def _listen_to_go(bench: Workbench, parts: SimpleNamespace) -> None:
     stoppable(parts.buttons, run, inputs, [parts.status, parts.result])
 
 
-def _how_to_name(bench: Workbench) -> str:
-    if bench.may_name:
-        return (
-            f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
-            "(downloaded once) and press Enter."
-        )
-    return f"{FEWEST} to {MOST} of those that this page offers."
-
-
 def _chosen(image: Image.Image, size: int) -> str:
     return markup.beside(_original(image, size), [], "the image to compare with")
 
@@ -146,23 +143,17 @@ def _original(image: Image.Image, size: int) -> Card:
 
 
 def _compared(
-    bench: Workbench, names: Sequence[str], picture: Image.Image, size: int
-) -> Callable[[Job], list[Compared]]:
-    """Returns a job that measures one autoencoder after the other and reports those that are done."""
-
-    def work(job: Job) -> list[Compared]:
-        done: list[Compared] = []
-        for name in names:
-            job.report(list(done))
-            done.append(
-                measure(
-                    name, picture, size, bench.perceptual, bench.device, bench.load, job.hand_on, job.aside
-                )
-            )
+    job: Job, bench: Workbench, names: Sequence[str], picture: Image.Image, size: int
+) -> list[Compared]:
+    """Measures one autoencoder after the other and reports those that are done."""
+    done: list[Compared] = []
+    for name in names:
         job.report(list(done))
-        return timed(done, bench.device, job.hand_on)
-
-    return work
+        done.append(
+            measure(name, picture, size, bench.perceptual, bench.device, bench.load, job.hand_on, job.aside)
+        )
+    job.report(list(done))
+    return timed(done, bench.device, job.hand_on)
 
 
 def _progress(done: Sequence[Compared], names: Sequence[str]) -> str:

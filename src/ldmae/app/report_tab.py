@@ -28,14 +28,22 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
     card = gr.Markdown(elem_id="report-card", sanitize_html=True, visible=False)
 
     def read(job: Job) -> tuple[str, Any]:
-        report = _read_report(bench.run_folder)
+        run = bench.run_folder
+        report = None if run is None else _text(run / "report.html")
         if report is not None:
             return markup.framed(report), gr.Markdown(visible=False)
-        about = _read_card(_pipeline_folder(bench))
+        source = Path(str(cast(Any, bench.pipeline.config).get("_name_or_path") or ""))
+        about = _read_card(source) if (source / "model_index.json").is_file() else None
         if about is not None:
             note = f"{bench.name} is a saved pipeline, so this is its model card. Only runs have a report."
             return markup.note(note), gr.Markdown(about, visible=True)
-        return markup.note(_absent(bench)), gr.Markdown(visible=False)
+        absent = "This run has no report yet. Write it with `ldmae report RUN`, then open this tab again."
+        if run is None:
+            absent = (
+                f"{bench.name} is a saved pipeline, and only runs have a report. Open a run folder with "
+                "`ldmae app RUN` to read its report here."
+            )
+        return markup.note(absent), gr.Markdown(visible=False)
 
     @told(frame)
     async def show(http: gr.Request) -> tuple[str, Any]:
@@ -44,33 +52,14 @@ def build(bench: Workbench, tab: gr.Tab) -> None:
     tab.select(show, None, [frame, card], **PICKING)
 
 
-def _pipeline_folder(bench: Workbench) -> Path | None:
-    folder = Path(str(cast(Any, bench.pipeline.config).get("_name_or_path") or ""))
-    return folder if (folder / "model_index.json").is_file() else None
-
-
-def _absent(bench: Workbench) -> str:
-    if bench.run_folder is None:
-        return (
-            f"{bench.name} is a saved pipeline, and only runs have a report. Open a run folder with "
-            "`ldmae app RUN` to read its report here."
-        )
-    return "This run has no report yet. Write it with `ldmae report RUN`, then open this tab again."
-
-
-def _read_report(run_folder: Path | None) -> str | None:
-    """Returns the run's `report.html`, or None where there is none to show."""
-    return None if run_folder is None else _text(run_folder / "report.html")
-
-
-def _read_card(pipeline_folder: Path | None) -> str | None:
+def _read_card(pipeline_folder: Path) -> str | None:
     """Returns the Markdown of a model's card, without the metadata at its head, or None where it has none.
 
     Its pictures that lie in the folder come with it; of others the description stays. (Where one is written
     in some other way, browsers do not fetch it: `uploads.ONLY_FROM_HERE`.)
     """
-    text = None if pipeline_folder is None else _text(pipeline_folder / "README.md")
-    if text is None or pipeline_folder is None:
+    text = _text(pipeline_folder / "README.md")
+    if text is None:
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"<img\b[^>]*>", "", text, flags=re.IGNORECASE).strip()
@@ -96,6 +85,7 @@ def _picture(folder: Path, name: str) -> str | None:
 
 
 def _text(path: Path) -> str | None:
+    """Returns a file's text, or None where there is none to show."""
     try:
         if path.stat().st_size > _LARGEST:
             return None

@@ -49,12 +49,14 @@ def serve(
         UserError: Gradio is missing, the port can't be had, an allowed host is no host name, or the source
             is none.
     """
-    _check_gradio()
-    if not (math.isfinite(max_upload_mb) and math.isfinite(max_megapixels)):
+    require("the web app", "gradio", install=f'"{GRADIO}"')
+    largest, pixels = max_upload_mb * MIB, max_megapixels * 1e6
+    if not (1 <= largest < math.inf and 1 <= pixels < math.inf):
         raise UserError(
-            f"uploads need a limit, got {max_upload_mb} MiB and {max_megapixels} megapixels; give two numbers"
+            f"upload limits must be at least 1 byte and 1 pixel, got {max_upload_mb} MiB and "
+            f"{max_megapixels} megapixels; use a positive --max-upload-mb and --max-megapixels"
         )
-    limits = Limits(bytes=int(max_upload_mb * MIB), pixels=int(max_megapixels * 1e6))
+    limits = Limits(bytes=int(largest), pixels=int(pixels))
     hosts = Hosts(host, allowed_hosts)
     port = free_port(host, port)
     # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
@@ -97,10 +99,6 @@ def _wait_for_interrupt() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while not ended.wait(1):
             pass
-
-
-def _check_gradio() -> None:
-    require("the web app", "gradio", install=f'"{GRADIO}"')
 
 
 def free_port(host: str, port: int | None) -> int:

@@ -42,13 +42,6 @@ class Limits:
     pixels: int = 50_000_000
     """Height times width of a picture at most, as its head says: decoded it takes up to 16 bytes a pixel."""
 
-    def __post_init__(self) -> None:
-        if self.bytes < 1 or self.pixels < 1:
-            raise UserError(
-                f"upload limits must be at least 1 byte and 1 pixel, got {self.bytes} and {self.pixels}; "
-                "use a positive --max-upload-mb and --max-megapixels"
-            )
-
 
 def upload_folder() -> Path:
     """Returns the folder in which Gradio keeps what visitors send; `serve` makes one for each page."""
