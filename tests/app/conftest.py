@@ -1,7 +1,10 @@
 """A pipeline, an autoencoder and a run folder with random weights, as small as they go."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline
 from ldmae.app.workbench import Workbench, open_workbench
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 
 from ..tiny import tiny_transformer, tiny_vmae
 
@@ -47,6 +51,27 @@ def photo(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
     pixels = np.stack(channels, axis=-1).round().astype(np.uint8)
     pixels[: height // 3, : width // 3] = random.integers(0, 255, 3)
     return Image.fromarray(pixels)
+
+
+@contextlib.contextmanager
+def serving(bench: Workbench, uploads: Path) -> Iterator[tuple[str, Any]]:
+    """Serves a page, which keeps what visitors send in a folder, and gives its address and the page."""
+    from ldmae.app.page import build_page, launch
+    from ldmae.app.serve import free_port
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        page = build_page(bench)
+        try:
+            (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
+            yield address, page
+        finally:
+            page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def perceptual() -> PerceptualDistance:
+    return load_perceptual("st-lpips-alex")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The page in a real browser, end to end: Debian's chromium, driven by Playwright."""
 
-import contextlib
 import io
 import re
 import threading
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +22,11 @@ from ldmae.app.generate import read_settings
 from ldmae.app.lines import Visitor
 from ldmae.app.turns import Job
 from ldmae.app.uploads import MIB, Limits, squared
-from ldmae.app.workbench import Workbench, open_workbench
+from ldmae.app.workbench import open_workbench
 from ldmae.evaluation.reconstruction import to_uint8
 
 from ..pictures import encoded
-from .conftest import CLASSES, SIZE, photo
+from .conftest import CLASSES, SIZE, photo, serving
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
@@ -59,25 +57,9 @@ def served(
     brake = Brake()
     bench.pipeline.transformer.register_forward_pre_hook(brake)
     bench.__dict__["pace"] = 0.01  # of a large model: seconds of an image and an evaluation
-    with pytest.MonkeyPatch.context() as patch:
-        uploads = tmp_path_factory.mktemp("uploads")
-        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
-        with serving(bench) as (address, page):
-            yield SimpleNamespace(address=address, bench=bench, brake=brake, page=page, uploads=uploads)
-
-
-@contextlib.contextmanager
-def serving(bench: Workbench) -> Iterator[tuple[str, Any]]:
-    """Serves a page and gives its address and the page."""
-    from ldmae.app.page import build_page, launch
-    from ldmae.app.serve import free_port
-
-    page = build_page(bench)
-    try:
-        (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
-        yield address, page
-    finally:
-        page.close(verbose=False)
+    uploads = tmp_path_factory.mktemp("uploads")
+    with serving(bench, uploads) as (address, page):
+        yield SimpleNamespace(address=address, bench=bench, brake=brake, page=page, uploads=uploads)
 
 
 @pytest.fixture(scope="module")
@@ -536,7 +518,8 @@ def test_a_saved_pipeline_opens_with_its_card_which_fetches_nothing(
     )
     asked: list[str] = []
     context = browser.new_context()
-    with serving(open_workbench(str(folder), device="cpu", may_name=False)) as (address, _):
+    bench = open_workbench(str(folder), device="cpu", may_name=False)
+    with serving(bench, tmp_path / "uploads") as (address, _):
         page = visit(context, SimpleNamespace(address=address))
         context.on("response", lambda answer: asked.append(answer.url))
         context.on("requestfailed", lambda one: asked.append(one.url) if one.failure != "csp" else None)
@@ -749,10 +732,12 @@ def _foreign(address: str, served: SimpleNamespace) -> bool:
     return not address.startswith((served.address, "data:", "blob:", "about:"))
 
 
-def test_visitors_from_elsewhere_get_no_field_for_names(folders: SimpleNamespace, browser: Browser):
+def test_visitors_from_elsewhere_get_no_field_for_names(
+    folders: SimpleNamespace, browser: Browser, tmp_path: Path
+):
     bench = open_workbench(str(folders.run), device="cpu", may_name=False, limits=LIMITS)
     context = browser.new_context()
-    with serving(bench) as (address, _):
+    with serving(bench, tmp_path) as (address, _):
         page = visit(context, SimpleNamespace(address=address))
         tab(page, "Compare")
         type_name(page, str(folders.other))

@@ -28,16 +28,10 @@ from ldmae.app.workbench import open_workbench
 from ldmae.core.errors import UserError
 from ldmae.evaluation.efficiency import count_parameters
 from ldmae.loading import load_autoencoder
-from ldmae.perception.lpips import load_perceptual
 
 from .conftest import photo
 
 OFFERED = ["small", "another"]
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("st-lpips-alex")
 
 
 def test_a_card_has_the_last_part_of_a_name_where_that_tells_it_apart():

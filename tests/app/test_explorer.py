@@ -10,16 +10,10 @@ from ldmae.app.explorer import _GREY, MOST_HIDDEN, AutoencoderExplorer, metrics_
 from ldmae.core.autoencoding import encode_moments, reconstruct
 from ldmae.core.errors import UserError
 from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.perception.lpips import load_perceptual
 
 from .conftest import SIZE, photo, tiny_vae
 
 STD = [0.5, 1.0, 2.0, 0.1]
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("st-lpips-alex")
 
 
 @pytest.fixture(scope="module")

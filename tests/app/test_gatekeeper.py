@@ -1,5 +1,6 @@
 """What reaches the server of the tiny run, asked as a browser and as an unfriendly visitor would."""
 
+import asyncio
 import json
 import os
 import time
@@ -17,8 +18,9 @@ from ldmae.app import gatekeeper  # noqa: E402 - where there is Gradio
 from ldmae.app.gatekeeper import _MOST_AT_ONCE, _MOST_FROM_ONE, _OPEN, Gatekeeper, _open_route  # noqa: E402
 from ldmae.app.hosts import Hosts  # noqa: E402
 from ldmae.app.lines import Audience  # noqa: E402
-from ldmae.app.serve import free_port  # noqa: E402
 from ldmae.app.uploads import KEPT_FOR, Limits  # noqa: E402
+
+from .conftest import serving  # noqa: E402
 
 SECONDS = 20
 CLOSED = {
@@ -32,7 +34,6 @@ CLOSED = {
         "/pwa_icon/{size}",
         "/config/",
         "/gradio_api/app_id",
-        "/gradio_api/app_id/",
         "/gradio_api/call/v2/{api_name}/{event_id}",
         "/gradio_api/call/{api_name}/{event_id}",
         "/gradio_api/custom_component/{id}/{environment}/{type}/{file_name}",
@@ -41,9 +42,7 @@ CLOSED = {
         "/gradio_api/file/{path:path}",
         "/gradio_api/file={path_or_url:path}",
         "/gradio_api/info",
-        "/gradio_api/info/",
         "/gradio_api/login_check",
-        "/gradio_api/login_check/",
         "/gradio_api/openapi.json",
         "/gradio_api/proxy={url_path:path}",
         "/gradio_api/queue/status",
@@ -51,30 +50,21 @@ CLOSED = {
         "/gradio_api/run-history/records",
         "/gradio_api/run-history/records/{endpoint}/{record_id}/assets/{asset_id}",
         "/gradio_api/runs",
-        "/gradio_api/runs/",
         "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file",
         "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist.m3u8",
         "/gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}",
         "/gradio_api/theme.css",
         "/gradio_api/token",
-        "/gradio_api/token/",
         "/gradio_api/user",
-        "/gradio_api/user/",
         "/gradio_api/vibe-code",
-        "/gradio_api/vibe-code/",
     },
     "HEAD": {"/openapi.json", "/gradio_api/file={path_or_url:path}", "/gradio_api/proxy={url_path:path}"},
     "POST": {
         "/login",
-        "/login/",
         "/gradio_api/api/{api_name}",
-        "/gradio_api/api/{api_name}/",
         "/gradio_api/call/v2/{api_name}",
-        "/gradio_api/call/v2/{api_name}/",
         "/gradio_api/call/{api_name}",
-        "/gradio_api/call/{api_name}/",
         "/gradio_api/component_server",
-        "/gradio_api/component_server/",
         "/gradio_api/process_recording",
         "/gradio_api/run-history/connect",
         "/gradio_api/reset/",
@@ -82,32 +72,23 @@ CLOSED = {
         "/gradio_api/stream/{event_id}",
         "/gradio_api/stream/{event_id}/close",
         "/gradio_api/undo-vibe-edit",
-        "/gradio_api/undo-vibe-edit/",
         "/gradio_api/vibe-code",
-        "/gradio_api/vibe-code/",
         "/gradio_api/vibe-edit",
-        "/gradio_api/vibe-edit/",
         "/gradio_api/vibe-starter-queries",
-        "/gradio_api/vibe-starter-queries/",
     },
 }
-"""Gradio's routes that the page does not need. One that is in no list is new: look at what it does."""
+"""Gradio's routes that the page does not need, with and without a slash at the end. One that is in no list is
+new: look at what it does."""
 
 
 @pytest.fixture(scope="module")
 def served(bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    from ldmae.app.page import build_page, launch
-
-    folder = tmp_path_factory.mktemp("uploads")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        page = build_page(bench)
-        try:
-            (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
-            with httpx.Client(base_url=address, timeout=SECONDS) as client:
-                yield SimpleNamespace(client=client, page=page, folder=folder, bench=bench)
-        finally:
-            page.close(verbose=False)
+    uploads = tmp_path_factory.mktemp("uploads")
+    with (
+        serving(bench, uploads) as (address, page),
+        httpx.Client(base_url=address, timeout=SECONDS) as client,
+    ):
+        yield SimpleNamespace(client=client, page=page, bench=bench)
 
 
 def routes_of(app: Any, prefix: str = "") -> set[tuple[str, str]]:
@@ -128,14 +109,15 @@ def test_every_route_of_gradio_is_known_to_be_open_or_closed(served):
     found = routes_of(served.page.app)
     assert len(found) > 60
     for method, path in sorted(found):
-        is_open, is_closed = path in _OPEN.get(method, ()), path in CLOSED.get(method, ())
+        closed = CLOSED.get(method, set())
+        is_open, is_closed = path in _OPEN.get(method, ()), bool({path, path.removesuffix("/")} & closed)
         assert is_open != is_closed, f"{method} {path} is a route that nobody has looked at"
     assert {(method, path) for method, paths in _OPEN.items() for path in paths} <= found
 
 
 def test_every_closed_route_is_refused(served):
     for method, paths in CLOSED.items():
-        for path in paths:
+        for path in [*paths, *(f"{path}/" for path in paths)]:
             for filled in (path.replace("{", "").replace("}", "").replace(":path", ""), path):
                 assert _open_route(method, filled) is None
             answer = served.client.request(method, path.replace("{", "").replace("}", ""))
@@ -164,13 +146,10 @@ def test_a_site_that_points_its_name_here_reads_and_does_nothing(served):
     assert served.client.get("/config", headers=own).status_code == 200
 
 
-def functions(page: Any) -> Iterator[tuple[int, Any]]:
-    yield from page.fns.items()
-
-
 def test_forged_requests_are_answered_in_a_line_and_leave_no_traceback(served, capfd):
-    known, fn = next((key, fn) for key, fn in functions(served.page) if fn.queue and len(fn.inputs) > 5)
-    instant = next(key for key, fn in functions(served.page) if not fn.queue and fn.inputs)
+    functions = served.page.fns.items()
+    known, fn = next((key, fn) for key, fn in functions if fn.queue and len(fn.inputs) > 5)
+    instant = next(key for key, fn in functions if not fn.queue and fn.inputs)
     session = {"session_hash": "forged"}
     bodies = [
         {"fn_index": 999, "data": [], **session},
@@ -206,7 +185,8 @@ def test_forged_requests_are_answered_in_a_line_and_leave_no_traceback(served, c
 def test_requests_that_nobody_listens_to_leave_the_page_free_for_others(served, monkeypatch):
     """Sixty-seven of them filled the old queue for everyone."""
     monkeypatch.setattr("ldmae.app.lines._UNHEARD", 1.0)
-    index, fn = next((key, fn) for key, fn in functions(served.page) if fn.queue and len(fn.inputs) > 5)
+    functions = served.page.fns.items()
+    index, fn = next((key, fn) for key, fn in functions if fn.queue and len(fn.inputs) > 5)
     values = [each.value for each in fn.inputs]
     values[3] = 250  # steps
     for k in range(70):
@@ -241,17 +221,20 @@ def keeper(tmp_path) -> Gatekeeper:
 
 def ask(keeper: Gatekeeper, path: str, size: int = 0, address: str = "192.0.2.1") -> int:
     """Returns the status of the answer to a POST, 200 where it is passed on."""
-    import asyncio
-
-    statuses: list[int] = []
-
-    async def send(message) -> None:
-        statuses.append(message.get("status"))
-
     headers = [(b"content-length", str(size).encode()), (b"host", b"localhost")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "client": (address, 1)}
+    return answers_to(keeper, scope)[0]["status"]
+
+
+def answers_to(keeper: Gatekeeper, scope: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what is sent to a request."""
+    sent: list[Any] = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
     asyncio.run(keeper(scope, None, send))
-    return statuses[0]
+    return sent
 
 
 def test_one_address_and_all_visitors_together_send_only_so_much_in_a_while(keeper, monkeypatch):
@@ -283,12 +266,5 @@ def test_folders_of_uploads_that_were_emptied_are_removed(keeper, tmp_path: Path
 
 
 def test_a_websocket_is_closed(keeper):
-    import asyncio
-
-    sent: list[Any] = []
-
-    async def send(message) -> None:
-        sent.append(message)
-
-    asyncio.run(keeper({"type": "websocket", "path": "/", "headers": []}, None, send))
-    assert sent == [{"type": "websocket.close"}]
+    closed = answers_to(keeper, {"type": "websocket", "path": "/", "headers": []})
+    assert closed == [{"type": "websocket.close"}]

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 
 import pytest
@@ -32,6 +32,19 @@ def jobs() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "ldmae-job"]
 
 
+async def follow(work: Callable[[Job], object], waited: Line | None = None) -> list:
+    """Returns all that a job tells, and at last its result."""
+    return [item async for item in followed(work, waited or line(), ONE)]
+
+
+async def cancel_soon(following: Coroutine[None, None, list]) -> None:
+    task = asyncio.create_task(following)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_followed_yields_reports_and_at_last_the_result():
     def work(job: Job) -> str:
         for k in range(3):
@@ -39,10 +52,7 @@ def test_followed_yields_reports_and_at_last_the_result():
             time.sleep(0.05)
         return "done"
 
-    async def follow() -> list:
-        return [item async for item in followed(work, line(), ONE)]
-
-    assert asyncio.run(follow()) == [0, 1, 2, "done"]
+    assert asyncio.run(follow(work)) == [0, 1, 2, "done"]
 
 
 def test_followed_skips_news_that_are_old_when_it_is_asked():
@@ -51,14 +61,14 @@ def test_followed_skips_news_that_are_old_when_it_is_asked():
             job.report(k)
         return "done"
 
-    async def follow() -> list:
+    async def follow_slowly() -> list:
         seen = []
         async for item in followed(work, line(), ONE):
             seen.append(item)
             await asyncio.sleep(0.2)
         return seen
 
-    seen = asyncio.run(follow())
+    seen = asyncio.run(follow_slowly())
     assert seen[-1] == "done"
     assert len(seen) < 10
 
@@ -67,12 +77,8 @@ def test_followed_raises_what_the_job_raised():
     def work(job: Job) -> None:
         raise ValueError("broken")
 
-    async def follow() -> None:
-        async for _ in followed(work, line(), ONE):
-            pass
-
     with pytest.raises(ValueError, match="broken"):
-        asyncio.run(follow())
+        asyncio.run(follow(work))
 
 
 def endless(steps: list[int]) -> Callable[[Job], None]:
@@ -88,52 +94,29 @@ def endless(steps: list[int]) -> Callable[[Job], None]:
 def test_closing_stops_the_job_within_a_step():
     steps: list[int] = []
 
-    async def follow() -> None:
+    async def follow_and_close() -> None:
         stream = followed(endless(steps), line(), ONE)
         async for _ in stream:
             if len(steps) > 3:
                 break
         await stream.aclose()
 
-    asyncio.run(follow())
+    asyncio.run(follow_and_close())
     wait_until(lambda: not jobs())
     assert 3 < len(steps) < 20
 
 
 def test_cancelling_the_task_that_waits_stops_the_job():
     steps: list[int] = []
-
-    async def follow() -> None:
-        async for _ in followed(endless(steps), line(), ONE):
-            pass
-
-    async def cancel() -> None:
-        task = asyncio.create_task(follow())
-        await asyncio.sleep(0.1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
+    asyncio.run(cancel_soon(follow(endless(steps))))
     wait_until(lambda: not jobs())
     assert 0 < len(steps) < 100
 
 
 def test_a_job_that_is_stopped_while_it_waits_never_begins():
     waited, begun = line(), []
-
-    async def follow() -> None:
-        async for _ in followed(lambda job: begun.append(1), waited, ONE):
-            pass
-
-    async def cancel() -> None:
-        task = asyncio.create_task(follow())
-        await asyncio.sleep(0.1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
     with Job(waited.turns):
-        asyncio.run(cancel())
+        asyncio.run(cancel_soon(follow(lambda job: begun.append(1), waited)))
     wait_until(lambda: not jobs())
     assert begun == []
 
@@ -150,12 +133,8 @@ def test_two_jobs_go_on_side_by_side():
 
         return steps
 
-    async def follow(name: str) -> None:
-        async for _ in followed(work(name), waited, ONE):
-            pass
-
     async def both() -> None:
-        await asyncio.gather(follow("a"), follow("b"))
+        await asyncio.gather(follow(work("a"), waited), follow(work("b"), waited))
 
     asyncio.run(both())
     changes = sum(x != y for x, y in pairwise(order))
@@ -174,13 +153,13 @@ def test_what_is_done_aside_holds_up_nobody():
         with Job(waited.turns):
             order.append("other")
 
-    async def follow() -> None:
-        task = asyncio.create_task(anext(followed(download, waited, ONE)))
+    async def download_and_let_another_in() -> None:
+        task = asyncio.create_task(follow(download, waited))
         await asyncio.sleep(0.05)
         in_thread(other)
         await task
 
-    asyncio.run(follow())
+    asyncio.run(download_and_let_another_in())
     assert order == ["other", "back"]
     wait_until(lambda: empty(waited))
 
@@ -285,13 +264,13 @@ def test_who_waits_learns_how_many_people_are_ahead(monkeypatch):
     for name in ("a", "b", "c"):
         held.ask(name)
 
-    async def follow() -> None:
+    async def wait() -> None:
         async for item in followed(lambda job: "done", held.line, ONE):
             news.append(item)
             if isinstance(item, Waiting):
                 held.finish("cba"[item.ahead - 1])
 
-    asyncio.run(asyncio.wait_for(follow(), 10))
+    asyncio.run(asyncio.wait_for(wait(), 10))
     assert news == [Waiting(3), Waiting(2), "done"]
 
 
@@ -301,7 +280,7 @@ def test_a_request_that_nobody_listens_to_is_dropped_whether_it_waits_or_runs(mo
     audience, steps = Audience(), []
     waited = Line(_Bounds(running=1, per_session=9, per_address=9, in_all=9), audience.heard)
 
-    async def follow(session: str) -> str:
+    async def follow_as(session: str) -> str:
         try:
             async for _ in followed(endless(steps), waited, Visitor(session, "192.0.2.1")):
                 if session == "heard" and len(steps) > 40:
@@ -312,7 +291,7 @@ def test_a_request_that_nobody_listens_to_is_dropped_whether_it_waits_or_runs(mo
 
     async def all_three() -> list[str]:
         with audience.listening("heard"):
-            return await asyncio.gather(follow("runs unheard"), follow("waits unheard"), follow("heard"))
+            return await asyncio.gather(*map(follow_as, ("runs unheard", "waits unheard", "heard")))
 
     assert asyncio.run(asyncio.wait_for(all_three(), 20)) == ["dropped", "dropped", "left by itself"]
     wait_until(lambda: empty(waited) and not jobs())

@@ -11,12 +11,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from ldmae.app import markup
 from ldmae.app.generate import generate, request_from
 from ldmae.app.page import _page_theme
-from ldmae.app.serve import free_port
 from ldmae.app.workbench import open_workbench
 
 from ..tiny import tiny_pipeline as random_pipeline
 from ..tiny import tiny_transformer
-from .conftest import tiny_pipeline, tiny_vae
+from .conftest import serving, tiny_pipeline, tiny_vae
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
@@ -110,24 +109,17 @@ def test_nothing_can_be_called_but_through_the_page(bench):
     assert all(each["api_visibility"] == "private" for each in page.get_config_file()["dependencies"])
 
 
-def test_one_request_sends_no_more_than_one_upload(bench, tmp_path, monkeypatch):
+def test_one_request_sends_no_more_than_one_upload(bench, tmp_path):
     import httpx
 
-    from ldmae.app.page import build_page, launch
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    page = build_page(bench)
     small = replace(bench, limits=replace(bench.limits, bytes=100_000))
-    try:
-        (address,) = launch(page, small, "127.0.0.1", free_port("127.0.0.1", 0))
+    with serving(small, tmp_path) as (address, _):
         url = f"{address}gradio_api/upload"
         one, many = [
             httpx.post(url, files=[("files", (f"{k}.png", b"0" * 90_000)) for k in range(count)])
             for count in (1, 2)
         ]
         unsized = httpx.post(url, content=iter([b"0" * 10]))
-    finally:
-        page.close(verbose=False)
     assert one.status_code == 200, one.text
     assert many.status_code == 413
     assert "the file has 0.2 MiB, and this page takes at most" in many.text

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +15,15 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from playwright.sync_api import Browser
 
 import ldmae
 from ldmae.cli.main import app
 from ldmae.config import Config, load_config, preset_names
 from ldmae.config.base import setting_names
 from ldmae.run import describe_plan
+
+from ..scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -31,13 +32,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
     """The hook that writes pages."""
-    spec = importlib.util.spec_from_file_location("reference_hook", ROOT / "docs" / "hooks" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their own module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "hooks" / "reference.py")
 
 
 # ---- generated pages
@@ -166,11 +161,7 @@ def test_the_metrics_of_the_shipped_model_are_those_that_were_measured() -> None
 
 
 def test_metrics_agree_with_the_packages_that_define_them() -> None:
-    spec = importlib.util.spec_from_file_location("compare_metrics", ROOT / "tools" / "compare_metrics.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "tools" / "compare_metrics.py")
     page = (ROOT / "docs" / "reference" / "metrics-agreement.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| ([A-Z][\w-]+|precision|recall) \| (\S+) \|", page, re.M))
     rows = [*module.image_rows(), *module.feature_rows()]
@@ -272,33 +263,26 @@ def test_no_page_is_left_with_a_mark_or_an_unread_include(site: Path) -> None:
         assert "--8&lt;--" not in text, page
 
 
-@pytest.mark.skipif(
-    shutil.which("chromium") is None and "CI" not in os.environ, reason="there is no chromium"
-)
-def test_a_reader_opens_the_site_from_its_folder_and_searches(site: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        asked: list[str] = []
-        wrong: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.goto((site / "index.html").as_uri())
-        page.get_by_placeholder("Search").first.click()
-        page.keyboard.type("micro_batch_size")
-        page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
-        page.locator(".md-search-result__link").first.click()
-        page.wait_for_load_state()
-        assert page.url != (site / "index.html").as_uri()
-        page.goto((site / "concepts" / "three-properties.html").as_uri())
-        broken = "images => images.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
-        assert page.locator("article img").count() == 6
-        assert page.locator("article img").evaluate_all(broken) == []
-        page.set_viewport_size({"width": 390, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone scrolls down only
-        browser.close()
+def test_a_reader_opens_the_site_from_its_folder_and_searches(site: Path, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.goto((site / "index.html").as_uri())
+    page.get_by_placeholder("Search").first.click()
+    page.keyboard.type("micro_batch_size")
+    page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
+    page.locator(".md-search-result__link").first.click()
+    page.wait_for_load_state()
+    assert page.url != (site / "index.html").as_uri()
+    page.goto((site / "concepts" / "three-properties.html").as_uri())
+    broken = "images => images.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
+    assert page.locator("article img").count() == 6
+    assert page.locator("article img").evaluate_all(broken) == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone scrolls down only
+    page.close()
     assert [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
     assert wrong == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import json
 import math
@@ -40,6 +39,7 @@ from ldmae.run import run_stages
 
 from ..drawings import leave_blank
 from ..pictures import encoded, tarred
+from ..scripts import load_script
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py"))
@@ -64,13 +64,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def load(script: str) -> ModuleType:
-    """Imports a script, as its own test would not find it among the installed packages."""
-    spec = importlib.util.spec_from_file_location(f"example_{Path(script).stem}", EXAMPLES / script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(EXAMPLES / script)
 
 
 def run(script: str, *arguments: str | Path) -> Any:
