@@ -14,7 +14,6 @@ from ldmae.app.compare import (
     _SIZES,
     MOST,
     Compared,
-    Duration,
     Fit,
     _most_side,
     check_hub,
@@ -196,7 +195,7 @@ def test_the_same_weights_twice_are_never_told_apart(folders, perceptual):
 
 def test_a_value_is_marked_as_best_only_beyond_what_chance_and_its_text_hide():
     def timing(milliseconds: float, spread: float) -> _Value:
-        return _Value("", milliseconds, Duration(milliseconds, spread))
+        return _Value(f"{milliseconds} ± {spread} ms", milliseconds, spread)
 
     assert _is_best(timing(10, 1), [timing(20, 2), timing(30, 9)])
     assert not _is_best(timing(9.9, 1), [timing(15.9, 6)])

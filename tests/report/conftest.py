@@ -27,36 +27,35 @@ def draw_images(count: int, size: int = 48) -> np.ndarray:
     return np.stack(images)
 
 
+STAGES = {
+    "autoencoder.pretraining": {
+        "visible": (0.3, 0.006, 1),
+        "masked": (0.4, 0.02, 1),
+        "perceptual": (0.5, 0.15, 0.5),
+        "kl": (90, 60, 1e-6),
+    },
+    "autoencoder.tuning": {"visible": (0.002, 0.006, 1), "perceptual": (0.02, 0.1, 0.15)},
+    "diffusion": {"velocity": (0.9, 0.6, 1)},
+}
+"""By stage and term: how far the term falls, to where, and its weight."""
+
+
 def metrics_lines() -> list[str]:
     random = np.random.default_rng(1)
     lines = []
-
-    def noisy(high: float, low: float, time: float, step: int, noise: float = 0.1) -> float:
-        return (high * math.exp(-step / time) + low) * math.exp(noise * random.normal())
-
-    for step in range(5, 901, 5):
-        sizes = {"visible": (0.3, 0.006), "masked": (0.4, 0.02), "perceptual": (0.5, 0.15), "kl": (90, 60)}
-        terms = {name: noisy(high, low, 90, step) for name, (high, low) in sizes.items()}
-        loss = terms["visible"] + terms["masked"] + 0.5 * terms["perceptual"] + 1e-6 * terms["kl"]
-        record = {"stage": "autoencoder.pretraining", "step": step, "loss": loss, "terms": terms}
-        lines.append(
-            json.dumps(record | {"learning_rate": 1e-3, "images_per_second": 210.0, "seconds": step * 0.16})
-        )
-        if step % 100 == 0:
-            validation = {"loss": loss * 1.1, "terms": {name: value * 1.1 for name, value in terms.items()}}
-            lines.append(json.dumps({"stage": record["stage"], "step": step, "validation": validation}))
-    for step in range(5, 201, 5):
-        terms = {
-            "visible": noisy(0.002, 0.006, 60, step, 0.03),
-            "perceptual": noisy(0.02, 0.1, 60, step, 0.03),
-        }
-        loss = terms["visible"] + 0.15 * terms["perceptual"]
-        lines.append(json.dumps({"stage": "autoencoder.tuning", "step": step, "loss": loss, "terms": terms}))
-    for step in range(2, 1101, 2):
-        loss = noisy(0.9, 0.6, 100, step, 0.05)
-        lines.append(
-            json.dumps({"stage": "diffusion", "step": step, "loss": loss, "terms": {"velocity": loss}})
-        )
+    for stage, sizes in STAGES.items():
+        for step in range(2, 901, 2):
+            terms = {
+                name: (fall * math.exp(-step / 90) + end) * math.exp(0.1 * random.normal())
+                for name, (fall, end, _) in sizes.items()
+            }
+            loss = sum(weight * terms[name] for name, (_, _, weight) in sizes.items())
+            place = {"stage": stage, "step": step}
+            speed = {"learning_rate": 1e-3, "images_per_second": 210.0, "seconds": step * 0.16}
+            lines.append(json.dumps(place | {"loss": loss, "terms": terms} | speed))
+            if stage == "autoencoder.pretraining" and step % 100 == 0:
+                higher = {name: value * 1.1 for name, value in terms.items()}
+                lines.append(json.dumps(place | {"validation": {"loss": loss * 1.1, "terms": higher}}))
     return lines
 
 

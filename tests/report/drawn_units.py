@@ -147,6 +147,16 @@ def write_unit(folder: Path, variant: str, seed: int, size: int = 64, tiles: int
     return unit
 
 
+def edit(path: Path, **changes: object) -> None:
+    """Changes fields of a JSON file, or of the record in a unit's folder."""
+    path = path / "unit.json" if path.is_dir() else path
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def results_in(unit: Path) -> list[dict]:
+    return json.loads((unit / "unit.json").read_text())["results"]
+
+
 def change_images(unit: Path, **arrays: np.ndarray | None) -> None:
     """Replaces arrays of a unit's images; None removes one."""
     with np.load(unit / "images.npz") as kept:

@@ -10,7 +10,7 @@ from ldmae.report import paper
 from ldmae.report.comparison import _radar_axes, render_comparison
 from ldmae.report.data import AUTOENCODERS, read_comparison
 
-from .drawn_units import VARIANTS, change_images, write_unit
+from .drawn_units import VARIANTS, change_images, edit, results_in, write_unit
 from .page import Page, section
 
 pytestmark = pytest.mark.usefixtures("blank")
@@ -53,15 +53,6 @@ def write_units(folder: Path, names: list[str], seeds: list[int]) -> Path:
         for seed in seeds:
             write_unit(folder, name, seed, size=32, tiles=4)
     return folder
-
-
-def edit(unit: Path, **changes: object) -> None:
-    path = unit / "unit.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def results_in(unit: Path) -> list[dict]:
-    return json.loads((unit / "unit.json").read_text())["results"]
 
 
 @pytest.fixture(scope="module")

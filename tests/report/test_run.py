@@ -10,7 +10,7 @@ from PIL import Image
 from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.report.run import render_report
 
-from .drawn_units import results_of
+from .drawn_units import edit, results_of
 from .page import Page, section
 
 pytestmark = pytest.mark.usefixtures("blank")
@@ -26,10 +26,6 @@ PARTS = [
     "results/reconstruction.npz",
     "samples/samples.json",
 ]
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_report_shows_every_part_of_a_run(run_folder: Path):
@@ -225,15 +221,8 @@ def test_the_page_stays_under_5_mb_whatever_the_run(run_folder: Path, monkeypatc
 def measure_all(folder: Path) -> None:
     """Adds to a run what `ldmae evaluate` measures."""
     record = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(
-        json.dumps(
-            record
-            | {
-                "titles": record["titles"] | {"smoothness": "Latent smoothness"},
-                "results": results_of("vmae", 0) + record["results"],
-            }
-        )
-    )
+    titles = record["titles"] | {"smoothness": "Latent smoothness"}
+    edit(folder / "results.json", titles=titles, results=results_of("vmae", 0) + record["results"])
     images = np.stack([np.asarray(Image.new("RGB", (48, 48), (40 * i, 90, 120))) for i in range(6)])
     np.savez(folder / "results" / "components.npz", originals=images, components=images[::-1])
     rows = images.reshape(1, 6, 48, 48, 3)

@@ -10,7 +10,8 @@ import pytest
 from ldmae.report.comparison import render_comparison
 
 from ..drawings import leave_blank
-from .drawn_units import write_unit
+from .drawn_units import edit, results_in, write_unit
+from .test_tables import figure
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
     encoding="utf-8"
@@ -18,42 +19,28 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.m
 LITE2, LITE0 = "efficientnet_lite2", "efficientnet_lite0"
 
 
-def result(measurement, name, value):
-    return {
-        "measurement": measurement,
-        "name": name,
-        "value": value,
-        "better": "lower",
-        "counts": {},
-    }
-
-
-def judged(folder, seed, kid, floor=True):
+def judged(unit, kid):
     """Makes a drawn unit one of an arena: judged by two networks, beside its floor."""
-    path = folder / "unit.json"
-    record = json.loads(path.read_text())
-    record["settings"]["evaluation"] = {"features": LITE2, "second_features": LITE0}
-    record["results"] += [
-        result("samples", f"KID-{LITE2}", kid),
-        result("samples", f"MIND-{LITE2}", 10 * kid),
-        result("ifid", f"iKID-{LITE2}", 2 * kid),
-        result("copies", "copies", 0.1),
-        result("smoothness", f"rKID-{LITE2}(eps=0.2)", 3 * kid),
-    ]
-    if floor:
-        record["results"] += [
-            result("floor", f"floor KID-{LITE2}", 0.0001),
-            result("floor", f"floor MIND-{LITE2}", 0.3),
-        ]
-    path.write_text(json.dumps(record))
+    measured = (
+        ("samples", f"KID-{LITE2}", kid),
+        ("samples", f"MIND-{LITE2}", 10 * kid),
+        ("ifid", f"iKID-{LITE2}", 2 * kid),
+        ("copies", "copies", 0.1),
+        ("smoothness", f"rKID-{LITE2}(eps=0.2)", 3 * kid),
+        ("floor", f"floor KID-{LITE2}", 0.0001),
+        ("floor", f"floor MIND-{LITE2}", 0.3),
+    )
+    results = [figure(name, value, "lower", measurement=kind) for kind, name, value in measured]
+    settings = {"evaluation": {"features": LITE2, "second_features": LITE0}}
+    edit(unit, settings=settings, results=results_in(unit) + results)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arena")
     for seed, kid in ((0, 0.10), (1, 0.14), (2, 0.12)):
-        judged(write_unit(folder, "vmae", seed, size=32, tiles=2), seed, kid)
-    judged(write_unit(folder, "sd-vae", 0, size=32, tiles=2), 0, 0.2)
+        judged(write_unit(folder, "vmae", seed, size=32, tiles=2), kid)
+    judged(write_unit(folder, "sd-vae", 0, size=32, tiles=2), 0.2)
     with pytest.MonkeyPatch.context() as patch:
         leave_blank(patch)
         render_comparison(folder)

@@ -11,7 +11,7 @@ from ldmae.report import paper, tables
 from ldmae.report.data import metrics_of, read_comparison, remarks
 from ldmae.report.tables import _IN_THE_PAPER, DAGGER, make_table
 
-from .drawn_units import results_of, write_unit
+from .drawn_units import edit, results_of, write_unit
 
 
 def write_figures(folder: Path, variant: str, seed: int, results: list[dict]) -> None:
@@ -166,9 +166,7 @@ def test_figures_judged_by_the_metric_that_taught_bear_a_mark(tmp_path: Path):
 
 def test_training_seconds_are_summed_over_the_autoencoders_stages(tmp_path: Path):
     unit = write_unit(tmp_path, "vmae", 0, size=32, tiles=2)
-    record = json.loads((unit / "unit.json").read_text())
-    record["seconds"] = {"autoencoder.pretraining": 100.0, "autoencoder.tuning": 20.5, "diffusion": 300.0}
-    (unit / "unit.json").write_text(json.dumps(record))
+    edit(unit, seconds={"autoencoder.pretraining": 100.0, "autoencoder.tuning": 20.5, "diffusion": 300.0})
     table = make_table("T", read_comparison(tmp_path, []), tables.COST[-2:])
     assert table.table.frame.to_numpy().tolist() == [["1", "120.5", "300"]]
 

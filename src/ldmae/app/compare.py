@@ -61,10 +61,6 @@ class Duration:
     spread: float
     """Between the quickest and the slowest."""
 
-    def clearly_below(self, other: Duration) -> bool:
-        """Says whether the difference to another is larger than chance makes it."""
-        return self.seconds + self.spread < other.seconds - other.spread
-
 
 @dataclass(frozen=True)
 class Compared:

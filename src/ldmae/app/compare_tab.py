@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import FEWEST, MOST, STRENGTH, Compared, Duration, check_names, measure, timed
+from ldmae.app.compare import FEWEST, MOST, STRENGTH, Compared, check_names, measure, timed
 from ldmae.app.components import (
     KEPT_FOR,
     forgotten,
@@ -201,19 +201,16 @@ class _Value:
     text: str
     rank: float | None = None
     """The lowest is the best; None where there is no better and worse."""
-    timing: Duration | None = None
-    """Of a value that another measuring would not repeat."""
+    spread: float = 0.0
+    """How far the rank of another measuring may be off."""
 
 
 def _is_best(value: _Value, others: Sequence[_Value]) -> bool:
     """Says whether a value is the best one: better than any other by more than its text and chance hide."""
-    known = [other for other in others if other.rank is not None]
-    if value.rank is None or not known:
-        return False
-    if value.timing is not None:
-        return all(other.timing is not None and value.timing.clearly_below(other.timing) for other in known)
-    ranks = [other.rank for other in known if other.text != value.text]
-    return bool(ranks) and all(rank is not None and value.rank < rank for rank in ranks)
+    lowest = [
+        other.rank - other.spread for other in others if other.rank is not None and other.text != value.text
+    ]
+    return value.rank is not None and bool(lowest) and value.rank + value.spread < min(lowest)
 
 
 def _rows(one: Compared, label: str) -> dict[str, _Value]:
@@ -232,7 +229,7 @@ def _rows(one: Compared, label: str) -> dict[str, _Value]:
         "compression": _Value(f"{one.compression:.3g}×"),
         **{
             kind: _Value(
-                f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it
+                f"{_digits(1000 * it.seconds, 3)} ± {_digits(500 * it.spread, 2)} ms", it.seconds, it.spread
             )
             for kind, it in one.timings.items()
         },

@@ -68,16 +68,14 @@ class AutoencoderExplorer:
         self.autoencoder, self.size, self.perceptual = autoencoder, size, perceptual
         self._samples, self._deviation = samples, deviation
 
+    @torch.no_grad()
     def encode(self, image: Image.Image) -> Latent:
         """Encodes the centred square of an RGB image.
 
         Raises:
             UserError: the autoencoder fails on it.
         """
-        return self._encoded(squared(image, self.size))
-
-    @torch.no_grad()
-    def _encoded(self, images: Tensor) -> Latent:
+        images = squared(image, self.size)
         return Latent(images, encode_moments(self.autoencoder, images)[0].cpu())
 
     @cached_property

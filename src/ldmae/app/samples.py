@@ -61,14 +61,15 @@ def sample_images(
             source = open_images(data, Path(cache), progress=False)[1]
             text = f"held-out {data.source} images, {_UNSEEN} ({source.licence})"
             if len(source) >= _FEWEST:
-                return _of_all_classes(source, _COUNT), text
+                return _of_all_classes(source), text
     for name in _TRAINED_ON:
-        source = _with_classes(name, list(class_names))
-        if source is not None:
-            text = f"{name} images, some of them used in training ({source.licence})"
-            return _of_all_classes(source, _COUNT), text
+        with contextlib.suppress(UserError):  # its package is not installed
+            source = open_builtin(name)
+            if source.classes == list(class_names):
+                text = f"{name} images, some of them used in training ({source.licence})"
+                return _of_all_classes(source), text
     photos = open_builtin("photos")
-    return _of_all_classes(photos, _COUNT), f"crops of {photos.licence}"
+    return _of_all_classes(photos), f"crops of {photos.licence}"
 
 
 def _held_out(path: Path) -> list[Sample]:
@@ -79,19 +80,11 @@ def _held_out(path: Path) -> list[Sample]:
         return []
 
 
-def _with_classes(name: str, class_names: list[str]) -> ImageSource | None:
-    try:
-        source = open_builtin(name)
-    except UserError:  # its package is not installed
-        return None
-    return source if source.classes == class_names else None
-
-
-def _of_all_classes(source: ImageSource, count: int) -> list[Sample]:
+def _of_all_classes(source: ImageSource) -> list[Sample]:
     """Returns a picture of each class, and where these are too few further ones."""
     labels = np.asarray(source.labels)
     chosen: list[int] = []
-    for label in range(min(len(source.classes), count)):
+    for label in range(min(len(source.classes), _COUNT)):
         members = np.flatnonzero(labels == label)
         if len(members):
             chosen.append(int(members[int(_SPREAD * len(members))]))

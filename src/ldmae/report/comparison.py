@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -146,7 +147,9 @@ def _tables(compared: Comparison, ablated: Comparison, plan: dict[str, Any]) -> 
 def _ablation(compared: Comparison, ablated: Comparison) -> Comparison:
     """Returns the ablation's rows: the paper's steps, VMAE itself (+ L_P) at their seeds, and others."""
     whole = compared.only(list(paper.ABLATION_TITLES), {s for v in ablated.variants for s in v.seeds})
-    return ablated.joined(whole, [*paper.ABLATION_TITLES, *(v.name for v in ablated.variants)])
+    order = [*paper.ABLATION_TITLES, *(variant.name for variant in ablated.variants)]
+    variants = sorted([*ablated.variants, *whole.variants], key=lambda variant: order.index(variant.name))
+    return Comparison(variants, pd.concat([ablated.metrics, whole.metrics], ignore_index=True))
 
 
 def _smoothness_metrics(comparison: Comparison) -> list[Wanted]:

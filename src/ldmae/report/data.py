@@ -234,11 +234,6 @@ class Comparison:
         rows = self.metrics.variant.isin(names) & (self.metrics.seed.isin(seeds) | (not seeds))
         return Comparison([variant for variant in known if variant.units], self.metrics[rows])
 
-    def joined(self, other: Comparison, order: Sequence[str]) -> Comparison:
-        """Returns the autoencoders of both, in the order of their names."""
-        variants = sorted([*self.variants, *other.variants], key=lambda variant: order.index(variant.name))
-        return Comparison(variants, pd.concat([self.metrics, other.metrics], ignore_index=True))
-
     def stats(self) -> pd.DataFrame:
         """Returns `mean`, sample `std`, `count` over seeds, `better` and `trained_on_metric`.
 
