@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from ldmae.images.transforms import (
-    TooLargePictureError,
     UnreadablePictureError,
     center_crop,
     open_picture,
@@ -199,7 +198,7 @@ def claiming(width: int, height: int, format: str) -> bytes:
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 @pytest.mark.parametrize("size", [(20000, 20000), (12000, 9000), (60000, 60000)])
 def test_claimed_size_is_checked_before_anything_is_decoded(format, size):
-    with pytest.raises(TooLargePictureError, match="it claims"):
+    with pytest.raises(UnreadablePictureError, match="it claims"):
         open_picture(claiming(*size, format))
 
 
@@ -219,7 +218,6 @@ def test_broken_pictures_raise_one_kind_of_error(content):
     with pytest.raises(UnreadablePictureError) as caught:
         to_rgb(open_picture(content))
     assert len(str(caught.value).splitlines()) == 1
-    assert issubclass(TooLargePictureError, UnreadablePictureError)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 50), (129, 257), (65, 64)])

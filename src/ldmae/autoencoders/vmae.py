@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, h * p, w * p)
 
 
-class PosteriorDistribution(DiagonalGaussianDistribution):
+class _PosteriorDistribution(DiagonalGaussianDistribution):
     """diffusers' diagonal Gaussian, for latents (B, 2C, h, w) and for visible tokens alone (B, 2C, V)."""
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:  # type: ignore[override]
@@ -69,7 +70,7 @@ class PosteriorDistribution(DiagonalGaussianDistribution):
         return super().nll(sample, tuple(range(1, sample.ndim)) if dims is None else dims)
 
 
-class SelfAttention(nn.Module):
+class _SelfAttention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
     def __init__(self, width: int, heads: int):
@@ -86,7 +87,7 @@ class SelfAttention(nn.Module):
         return self.proj(attention(q, k, v).transpose(1, 2).reshape(b, n, width))
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """Two linear layers with an activation between."""
 
     def __init__(self, width: int, hidden: int, activation: str):
@@ -106,9 +107,9 @@ class VMAEBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
-        self.attn = SelfAttention(width, heads)
+        self.attn = _SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
-        self.mlp = Mlp(width, int(width * mlp_ratio), activation)
+        self.mlp = _Mlp(width, int(width * mlp_ratio), activation)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
@@ -116,7 +117,7 @@ class VMAEBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-class PixelHead(nn.Module):
+class _PixelHead(nn.Module):
     """Tokens to pixels: a linear layer, then a 3 × 3 convolution that removes seams between patches.
 
     With `features`, the linear layer gives so many features a pixel in place of its colours, and a further 3
@@ -218,20 +219,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         head_features: int | None = None,
     ):
         super().__init__()
-        VMAEConfig.check(
-            patch_size=patch_size,
-            latent_channels=latent_channels,
-            encoder_hidden_size=encoder_hidden_size,
-            encoder_num_hidden_layers=encoder_num_hidden_layers,
-            encoder_num_attention_heads=encoder_num_attention_heads,
-            decoder_hidden_size=decoder_hidden_size,
-            decoder_num_hidden_layers=decoder_num_hidden_layers,
-            decoder_num_attention_heads=decoder_num_attention_heads,
-            mlp_ratio=mlp_ratio,
-            hidden_act=hidden_act,
-            smooth_output=smooth_output,
-            head_features=head_features,
-        )
+        VMAEConfig.check(**{name: self.config[name] for name in VMAEConfig.model_fields})
         _check_images(patch_size, sample_size=sample_size, in_channels=in_channels, out_channels=out_channels)
         _check_activation(hidden_act)
         _check_statistics(latent_channels, latents_mean=latents_mean, latents_std=latents_std)
@@ -254,7 +242,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
             decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads
         )
         self.decoder_norm = nn.LayerNorm(decoder_hidden_size, eps=_LAYER_NORM_EPSILON)
-        self.decoder_pred = PixelHead(
+        self.decoder_pred = _PixelHead(
             decoder_hidden_size, patch_size, out_channels, smooth_output, head_features, hidden_act
         )
 
@@ -279,7 +267,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True, *, visible_indices: Tensor | None = None
-    ) -> AutoencoderKLOutput | tuple[PosteriorDistribution]:
+    ) -> AutoencoderKLOutput | tuple[_PosteriorDistribution]:
         """Encodes images, or only some of their patches.
 
         Args:
@@ -297,13 +285,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         self._check_images(x)
         if visible_indices is not None:
             assert visible_indices.shape[:-1] == x.shape[:1], "visible_indices is (B, V)"
-        if self.use_slicing and len(x) > 1:
-            visible = [None] * len(x) if visible_indices is None else visible_indices.split(1)
-            rows = [self._moments(image, seen) for image, seen in zip(x.split(1), visible, strict=True)]
-            moments = torch.cat(rows)
-        else:
-            moments = self._moments(x, visible_indices)
-        posterior = PosteriorDistribution(moments)
+        posterior = _PosteriorDistribution(self._sliced(self._moments, x, visible_indices))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
 
     def _moments(self, x: Tensor, visible_indices: Tensor | None) -> Tensor:
@@ -359,17 +341,10 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
                     "(use_mask_token=False; final official checkpoints lack it): build or train the model "
                     "with use_mask_token=True, or encode and decode whole images without visible_indices"
                 )
-        if self.use_slicing and len(z) > 1:
-            visible = [None] * len(z) if visible_indices is None else visible_indices.split(1)
-            rows = [
-                self._pixels(latent, seen, grid) for latent, seen in zip(z.split(1), visible, strict=True)
-            ]
-            sample = torch.cat(rows)
-        else:
-            sample = self._pixels(z, visible_indices, grid)
+        sample = self._sliced(partial(self._pixels, grid), z, visible_indices)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _pixels(self, z: Tensor, visible_indices: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def _pixels(self, grid: tuple[int, int], z: Tensor, visible_indices: Tensor | None) -> Tensor:
         tokens = _exact(self.from_latent, z.flatten(2).transpose(1, 2))
         tokens = _exact(self.decoder_embed, tokens)  # (B, N or V, D)
         if visible_indices is not None:
@@ -405,6 +380,15 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         posterior = self.encode(sample, return_dict=False)[0]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
+
+    def _sliced(
+        self, run: Callable[[Tensor, Tensor | None], Tensor], rows: Tensor, visible_indices: Tensor | None
+    ) -> Tensor:
+        """Runs a batch at once, or one row after the other where slicing is on."""
+        if not self.use_slicing or len(rows) < 2:
+            return run(rows, visible_indices)
+        visible = [None] * len(rows) if visible_indices is None else visible_indices.split(1)
+        return torch.cat([run(row, seen) for row, seen in zip(rows.split(1), visible, strict=True)])
 
     def _run(self, blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
         for block in blocks:

@@ -117,7 +117,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight[None].to(x.dtype), x.new_zeros(1, 1), _NORM_EPS)
 
 
-class ModulatedNorm(nn.Module):
+class _ModulatedNorm(nn.Module):
     """Norm(x) · (1 + scale) + shift, both from the condition (adaLN, arXiv 2212.09748)."""
 
     def __init__(self, width: int, use_rmsnorm: bool):
@@ -133,7 +133,7 @@ class ModulatedNorm(nn.Module):
         return rms_norm(x, gain * self.weight.to(x.dtype), shift, _NORM_EPS)
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Self-attention over all tokens, with normalised and rotated queries and keys."""
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool, use_rmsnorm: bool):
@@ -158,7 +158,7 @@ class Attention(nn.Module):
         return self.proj(rearrange(mixed, "b a n d -> b n (a d)"))
 
 
-class SwiGLU(nn.Module):
+class _SwiGLU(nn.Module):
     """The gated MLP: w3(silu(gate) · value), gate and value stacked in w12 (arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int):
@@ -171,7 +171,7 @@ class SwiGLU(nn.Module):
         return self.w3(swiglu(self.w12(x)))
 
 
-class MLP(nn.Module):
+class _MLP(nn.Module):
     """The plain MLP with tanh GELU, DiT's."""
 
     def __init__(self, width: int, hidden: int):
@@ -192,11 +192,11 @@ class LightningDiTBlock(nn.Module):
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
-        self.norm1 = ModulatedNorm(width, use_rmsnorm)
-        self.attn = Attention(width, num_heads, qk_norm, use_rmsnorm)
-        self.norm2 = ModulatedNorm(width, use_rmsnorm)
+        self.norm1 = _ModulatedNorm(width, use_rmsnorm)
+        self.attn = _Attention(width, num_heads, qk_norm, use_rmsnorm)
+        self.norm2 = _ModulatedNorm(width, use_rmsnorm)
         # two thirds: SwiGLU has three matrices, so it costs what the plain MLP costs
-        self.mlp = SwiGLU(width, int(2 / 3 * hidden)) if use_swiglu else MLP(width, hidden)
+        self.mlp = _SwiGLU(width, int(2 / 3 * hidden)) if use_swiglu else _MLP(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -206,12 +206,12 @@ class LightningDiTBlock(nn.Module):
         return x + gate2[:, None] * self.mlp(self.norm2(x, shift2, scale2))
 
 
-class FinalLayer(nn.Module):
+class _FinalLayer(nn.Module):
     """The last norm and the projection of each token to its patch of velocity."""
 
     def __init__(self, width: int, out_features: int, use_rmsnorm: bool):
         super().__init__()
-        self.norm_final = ModulatedNorm(width, use_rmsnorm)
+        self.norm_final = _ModulatedNorm(width, use_rmsnorm)
         self.linear = nn.Linear(width, out_features)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -221,7 +221,7 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm_final(x, shift, scale))
 
 
-class TimestepEmbedder(nn.Module):
+class _TimestepEmbedder(nn.Module):
     """Times in [0, 1] to conditions."""
 
     def __init__(self, width: int):
@@ -233,7 +233,7 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(timestep_embedding(timestep).to(dtype))
 
 
-class LabelEmbedder(nn.Module):
+class _LabelEmbedder(nn.Module):
     """Classes to conditions; the null class, where there is one, is the last row."""
 
     def __init__(self, rows: int, width: int):
@@ -300,19 +300,8 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         label_std: float = 0.02,
     ):
         super().__init__()
-        LightningDiTConfig.check(
-            patch_size=patch_size,
-            num_layers=num_layers,
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            mlp_ratio=mlp_ratio,
-            class_dropout_prob=class_dropout_prob,
-            qk_norm=qk_norm,
-            use_swiglu=use_swiglu,
-            use_rope=use_rope,
-            use_rmsnorm=use_rmsnorm,
-            label_std=label_std,
-        )
+        shape = {name: self.config[name] for name in LightningDiTConfig.model_fields if name != "label_std"}
+        LightningDiTConfig.check(**shape, label_std=label_std)
         if sample_size < 1 or sample_size % patch_size:
             raise UserError(
                 f"sample_size must be a positive multiple of patch_size, got sample_size={sample_size} and "
@@ -336,13 +325,13 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         )  # meta, where that is asked for
         self.register_buffer("pos_embed", table[None])  # (1, N, D)
         self.x_embedder = PatchEmbedding(in_channels, width, patch_size)
-        self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = LabelEmbedder(num_classes + (self.null_class is not None), width)
+        self.t_embedder = _TimestepEmbedder(width)
+        self.y_embedder = _LabelEmbedder(num_classes + (self.null_class is not None), width)
         self.blocks = nn.ModuleList(
             LightningDiTBlock(width, num_attention_heads, mlp_ratio, qk_norm, use_swiglu, use_rmsnorm)
             for _ in range(num_layers)
         )
-        self.final_layer = FinalLayer(width, patch_size * patch_size * in_channels, use_rmsnorm)
+        self.final_layer = _FinalLayer(width, patch_size * patch_size * in_channels, use_rmsnorm)
         self._initialize(label_std)
 
     def _initialize(self, label_std: float) -> None:

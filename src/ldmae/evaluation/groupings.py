@@ -14,7 +14,8 @@ import numpy as np
 
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
-from ldmae.evaluation.masks import NO_GROUP, open_masks, origin
+from ldmae.evaluation.masks import NO_GROUP, open_masks
+from ldmae.images.base import origin
 from ldmae.images.builtin import EmojiSource
 
 LabelMap = Callable[[int, np.ndarray], np.ndarray]

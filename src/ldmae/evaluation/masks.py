@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,7 @@ from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import at_home, fingerprint, stamp
-from ldmae.images.base import Subset, shortened
+from ldmae.images.base import origin, shortened
 from ldmae.images.sources import FolderSource
 
 NO_GROUP = -1
@@ -31,11 +30,6 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
         return ""
     files = sorted(path for path in Path(at_home(config.masks)).rglob("*") if path.is_file())
     return fingerprint(f"{stamp(path):016x}" for path in files)
-
-
-def origin(source: ImageSource, index: int) -> tuple[Any, int]:
-    """Returns the source that an image of a subset comes from, and its index there."""
-    return source.origin(index) if isinstance(source, Subset) else (source, index)
 
 
 def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:

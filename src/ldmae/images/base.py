@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ _PREPARED = {
     "wallpapers": "wallpapers {}",
 }
 """What `ldmae prepare` makes, by the names that presets give the folders."""
+
+
+def are_splits(names: Iterable[str]) -> bool:
+    """Returns whether names of folders are those of splits, not of classes."""
+    return {name.lower() for name in names} <= SPLIT_NAMES
 
 
 def nfc(name: str) -> str:
@@ -97,22 +103,17 @@ class Names:
     @classmethod
     def of(cls, names: Iterable[bytes]) -> "Names":
         """Packs an iterable, which is read once."""
-        blob, offsets = bytearray(), [0]
-        ends = np.fromiter(_extend(blob, names), dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        return cls(bytes(blob), offsets)
+        blob, offsets = bytearray(), array("q", [0])
+        for name in names:
+            blob += name
+            offsets.append(len(blob))
+        return cls(bytes(blob), np.array(offsets))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> bytes:
         return self.blob[self.offsets[index] : self.offsets[index + 1]]
-
-
-def _extend(blob: bytearray, names: Iterable[bytes]) -> Iterator[int]:
-    for name in names:
-        blob += name
-        yield len(blob)
 
 
 def content_hash(content: bytes) -> int:
@@ -202,11 +203,6 @@ class Subset:
         """Returns what the underlying source calls the image."""
         return self.source.describe(int(self.indices[index]))
 
-    def origin(self, index: int) -> tuple[ImageSource, int]:
-        """Returns the source that an image was taken from, whatever lies between, and its index there."""
-        source, index = self.source, int(self.indices[index])
-        return source.origin(index) if isinstance(source, Subset) else (source, index)
-
     @property
     def held_out(self) -> np.ndarray | None:
         """(N,) bool, which images the underlying source holds out itself; None where it holds out none."""
@@ -218,26 +214,31 @@ class Subset:
         stamps = getattr(self.source, "stamps", None)
         return None if stamps is None else stamps()[self.indices]
 
-    def _shades(self) -> list[str]:
-        """Returns the span of deep grey as text, which the pixels follow from, too."""
-        source = self.source
-        while isinstance(source, Subset):
-            source = source.source
-        span = getattr(source, "span", None)
-        return [] if span is None else [f"span {span}"]
-
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels, without another look where all were looked at."""
         if self.content is not None:
-            return _content_fingerprint(self.content, self.labels, [*self.classes, *self._shades()])
+            span = getattr(root(self), "span", None)
+            shades = [] if span is None else [f"span {span}"]  # which the pixels follow from, too
+            return _content_fingerprint(self.content, self.labels, [*self.classes, *shades])
         parts = (self.source.fingerprint(), self.indices.tobytes(), self.labels.tobytes(), *self.classes)
         return fingerprint(parts)
 
 
+def root(source: ImageSource) -> Any:
+    """Returns the source that subsets take images of."""
+    return root(source.source) if isinstance(source, Subset) else source
+
+
+def origin(source: ImageSource, index: int) -> tuple[Any, int]:
+    """Returns the source that an image was taken from, whatever subsets lie between, and its index there."""
+    while isinstance(source, Subset):
+        source, index = source.source, int(source.indices[index])
+    return source, index
+
+
 def open_image(source: ImageSource, index: int) -> Picture:
     """Returns an image of a source; a file is decoded once its pixels are asked for."""
-    if isinstance(source, Subset):  # other labels: the file is the same
-        source, index = source.origin(index)
+    source, index = origin(source, index)  # other labels: the file is the same
     return source.open(index) if isinstance(source, FileSource) else Picture(source.read(index))
 
 

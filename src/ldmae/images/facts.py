@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -18,20 +19,19 @@ class Ignored:
     """Files that are passed over: how many of each ending, and the first few names."""
 
     def __init__(self, counts: Mapping[str, int] | None = None, names: Iterable[str] = ()) -> None:
-        self.counts = dict(counts or {})
+        self.counts = Counter(dict(counts or {}))
         self.names = list(names)
 
     def add(self, name: str, kind: str | None = None) -> None:
         """Counts a file; by its ending, where no kind is given."""
         kind = kind or PurePath(name).suffix.lower()[:20] or "without an ending"
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] += 1
         if len(self.names) < _NAMED:
             self.names.append(name)
 
     def join(self, other: Ignored) -> None:
         """Counts those of another place, too."""
-        for kind, count in other.counts.items():
-            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.counts.update(other.counts)
         self.names = (self.names + other.names)[:_NAMED]
 
     def facts(self) -> list[str]:

@@ -17,7 +17,7 @@ from ldmae.core.errors import UserError, reason_of
 from ldmae.core.files import fingerprint, stamp_of
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.threads import allowed_cores
-from ldmae.images.base import Subset, content_hash
+from ldmae.images.base import Subset, content_hash, origin, root
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.duplicates import group_near_duplicates
 from ldmae.images.facts import label_facts, share_facts, summary
@@ -62,8 +62,7 @@ def is_held_out(hashed: int, share: float) -> bool:
 
 def _look(source: ImageSource, index: int) -> dict[str, Any]:
     """Returns what `_FOUND` names of an image."""
-    if isinstance(source, Subset):  # other labels: the file is the same
-        source, index = source.origin(index)
+    source, index = origin(source, index)  # other labels: the file is the same
     read_bytes, span = getattr(source, "read_bytes", None), (np.nan, np.nan)
     if read_bytes is None:
         image = source.read(index)
@@ -226,18 +225,13 @@ def _stamps(source: ImageSource) -> np.ndarray:
     own = getattr(source, "stamps", None)
     stamps = None if own is None else own()
     if stamps is None:  # no files: the images as they are in memory
-        stamps = numbered(stamp_of(_root(source).fingerprint()), np.arange(len(source)))
+        stamps = numbered(stamp_of(root(source).fingerprint()), np.arange(len(source)))
     return stamps
-
-
-def _root(source: ImageSource) -> Any:
-    """Returns the source that others only relabel."""
-    return _root(source.source) if isinstance(source, Subset) else source
 
 
 def _place(source: ImageSource) -> str:
     """Returns a name for where the images are, whatever they are now."""
-    source = _root(source)
+    source = root(source)
     return fingerprint(
         ("index", _INDEX_VERSION, type(source).__name__, getattr(source, "place", source.name))
     )
@@ -281,14 +275,14 @@ def open_images(
             console.print(
                 f"{source.name} has its own held-out images: data.val={config.val} is ignored", markup=False
             )
-        labels = _root(source).labels[usable]  # whatever data.classes leaves of them
+        labels = root(source).labels[usable]  # whatever data.classes leaves of them
         held_out = split_by_group(index.group[usable], share, labels) if own is None else own[usable]
         train, unseen = _subset(source, usable[~held_out], index), _subset(source, usable[held_out], index)
         share = share if own is None else None
     else:
         other = open_held_out(config, source, cache_dir)
-        if (span := getattr(_root(source), "span", None)) is not None:
-            _root(other).span = span
+        if (span := getattr(root(source), "span", None)) is not None:
+            root(other).span = span
         train = _subset(source, usable, index)
         usable, index_of_others = _usable(other, config, cache_dir, progress)
         unseen = _subset(other, usable, index_of_others)
@@ -320,12 +314,12 @@ def open_all_images(config: DataConfig, cache_dir: Path, progress: bool = True) 
 
 def _facts(source: ImageSource, index: _Index, images: Subset, what: str) -> list[str]:
     """Returns what is to be said about images that were opened."""
-    facts = [*getattr(_root(source), "facts", [])]
+    facts = [*getattr(root(source), "facts", [])]
     if unreadable := int(np.count_nonzero(~index.readable)):
         facts.append(
             f"{unreadable:,} unreadable: {'; '.join(index.broken[:1])}{'; …' if unreadable > 1 else ''}"
         )
-    if (span := getattr(_root(source), "span", None)) is not None:
+    if (span := getattr(root(source), "span", None)) is not None:
         facts.append(f"grey deeper than 8 bits is scaled: {span[0]:g} is black, {span[1]:g} white")
     return [*facts, *label_facts(images.labels, images.classes, what)]
 
@@ -342,9 +336,8 @@ def _usable(
     """Returns the indices of the images that can be read, and what was found in all."""
     index = build_index(source, cache_dir, progress, config.max_unreadable)
     usable = np.flatnonzero(index.readable)
-    root = _root(source)
-    if index.span is not None and root.span is None:  # deep grey is in files alone
-        root.span = span_of(*index.span)
+    if index.span is not None and root(source).span is None:  # deep grey is in files alone
+        root(source).span = span_of(*index.span)
     unreadable = len(source) - len(usable)
     if not unreadable:
         return usable, index

@@ -21,6 +21,7 @@ from ldmae.images.base import (
     SPLIT_NAMES,
     FileSource,
     Names,
+    are_splits,
     is_pattern,
     missing_path,
     nfc,
@@ -172,7 +173,7 @@ class ShardSource(FileSource):
                 f"{len(inside) - inside.count(None)} in them ({shortened(sorted(map(str, named)), 4)}); "
                 "expected one or the other, or labels (.cls, .json) beside the images"
             )
-        if named and {folder.lower() for folder in map(str, named)} <= SPLIT_NAMES:
+        if named and are_splits(map(str, named)):
             raise UserError(
                 f"the folders in the shards at {name} look like splits, not classes "
                 f"({', '.join(sorted(map(str, named)))}); write each into shards of its own"

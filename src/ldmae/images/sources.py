@@ -18,9 +18,9 @@ from ldmae.core.errors import UserError, counted, nearest
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
-    SPLIT_NAMES,
     FileSource,
     Names,
+    are_splits,
     exists,
     is_pattern,
     missing_path,
@@ -78,7 +78,7 @@ class FolderSource(FileSource):
         self.classes = [*numbers] or [self.name]
         self.flat = not numbers
         self.facts = [*ignored.facts(), *self._deeper()]
-        self._refuse_odd_layouts(len(flat), [os.fsdecode(entry.name) for entry in subfolders])
+        self._refuse_odd_layouts(len(flat))
 
     def _deeper(self) -> list[str]:
         """Returns what is to be said of the only class where its pictures lie in folders of their own."""
@@ -89,7 +89,7 @@ class FolderSource(FileSource):
         told = f"{places:,} folders in {outer} are one class; for a class each give data.source={outer}"
         return [told] if places > 1 else []
 
-    def _refuse_odd_layouts(self, flat: int, subfolders: list[str]) -> None:
+    def _refuse_odd_layouts(self, flat: int) -> None:
         if not len(self):
             raise UserError(
                 f"no images in the folder {self.folder}: expected files ending in "
@@ -102,13 +102,8 @@ class FolderSource(FileSource):
                 f"expected one or the other: move all into subfolders, one per class, or point data.source "
                 "at one of them"
             )
-        if not self.flat and {name.lower() for name in self.classes} <= SPLIT_NAMES:
-            train = next((n for n in self.classes if n.lower().startswith("train")), self.classes[0])
-            others = [f" data.val={self.folder / name}" for name in self.classes if name != train]
-            raise UserError(
-                f"the subfolders of {self.folder} look like splits, not classes ({', '.join(subfolders)}): "
-                f"use data.source={self.folder / train}{''.join(others[:1])}"
-            )
+        if not self.flat and are_splits(self.classes):
+            raise _splits_below(self.folder, self.classes)
 
     def path(self, index: int) -> str:
         """Returns the file's path."""
@@ -213,9 +208,7 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
             f"{config.source!r} can only be streamed, and this needs images with random access (an exact "
             f"order, latents): download it first and give the local path, or omit data.stream"
         )
-    refuse_unread(config)
-    name = config.source
-    kind = "set" if name in SOURCES else kind_of(name)
+    name, kind = config.source, checked_kind(config)
     if kind == "set":
         source: ImageSource = open_builtin(name)
         if Path(name).is_dir():
@@ -244,10 +237,14 @@ def open_source(config: DataConfig, cache_dir: Path | None = None) -> ImageSourc
     return with_classes(source, config.classes, strict=False)
 
 
-def refuse_unread(config: DataConfig) -> None:
-    """Raises a UserError for a setting that what `data.source` names does not read."""
+def checked_kind(config: DataConfig) -> str:
+    """Returns what `data.source` names (`kind_of`).
+
+    Raises:
+        UserError: there is no such thing, or it does not read one of the settings.
+    """
     name = config.source
-    kind = "set" if name in SOURCES else "shards" if is_address(name) else kind_of(name)
+    kind = kind_of(name)
     if kind != "table" and config.split != DataConfig().split:
         raise UserError(
             f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
@@ -258,16 +255,19 @@ def refuse_unread(config: DataConfig) -> None:
         if getattr(config, setting) is not None and kind != reader:
             what = "a table (parquet, arrow, Hugging Face)" if reader == "table" else "tar shards"
             raise UserError(f"data.{setting} is for {what}, which {name} is not; omit it")
+    return kind
 
 
 def kind_of(name: str) -> str:
-    """Returns `folder`, `shards`, `table` or `code`."""
+    """Returns `set`, `folder`, `shards`, `table` or `code`."""
     if not name:
         raise UserError(
             f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(SOURCES)}"
         )
     if name in SOURCES:
-        raise UserError(f"data={name} comes with the package and is not streamed; omit data.stream")
+        return "set"
+    if is_address(name):
+        return "shards"
     path = Path(name).expanduser()
     if is_pattern(name):
         return "table" if name.lower().endswith(TABLE_FILES) else "shards"
@@ -355,7 +355,13 @@ def _kind_of_folder(folder: Path) -> str:
     if found["images"]:
         return "folder"
     if below["shards"] and not below["images"] and not pictured:
-        raise _shards_below(folder, [name for name, counts in inside.items() if counts["shards"]])
+        names = [name for name, counts in inside.items() if counts["shards"]]
+        if are_splits(names) and any(name.lower().startswith("train") for name in names):
+            raise _splits_below(folder, names)
+        raise UserError(
+            f"the tar shards in {folder} are in its subfolders ({', '.join(names[:6])}); name them, as with "
+            f"data.source='{folder}/*/*.tar'"
+        )
     return "table" if tables and (pictured or not below["images"]) else "folder"
 
 
@@ -385,13 +391,8 @@ def _count(folder: Path, first: bool = False) -> tuple[Counter[str], list[Path]]
     return found, sorted(tables)
 
 
-def _shards_below(folder: Path, names: list[str]) -> UserError:
-    train = next((name for name in names if name.lower().startswith("train")), None)
-    if train is None or not {name.lower() for name in names} <= SPLIT_NAMES:
-        return UserError(
-            f"the tar shards in {folder} are in its subfolders ({', '.join(names[:6])}); name them, as with "
-            f"data.source='{folder}/*/*.tar'"
-        )
+def _splits_below(folder: Path, names: list[str]) -> UserError:
+    train = next((name for name in names if name.lower().startswith("train")), names[0])
     others = [f" data.val={folder / name}" for name in names if name != train]
     return UserError(
         f"the subfolders of {folder} look like splits ({', '.join(names)}): use "

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ldmae.config.data import DataConfig
-from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, counted
 from ldmae.images.base import Subset, with_classes
-from ldmae.images.sources import FolderSource, is_address, kind_of, open_source
+from ldmae.images.sources import FolderSource, kind_of, open_source
 
 
 def split_by_group(group: np.ndarray, share: float, labels: np.ndarray | None = None) -> np.ndarray:
@@ -64,8 +63,7 @@ def _kept_for_classes(group: np.ndarray, labels: np.ndarray | None) -> np.ndarra
 def as_others(config: DataConfig, source: str) -> DataConfig:
     """Returns settings for other images; those for a kind of source stay where both are of one kind."""
     others = config.replace(source=source, classes=None, against=None, val="0.5", stream=False)
-    plain = [name in SOURCES or is_address(name) for name in (config.source, source)]
-    if not any(plain) and kind_of(config.source) == kind_of(source):
+    if kind_of(config.source) == kind_of(source):
         return others
     return others.replace(image_column=None, label_column=None, image_part=None, split=DataConfig().split)
 

@@ -21,7 +21,7 @@ from ldmae.images.base import content_hash, nfc, plain_label
 from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
 from ldmae.images.shards import expand_braces, find_shards
-from ldmae.images.sources import held_out_share, is_address, kind_of, refuse_unread
+from ldmae.images.sources import checked_kind, held_out_share, is_address, kind_of
 from ldmae.images.tables import load_table, picture_bytes, table_files
 from ldmae.images.tar import Part, clean_name, image_part, label_of, part_name, runs
 
@@ -335,9 +335,10 @@ def open_stream(config: DataConfig) -> StreamSource:
             f"a stream's held-out images are a share of it: expected data.val in (0, 1), got {config.val!r}"
         )
     options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
-    name = config.source
-    refuse_unread(config)
-    if is_address(name) or kind_of(name) == "shards":
+    name, kind = config.source, checked_kind(config)
+    if kind == "set":
+        raise UserError(f"data={name} comes with the package and is not streamed; omit data.stream")
+    if kind == "shards":
         addresses = (
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
         )

@@ -40,10 +40,6 @@ class UnreadablePictureError(OSError):
     """A picture file that cannot be decoded; the message is one short line."""
 
 
-class TooLargePictureError(UnreadablePictureError):
-    """A picture whose pixels, as many as its file claims, are not decoded."""
-
-
 _MAX_PIXELS = 2**27
 """Of a picture: 134 million, which take a gigabyte to decode at most."""
 _ALWAYS_PIXELS, _PIXELS_A_BYTE = 2**24, 2000
@@ -54,15 +50,15 @@ def open_picture(content: bytes) -> Image.Image:
     """Returns a picture file's image, undecoded as yet.
 
     Raises:
-        UnreadablePictureError: the bytes are of no format that Pillow knows, or their head is broken.
-        TooLargePictureError: it claims more than `_MAX_PIXELS`, or more than its bytes can hold.
+        UnreadablePictureError: the bytes are of no format that Pillow knows, their head is broken, or it
+            claims more than `_MAX_PIXELS`, or more than its bytes can hold.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
-        raise TooLargePictureError(f"it claims more than {_MAX_PIXELS:,} pixels") from error
+        raise UnreadablePictureError(f"it claims more than {_MAX_PIXELS:,} pixels") from error
     except Exception as error:  # decoders raise whatever they like; and Pillow's message gives an address
         what = "an empty file" if not content else "not an image of a known format, or its header is damaged"
         raise UnreadablePictureError(what) from error
@@ -71,10 +67,10 @@ def open_picture(content: bytes) -> Image.Image:
 
 
 def check_pixels(size: tuple[int, int], content: bytes) -> None:
-    """Raises a TooLargePictureError for more pixels than are decoded, or than a file's bytes can hold."""
+    """Raises an UnreadablePictureError for more pixels than are decoded, or than a file's bytes can hold."""
     pixels = size[0] * size[1]
     if pixels > _MAX_PIXELS or (pixels > _ALWAYS_PIXELS and pixels > _PIXELS_A_BYTE * len(content)):
-        raise TooLargePictureError(
+        raise UnreadablePictureError(
             f"it claims {size[0]} x {size[1]} pixels in {len(content):,} bytes; expected at most "
             f"{_MAX_PIXELS:,}, and no more than its bytes can hold"
         )
