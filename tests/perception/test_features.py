@@ -42,7 +42,7 @@ def lite2():
     ],
 )
 def test_efficientnet_recognises_photographs(request, network, name, wanted):
-    logits = request.getfixturevalue(network).features_and_logits(photo(name))[1][0]
+    logits = request.getfixturevalue(network).measure(photo(name)).logits[0]
     top = logits.topk(5).indices.tolist()
     assert top[0] in wanted
     assert wanted <= set(top)
@@ -78,7 +78,6 @@ def test_one_pass_gives_pooled_and_spatial_features_and_logits(lite0):
     hook.remove()
     assert len(middle) == 1
     assert torch.equal(features.pooled, lite0(images))
-    assert torch.equal(features.logits, lite0.features_and_logits(images)[1])
     assert features.spatial.shape == (2, lite0.spatial_dimensions) == (2, 14 * 14 * 7)
     torch.testing.assert_close(features.spatial.view(2, 14, 14, 7)[1, 3, 5], middle[0][1, :7, 3, 5])
 
@@ -196,7 +195,6 @@ def test_inception_gives_torch_fidelitys_features_and_adms_spatial_ones(inceptio
     assert expected.shape == (2, 2023) == (2, extractor.spatial_dimensions)
     assert expected.std() > 0
     torch.testing.assert_close(features.spatial, expected)
-    torch.testing.assert_close(extractor.features_and_logits(images), (features.pooled, features.logits))
 
 
 def test_inceptions_softmax_leaves_the_classifiers_bias_out_as_adms_does(inception_pair):

@@ -48,7 +48,7 @@ def offline_lpips(monkeypatch):
             torchvision.models.alexnet().features if network == "alex" else vgg.make_layers(vgg.cfgs["D"])
         )
         state = {f"features.{name}": value for name, value in features.state_dict().items()}
-        monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *a, **k: state)
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: state)
         return state
 
     return load

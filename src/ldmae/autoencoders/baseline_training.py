@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +10,9 @@ import torch
 from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline, continued_baseline
 from ldmae.autoencoders.discriminator import build_discriminator
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
-from ldmae.autoencoders.trainings import Training
+from ldmae.autoencoders.trainings import Training, adversarial_start, with_perceptual
 from ldmae.config import as_dict
-from ldmae.config.autoencoder import AutoencoderConfig, ReconstructionObjectiveConfig
-from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.config.autoencoder import AutoencoderConfig
 
 
 class Baseline:
@@ -31,14 +31,9 @@ class Baseline:
                 model = build_vit_baseline(as_dict(config.model), image_size, *start)
             else:
                 model = build_baseline(stage.model, image_size, *start)
-            objective, perceptual = stage.objective, None
-            if device.type == "meta":
-                objective = objective.replace(perceptual_weight=0.0)
-            else:
-                perceptual = _perceptual(objective, device)
+            objective, perceptual = with_perceptual(stage.objective, device)
             return ReconstructionObjective(model, objective, perceptual, build_discriminator(stage))
 
-        objective = stage.objective
         return [
             Training(
                 name="baseline",
@@ -52,16 +47,10 @@ class Baseline:
                     "network": stage.network,
                     "model": as_dict(config.model if config.is_vit else stage.model),
                     "initial_logvar": stage.initial_logvar,
-                    "objective": as_dict(objective),
+                    "objective": as_dict(stage.objective),
                     "discriminator": [stage.discriminator_layers, stage.discriminator_channels],
                 },
-                adversarial_start=(
-                    objective.adversarial_start_step if objective.adversarial_weight > 0 else None
-                ),
-                prepare=lambda device: _perceptual(objective, device),
+                adversarial_start=adversarial_start(stage),
+                prepare=partial(with_perceptual, stage.objective),
             )
         ]
-
-
-def _perceptual(objective: ReconstructionObjectiveConfig, device: torch.device) -> PerceptualDistance | None:
-    return load_perceptual(objective.perceptual, device) if objective.perceptual_weight > 0 else None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,12 @@ from ldmae.autoencoders.discriminator import build_discriminator
 from ldmae.autoencoders.latent_terms import with_latent_noise
 from ldmae.autoencoders.objective import Losses
 from ldmae.autoencoders.reconstruction_objective import ReconstructionObjective
-from ldmae.autoencoders.trainings import Training
+from ldmae.autoencoders.trainings import Training, adversarial_start, recorded_losses, with_perceptual
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import as_dict
-from ldmae.config.autoencoder import AutoencoderConfig, DecoderObjectiveConfig
+from ldmae.config.autoencoder import AutoencoderConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import decode, decoder_modules, encode_moments
 from ldmae.core.errors import UserError
-from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 
 
 class DecoderObjective(ReconstructionObjective):
@@ -70,15 +69,9 @@ class DecoderTuning:
             freeze_all_but_decoder(before)
             if stage.gradient_checkpointing:
                 _enable_gradient_checkpointing(before)
-            objective, perceptual = stage.objective, None
-            if device.type == "meta":
-                objective = objective.replace(perceptual_weight=0.0)
-            else:
-                perceptual = _perceptual(objective, device)
+            objective, perceptual = with_perceptual(stage.objective, device)
             return DecoderObjective(before, objective, perceptual, build_discriminator(stage), image_size)
 
-        adversarial = stage.objective.adversarial_weight > 0
-        shape = [stage.discriminator_layers, stage.discriminator_channels]
         return [
             Training(
                 name="decoder",
@@ -87,13 +80,10 @@ class DecoderTuning:
                 config=stage.training,
                 build=build,
                 augment=stage.augment,
-                settings={
-                    "objective": as_dict(stage.objective),
-                    **({"discriminator": shape} if adversarial else {}),
-                },
-                adversarial_start=stage.objective.adversarial_start_step if adversarial else None,
+                settings=recorded_losses(stage),
+                adversarial_start=adversarial_start(stage),
                 keeps_encoder=True,
-                prepare=lambda device: _perceptual(stage.objective, device),
+                prepare=partial(with_perceptual, stage.objective),
             )
         ]
 
@@ -132,7 +122,3 @@ def _enable_gradient_checkpointing(model: Any) -> None:
             "autoencoder.decoder.training.micro_batch_size to save memory"
         )
     model.enable_gradient_checkpointing()
-
-
-def _perceptual(objective: DecoderObjectiveConfig, device: torch.device) -> PerceptualDistance | None:
-    return load_perceptual(objective.perceptual, device) if objective.perceptual_weight > 0 else None

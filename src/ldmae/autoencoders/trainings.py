@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldmae.config import as_dict
 from ldmae.config.data import AugmentConfig
 from ldmae.config.training import TrainingConfig
+from ldmae.perception.lpips import PerceptualDistance, load_perceptual
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,23 @@ class Training:
     """Whether it leaves the encoder as it was, so that more steps leave latents valid."""
     prepare: Callable[[torch.device], object] | None = None
     """Loads its frozen networks, so that one which can't be had is reported before the first stage."""
+
+
+def with_perceptual(objective: Any, device: torch.device) -> tuple[Any, PerceptualDistance | None]:
+    """Returns an objective's settings and its perceptual distance; on the device `meta` without either."""
+    if device.type == "meta":
+        objective = objective.replace(perceptual_weight=0.0)
+    used = objective.perceptual_weight > 0
+    return objective, load_perceptual(objective.perceptual, device) if used else None
+
+
+def adversarial_start(stage: Any) -> int | None:
+    """Returns `Training.adversarial_start` of a stage."""
+    return stage.objective.adversarial_start_step if stage.objective.adversarial_weight > 0 else None
+
+
+def recorded_losses(stage: Any) -> dict[str, Any]:
+    """Returns what `Training.settings` says of a stage's objective, and of its discriminator if any."""
+    shape = [stage.discriminator_layers, stage.discriminator_channels]
+    adversarial = stage.objective.adversarial_weight > 0
+    return {"objective": as_dict(stage.objective), **({"discriminator": shape} if adversarial else {})}

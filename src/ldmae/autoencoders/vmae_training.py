@@ -10,12 +10,12 @@ from torch import nn
 
 from ldmae.autoencoders.discriminator import build_discriminator
 from ldmae.autoencoders.masked_objective import MaskedObjective, set_initial_logvar
-from ldmae.autoencoders.trainings import Training
+from ldmae.autoencoders.trainings import Training, adversarial_start, recorded_losses, with_perceptual
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import as_dict
 from ldmae.config.autoencoder import AutoencoderConfig, MaskedObjectiveConfig, PretrainingConfig, TuningConfig
 from ldmae.core.errors import UserError
-from ldmae.perception.lpips import PerceptualDistance, load_perceptual
+from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.spatial import SpatialFeatures, load_spatial_features
 
 
@@ -57,9 +57,9 @@ def _pretraining(config: AutoencoderConfig, image_size: int) -> Training:
         settings={
             "model": as_dict(config.model),
             "initial_logvar": stage.initial_logvar,
-            **_recorded(stage),
+            **recorded_losses(stage),
         },
-        adversarial_start=_adversarial_start(stage),
+        adversarial_start=adversarial_start(stage),
         prepare=partial(_networks, stage.objective),
     )
 
@@ -75,7 +75,7 @@ def _tuning(config: AutoencoderConfig, image_size: int) -> Training:
             model.freeze_encoder()
         return _objective(model, stage, device)
 
-    trained = {"freeze_encoder": stage.freeze_encoder, **_recorded(stage)}
+    trained = {"freeze_encoder": stage.freeze_encoder, **recorded_losses(stage)}
     return Training(
         name="tuning",
         title="tuning",
@@ -84,39 +84,27 @@ def _tuning(config: AutoencoderConfig, image_size: int) -> Training:
         build=build,
         augment=stage.augment,
         settings={"enabled": stage.enabled, **(trained if stage.enabled else {})},
-        adversarial_start=_adversarial_start(stage),
+        adversarial_start=adversarial_start(stage),
         keeps_encoder=stage.freeze_encoder or not stage.enabled,
         prepare=partial(_networks, stage.objective) if stage.enabled else None,
     )
 
 
-def _recorded(stage: PretrainingConfig | TuningConfig) -> dict[str, Any]:
-    shape = [stage.discriminator_layers, stage.discriminator_channels]
-    adversarial = stage.objective.adversarial_weight > 0
-    return {"objective": as_dict(stage.objective), **({"discriminator": shape} if adversarial else {})}
-
-
-def _adversarial_start(stage: PretrainingConfig | TuningConfig) -> int | None:
-    return stage.objective.adversarial_start_step if stage.objective.adversarial_weight > 0 else None
-
-
 def _objective(
     model: AutoencoderVMAE, stage: PretrainingConfig | TuningConfig, device: torch.device
 ) -> MaskedObjective:
-    objective, perceptual, features = stage.objective, None, None
-    if device.type == "meta":
-        objective = objective.replace(perceptual_weight=0.0, alignment_weight=0.0)
-    else:
-        perceptual, features = _networks(objective, device)
+    objective, perceptual, features = _networks(stage.objective, device)
     return MaskedObjective(model, objective, perceptual, build_discriminator(stage), features)
 
 
 def _networks(
     objective: MaskedObjectiveConfig, device: torch.device
-) -> tuple[PerceptualDistance | None, SpatialFeatures | None]:
-    perceptual = load_perceptual(objective.perceptual, device) if objective.perceptual_weight > 0 else None
+) -> tuple[MaskedObjectiveConfig, PerceptualDistance | None, SpatialFeatures | None]:
+    objective, perceptual = with_perceptual(objective, device)
+    if device.type == "meta":
+        objective = objective.replace(alignment_weight=0.0)
     aligned = objective.alignment_weight > 0
-    return perceptual, load_spatial_features(objective.alignment, device) if aligned else None
+    return objective, perceptual, load_spatial_features(objective.alignment, device) if aligned else None
 
 
 def resized(model: Any, size: int) -> AutoencoderVMAE:

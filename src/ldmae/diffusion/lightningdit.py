@@ -37,19 +37,14 @@ _SINCOS_TOLERANCE = 1e-2
 """How far a stored table may lie from the sine-cosine one and still be it; bfloat16 moves it by 4e-3."""
 
 
-def timestep_embedding(timestep: Tensor, frequencies: int = _TIME_FREQUENCIES) -> Tensor:
-    """Embeds times in [0, 1] as cosines, then sines, of falling frequencies.
+def timestep_embedding(timestep: Tensor) -> Tensor:
+    """Embeds times (B,) in [0, 1] as cosines, then sines, of falling frequencies: (B, 256) in float32.
 
-    Args:
-        timestep: (B,) times, taken as they are (DiT multiplies by 1000; LightningDiT does not).
-        frequencies: width of the embedding, an even number.
-
-    Returns:
-        (B, frequencies) in float32.
+    Times are taken as they are: DiT multiplies them by 1000, LightningDiT does not.
     """
-    half = frequencies // 2
+    half = _TIME_FREQUENCIES // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (B, frequencies / 2)
+    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (B, 128)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

