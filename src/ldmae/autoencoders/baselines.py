@@ -69,13 +69,9 @@ def build_baseline(
 def build_vit_baseline(
     model: dict[str, Any], sample_size: int, deterministic: bool = False, initial_logvar: float | None = None
 ) -> AutoencoderVMAE:
-    """Builds VMAE's network for a baseline's objective, which has no masks.
+    """Builds VMAE's network of the shape `model` for a baseline's objective, which has no masks.
 
-    Args:
-        model: arguments of `AutoencoderVMAE`, its shape.
-        sample_size: pixels along a side of the images it is for.
-        deterministic: as in `build_baseline`.
-        initial_logvar: as in `build_baseline`.
+    The other arguments are those of `build_baseline`.
     """
     vit = AutoencoderVMAE(sample_size=sample_size, **model)
     _set_logvar(vit.to_latent, deterministic, initial_logvar)

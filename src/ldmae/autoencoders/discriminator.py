@@ -76,15 +76,7 @@ def build_discriminator(
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Computes ½ · (mean max(0, 1 - real) + mean max(0, 1 + fake)) of each image's logits.
-
-    Args:
-        real: (b, 1, h, w) logits of images.
-        fake: (b, 1, h, w) logits of reconstructions.
-
-    Returns:
-        (b,).
-    """
+    """Computes ½ · (mean max(0, 1 - real) + mean max(0, 1 + fake)) of logits: both (b, 1, h, w) to (b,)."""
     return 0.5 * (F.relu(1 - real).flatten(1).mean(1) + F.relu(1 + fake).flatten(1).mean(1))
 
 
@@ -96,15 +88,8 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, limit: float = 1e4) -> Tensor:
     """Computes the weight at which the adversary pulls the last layer as hard as the reconstruction does.
 
-    λ = ‖∇ L_reconstruction‖ / (‖∇ L_adversarial‖ + 1e-4), at most `limit` (VQGAN, equation 7).
-
-    Args:
-        reconstruction: gradient of the whole batch's reconstruction loss by the decoder's last weight.
-        adversarial: that of the adversarial loss.
-        limit: largest weight.
-
-    Returns:
-        (), without a gradient.
+    λ = ‖∇ L_reconstruction‖ / (‖∇ L_adversarial‖ + 1e-4), at most `limit` (VQGAN, equation 7), of the whole
+    batch's two gradients by the decoder's last weight.
     """
     ratio = torch.linalg.vector_norm(reconstruction) / (torch.linalg.vector_norm(adversarial) + 1e-4)
     return ratio.clamp(max=limit).detach()

@@ -31,17 +31,7 @@ def num_visible(num_tokens: int, ratio: float) -> int:
 def random_visible_indices(
     keys: BatchKeys, num_tokens: int, ratio: float, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Draws the visible places of each row, by its key alone.
-
-    Args:
-        keys: of the piece of the batch.
-        num_tokens: N.
-        ratio: share that is hidden.
-        device: where to draw and return them.
-
-    Returns:
-        (b, V) int64, each row in ascending order.
-    """
+    """Draws the visible places of each row by its key alone, (b, V) int64, each row in ascending order."""
     noise = uniform((num_tokens,), keys, stream="mask", device=device)  # (b, N)
     return noise.argsort(1)[:, : num_visible(num_tokens, ratio)].sort(1).values
 

@@ -237,17 +237,9 @@ def _perceptual_share(
     keys: BatchKeys,
     rows: int | None = None,
 ) -> Tensor:
-    """Computes a piece's share of the mean perceptual distance over the batch's chosen rows.
+    """Computes a piece's share, (), of the mean perceptual distance over the batch's chosen rows.
 
-    Args:
-        perceptual: distance (x, y) of images in [-1, 1] → (b,).
-        decoded: (b, 3, H, W) decoded images.
-        images: (b, 3, H, W) images.
-        keys: where the piece stands.
-        rows: how many rows of the whole batch are chosen, evenly spread by their place in it; None: all.
-
-    Returns:
-        ().
+    These are `rows` of the whole batch, evenly spread by their place in it; None: all.
     """
     count = min(rows or keys.batch_size, keys.batch_size)
     chosen = [i for i, row in enumerate(keys.rows) if row * count % keys.batch_size < count]

@@ -64,16 +64,9 @@ class ReconstructionObjective(AutoencoderObjective):
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Computes the KL divergence of N(μ, var) to N(0, 1), in nats a cell.
+    """Computes the KL divergence (b,) of N(μ, var), both (b, C, h, w), to N(0, 1), in nats a cell.
 
     0.5 · Σ_c (μ_c² + var_c − 1 − logvar_c), summed over channels, averaged over the cells of the grid, as
     VMAE's L_reg is. A sum over the whole latent, as others write it, is h · w times this.
-
-    Args:
-        mean: (b, C, h, w) means.
-        logvar: (b, C, h, w) log variances.
-
-    Returns:
-        (b,).
     """
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).flatten(1).mean(1)

@@ -31,14 +31,9 @@ _SINCOS_TOLERANCE = 1e-2
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cuts images into patches, each flattened as (p, p, channels).
+    """Cuts images (B, channels, H, W) into patches (B, N, p·p·channels), the grid row by row.
 
-    Args:
-        images: (B, channels, H, W), H and W multiples of p.
-        patch_size: p.
-
-    Returns:
-        (B, N, p·p·channels), the grid row by row.
+    H and W are multiples of p; each patch is flattened as (p, p, channels).
     """
     b, channels, height, width = images.shape
     p = patch_size

@@ -20,17 +20,10 @@ def guidance_is_active(t: float, scale: float, interval: tuple[float, float]) ->
 
 
 def guide(of_class: Tensor, of_null: Tensor, scale: float, channels: int | None = None) -> Tensor:
-    """Moves the velocity away from the null class's: v_null + scale · (v_class - v_null).
+    """Moves velocities (B, C, h, w) away from the null class's: v_null + scale · (v_class - v_null).
 
-    Args:
-        of_class: (B, C, h, w) velocity given the class.
-        of_null: (B, C, h, w) velocity given no class.
-        scale: 1 returns `of_class`, 0 `of_null`.
-        channels: guide only that many first channels, the others keep `of_class` (the official sampler guides
-            3); None guides all.
-
-    Returns:
-        (B, C, h, w).
+    With `channels` only that many first channels are guided, the others keep `of_class` (the official sampler
+    guides 3).
     """
     guided = of_null + scale * (of_class - of_null)
     if channels is None:
@@ -59,10 +52,7 @@ def guided_velocity(
         null_class: the class that stands for none; may be None where the scale is 1.
         scale: of the guidance; 1 is none.
         interval: guidance acts at times from its first to its second number.
-        channels: guide only that many first channels; None guides all.
-
-    Returns:
-        (B, C, h, w).
+        channels: as in `guide`.
     """
     if not guidance_is_active(t, scale, interval):
         return predict(latents, t, class_labels)

@@ -40,14 +40,10 @@ from ldmae.perception.names import FEATURES, Labels
 def fidelity_metrics(
     generated: Tensor, real: Tensor, extractor: FeatureExtractor, *, seed: int = 0, shrink: bool = False
 ) -> list[Metric]:
-    """Measures generated images against real ones by the distances of their features alone.
+    """Measures generated images against real ones by the distances of their features (N, D), (M, D) alone.
 
-    Args:
-        generated: (N, D) features of generated images.
-        real: (M, D) features of real images.
-        extractor: the network of the features; its labels name the metrics.
-        seed: which subsets are drawn.
-        shrink: take a shrunk covariance of a set that has no more images than there are features.
+    The metrics are named by the extractor's labels. With `shrink` a set that has no more images than there
+    are features gets a shrunk covariance.
 
     Returns:
         The kernel distance, whose note says where the Fréchet distance is left out, and the Fréchet distance.

@@ -66,13 +66,9 @@ def _alpha(source: ImageSource, index: int) -> np.ndarray:
 
 
 def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
-    """Separates an object from its transparent background.
+    """Separates an object (1) from its transparent background (0): (H, W, 4) uint8 to (H, W) int64.
 
-    Args:
-        picture: (H, W, 4) uint8, red, green, blue and opacity.
-
-    Returns:
-        (H, W) int64: 0 background, 1 object, which begins at half opacity.
+    The object begins at half opacity.
     """
     _check_picture(picture, channels=(4,))
     return (picture[..., 3] >= 128).astype(np.int64)
@@ -119,13 +115,7 @@ def parts_by_felzenszwalb(picture: np.ndarray) -> np.ndarray:
     """Segments any picture by its colours (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image).
 
     The settings were chosen by eye on photographs of 64 to 256 pixels, which fall into some ten to twenty
-    parts.
-
-    Args:
-        picture: (H, W, 3) uint8.
-
-    Returns:
-        (H, W) int64, parts numbered from 0 by their first pixel.
+    parts. These are numbered from 0 by their first pixel: (H, W, 3) uint8 to (H, W) int64.
     """
     from skimage.segmentation import felzenszwalb
 

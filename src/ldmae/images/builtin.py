@@ -129,18 +129,18 @@ _PHOTOS = {
                 "motorcycle_left.png", "retina.jpg", "rocket.jpg"],
     "sklearn": ["china.jpg", "flower.jpg"],
 }  # fmt: skip
+_CROP, _LONGEST = 64, 640
+"""A crop's side in pixels, and what a photograph's longer side is reduced to."""
 
 
 class PhotoSource:
     """Square crops on a grid from scikit-image's and scikit-learn's colour photographs, each a class.
 
-    Large photographs are first brought to `longest` pixels. The right-hand quarter of each is for testing: no
-    training crop reaches into it, no testing crop out of it; `held_out` says which is which.
+    Large photographs are first made smaller. The right-hand quarter of each is for testing: no training crop
+    reaches into it, no testing crop out of it; `held_out` says which is which.
 
     Args:
-        size: a crop's side in pixels.
         stride: pixels from one crop to the next.
-        longest: a photograph's longer side is reduced to this.
     """
 
     name = "photos"
@@ -149,22 +149,20 @@ class PhotoSource:
         "(china.jpg by danielbuechele, flower.jpg by vultilion: CC-BY 2.0)"
     )
 
-    def __init__(self, size: int = 64, stride: int = 32, longest: int = 640):
-        self.size = size
+    def __init__(self, stride: int = 32):
         self._photos: list[np.ndarray] = []
         self.classes = []
         for path in self._paths():
             photo = to_rgb(Image.open(io.BytesIO(path.read_bytes())))
-            if max(photo.size) > longest:
-                scale = longest / max(photo.size)
+            if max(photo.size) > _LONGEST:
+                scale = _LONGEST / max(photo.size)
                 new_size = round(photo.width * scale), round(photo.height * scale)
                 photo = photo.resize(new_size, Image.Resampling.LANCZOS)
             self._photos.append(np.asarray(photo))  # about 0.7 MB each
             self.classes.append(path.stem)
-        places = np.array(list(self._grid(size, stride)), dtype=np.int64)  # (N, 4)
-        self._places = places
-        self.labels = places[:, 0].copy()
-        self.held_out = places[:, 3].astype(bool)
+        self._places = np.array(list(self._grid(stride)), dtype=np.int64)  # (N, 4)
+        self.labels = self._places[:, 0].copy()
+        self.held_out = self._places[:, 3].astype(bool)
 
     def _paths(self) -> Iterator[Path]:
         for package, names in _PHOTOS.items():
@@ -172,22 +170,22 @@ class PhotoSource:
             paths = [folder / name for name in names]
             yield from (path for path in paths if path.is_file())
 
-    def _grid(self, size: int, stride: int) -> Iterator[tuple[int, int, int, bool]]:
+    def _grid(self, stride: int) -> Iterator[tuple[int, int, int, bool]]:
         for k, photo in enumerate(self._photos):
             height, width = photo.shape[:2]
-            border = max(size, min(width - size, round(width * 0.75)))
+            border = max(_CROP, min(width - _CROP, round(width * 0.75)))
             for start, stop, testing in ((0, border, False), (border, width, True)):
-                for top in range(0, height - size + 1, stride):
-                    for left in range(start, stop - size + 1, stride):
+                for top in range(0, height - _CROP + 1, stride):
+                    for left in range(start, stop - _CROP + 1, stride):
                         yield k, top, left, testing
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """Returns the crop, `size` × `size`, RGB."""
+        """Returns the crop, 64 × 64, RGB."""
         photo, top, left, _ = self._places[index]
-        return Image.fromarray(self._photos[photo][top : top + self.size, left : left + self.size])
+        return Image.fromarray(self._photos[photo][top : top + _CROP, left : left + _CROP])
 
     def describe(self, index: int) -> str:
         """Returns the photograph's name and the crop's place in it."""
@@ -197,4 +195,4 @@ class PhotoSource:
     def fingerprint(self) -> str:
         """Returns a hash of the photographs' pixels and names and of the grid."""
         pixels = (photo.tobytes() for photo in self._photos)
-        return fingerprint(("photos", *self.classes, *pixels, self._places.tobytes(), str(self.size)))
+        return fingerprint(("photos", *self.classes, *pixels, self._places.tobytes(), str(_CROP)))

@@ -187,12 +187,10 @@ class ShardSource(FileSource):
 
     def _first_names(self) -> list[str]:
         """Returns the name of each shard's first picture, without folders; empty where it has none."""
-        first = np.searchsorted(self._shard, np.arange(len(self._paths)))
-        found = self._shard[first.clip(max=len(self) - 1)] == np.arange(len(self._paths))
-        names = (
-            os.fsdecode(self._names[int(k)]) if there else "" for k, there in zip(first, found, strict=True)
-        )
-        return [name.rpartition("/")[2] for name in names]
+        names = [""] * len(self._paths)
+        for shard, first in zip(*np.unique(self._shard, return_index=True), strict=True):
+            names[shard] = os.fsdecode(self._names[first]).rpartition("/")[2]
+        return names
 
     def _scan(self, cache: Path | None) -> dict[str, np.ndarray]:
         """Returns where the pictures are and what labels they have; reads shards that changed, or are new."""
