@@ -31,7 +31,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.autoencoder import MaskedObjectiveConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
-from ldmae.core.random import generator, normal, uniform
+from ldmae.core.random import generator, uniform
 from ldmae.perception.names import SMALLEST
 from ldmae.perception.spatial import SpatialFeatures
 
@@ -96,10 +96,7 @@ class MaskedObjective(AutoencoderObjective):
         transform = self._transform(keys, grid)
         visible = self._visible(keys, grid, images.device) if transform is None else None
         mean, logvar = self._posterior(images, visible)
-        z = mean
-        if self.config.sample_posterior:
-            noise = normal(tuple(mean.shape[1:]), keys, stream="posterior", device=mean.device)
-            z = mean + (0.5 * logvar).exp() * noise.to(mean.dtype)
+        z = self._drawn(mean, logvar, keys)
         seen, target = z, images.float()
         if transform is not None:
             seen, target = transform(z, 1), transform(target, p)

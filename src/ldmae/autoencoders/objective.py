@@ -22,6 +22,7 @@ from ldmae.autoencoders.discriminator import (
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.errors import UserError
+from ldmae.core.random import normal
 
 _WHOLE_BATCH = "whole_batch"
 """Key under which a piece of a batch has what `look_ahead` returned for all pieces, summed."""
@@ -196,10 +197,28 @@ class AutoencoderObjective(nn.Module):
         real, fake = self.adversary(images).float(), self.adversary(decoded.detach()).float()
         return hinge_discriminator_loss(real, fake).sum() / keys.batch_size
 
+    def _drawn(self, mean: Tensor, logvar: Tensor, keys: BatchKeys) -> Tensor:
+        """Returns what is decoded of posteriors: a draw of each, or their means where the settings say so."""
+        if not self.config.sample_posterior:
+            return mean
+        noise = normal(tuple(mean.shape[1:]), keys, stream="posterior", device=mean.device)
+        return mean + (0.5 * logvar).exp() * noise.to(mean.dtype)
+
     def _perceptual_term(self, decoded: Tensor, images: Tensor, keys: BatchKeys) -> Tensor:
+        """Computes a piece's share, (), of the mean perceptual distance over the batch's chosen rows.
+
+        These are `perceptual_rows` of the whole batch, evenly spread by their place in it; None: all.
+        """
         (perceptual,) = self._perceptual
         assert perceptual is not None
-        return _perceptual_share(perceptual, decoded, images, keys, self.config.perceptual_rows)
+        count = min(self.config.perceptual_rows or keys.batch_size, keys.batch_size)
+        chosen = [i for i, row in enumerate(keys.rows) if row * count % keys.batch_size < count]
+        if not chosen:
+            return decoded.new_zeros(())
+        if len(chosen) < len(images):
+            index = torch.tensor(chosen, device=images.device)
+            images, decoded = images.index_select(0, index), decoded.index_select(0, index)
+        return perceptual(decoded, images).float().sum() / count
 
 
 def last_weight(model: Any) -> Tensor:
@@ -228,24 +247,3 @@ def _require_finite(gradients: Tensor, name: str, keys: BatchKeys) -> None:
             f"{restoration} of the reconstruction loss, {other} of {term}'s. Take mixed_precision=bf16 or no "
             "in place of fp16, whose numbers end at 65,504; else a lower rate"
         )
-
-
-def _perceptual_share(
-    perceptual: Callable[[Tensor, Tensor], Tensor],
-    decoded: Tensor,
-    images: Tensor,
-    keys: BatchKeys,
-    rows: int | None = None,
-) -> Tensor:
-    """Computes a piece's share, (), of the mean perceptual distance over the batch's chosen rows.
-
-    These are `rows` of the whole batch, evenly spread by their place in it; None: all.
-    """
-    count = min(rows or keys.batch_size, keys.batch_size)
-    chosen = [i for i, row in enumerate(keys.rows) if row * count % keys.batch_size < count]
-    if not chosen:
-        return decoded.new_zeros(())
-    if len(chosen) < len(images):
-        index = torch.tensor(chosen, device=images.device)
-        images, decoded = images.index_select(0, index), decoded.index_select(0, index)
-    return perceptual(decoded, images).float().sum() / count

@@ -43,10 +43,7 @@ class ReconstructionObjective(AutoencoderObjective):
             noise = normal(tuple(images.shape[1:]), keys, stream="input", device=images.device)
             images = images + self.config.input_noise * noise.to(images.dtype)
         posterior = self.model.encode(images).latent_dist
-        z = posterior.mean
-        if self.config.sample_posterior:
-            noise = normal(tuple(z.shape[1:]), keys, stream="posterior", device=z.device)
-            z = z + (0.5 * posterior.logvar).exp() * noise.to(z.dtype)
+        z = self._drawn(posterior.mean, posterior.logvar, keys)
         return self.model.decode(z).sample.float(), posterior
 
     def _restoration(

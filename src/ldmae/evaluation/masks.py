@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -132,10 +133,7 @@ class MaskFolder:
         """
         path = self.paths[index]
         with _opened(path) as mask:
-            try:
-                values = np.asarray(mask)
-            except Exception as error:  # decoders raise whatever they like
-                raise _unreadable(path, error) from error
+            values = np.asarray(mask)
         labels = _as_labels(values, path)
         return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels
 
@@ -155,15 +153,13 @@ def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
     return values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        return Image.open(path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read the mask {path} ({error}); save it again, as a PNG")
+        with Image.open(path) as mask:
+            yield mask
+    except Exception as error:  # decoders raise whatever they like
+        raise UserError(f"cannot read the mask {path} ({error}); save it again, as a PNG") from error
 
 
 def _stem(name: Path | str) -> str:

@@ -7,7 +7,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class StreamSource:
     def __init__(
         self,
         name: str,
-        shards: list["_Shard"],
+        shards: "Sequence[_Shard]",
         *,
         classes: list[str] | None = None,
         indexed: bool = False,
@@ -181,9 +181,10 @@ class StreamSource:
 class _Shard:
     """One shard of a stream; after a broken connection it is opened again, and what was read is skipped."""
 
-    def __init__(self, name: str, opener: Callable[[], Iterable[_Item]]):
-        self.name = name
-        self._opener = opener
+    name: str
+
+    def _read(self) -> Iterable[_Item]:
+        raise NotImplementedError
 
     def items(self) -> Iterator[_Item]:
         """Yields the shard's items.
@@ -194,7 +195,7 @@ class _Shard:
         read = failures = 0
         while True:
             try:
-                for item in itertools.islice(iter(self._opener()), read, None):
+                for item in itertools.islice(self._read(), read, None):
                     read, failures = read + 1, 0
                     yield item
                 return
@@ -243,34 +244,34 @@ class _WholeResponse:
         self._response.close()
 
 
-class _TarOpener:
-    """Reads a tar shard, remote or local, front to back. No closure, so that workers can be spawned."""
+class _TarShard(_Shard):
+    """A tar shard, remote or local, read front to back."""
 
-    def __init__(self, address: str, wanted: str | None = None):
-        self.address, self.wanted, self.warned = address, wanted, False
+    def __init__(self, address: str, wanted: str | None):
+        self.name, self._wanted, self._warned = address, wanted, False
 
     def _open(self) -> Any:
-        if not is_address(self.address):
-            return Path(self.address).open("rb")
-        request = urllib.request.Request(self.address, headers={"User-Agent": "ldmae"})
+        if not is_address(self.name):
+            return Path(self.name).open("rb")
+        request = urllib.request.Request(self.name, headers={"User-Agent": "ldmae"})
         return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
-    def __call__(self) -> Iterator[_Item]:
+    def _read(self) -> Iterator[_Item]:
         with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             # a stream can't go back to a sample's files once it has passed them: they are read while grouping
-            for sample in runs(_read_along(tar), self.wanted):
-                extension = image_part(sample, self.wanted, self.address)
+            for sample in runs(_read_along(tar), self._wanted):
+                extension = image_part(sample, self._wanted, self.name)
                 label, labels = label_of(sample, lambda part: part.content)
                 if extension is not None:
                     part = sample.parts[extension]
                     folders = tuple(part.name.split("/")[:-1])
-                    yield _Item(f"{self.address}:{part.name}", part.content, label, folders)
-                elif labels and not self.warned:
-                    self.warned = True
+                    yield _Item(f"{self.name}:{part.name}", part.content, label, folders)
+                elif labels and not self._warned:
+                    self._warned = True
                     logger.warning(
                         "%s: the label %s is not beside its image, and a stream cannot go back to it: "
                         "write shards in order, or read them without data.stream",
-                        self.address,
+                        self.name,
                         sample.key,
                     )
 
@@ -285,34 +286,32 @@ def _read_along(tar: tarfile.TarFile) -> Iterator[Part]:
         tar.members.clear()  # type: ignore[attr-defined]
 
 
-class _TableOpener:
-    """Reads one shard of a streamed Hugging Face dataset."""
+class _TableShard(_Shard):
+    """One shard of a streamed Hugging Face dataset."""
 
-    def __init__(self, dataset, index: int, image_column: str, label_column: str | None):
-        self.dataset, self.index = dataset, index
-        self.image_column, self.label_column = image_column, label_column
+    def __init__(self, source: str, dataset: Any, index: int, image_column: str, label_column: str | None):
+        self.name = f"{source}, shard {index}"
+        self._dataset, self._index = dataset, index
+        self._image_column, self._label_column = image_column, label_column
 
-    def __call__(self) -> Iterator[_Item]:
-        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.index)
+    def _read(self) -> Iterator[_Item]:
+        part = self._dataset.shard(num_shards=self._dataset.num_shards, index=self._index)
         batches = part.iter(batch_size=1)  # unlike iterating over it, this does not split by worker
         for k, row in enumerate(batches):
-            value = row[self.image_column][0] or {}
-            if (
-                isinstance(value, dict)
-                and value.get("bytes") is None
-                and "://" in str(value.get("path"))[:20]
-            ):
+            value = row[self._image_column][0] or {}
+            path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else None
+            if "://" in str(path)[:20]:
                 import fsspec
 
-                with fsspec.open(value["path"], "rb") as file:
+                with fsspec.open(path, "rb") as file:
                     content = file.read()  # type: ignore[union-attr]
             else:
                 try:
                     content = picture_bytes(value)
                 except OSError:  # counted as unreadable
                     content = b""
-            label = plain_label(row[self.label_column][0]) if self.label_column else None
-            yield _Item(f"shard {self.index}, row {k}", content, label)
+            label = plain_label(row[self._label_column][0]) if self._label_column else None
+            yield _Item(f"shard {self._index}, row {k}", content, label)
 
 
 def local_files(config: DataConfig) -> list[Path]:
@@ -342,7 +341,7 @@ def open_stream(config: DataConfig) -> StreamSource:
         addresses = (
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
         )
-        shards = [_Shard(address, _TarOpener(address, part_name(config.image_part))) for address in addresses]
+        shards = [_TarShard(address, part_name(config.image_part)) for address in addresses]
         return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
     return _open_table_stream(config, options)
 
@@ -354,8 +353,7 @@ def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSou
     if config.classes is not None and classes is not None:
         raise UserError("data.classes cannot re-order the classes of a streamed dataset; leave it out")
     shards = [
-        _Shard(f"{config.source}, shard {k}", _TableOpener(dataset, k, image_column, label_column))
-        for k in range(dataset.num_shards)
+        _TableShard(config.source, dataset, k, image_column, label_column) for k in range(dataset.num_shards)
     ]
     options |= {"classes": config.classes or classes, "indexed": classes is not None}
     return StreamSource(config.source.split("/")[-1], shards, **options)
