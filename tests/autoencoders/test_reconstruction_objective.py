@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from ldmae.autoencoders.baselines import build_baseline, build_vit_baseline
@@ -13,21 +12,9 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
 
+from .distance import Distance
+
 BATCH = 6
-
-
-class Distance(nn.Module):
-    """A small learned distance that counts the rows it saw."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.features = nn.Conv2d(3, 4, 3).requires_grad_(False)
-        self.rows = 0
-
-    def forward(self, x, y):
-        self.rows += len(x)
-        return (self.features(x) - self.features(y)).square().mean((1, 2, 3))
 
 
 def objective(perceptual=None, adversary=False, **changes) -> ReconstructionObjective:
@@ -266,17 +253,6 @@ def test_losses_are_single_precision_under_autocast():
 def test_the_perceptual_network_is_never_part_of_the_module_and_the_adversary_is():
     module = objective(Distance(), adversary=True)
     assert [name for name, _ in module.named_children()] == ["model", "adversary"]
-
-
-def test_rows_with_perceptual_term_are_chosen_by_global_index_evenly():
-    distance = Distance()
-    module = objective(distance, perceptual_rows=3)
-    counts = []
-    for row in range(BATCH):
-        distance.rows = 0
-        piece(module, [row])
-        counts.append(distance.rows)
-    assert counts == [1, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

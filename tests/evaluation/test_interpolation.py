@@ -17,7 +17,6 @@ from ldmae.evaluation.interpolation import (
     interpolated_decodings,
 )
 from ldmae.evaluation.reconstruction import to_uint8
-from ldmae.perception.lpips import load_perceptual
 
 PAIRS = 3
 
@@ -34,11 +33,6 @@ def ends():
     photo = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)
     crops = [photo[:, 40 * i : 40 * i + 32, 50 * i : 50 * i + 40] for i in range(2 * PAIRS)]
     return (torch.stack(crops) / 127.5 - 1).split(PAIRS)
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("st-lpips-alex")
 
 
 def measure(first, second, **arguments):

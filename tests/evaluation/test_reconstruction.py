@@ -9,7 +9,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from ldmae.core.errors import UserError
 from ldmae.evaluation.distances import frechet_distance, kernel_distance
 from ldmae.evaluation.reconstruction import PairMetrics, psnr, ssim, to_uint8
-from ldmae.perception.lpips import load_perceptual
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +18,6 @@ def pairs():
     x = torch.stack([photo[:, 30 * i : 30 * i + 40, 40 * i : 40 * i + 48] for i in range(7)]) / 127.5 - 1
     noise = torch.randn(x.shape, generator=torch.manual_seed(0))
     return x, x + noise * torch.linspace(0.02, 0.3, 7).view(-1, 1, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("st-lpips-alex")
 
 
 def values(metrics):

@@ -19,7 +19,6 @@ from ldmae.evaluation.smoothness import (
     perturbed,
 )
 from ldmae.perception.features import load_features
-from ldmae.perception.lpips import load_perceptual
 
 COUNT = 12
 KEYS = [f"images/{i}.png" for i in range(COUNT)]
@@ -56,11 +55,6 @@ def x():
     photo = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)
     crops = [photo[:, 20 * i : 20 * i + 32, 30 * i : 30 * i + 32] for i in range(COUNT)]
     return torch.stack(crops) / 127.5 - 1
-
-
-@pytest.fixture(scope="module")
-def perceptual():
-    return load_perceptual("st-lpips-alex")
 
 
 def measure(x, rows=None, metrics=None, scale=1.0, sizes=(COUNT,), seed=0, **arguments):
