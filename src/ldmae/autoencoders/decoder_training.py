@@ -52,12 +52,7 @@ class DecoderTuning:
 
     @staticmethod
     def trainings(config: AutoencoderConfig, image_size: int) -> list[Training]:
-        """Returns the one training, which starts from `autoencoder.init` and leaves its encoder as it is.
-
-        Args:
-            config: the objective.
-            image_size: pixels along a side of the images.
-        """
+        """Returns the one training, which starts from `autoencoder.init` and leaves its encoder as it is."""
         stage = config.decoder
 
         def build(before: Any, device: torch.device) -> DecoderObjective:

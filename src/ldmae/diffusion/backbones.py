@@ -36,11 +36,7 @@ def patch_size(config: DiffusionConfig) -> int:
 def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, num_classes: int) -> Any:
     """Builds a diffusion model: takes x_t (B, C, h, w), t (B,), labels (B,) and gives the velocity.
 
-    Args:
-        config: which, and its shape.
-        sample_size: cells along a side of the latents.
-        in_channels: C.
-        num_classes: of the images.
+    `sample_size` is that of the latents, in cells along a side; `in_channels` is C.
     """
     return backbone_class(config)(
         sample_size=sample_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ from torch import nn
 
 from ldmae.config.diffusion import LoraConfig
 from ldmae.core.errors import UserError
+from ldmae.core.imports import require
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 
 
 def require_peft() -> None:
     """Raises a UserError where peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("diffusion.lora needs the package peft; type: pip install 'ldmae[lora]'")
+    require("diffusion.lora", "peft", install="'ldmae[lora]'")
 
 
 def add_adapter(model: Any, config: LoraConfig) -> Any:

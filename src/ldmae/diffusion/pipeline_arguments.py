@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_known
 
 _SMALLEST_SHIFT = 1e-6
 """Below it the shifted times are all the same in float32."""
@@ -102,11 +102,8 @@ def generators(value: Any, batch: int) -> torch.Generator | list[torch.Generator
 
 def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
     """Raises a UserError for tensors that a callback cannot have."""
-    unknown = [name for name in names or () if name not in allowed]
-    if unknown:
-        raise UserError(
-            f"callback_on_step_end_tensor_inputs may hold {list(allowed)}, got {unknown}; leave them out"
-        )
+    for name in names or ():
+        check_known("tensor for callback_on_step_end_tensor_inputs", name, allowed, "the pipeline")
 
 
 def flattened(labels: Any) -> Iterator[Any]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, check_known, nearest
 from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
 from ldmae.diffusion.flow import set_sampling_times
@@ -326,11 +326,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             )
         if self.scheduler.config.get("invert_sigmas"):
             raise UserError("the scheduler's invert_sigmas reverses time; set it to False")
-        if output_type not in _OUTPUT_TYPES:
-            raise UserError(
-                f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {output_type!r}"
-                f"{nearest(str(output_type), _OUTPUT_TYPES)}"
-            )
+        check_known("output_type", str(output_type), _OUTPUT_TYPES)
         if output_type == "latent":
             return
         channels = self.transformer.config["in_channels"]

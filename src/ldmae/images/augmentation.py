@@ -30,17 +30,10 @@ class Crop(NamedTuple):
 
 
 def draw_crop(width: int, height: int, size: int, config: AugmentConfig, *key: int | str) -> Crop:
-    """Draws a crop as torchvision's RandomResizedCrop does, and whether it is mirrored.
+    """Draws by key a crop as torchvision's RandomResizedCrop does, and whether it is mirrored.
 
-    A crop at least twice as large as the result snaps to a grid of 2, 4 or 8 pixels, whatever the image's
-    format, so that a decoder may reduce the image by as much without moving the crop.
-
-    Args:
-        width: of the image in pixels.
-        height: of the image in pixels.
-        size: s, which the crop is brought to.
-        config: limits of the crop, and whether it may be mirrored.
-        key: of the draws.
+    A crop at least twice as large as the result's `size`, s, snaps to a grid of 2, 4 or 8 pixels, whatever
+    the image's format, so that a decoder may reduce the image by as much without moving the crop.
     """
     mirror, *draws = uniforms(41, *key)
     box = _draw_box(width, height, config.crop_scale, config.crop_ratio, draws)

@@ -32,7 +32,7 @@ from ldmae.images.builtin import open_builtin
 from ldmae.images.cache import numbered
 from ldmae.images.facts import Ignored
 from ldmae.images.shards import ShardSource, is_tar
-from ldmae.images.tables import TABLE_FILES, TableSource, holds_images
+from ldmae.images.tables import TABLE_FILES, TableSource, holds_images, refuse_split
 
 _SEPARATOR = os.fsencode(os.sep)
 
@@ -245,11 +245,8 @@ def checked_kind(config: DataConfig) -> str:
     """
     name = config.source
     kind = kind_of(name)
-    if kind != "table" and config.split != DataConfig().split:
-        raise UserError(
-            f"{name} has no splits, but {config.split!r} was requested; omit data.split, and give held-out "
-            "images by path or as a share, such as data.val=0.05"
-        )
+    if kind != "table":
+        refuse_split(name, config.split)
     readers = {"image_column": "table", "label_column": "table", "image_part": "shards"}
     for setting, reader in readers.items():
         if getattr(config, setting) is not None and kind != reader:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError, check_known, counted, reason_of
 from ldmae.core.files import stamp, stamp_of
 from ldmae.images.base import (
@@ -138,22 +139,17 @@ def holds_images(path: Path) -> bool:
     return any(kind.startswith(("binary", "large_binary", "struct<bytes")) for kind in kinds)
 
 
-def _local_files(name: str) -> list[Path]:
-    if not is_pattern(name):
-        path = Path(name).expanduser()
-        return [path] if path.is_file() else []
-    found = {one: match_files(one) for one in expand_braces(name)}
-    if lacking := [one for one, files in found.items() if not files]:
-        raise UserError(f"no file matches {lacking[0]}; check data.source")
-    return [path for files in found.values() for path in files]
-
-
 def table_files(name: str) -> list[Path]:
     """Returns the local files that a folder, file or pattern of a table names; none for one on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
-    return _local_files(name)
+    if not is_pattern(name):
+        return [path] if path.is_file() else []
+    found = {one: match_files(one) for one in expand_braces(name)}
+    if lacking := [one for one, files in found.items() if not files]:
+        raise UserError(f"no file matches {lacking[0]}; check data.source")
+    return [path for files in found.values() for path in files]
 
 
 def load_table(
@@ -227,7 +223,7 @@ def _load(name: str, split: str, streaming: bool) -> Any:
     words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
     if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:
-            _refuse_split(name, split)
+            refuse_split(name, split)
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
         kind = "parquet" if files[0].lower().endswith(".parquet") else "arrow"
         return datasets.load_dataset(kind, data_files={"train": [*map(glob.escape, files)]}, **options)
@@ -237,14 +233,18 @@ def _load(name: str, split: str, streaming: bool) -> Any:
             check_known("split", split, map(str, table), name)
             table = table[split]
         else:
-            _refuse_split(name, split)
+            refuse_split(name, split)
         return table.to_iterable_dataset(num_shards=max(1, len(table.cache_files))) if streaming else table
     return datasets.load_dataset(str(folder) if folder.is_dir() else name, **options)
 
 
-def _refuse_split(name: str, split: str) -> None:
-    if split != "train":
-        raise UserError(f"{name} has no splits, but {split!r} was requested; omit data.split")
+def refuse_split(name: str, split: str) -> None:
+    """Raises a UserError for a split, other than the usual one, of what has none."""
+    if split != DataConfig().split:
+        raise UserError(
+            f"{name} has no splits, but {split!r} was requested; omit data.split, and give held-out "
+            "images by path or as a share, such as data.val=0.05"
+        )
 
 
 def _is_plain(feature: Any) -> bool:

@@ -121,9 +121,7 @@ class LatentShards:
     def rows(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
         """Returns stored latents, (B, C, h, w) or moments (B, 2C, h, w), as they are stored; copied once.
 
-        Args:
-            indices: (B,).
-            flips: (B,) bool, which are those of the mirror image.
+        Both `indices` and `flips`, which are those of the mirror image, are (B,).
         """
         out = np.empty((len(indices), *self.shape), _NUMPY[self.dtype])
         places = np.searchsorted(self._ends, indices, side="right")
