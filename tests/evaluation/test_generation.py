@@ -92,6 +92,15 @@ def test_frechet_distance_needs_more_images_than_features():
         frechet_distance(features(9), features(8))
 
 
+def test_frechet_distance_matches_torch_fidelity():
+    from torch_fidelity import metric_fid
+
+    a, b = features(60), features(50, 0.5, seed=1)
+    statistics = [metric_fid.fid_features_to_statistics(x.double()) for x in (a, b)]
+    expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
 def test_frechet_distance_of_correlated_gaussians_matches_the_closed_form():
     from scipy.linalg import sqrtm
 

@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import pytest
 from PIL import Image
@@ -149,6 +150,15 @@ def test_images_of_ones_own_are_not_replaced(tmp_path, fluent):
     assert sorted(path.name for path in tmp_path.glob("*/*")) == ["cats", "fluent.tgz"]
     for _ in range(2):  # its own output is made again
         prepare_emoji_sets(tmp_path / "out", size=16, sets=["fluent"], given=fluent)
+
+
+def test_a_set_that_was_stopped_before_it_was_described_is_made_again(tmp_path, fluent, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji_sets, "_describe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_emoji_sets(tmp_path / "out", size=16, sets=["fluent"], given=fluent)
+    prepare_emoji_sets(tmp_path / "out", size=16, sets=["fluent"], given=fluent)
+    assert json.loads((tmp_path / "out" / "counts.json").read_text())["counts"]["train"]
 
 
 def test_a_class_of_a_single_family_is_not_all_held_out():

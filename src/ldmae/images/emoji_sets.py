@@ -18,7 +18,7 @@ from ldmae.core.errors import UserError, check_known
 from ldmae.core.files import atomic_folder, write_json, write_text
 from ldmae.core.imports import package_folder, require
 from ldmae.images.emoji_classes import EmojiClasses, code_points
-from ldmae.images.packages import Package, drawn, fetch, refuse_foreign
+from ldmae.images.packages import Package, claim, drawn, fetch
 from ldmae.images.transforms import to_rgb
 
 _OTHER = "other"
@@ -125,12 +125,13 @@ def prepare_emoji_sets(
     Raises:
         UserError: a package is missing or can't be downloaded, or the folder holds images of one's own.
     """
-    refuse_foreign(folder)
     names = list(dict.fromkeys(sets))
     for name in names:
         check_known("emoji set", name, SETS)
     if {"openmoji", "noto"} & set(names):
         require("SVG", "resvg_py", install="'ldmae[emoji-sets]'")
+
+    claim(folder, size)
 
     def get(package: Package) -> Path:
         return fetch(package, folder / "packages", given)

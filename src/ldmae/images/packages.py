@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import read_json
+from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console
 
 _PIECE = 2**20
@@ -58,16 +58,20 @@ def drawn(names: Iterable[str], share: float) -> list[str]:
     return order[: min(len(order) - 1, max(1, round(share * len(order))))]
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raises a UserError where a prepared set would replace `train` or `val` that is somebody's own."""
+def claim(folder: Path, size: int) -> None:
+    """Makes a folder that of a prepared set, before its images: one that is stopped can be made again.
+
+    Raises:
+        UserError: its `train` or `val` is somebody's own.
+    """
     counts = folder / "counts.json"
-    if counts.is_file() and {"size", "counts"} <= set(read_json(counts)):
-        return
-    for side in ("train", "val"):
+    ours = counts.is_file() and {"size", "counts"} <= set(read_json(counts))
+    for side in () if ours else ("train", "val"):
         if (folder / side).exists():
             raise UserError(
                 f"{folder / side} exists, and `ldmae prepare` did not make it; name another folder"
             )
+    write_json(counts, {"size": size, "counts": {}})
 
 
 def _download(package: Package, path: Path) -> None:

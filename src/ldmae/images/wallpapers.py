@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, write_json, write_text
-from ldmae.images.packages import Package, drawn, fetch, refuse_foreign
+from ldmae.images.packages import Package, claim, drawn, fetch
 
 _POOL = "http://deb.debian.org/debian/pool/main"  # as apt: what is fetched is checked by its hash
 _PACKAGES = {
@@ -77,7 +77,7 @@ def prepare_wallpapers(
         UserError: a package is missing, can't be downloaded, or lacks a photograph; the folder holds
             images of one's own.
     """
-    refuse_foreign(folder)
+    claim(folder, size)
     subjects = {name: subject for subject, names in _SUBJECTS.items() for name in names.split()}
     unseen = {name for names in _SUBJECTS.values() for name in drawn(names.split(), held_out)}
     counts: dict[str, dict[str, dict[str, int]]] = {"train": {}, "val": {}}
