@@ -78,6 +78,16 @@ def test_link_to_a_folder_above_does_not_loop(make, tmp_path):
     assert len(FolderSource(tmp_path)) == 2
 
 
+def test_links_that_lead_nowhere_are_passed_over_and_named(make, tmp_path):
+    make.folder(tmp_path, {"a": [1], "b": [2]})
+    for name, target in (("itself.png", "itself.png"), ("gone.png", "nothing")):
+        (tmp_path / "a" / name).symlink_to(target)
+    (tmp_path / "itself").symlink_to("itself")
+    source = open_source(DataConfig(source=str(tmp_path)))
+    assert len(source) == 2
+    assert "3 files ignored (3 leading nowhere)" in source.facts[0]
+
+
 def test_file_names_that_are_no_unicode_are_read(make, tmp_path):
     if sys.platform == "darwin":
         pytest.skip("this file system takes Unicode names only")

@@ -139,7 +139,9 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
                 name = os.fsdecode(entry.name)
                 if is_junk(name):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110, a bytes path
+                    ignored.add(os.fsdecode(entry.path), "leading nowhere")
+                elif entry.is_dir():
                     if any(exists(Path(os.fsdecode(entry.path), file)) for file in _RESULTS):
                         ignored.add(os.fsdecode(entry.path), "folder of results of ldmae")
                     else:
@@ -330,7 +332,7 @@ def _kind_of_folder(folder: Path) -> str:
     inside: dict[str, Counter[str]] = {}
     if not found["images"] and not found["shards"]:
         entries = os.scandir(folder)
-        for entry in sorted(e.name for e in entries if e.is_dir() and not is_junk(e.name)):
+        for entry in sorted(e.name for e in entries if Path(e).is_dir() and not is_junk(e.name)):
             inside[entry], more = _count(folder / entry, first=True)
             tables += more
     below = sum(inside.values(), Counter())
