@@ -57,13 +57,13 @@ def photo(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
 def serving(bench: Workbench, uploads: Path) -> Iterator[tuple[str, Any]]:
     """Serves a page, which keeps what visitors send in a folder, and gives its address and the page."""
     from ldmae.app.page import build_page, launch
-    from ldmae.app.serve import free_port
+    from ldmae.app.serve import _free_port
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         page = build_page(bench)
         try:
-            (address,) = launch(page, bench, "127.0.0.1", free_port("127.0.0.1", 0))
+            (address,) = launch(page, bench, "127.0.0.1", _free_port("127.0.0.1", 0))
             yield address, page
         finally:
             page.close(verbose=False)

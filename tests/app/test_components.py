@@ -10,7 +10,7 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="pip install gradio")
 
-from ldmae.app.components import _KEPT, _message_of, drop_zone, picked, told, uploaded  # noqa: E402
+from ldmae.app.components import _KEPT, _message_of, _picked, _uploaded, drop_zone, told  # noqa: E402
 from ldmae.app.generate import GenerationRequest  # noqa: E402
 from ldmae.app.generate_tab import _filled, _request_of, _values_of  # noqa: E402 - where there is Gradio
 from ldmae.config.diffusion import SamplingConfig  # noqa: E402
@@ -116,23 +116,23 @@ def test_only_the_same_weights_make_a_picture_again(bench):
 
 def test_of_a_huge_picture_its_middle_is_kept(bench):
     huge, long = (Image.new("RGB", size, "red") for size in ((3000, 2 * _KEPT), (3 * _KEPT, 40)))
-    assert uploaded(bench, encoded(huge)).size == (_KEPT, _KEPT)
-    assert uploaded(bench, encoded(long)).size == (40, 40)
-    assert uploaded(bench, encoded(photo(70, 50))).size == (70, 50)
+    assert _uploaded(bench, encoded(huge)).size == (_KEPT, _KEPT)
+    assert _uploaded(bench, encoded(long)).size == (40, 40)
+    assert _uploaded(bench, encoded(photo(70, 50))).size == (70, 50)
     with pytest.raises(UserError, match="no file arrived"):
-        uploaded(bench, None)
+        _uploaded(bench, None)
 
 
 @pytest.mark.parametrize("index", [-1, 5, 10**9, "0", 1.0, None, True])
 def test_only_images_that_are_there_can_be_picked(bench, index):
     with pytest.raises(UserError, match="there is no such example image"):
-        picked(bench, SimpleNamespace(index=index))  # type: ignore[arg-type]
+        _picked(bench, SimpleNamespace(index=index))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="there is no such example image"):
-        picked(bench, SimpleNamespace())  # type: ignore[arg-type]
+        _picked(bench, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_a_picked_image_is_the_one_that_was_clicked(bench):
-    assert picked(bench, SimpleNamespace(index=3)) is bench.samples[3].image  # type: ignore[arg-type]
+    assert _picked(bench, SimpleNamespace(index=3)) is bench.samples[3].image  # type: ignore[arg-type]
 
 
 def test_nothing_is_fetched_from_an_address_that_a_forged_request_names():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ldmae.app import markup
-from ldmae.app.compare import Compared, Duration
+from ldmae.app.compare import Compared, _Duration
 from ldmae.app.generate import Generated, Progress, read_settings, saved_images
 from ldmae.app.markup import _CARD, Card
 
@@ -129,7 +129,7 @@ def measured(name: str, psnr: float, distance: float, parameters: int) -> Compar
         parameters=parameters,
         latents=(4, 2, 2),
         side=8,
-        timings={"encode": Duration(0.01, 0.002), "decode": Duration(parameters / 1e9, 0.002)},
+        timings={"encode": _Duration(0.01, 0.002), "decode": _Duration(parameters / 1e9, 0.002)},
     )
 
 

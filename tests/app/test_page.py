@@ -93,7 +93,7 @@ def test_the_first_screen_says_what_it_is_and_shows_images_of_the_shipped_model(
         bench.pipeline, request_from(example.settings, bench.class_names, 1), bench.class_names
     )
     gap = np.asarray(again.image, float) - np.asarray(example.image)
-    assert np.abs(gap).mean() < 2  # else generate.EXAMPLES must be made again with the new weights
+    assert np.abs(gap).mean() < 2  # else generate._EXAMPLES must be made again with the new weights
 
 
 def test_images_of_another_model_are_not_shown_as_its_own(bench):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ldmae.app.serve import _FIRST_PORT, _PORTS, GRADIO, free_port, serve
+from ldmae.app.serve import _FIRST_PORT, _GRADIO, _PORTS, _free_port, _may_name_sources, serve
 from ldmae.core.errors import UserError
 
 
@@ -27,16 +27,16 @@ def taken():
 
 def test_a_port_in_use_is_told(taken):
     with pytest.raises(UserError, match=f"port {taken} on 127.0.0.1 is in use; name another with --port"):
-        free_port("127.0.0.1", taken)
+        _free_port("127.0.0.1", taken)
 
 
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch, taken):
-    assert free_port("127.0.0.1", None) in range(_FIRST_PORT, _FIRST_PORT + _PORTS)
+    assert _free_port("127.0.0.1", None) in range(_FIRST_PORT, _FIRST_PORT + _PORTS)
     monkeypatch.setattr("ldmae.app.serve._FIRST_PORT", taken)
     monkeypatch.setattr("ldmae.app.serve._PORTS", 1)
     with pytest.raises(UserError, match="are all in use"):
-        free_port("127.0.0.1", None)
-    assert free_port("127.0.0.1", 0) > 0
+        _free_port("127.0.0.1", None)
+    assert _free_port("127.0.0.1", 0) > 0
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch, taken):
 )
 def test_an_address_that_is_none_of_this_machine_is_told(host, port, message):
     with pytest.raises(UserError, match=message):
-        free_port(host, port)
+        _free_port(host, port)
 
 
 def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
     """It names Gradio itself, as the extra does: no distribution `ldmae` is on PyPI."""
     required = [Requirement(text) for text in importlib.metadata.requires("ldmae") or ()]
-    assert {each.specifier for each in required if each.name == "gradio"} == {Requirement(GRADIO).specifier}
+    assert {each.specifier for each in required if each.name == "gradio"} == {Requirement(_GRADIO).specifier}
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else find(name, *rest)
     )
-    with pytest.raises(UserError, match=f'pip install "{GRADIO}"'):
+    with pytest.raises(UserError, match=f'pip install "{_GRADIO}"'):
         serve("nowhere")
 
 
@@ -72,6 +72,22 @@ def test_without_gradio_the_command_that_installs_it_is_told(monkeypatch):
 def test_limits_must_leave_room(limits):
     with pytest.raises(UserError, match="positive --max-upload-mb and --max-megapixels"):
         serve("nowhere", port=0, **limits)
+
+
+@pytest.mark.parametrize(
+    ("host", "share", "allowed"),
+    [
+        ("127.0.0.1", False, True),
+        ("localhost", False, True),
+        ("::1", False, True),
+        ("127.0.0.1", True, False),
+        ("0.0.0.0", False, False),
+        ("192.168.1.5", False, False),
+        ("example.org", False, False),
+    ],
+)
+def test_only_visitors_from_this_machine_may_name_sources(host, share, allowed):
+    assert _may_name_sources(host, share) is allowed
 
 
 def test_a_wrong_host_name_is_told_before_anything_is_loaded():

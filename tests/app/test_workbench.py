@@ -13,8 +13,6 @@ from ldmae.app.generate import GenerationRequest, check_request, generate, reque
 from ldmae.app.samples import sample_images
 from ldmae.app.workbench import (
     _INTERVAL,
-    is_loopback,
-    may_name_sources,
     open_workbench,
     runs_nearby,
     short_name,
@@ -124,23 +122,6 @@ def test_runs_beside_a_run_are_suggested(folders, tmp_path, monkeypatch):
     assert runs_nearby(str(folders.run)) == []
     (tmp_path / "runs").symlink_to(folders.base / "runs")
     assert runs_nearby("owner/name") == ["runs/small"]
-
-
-@pytest.mark.parametrize(
-    ("host", "share", "allowed"),
-    [
-        ("127.0.0.1", False, True),
-        ("localhost", False, True),
-        ("::1", False, True),
-        ("127.0.0.1", True, False),
-        ("0.0.0.0", False, False),
-        ("192.168.1.5", False, False),
-        ("example.org", False, False),
-    ],
-)
-def test_only_visitors_from_this_machine_may_name_sources(host, share, allowed):
-    assert may_name_sources(host, share) is allowed
-    assert is_loopback(host) or not allowed
 
 
 def test_a_model_of_emoji_or_digits_is_shown_such(tmp_path):

@@ -1,14 +1,13 @@
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ldmae.report import curves
+from ldmae.report import curves, pages
 
 
 def records(count: int, stage: str = "diffusion", **terms: float) -> list[dict]:
@@ -22,23 +21,22 @@ def records(count: int, stage: str = "diffusion", **terms: float) -> list[dict]:
 
 def loss_curves(metrics: list[dict]) -> Figure:
     """Plots the first stage of some records."""
-    return curves.loss_curves(next(iter(curves.collect_curves(metrics).values())))
+    return curves._loss_curves(next(iter(curves._collect_curves(metrics).values())))
 
 
 def drawn_lines(figure: Figure) -> list[np.ndarray]:
     return [np.asarray(line.get_xydata()) for ax in figure.axes for line in ax.get_lines()]
 
 
-def test_a_half_written_line_is_skipped(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
+def test_a_half_written_line_is_skipped():
     whole = [json.dumps(record) for record in records(3)]
-    path.write_bytes("\n".join(whole).encode() + b'\n[1]\n\xff\n{"stage": "diffusion", "step": 3, "lo')
-    assert [record["step"] for record in curves.read_metrics(path)] == [0, 1, 2]
+    text = "\n".join([*whole, "[1]", "\ufffd", '{"stage": "diffusion", "step": 3, "lo'])
+    assert [record["step"] for record in curves._read_metrics(text)] == [0, 1, 2]
 
 
 def test_stages_come_in_the_order_of_a_run():
     names = ["extra", "diffusion", "autoencoder.tuning", "autoencoder.pretraining"]
-    collected = curves.collect_curves([record for name in names for record in records(2, name)])
+    collected = curves._collect_curves([record for name in names for record in records(2, name)])
     assert list(collected) == ["autoencoder.pretraining", "autoencoder.tuning", "diffusion", "extra"]
 
 
@@ -48,7 +46,7 @@ def test_lines_are_thinned_and_peaks_survive():
     lines = drawn_lines(loss_curves(metrics))
     assert max(len(line) for line in lines) <= curves._MAX_POINTS
     assert max(line[:, 1].max() for line in lines if len(line)) == 777.0
-    assert len(curves.figure_svg(loss_curves(metrics))) < 100_000
+    assert len(pages._svg(loss_curves(metrics))) < 100_000
 
 
 def test_smoothed_line_is_the_mean_of_its_window():
@@ -65,32 +63,32 @@ def test_values_that_are_no_numbers_are_left_out(bad: object):
     metrics[21]["terms"]["kl"] = bad
     figure = loss_curves(metrics)
     assert all(np.isfinite(line).all() for line in drawn_lines(figure))
-    assert curves.figure_svg(figure)
-    assert curves.collect_curves(metrics)["diffusion"].value.isna().sum() == 2
+    assert pages._svg(figure)
+    assert curves._collect_curves(metrics)["diffusion"].value.isna().sum() == 2
 
 
 def test_malformed_records_are_left_out():
     odd = [{}, {"stage": 3}, {"stage": "a", "step": None, "loss": 1}, {"stage": "a", "step": 1, "terms": 3}]
     odd += [{"stage": "a", "step": math.nan, "loss": 1}, {"stage": "a", "step": 1, "validation": 4}]
-    assert curves.collect_curves(odd) == {}
+    assert curves._collect_curves(odd) == {}
 
 
 def test_of_a_step_logged_twice_the_last_counts():
     logged = [{"stage": "a", "step": step, "loss": 10 * k + step} for k, step in enumerate([1, 2, 3, 2, 3])]
-    steps, values = curves.points(curves.collect_curves(logged)["a"], "training", "loss")
+    steps, values = curves._points(curves._collect_curves(logged)["a"], "training", "loss")
     assert steps.tolist() == [1, 2, 3]
     assert values.tolist() == [1, 32, 43]
 
 
 def test_terms_of_very_different_size_get_axes_of_their_own():
-    (stage,) = curves.collect_curves(records(50, visible=0.3, masked=0.5, kl=4000.0)).values()
+    (stage,) = curves._collect_curves(records(50, visible=0.3, masked=0.5, kl=4000.0)).values()
     assert curves._groups(stage) == [["loss", "visible", "masked"], ["kl"]]
-    (stage,) = curves.collect_curves(records(50, visible=0.3, masked=0.5)).values()
+    (stage,) = curves._collect_curves(records(50, visible=0.3, masked=0.5)).values()
     assert curves._groups(stage) == [["loss", "visible", "masked"]]
 
 
 def test_a_term_that_is_the_loss_is_drawn_once():
-    (stage,) = curves.collect_curves(records(50, velocity=1.0)).values()
+    (stage,) = curves._collect_curves(records(50, velocity=1.0)).values()
     assert curves._groups(stage) == [["loss"]]
 
 
@@ -131,17 +129,17 @@ def test_nothing_is_clipped_and_legends_do_not_cover_lines(count: int, names: li
 
 def test_names_with_mathematics_in_them_are_drawn_as_they_are():
     metrics = records(5, **{"$\\frac{1$": 0.5, "_hidden": 2.0, "a\nb": 1.0})
-    assert curves.figure_svg(loss_curves(metrics))
+    assert pages._svg(loss_curves(metrics))
 
 
 def test_svg_is_the_same_bytes_each_time():
     metrics = records(100, kl=3.0)
-    assert curves.figure_svg(loss_curves(metrics)) == curves.figure_svg(loss_curves(metrics))
+    assert pages._svg(loss_curves(metrics)) == pages._svg(loss_curves(metrics))
 
 
 def test_dark_svg_is_the_same_drawing_in_other_colours():
-    svg = curves.figure_svg(loss_curves(records(20, a=1.0, b=2.0)))
-    dark = curves.darkened(svg)
+    svg = pages._svg(loss_curves(records(20, a=1.0, b=2.0)))
+    dark = pages._darkened(svg)
     assert len(dark) == len(svg) != 0
-    assert curves.INK.encode() in svg
-    assert not any(colour.encode() in dark for colour in (curves.INK, *curves.COLOURS[:2]))
+    assert pages.INK.encode() in svg
+    assert not any(colour.encode() in dark for colour in (pages.INK, *pages.COLOURS[:2]))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldmae.report import curves, plots
+from ldmae.report import pages, plots
 from ldmae.report.data import Comparison, read_comparison
 from ldmae.report.tables import RECONSTRUCTION, find_columns, pivot
 
@@ -75,12 +75,12 @@ def test_an_autoencoder_has_the_same_colour_in_every_plot_and_every_colour_a_dar
         plots.smoothness(plots.noise_curves(five), five.variants),
         plots.compression(plots.compression_levels(five), five.variants),
     ):
-        svg = curves.figure_svg(figure_)
+        svg = pages._svg(figure_)
         used = {match.decode() for match in re.findall(rb"(?:fill|stroke): (#[0-9a-f]{6})", svg)}
         assert set(colours.values()) <= used
-        assert used <= set(curves._DARK)
-        dark = set(re.findall(rb"(?:fill|stroke): (#[0-9a-f]{6})", curves.darkened(svg)))
-        assert not {colour.encode() for colour in curves._DARK if colour != "#56b4e9"} & dark
+        assert used <= set(pages._DARK)
+        dark = set(re.findall(rb"(?:fill|stroke): (#[0-9a-f]{6})", pages._darkened(svg)))
+        assert not {colour.encode() for colour in pages._DARK if colour != "#56b4e9"} & dark
 
 
 def test_autoencoders_beyond_the_papers_get_looks_of_their_own(tmp_path: Path):

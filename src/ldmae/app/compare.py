@@ -53,7 +53,7 @@ slows all of them; after so many seconds fewer will do."""
 
 
 @dataclass(frozen=True)
-class Duration:
+class _Duration:
     """How long something takes, of several rounds."""
 
     seconds: float
@@ -81,7 +81,7 @@ class Compared:
     """Pixels along a side of the image that it got, T: S, or the nearest to it that it takes."""
     works: dict[str, Callable[[], object]] = field(default_factory=dict, repr=False)
     """`encode` and `decode` of this one image, to be timed; they hold the autoencoder."""
-    timings: dict[str, Duration] = field(default_factory=dict)
+    timings: dict[str, _Duration] = field(default_factory=dict)
     """Of `works`, once they were timed."""
     problem: str = ""
     """Why it could not be loaded, or could not take the image."""
@@ -297,7 +297,7 @@ def timed(
             one,
             works={},
             timings={
-                kind: Duration(median(seconds), max(seconds) - min(seconds))
+                kind: _Duration(median(seconds), max(seconds) - min(seconds))
                 for kind in one.works
                 for seconds in [taken[place, kind]]
             },

@@ -161,14 +161,14 @@ def take_image(
     async def take_upload(http: gr.Request, content: bytes | None, *values: Any) -> list[Any]:
         def work(job: Job) -> list[Any]:
             with job.aside():
-                image = uploaded(bench, content)
+                image = _uploaded(bench, content)
             return taken(image, *values)
 
         return await answered(work, bench.light, visitor_of(http))
 
     @told(status)
     async def take_picked(event: gr.EventData, http: gr.Request, *values: Any) -> list[Any]:
-        image = picked(bench, event)
+        image = _picked(bench, event)
         return await answered(lambda job: taken(image, *values), bench.light, visitor_of(http))
 
     unmark = markup.unmark(str(thumbnails.elem_id))
@@ -189,7 +189,7 @@ def arrived(content: bytes | None) -> bytes:
     return content
 
 
-def uploaded(bench: Workbench, content: bytes | None) -> Image.Image:
+def _uploaded(bench: Workbench, content: bytes | None) -> Image.Image:
     """Returns the picture that a visitor sent, RGB; of one that is large or long its middle, a square.
 
     Raises:
@@ -205,7 +205,7 @@ def forgotten() -> UserError:
     return UserError(f"your image expired, which happens after {hours} or a lost connection; choose it again")
 
 
-def picked(bench: Workbench, event: gr.EventData) -> Image.Image:
+def _picked(bench: Workbench, event: gr.EventData) -> Image.Image:
     """Returns the sample image that a visitor clicked on."""
     index = getattr(event, "index", None)  # what the browser sent: anything
     if type(index) is not int or not 0 <= index < len(bench.samples):

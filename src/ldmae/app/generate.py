@@ -43,7 +43,7 @@ _PREVIEW_SHARE = 0.25
 """Share of the time that is spent on showing them."""
 _KEY = "ldmae"
 """Name of the PNG's text chunk that holds the settings, as JSON."""
-EXAMPLES = Path(__file__).with_name("examples.zip")
+_EXAMPLES = Path(__file__).with_name("examples.zip")
 """Pictures of the shipped model: the ZIP that the page saves at its first settings with seed 0 locked."""
 
 
@@ -276,7 +276,7 @@ def _settings(request: GenerationRequest, label: int, class_name: str, seed: int
     }
 
 
-def saved_images(path: Path) -> list[Generated]:
+def saved_images(path: Path = _EXAMPLES) -> list[Generated]:
     """Returns the pictures in a ZIP that the page has saved, in their order."""
     with zipfile.ZipFile(path) as archive:
         files = [archive.read(name) for name in sorted(archive.namelist())]

@@ -13,14 +13,14 @@ import tempfile
 import threading
 from collections.abc import Callable
 
-from ldmae.app.hosts import Hosts
+from ldmae.app.hosts import Hosts, is_loopback
 from ldmae.app.uploads import MIB, Limits
 from ldmae.core.errors import UserError
 from ldmae.core.imports import require
 
 _FIRST_PORT, _PORTS = 7860, 40
 """Where a free port is looked for if none is named."""
-GRADIO = "gradio>=6.31,<7"
+_GRADIO = "gradio>=6.31,<7"
 """What the extra `app` installs."""
 
 
@@ -43,13 +43,13 @@ def serve(
     """Serves the page until it is interrupted; the options are those of `ldmae app`.
 
     On an address that other machines reach, and where the page is shared, visitors can compare only the
-    autoencoders in `compare`: see `workbench.may_name_sources`.
+    autoencoders in `compare`: see `_may_name_sources`.
 
     Raises:
         UserError: Gradio is missing, the port can't be had, an allowed host is no host name, or the source
             is none.
     """
-    require("the web app", "gradio", install=f'"{GRADIO}"')
+    require("the web app", "gradio", install=f'"{_GRADIO}"')
     largest, pixels = max_upload_mb * MIB, max_megapixels * 1e6
     if not (1 <= largest < math.inf and 1 <= pixels < math.inf):
         raise UserError(
@@ -58,7 +58,7 @@ def serve(
         )
     limits = Limits(bytes=int(largest), pixels=int(pixels))
     hosts = Hosts(host, allowed_hosts)
-    port = free_port(host, port)
+    port = _free_port(host, port)
     # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
     folder = tempfile.mkdtemp(prefix="ldmae-app-")
     os.environ["GRADIO_TEMP_DIR"] = folder
@@ -68,7 +68,7 @@ def serve(
         from diffusers.utils.logging import disable_progress_bar
 
         from ldmae.app.page import build_page, launch
-        from ldmae.app.workbench import may_name_sources, open_workbench
+        from ldmae.app.workbench import open_workbench
         from ldmae.core.device import reuse_freed_memory
 
         reuse_freed_memory()
@@ -78,7 +78,7 @@ def serve(
             device=device,
             perceptual=perceptual,
             offered=compare,
-            may_name=may_name_sources(host, share) and not only_offered,
+            may_name=_may_name_sources(host, share) and not only_offered,
             limits=limits,
         )
         page = build_page(bench)
@@ -92,6 +92,17 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _may_name_sources(host: str, share: bool) -> bool:
+    """Says whether visitors may name folders and Hub names of their own.
+
+    Only where the page answers to this machine alone. Whoever names a folder learns whether it exists and
+    what the model in it makes of an image, and whoever names a repository on the Hub fills the owner's disk
+    and memory; visitors from elsewhere therefore choose among what the owner offers. Nobody, not even on this
+    machine, may name `package.module:Name` on the page: that would run code.
+    """
+    return not share and is_loopback(host)
+
+
 def _wait_for_interrupt() -> None:
     ended = threading.Event()
     with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
@@ -101,7 +112,7 @@ def _wait_for_interrupt() -> None:
             pass
 
 
-def free_port(host: str, port: int | None) -> int:
+def _free_port(host: str, port: int | None) -> int:
     """Returns a port that can be listened on: the one given, any for 0, the first free one for None.
 
     Raises:

@@ -11,8 +11,7 @@ import torch
 
 from ldmae.app.compare import Fit, check_hub, sizes_for
 from ldmae.app.explorer import AutoencoderExplorer
-from ldmae.app.generate import EXAMPLES, Generated, most_pictures, saved_images
-from ldmae.app.hosts import is_loopback
+from ldmae.app.generate import Generated, most_pictures, saved_images
 from ldmae.app.lines import HEAVY, LIGHT, Audience, Line
 from ldmae.app.samples import Sample, sample_images
 from ldmae.app.uploads import Limits, upload_folder
@@ -69,7 +68,7 @@ class Workbench:
     compared_sizes: list[int] = field(default_factory=list)
     """Pixels along a side that images are compared at: what all offered autoencoders take."""
     may_name: bool = False
-    """Whether visitors may name further folders and Hub names; see `may_name_sources`."""
+    """Whether visitors may name further folders and Hub names; see `serve._may_name_sources`."""
     limits: Limits = field(default_factory=Limits)
     audience: Audience = field(default_factory=Audience)
     """Who listens to the server's answers."""
@@ -133,7 +132,7 @@ class Workbench:
     @property
     def examples(self) -> list[Generated]:
         """Pictures that lie in the package, where it is this model that has made them."""
-        made = saved_images(EXAMPLES)
+        made = saved_images()
         by = {key: made[0].settings[key] for key in ("model", "weights")}
         return made if by["model"] == self.name and by == self.made_by else []
 
@@ -275,14 +274,3 @@ def _deviation(pipeline: LDMAEPipeline) -> list[float] | None:
     """Returns the deviation of the raw latents that the diffusion model was trained on, where it is told."""
     own = cast(Any, pipeline.config)["latents_std"]
     return own or pipeline.vae.config.get("latents_std")
-
-
-def may_name_sources(host: str, share: bool) -> bool:
-    """Says whether visitors may name folders and Hub names of their own.
-
-    Only where the page answers to this machine alone. Whoever names a folder learns whether it exists and
-    what the model in it makes of an image, and whoever names a repository on the Hub fills the owner's disk
-    and memory; visitors from elsewhere therefore choose among what the owner offers. Nobody, not even on this
-    machine, may name `package.module:Name` on the page: that would run code.
-    """
-    return not share and is_loopback(host)

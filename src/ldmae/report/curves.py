@@ -1,19 +1,16 @@
-"""Loss curves of a stage: every term, from a metrics file of any length. And the look of all plots."""
+"""Loss curves: every term of each stage, from a metrics file of any length."""
 
 # n logged points of a curve
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,8 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ldmae.report.data import evenly, number
+from ldmae.report.data import evenly, number, read_text
+from ldmae.report.formatting import format_value
+from ldmae.report.pages import COLOURS, INK, chart, figure_label, new_figure, style_axes
 
+_MAX_PANELS = 4
+"""Stages whose curves are plotted at most."""
 _MAX_POINTS = 400
 """Points a drawn line has at most."""
 _MAX_LINES = 10
@@ -31,17 +32,6 @@ _LEGEND_WIDTH = 72
 """Characters that a row of a legend takes at most."""
 _LARGEST = 1e30
 """Values from here on count as infinite: they would break the plot's arithmetic."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's palette, told apart with any colour vision; a line beyond it is dashed."""
-INK = "#222222"
-_DARK: dict[str, str] = dict(
-    zip(
-        (INK, *COLOURS),
-        ("#d8dce2", "#56b4e9", "#f0803c", "#2fc79a", "#e39cc6", "#f0e442", "#8f9cff"),
-        strict=True,
-    )
-)
-"""What each colour becomes on a dark page."""
 STAGE_TITLES = {
     "autoencoder.pretraining": "Autoencoder: masked pre-training",
     "autoencoder.tuning": "Autoencoder: decoder tuning",
@@ -55,19 +45,35 @@ STAGE_TITLES = {
 }
 
 
-def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
+def loss_panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Returns the plots of a metrics file's stages, as the report's template shows them."""
+    stages = _collect_curves(_read_metrics(read_text(path, problems) or ""))
+    if len(stages) > _MAX_PANELS:
+        problems.append(f"{path.name} holds {len(stages):,} stages; {_MAX_PANELS} are plotted")
+    panels = []
+    for name, stage in list(stages.items())[:_MAX_PANELS]:
+        steps, values = _points(stage, "training", "loss")
+        title, ends = STAGE_TITLES.get(name, name), ""
+        if len(values):
+            first, last = (format_value(float(values[i])) for i in (0, -1))
+            ends = f": from {first} to {last} at step {int(steps[-1]):,}"
+        drawn = chart(_loss_curves(stage), title, f"Loss curves of {title}{ends}")
+        panels.append(drawn | {"unusable": int(stage.value.isna().sum())})
+    return panels
+
+
+def _read_metrics(text: str) -> Iterator[dict[str, Any]]:
     """Yields the lines of a metrics file that are whole; the last may be half-written during a run."""
-    with Path(path).open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                yield record
+    for line in text.split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
-def collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+def _collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """Sorts logged records into curves, by stage in the order of a run.
 
     Args:
@@ -106,13 +112,13 @@ def _number(value: Any) -> float:
     return math.nan if known is None or abs(known) >= _LARGEST else known
 
 
-def points(curves: pd.DataFrame, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps and values of one curve that can be drawn; see `collect_curves`."""
+def _points(curves: pd.DataFrame, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps and values of one curve that can be drawn; see `_collect_curves`."""
     found = curves[(curves.kind == kind) & (curves.name == name)].dropna()
     return found.step.to_numpy(), found.value.to_numpy()
 
 
-def loss_curves(curves: pd.DataFrame) -> Figure:
+def _loss_curves(curves: pd.DataFrame) -> Figure:
     """Plots a stage's loss and its unweighted terms over the steps.
 
     There are two axes where terms are of very different size. Raw values are faint below their moving mean
@@ -131,8 +137,8 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
             place = terms.index(name) if name in terms else 0
             colour = INK if name == "loss" else COLOURS[place % len(COLOURS)]
             dashes = "-" if place < len(COLOURS) else "--"
-            values.append(_draw_line(ax, *points(curves, "training", name), colour, dashes))
-            values.append(_draw_dots(ax, *points(curves, "validation", name), colour))
+            values.append(_draw_line(ax, *_points(curves, "training", name), colour, dashes))
+            values.append(_draw_dots(ax, *_points(curves, "validation", name), colour))
             handles.append(Line2D([], [], color=colour, linestyle=dashes, label=figure_label(name)))
         if ax is axes[0] and "validation" in curves.kind.values:
             dot = {"marker": "o", "markersize": 4, "markeredgecolor": INK, "markerfacecolor": "none"}
@@ -151,14 +157,14 @@ def _groups(curves: pd.DataFrame) -> list[list[str]]:
     """Splits a stage's curves where their sizes have a gap of 30 times; the loss is in the first group."""
     names = list(curves.sort_values("kind", kind="stable").name.unique())  # training's first
     if len(names) == 2 and "loss" in names:  # the loss is its only term: one line says it
-        a, b = (points(curves, "training", name)[1] for name in names)
+        a, b = (_points(curves, "training", name)[1] for name in names)
         if a.shape == b.shape and np.allclose(a, b):
             names = ["loss"]
     names = sorted(names, key=lambda name: name != "loss")[:_MAX_LINES]
     sizes = {}
     for name in names:
-        values = points(curves, "training", name)[1]
-        values = np.abs(values if len(values) else points(curves, "validation", name)[1])
+        values = _points(curves, "training", name)[1]
+        values = np.abs(values if len(values) else _points(curves, "validation", name)[1])
         sizes[name] = float(np.median(values)) if values.any() else math.nan
     ranked = sorted((name for name in names if sizes[name] > 0), key=lambda name: sizes[name])
     if len(ranked) < 2:
@@ -234,42 +240,3 @@ def _add_legend(ax: Axes, handles: Sequence[Line2D]) -> None:
         handles=handles, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8,
         handlelength=1.2, columnspacing=1.0, borderaxespad=0.2, labelcolor=INK,
     )  # fmt: skip
-
-
-# ---- the look of all plots
-
-
-def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    """Returns an empty figure of a size in inches."""
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")
-
-
-def style_axes(ax: Axes) -> None:
-    """Gives a plot the look of all others."""
-    ax.set_facecolor("none")
-    ax.grid(color=INK, alpha=0.15, linewidth=0.6)
-    ax.tick_params(colors=INK, labelsize=9, which="both", length=2)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-
-
-def figure_label(name: str, longest: int = 28) -> str:
-    """Returns a name as a label: on one line, short, without what matplotlib takes as mathematics."""
-    name = " ".join(name.split()).lstrip("_") or "unnamed"
-    name = name if len(name) <= longest else name[: longest - 1] + "…"
-    return name.replace("\\", "/").replace("$", r"\$")
-
-
-def figure_svg(figure: Figure) -> bytes:
-    """Returns a figure as SVG on nothing, its text as outlines (no font needed); the same bytes each time."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ldmae", "svg.fonttype": "path", "text.usetex": False}):
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def darkened(svg: bytes) -> bytes:
-    """Returns the SVG of a figure with the colours for a dark page."""
-    pattern = "|".join(_DARK).encode()
-    return re.sub(pattern, lambda match: _DARK[match.group().decode()].encode(), svg)

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ldmae.report.curves import COLOURS, INK, figure_label, new_figure, style_axes
 from ldmae.report.data import Comparison, VariantResults
+from ldmae.report.pages import COLOURS, INK, figure_label, new_figure, style_axes
 from ldmae.report.tables import ARROWS, DAGGER, Column
 
 _BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS

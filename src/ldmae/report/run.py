@@ -34,8 +34,8 @@ from ldmae.report.formatting import format_count, format_seconds, format_value, 
 from ldmae.report.pages import chart, write_page
 from ldmae.report.tables import Table, footnotes, metrics_table
 
-_MAX_RESULTS, _MAX_CLASSES, _MAX_PANELS = 300, 1000, 4
-"""Metrics, classes and stages' loss curves that are shown at most."""
+_MAX_RESULTS, _MAX_CLASSES = 300, 1000
+"""Metrics and classes that are shown at most."""
 _MAX_SETTINGS = 150_000
 """Characters of the settings that are shown."""
 _PACKAGES = ("ldmae", "torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
@@ -129,7 +129,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
         "sampling": _sampling(json_of(folder / "samples" / "samples.json", [])),
         "results": _results(metrics, mapping(record.get("titles")), problems),
         "footnotes": footnotes(list(metrics["name"][:_MAX_RESULTS])),
-        "panels": _panels(folder / "metrics.jsonl", problems),
+        "panels": curves.loss_panels(folder / "metrics.jsonl", problems),
         "stages": stages,
         "data": _data(data),
         "settings": None if config_text is None else cut(config_text, _MAX_SETTINGS),
@@ -296,25 +296,3 @@ def _versions() -> list[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        stages = curves.collect_curves(curves.read_metrics(path))
-    except OSError as error:
-        problems.append(f"{path.name} could not be read: {error.strerror}")
-        return []
-    if len(stages) > _MAX_PANELS:
-        problems.append(f"{path.name} holds {len(stages):,} stages; {_MAX_PANELS} are plotted")
-    panels = []
-    for name, stage in list(stages.items())[:_MAX_PANELS]:
-        steps, values = curves.points(stage, "training", "loss")
-        title, ends = curves.STAGE_TITLES.get(name, name), ""
-        if len(values):
-            first, last = (format_value(float(values[i])) for i in (0, -1))
-            ends = f": from {first} to {last} at step {int(steps[-1]):,}"
-        drawn = chart(curves.loss_curves(stage), title, f"Loss curves of {title}{ends}")
-        panels.append(drawn | {"unusable": int(stage.value.isna().sum())})
-    return panels
