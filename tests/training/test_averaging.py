@@ -8,6 +8,7 @@ from ldmae.config import load_config, preset_names
 from ldmae.config.training import TrainingConfig
 from ldmae.run.trainings import trainings
 from ldmae.training.averaging import AveragedWeights, report_long_average
+from ldmae.training.optim import report_long_warmup
 
 
 def test_the_average_of_a_trained_model_starts_at_its_weights_and_a_random_one_s_after_a_step():
@@ -32,7 +33,8 @@ def test_a_training_too_short_for_its_average_says_so(capsys):
 
 
 @pytest.mark.parametrize("preset", sorted(set(preset_names()) - {"compare-photos", "compare-emoji"}))
-def test_no_preset_s_average_lags_behind_its_training(preset, capsys):  # but those of published results
+def test_no_preset_is_too_short_for_its_average_or_warm_up(preset, capsys):  # but those of published results
     for stage, training in trainings(load_config(preset)).items():
         report_long_average(stage, training)
+        report_long_warmup(stage, training)
     assert capsys.readouterr().err == ""

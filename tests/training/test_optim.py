@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldmae.config.training import OptimizerConfig
-from ldmae.training.optim import _parameter_groups, build_optimizer, learning_rate_at
+from ldmae.config.training import OptimizerConfig, TrainingConfig
+from ldmae.training.optim import _parameter_groups, build_optimizer, learning_rate_at, report_long_warmup
 
 from ..tiny import tiny_vmae
 
@@ -20,6 +20,16 @@ def rates(steps, **settings):
 def test_a_constant_rate_is_reached_by_linear_warm_up():
     assert rates(6, warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert rates(3) == [2.0, 2.0, 2.0]
+
+
+def test_a_training_within_its_warm_up_says_so(capsys):
+    optimizer = OptimizerConfig(warmup_steps=100)
+    report_long_warmup("diffusion", TrainingConfig(steps=101, optimizer=optimizer))
+    assert capsys.readouterr().err == ""
+    report_long_warmup("diffusion", TrainingConfig(steps=80, optimizer=optimizer))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "80 steps end within the warm-up" in said
+    assert "to 80% of learning_rate; set diffusion.training.optimizer.warmup_steps to 8," in said
 
 
 def test_cosine_falls_from_the_peak_to_zero_by_half_a_cycle():

@@ -34,7 +34,7 @@ from ldmae.training.checkpoint import (
 )
 from ldmae.training.data import KeyedBatches, WaitingNotice, keyed_loader, split_rows, stream_batches
 from ldmae.training.metrics import append_metrics, cut_back
-from ldmae.training.optim import build_optimizer, learning_rate_at
+from ldmae.training.optim import build_optimizer, learning_rate_at, report_long_warmup
 from ldmae.training.sharding import check_launch, gathered, is_sharded, set_up_sharding, whole
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -214,6 +214,7 @@ class Trainer:
             if self.step:
                 tell(f"{self.stage} resumes from step {self.step}")
             report_long_average(self.stage, self.config)
+            report_long_warmup(self.stage, self.config)
         self._timed = self.step
 
     def _restore(self, state: dict[str, Any], path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmae.config.training import OptimizerConfig
+from ldmae.config.training import OptimizerConfig, TrainingConfig
 from ldmae.core.errors import UserError
+from ldmae.core.progress import tell
 from ldmae.training.muon import Muon
 
 
@@ -99,3 +100,14 @@ def learning_rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, (config.schedule_steps or steps) - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def report_long_warmup(stage: str, config: TrainingConfig) -> None:
+    """Says where a training ends within the warm-up of its learning rate, which then only rises."""
+    warmup, steps = config.optimizer.warmup_steps, config.steps
+    if warmup >= steps:
+        tell(
+            f"{stage}: its {steps:,} steps end within the warm-up of the learning rate "
+            f"(warmup_steps={warmup:,}), so the rate only rises, to {steps / warmup:.0%} of learning_rate; "
+            f"set {stage}.training.optimizer.warmup_steps to {steps // 10}, or train longer"
+        )
