@@ -31,10 +31,11 @@ class ComparisonConfig(Settings):
     """Each autoencoder is trained and measured once with each."""
     ablation: list[Annotated[str, OneOf(ABLATION, own=False)]] = []
     """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
-    VMAE with one change: `vmae-noise` (in tuning), `vmae-noise-pretraining`, `vmae-interpolation`,
-    `vmae-expansion`, `vmae-expansion-absolute`, `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`,
-    `vmae-alignment`, `vmae-spectrum`. Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`,
-    `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on convolutions: `conv-vmae-loss`."""
+    VMAE with one change: `vmae-noise`, `vmae-no-perceptual`, `vmae-noise-no-perceptual` (all in tuning),
+    `vmae-noise-pretraining`, `vmae-interpolation`, `vmae-expansion`, `vmae-expansion-absolute`,
+    `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`, `vmae-alignment`, `vmae-spectrum`. Objectives
+    on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on
+    convolutions: `conv-vmae-loss`."""
     ablation_seeds: list[Seed] = [0]
     """The seeds of the ablation."""
     match_flops: bool = True

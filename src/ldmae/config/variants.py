@@ -57,6 +57,7 @@ _NOISELESS = (
     f"{_PRETRAINED}sample_posterior=false",
     "autoencoder.pretraining.initial_logvar=-30",
 )
+_NO_PERCEPTUAL = (f"{_TUNED}perceptual_weight=0",)
 
 
 def _beyond(title: str, *settings: str) -> Variant:
@@ -104,6 +105,12 @@ VARIANTS = {
         "interpolated noise and drawn masks",
         f"{_PRETRAINED}interpolation_noise=3",
         f"{_PRETRAINED}masking.ratio_range=[-0.1,0.7]",
+    ),
+    "vmae-no-perceptual": Variant("VMAE without L_P in tuning", "ablation", _NO_PERCEPTUAL),
+    "vmae-noise-no-perceptual": Variant(
+        "VMAE with noise and without L_P in tuning",
+        "ablation",
+        (*_NO_PERCEPTUAL, f"{_TUNED}latent_noise=0.25"),
     ),
     "vmae-discriminator": _beyond("discriminator in tuning", f"{_TUNED}adversarial_weight=0.5"),
     "vmae-wide-head": _beyond("wider pixel head", "autoencoder.model.head_features=16"),
