@@ -108,9 +108,7 @@ VARIANTS = {
     ),
     "vmae-no-perceptual": Variant("VMAE without L_P in tuning", "ablation", _NO_PERCEPTUAL),
     "vmae-noise-no-perceptual": Variant(
-        "VMAE with noise and without L_P in tuning",
-        "ablation",
-        (*_NO_PERCEPTUAL, f"{_TUNED}latent_noise=0.25"),
+        "VMAE, noise and no L_P in tuning", "ablation", (*_NO_PERCEPTUAL, f"{_TUNED}latent_noise=0.25")
     ),
     "vmae-discriminator": _beyond("discriminator in tuning", f"{_TUNED}adversarial_weight=0.5"),
     "vmae-wide-head": _beyond("wider pixel head", "autoencoder.model.head_features=16"),
