@@ -389,3 +389,27 @@ def test_full_disk_stops_the_run_and_it_goes_on_once_there_is_room(ldmae, preset
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
     assert refusals >= 3
     assert_same_run(folder, finished)
+
+
+def test_missing_shard_of_latents_is_noticed_and_encoded_again(ldmae, preset, copied):
+    shutil.rmtree(copied / "diffusion")
+    shards = sorted((copied / "latents").glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    message = refusal(ldmae.start("train", "diffusion", preset, "--out", copied))
+    assert "a shard is missing" in message
+    ldmae.run("encode", copied)
+    assert shards[-1].exists()
+    ldmae.run("train", "diffusion", preset, "--out", copied)
+
+
+def test_damaged_training_state_is_named_and_the_one_before_serves(ldmae, preset, copied):
+    weights = read_run(copied / "diffusion")
+    last = copied / "checkpoints" / "diffusion" / "step-00000016.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    shutil.rmtree(copied / "diffusion")
+    message = refusal(ldmae.start("run", preset, "--out", copied))
+    assert str(last) in message
+    last.unlink()  # the next move that it named
+    ldmae.run("run", preset, "--out", copied)
+    assert read_run(copied / "diffusion") == weights
