@@ -99,7 +99,7 @@ def test_files_decoded_on_the_device_give_the_crops_of_files_decoded_by_workers(
     )
     assert "content" in on_device[keys[1]]
     expected = plain.finish(plain.collate([plain[key] for key in keys]), "cpu")
-    batch = next(iter(keyed_loader(on_device, [keys], num_workers=1)))
+    batch = next(iter(keyed_loader(on_device, [keys], 1, torch.device(device))))
     images = on_device.finish(batch, device)
     assert images["labels"].tolist() == expected["labels"].tolist()
     difference = (images["images"].cpu() - expected["images"]).abs() * 127.5

@@ -231,7 +231,7 @@ def test_a_batch_is_read_across_shards_as_one_item_after_the_other(tmp_path):
     assert batch["stored"].dtype == torch.float16
     for row, key in enumerate(keys):
         assert all(torch.equal(value[row], dataset[key][name]) for name, value in batch.items())
-    loaded = next(iter(keyed_loader(dataset, [keys], num_workers=1)))
+    loaded = next(iter(keyed_loader(dataset, [keys], 1, torch.device("cpu"))))
     assert all(torch.equal(loaded[name], value) for name, value in batch.items())
 
 

@@ -95,10 +95,17 @@ class Keys(Dataset):
 def test_batches_do_not_depend_on_the_number_of_workers(workers):
     def load(workers):
         batches = KeyedBatches(10, 4, split_rows(4, 3, 0, 1), 0, 6, 0)
-        return [batch["key"] for batch in keyed_loader(Keys(), batches, workers)]
+        return [batch["key"] for batch in keyed_loader(Keys(), batches, workers, torch.device("cpu"))]
 
     for ours, plain in zip(load(workers), load(0), strict=True):
         assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_training_on_a_gpu_and_not_because_there_is_one(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    batches = KeyedBatches(10, 4, split_rows(4, 4, 0, 1), 0, 1, 0)
+    assert keyed_loader(Keys(), batches, 0, torch.device(device)).pin_memory == (device == "cuda")
 
 
 def test_a_tenth_of_the_time_is_no_wait_and_neither_is_the_start(capsys):

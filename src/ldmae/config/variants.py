@@ -71,6 +71,15 @@ VARIANTS = {
     "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
     "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
+    "vmae-longer": Variant("VMAE, trained as long as SD-VAE", "ablation", ()),
+    **{
+        f"sd-vae-no-{what}": Variant(
+            f"SD-VAE without {title}",
+            "ablation",
+            ("autoencoder.kind=sd-vae", f"{_BASELINE}objective.{what}_weight=0"),
+        )
+        for what, title in {"perceptual": "L_P", "adversarial": "discriminator"}.items()
+    },
     # one network, several objectives; and VMAE's objective on the other network
     **{
         f"vit-{kind}": Variant(

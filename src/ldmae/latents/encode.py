@@ -71,7 +71,7 @@ def encode_images(
     batches = [images[start : start + size] for _, images in missing for start in range(0, len(images), size)]
     keys = ([(0, place) for place in batch] for batch in batches)
     # one loader for all shards, so that it loads on while the end of a shard is written
-    loaded = iter(_loader(dataset, config, batch_sampler=keys))
+    loaded = iter(_loader(dataset, config, autoencoder, batch_sampler=keys))
     for path, images in missing:
         places = (images[start : start + size] for start in range(0, len(images), size))
         rows = (
@@ -102,7 +102,7 @@ def encode_stream(
     """
     parts: list[dict[str, Tensor]] = []
     shard = held = seen = 0
-    for batch in _loader(dataset, config, batch_size=config.batch_size):
+    for batch in _loader(dataset, config, autoencoder, batch_size=config.batch_size):
         describe = f"image {{}} after {seen} of the stream".format
         part = _encoded(autoencoder, dataset, batch, config, describe)
         parts.append({name: rows.cpu() for name, rows in part.items()})
@@ -118,10 +118,11 @@ def encode_stream(
         raise UserError("the stream gave no image to encode; check its address")
 
 
-def _loader(dataset: Dataset[Any], config: LatentsConfig, **batches: Any) -> DataLoader[Any]:
-    return DataLoader(
-        dataset, num_workers=config.num_workers, pin_memory=torch.cuda.is_available(), **batches
-    )
+def _loader(
+    dataset: Dataset[Any], config: LatentsConfig, autoencoder: Any, **batches: Any
+) -> DataLoader[Any]:
+    pinned = placement(autoencoder)[0].type == "cuda"
+    return DataLoader(dataset, num_workers=config.num_workers, pin_memory=pinned, **batches)
 
 
 def _write_shard(

@@ -63,14 +63,16 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
                 yield keys
 
 
-def keyed_loader(dataset: Dataset[Any], batches: KeyedBatches, num_workers: int) -> DataLoader[Any]:
-    """Builds a loader whose batches do not depend on the number of workers."""
+def keyed_loader(
+    dataset: Dataset[Any], batches: KeyedBatches, num_workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Builds a loader whose batches, for a device, do not depend on the number of workers."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=getattr(dataset, "collate", default_collate),
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         prefetch_factor=4 if num_workers else None,
     )
 

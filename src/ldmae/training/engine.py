@@ -125,7 +125,7 @@ class Trainer:
             return stream_batches(self.dataset, self._rows, self.step, config.num_workers)
         length = len(self.dataset)  # pyright: ignore[reportArgumentType]
         batches = KeyedBatches(length, config.batch_size, self._rows, self.step, config.steps, self.seed)
-        return iter(keyed_loader(self.dataset, batches, config.num_workers))
+        return iter(keyed_loader(self.dataset, batches, config.num_workers, self.accelerator.device))
 
     def _take_step(self, pieces: list[tuple[dict[str, Tensor], BatchKeys]]) -> None:
         accelerator, optimizer = self.accelerator, self._optimizer
