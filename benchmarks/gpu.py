@@ -1,8 +1,8 @@
-"""The paper's training steps on a GPU, and whether its runs resume, scale gradients and share a batch.
+"""The paper's models and training steps on a GPU, and whether runs resume, scale gradients and share a batch.
 
-Prints two Markdown tables in under 10 minutes; on a CPU, in seconds, of tiny models.
+Prints three Markdown tables in under 10 minutes; on a CPU, in seconds, of tiny models.
 
-Usage: python benchmarks/gpu.py [steps|checks] [--device cuda|cpu] [--batch 128] [--no-compile]
+Usage: python benchmarks/gpu.py [steps|cost|checks] [--device cuda|cpu] [--batch 128] [--no-compile]
 """
 
 import argparse
@@ -28,12 +28,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel
+from ldmae.autoencoders.baselines import build_baseline
 from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.config import Config, as_dict, load_config, save_config
 from ldmae.core.device import device_name, pick_device
 from ldmae.core.flops import count_flops
 from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.evaluation.efficiency import peak_memory, seconds_of
+from ldmae.evaluation.efficiency import measure_speed, peak_memory, seconds_of
 from ldmae.perception.lpips import load_perceptual
 from ldmae.run import execute_stages, open_run
 
@@ -160,6 +161,33 @@ def steps_table(config: Config, batch: int, device: torch.device, side: int, mod
     return "\n".join(lines)
 
 
+# ---- encoding and decoding
+
+
+def cost_table(config: Config, batch: int, device: torch.device) -> str:
+    """Returns the table of encoding and decoding, beside a convolutional autoencoder of the baselines' shape.
+
+    At full size that is the shape of Stable Diffusion 3's, 84 M parameters.
+    """
+    auto, size = config.autoencoder, config.image_size
+    shape = auto.baseline.model.replace(factor=8, latent_channels=auto.latent_channels)
+    models: dict[str, nn.Module] = {
+        "VMAE": AutoencoderVMAE(sample_size=size, **as_dict(auto.model)),
+        "convolutional": build_baseline(shape, size),
+    }
+    lines = ["| autoencoder | dtype | what | images/s | memory, MB |", f"|{' --- |' * 5}"]
+    for name, model in models.items():
+        model = model.to(device).eval().requires_grad_(False)
+        for dtype in (torch.bfloat16, torch.float32):
+            found = {m.name: m.value for m in measure_speed(model, size, batch, dtype, turns=9)}
+            lines += [
+                f"| {name} | {str(dtype).removeprefix('torch.')} | {what} | {found[f'{what} rate']:,.4g} | "
+                f"{found[f'{what} memory'] / 1e6:,.4g} |"
+                for what in ("encode", "decode")
+            ]
+    return "\n".join(lines)
+
+
 # ---- whole trainings, small
 
 
@@ -263,7 +291,7 @@ def checks_table(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=["steps", "checks"], help="by default both")
+    parser.add_argument("part", nargs="?", choices=["steps", "cost", "checks"], help="by default all")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=128, help="images or latents; halved until they fit")
     parser.add_argument("--no-compile", action="store_true", help="time eager steps only")
@@ -273,7 +301,7 @@ def main() -> None:
         arguments.part is None
     ):  # deterministic kernels are chosen before cuBLAS starts: a process for each part
         began = time.monotonic()
-        for part in ("steps", "checks"):
+        for part in ("steps", "cost", "checks"):
             subprocess.run([sys.executable, __file__, part, *sys.argv[1:]], check=True)
         print(f"\n{time.monotonic() - began:.0f} s in all")
     elif arguments.part == "checks":
@@ -283,6 +311,9 @@ def main() -> None:
         config = load_config("smoke" if small else "imagenet-256")
         batch, side = (2, 512) if small else (arguments.batch, 8192)
         name = machine() if small else f"{device_name(device)}, CUDA {torch.version.cuda}, {machine()}"
+        if arguments.part == "cost":
+            print(f"{name}\n\n{cost_table(config, 2 if small else 32, device)}", flush=True)
+            return
         modes = [False] if arguments.no_compile else [False, True]
         print(f"{name}\n\n{steps_table(config, batch, device, side, modes)}", flush=True)
 

@@ -33,6 +33,12 @@ def test_the_gpu_benchmark_times_every_training_step(told: list[list[str]]) -> N
         assert row[8] == "written out"  # what a CPU does in bf16 with so few tokens
 
 
+@pytest.mark.parametrize("told", ["cost"], indirect=True)
+def test_the_gpu_benchmark_times_both_autoencoders(told: list[list[str]]) -> None:
+    assert [row[0] for row in told[2:]] == ["VMAE"] * 4 + ["convolutional"] * 4
+    assert all(float(row[3].replace(",", "")) > 0 for row in told[2:])
+
+
 @pytest.mark.parametrize("told", ["checks"], indirect=True)
 def test_the_gpu_benchmark_finds_that_a_resumed_training_has_the_same_weights(told: list[list[str]]) -> None:
     results = dict(told)
