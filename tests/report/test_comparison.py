@@ -156,6 +156,22 @@ def test_seeds_that_others_have_and_planned_units_are_missed(tmp_path: Path):
     assert "would cost 895.2 GFLOPs and 83.8 M parameters" in compared
 
 
+def test_speeds_of_another_device_are_left_out_and_not_averaged(tmp_path: Path):
+    write_units(tmp_path, ["vmae"], [0, 1, 2])
+    unit = tmp_path / "units" / "vmae" / "seed-2"
+    faster = [
+        entry | {"value": 1e6} if entry["name"] == "encode rate" else entry for entry in results_in(unit)
+    ]
+    edit(unit, device="NVIDIA H200", seconds={"autoencoder.baseline": 3.0}, results=faster)
+    problems: list[str] = []
+    stats = read_comparison(tmp_path, problems).stats()
+    assert problems == ["rates, memory and times of 1 unit on NVIDIA H200: most are on CPU, 2 threads"]
+    training = stats.loc[("time", "autoencoder training", "vmae")]
+    assert (training["mean"], training["count"]) == (202.0, 2)
+    assert stats.loc[("efficiency", "encode rate", "vmae")]["mean"] < 1e5
+    assert stats.loc[("efficiency", "parameters", "vmae")]["count"] == 3
+
+
 def test_damaged_units_are_named_and_left_out(tmp_path: Path):
     contents = [b"", b'{"schema": 2, "vari', b"[]", b"null", b"\xff\xfe", b"7"]
     write_units(tmp_path, ["ae"], list(range(len(contents))))

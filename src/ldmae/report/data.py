@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from ldmae.contracts import RESULTS_SCHEMA
+from ldmae.core.errors import counted
 from ldmae.report.formatting import format_value
 
 _MAX_TEXT = 400
@@ -271,9 +273,27 @@ def read_comparison(folder: Path, problems: list[str]) -> Comparison:
         variant.units.append(unit)
         frames.append(_unit_metrics(unit, name, problems))
     variants = sorted(found.values(), key=lambda variant: (variant.order, variant.name))
-    metrics = pd.concat(frames, ignore_index=True)
+    metrics = _on_one_device(pd.concat(frames, ignore_index=True), variants, problems)
     rank = {variant.name: place for place, variant in enumerate(variants)}
     return Comparison(variants, metrics.sort_values("variant", key=lambda of: of.map(rank), kind="stable"))
+
+
+def _on_one_device(
+    metrics: pd.DataFrame, variants: Sequence[VariantResults], problems: list[str]
+) -> pd.DataFrame:
+    """Leaves out rates, memory and times of units made elsewhere than most: they are not to be averaged."""
+    devices = {(of.name, unit.seed): str(unit.at("device")) for of in variants for unit in of.units}
+    counts = Counter(devices.values()).most_common()
+    if len(counts) < 2:
+        return metrics
+    problems += [
+        f"rates, memory and times of {counted(count, 'unit')} on {cut(device, 100)}: most are on "
+        f"{cut(counts[0][0], 100)}"
+        for device, count in counts[1:]
+    ]
+    of_unit = [devices[unit] for unit in zip(metrics.variant, metrics.seed, strict=True)]
+    spent = metrics["name"].str.endswith((" rate", " memory")) | (metrics.measurement == "time")
+    return metrics[~(spent & (pd.Series(of_unit, metrics.index) != counts[0][0]))]
 
 
 def _by_seed(path: Path) -> tuple[str, int, str]:
