@@ -166,6 +166,20 @@ def test_shards_without_labels_are_one_class(make, tmp_path):
     assert source.labels.tolist() == [0, 0, 0]
 
 
+def test_archives_joined_end_to_end_are_read_to_the_last(make, tmp_path):
+    folder = write_shards(make, tmp_path / "set")
+    apart = open_source(DataConfig(source=str(folder)))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(path.read_bytes() for path in sorted(folder.glob("*.tar"))))
+    source = open_source(DataConfig(source=str(joined)))
+    assert source.fingerprint() == apart.fingerprint()
+    for k in range(12):
+        assert source.open(k).content == apart.open(k).content
+    joined.write_bytes(joined.read_bytes() + b"no archive".ljust(512))
+    with pytest.raises(UserError, match="truncated or not a tar file"):
+        open_source(DataConfig(source=str(joined)))
+
+
 def test_truncated_compressed_missing_and_pictureless_shards_are_refused(make, tmp_path):
     folder = write_shards(make, tmp_path / "set")
     whole = (folder / "001.tar").read_bytes()

@@ -58,6 +58,13 @@ def pixels(items):
     return [image.tobytes() for image, _ in items]
 
 
+def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path):
+    (tmp_path / "joined.tar").write_bytes(b"".join((tmp_path / f"{k}.tar").read_bytes() for k in range(4)))
+    joined = open_stream(config(served, source=f"{served}/joined.tar"))
+    expected = pixels(open_stream(config(served)).iterate(0, 0, part="all"))
+    assert sorted(pixels(joined.iterate(0, 0, part="all"))) == sorted(expected)
+
+
 def test_remote_shards_yield_every_image_once_in_a_seeded_order(make, served):
     source = open_stream(config(served))
     first = list(source.iterate(0, 0, part="all"))

@@ -257,7 +257,8 @@ class _TarShard(_Shard):
         return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
     def _read(self) -> Iterator[_Item]:
-        with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        # several archives, joined by `cat`, have zeros between them
+        with self._open() as file, tarfile.open(fileobj=file, mode="r|*", ignore_zeros=True) as tar:
             # a stream can't go back to a sample's files once it has passed them: they are read while grouping
             for sample in runs(_read_along(tar), self._wanted):
                 extension = image_part(sample, self._wanted, self.name)

@@ -162,8 +162,17 @@ def clean_name(name: str) -> str | None:
 
 
 def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
+    yield from _archive(file, ignored)
+    while block := file.read(tarfile.BLOCKSIZE):  # what follows: zeros, or another archive, joined by `cat`
+        if any(block):
+            file.seek(-len(block), 1)
+            yield from _archive(file, ignored)
+
+
+def _archive(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
+    """Yields the members of the archive that begins where the file stands, and goes on to its end."""
+    end = file.tell()
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        end = 0
         while (member := tar.next()) is not None:
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             name = clean_name(member.name)
