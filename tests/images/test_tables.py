@@ -54,6 +54,13 @@ def test_parquet_folder_with_types_is_found_and_read_by_index(make, tmp_path):
     assert len(test) == 3
 
 
+def test_tables_in_hidden_folders_are_none_of_the_folders(make, tmp_path):
+    for place in (".Trash-1000", "."):
+        (tmp_path / "set" / place).mkdir(parents=True, exist_ok=True)
+        typed(make).to_parquet(tmp_path / "set" / place / "part-0.parquet")
+    assert len(open_source(DataConfig(source=str(tmp_path / "set")), tmp_path / "cache")) == 6
+
+
 def test_held_out_images_may_be_another_split(make, tmp_path):
     (tmp_path / "set").mkdir()
     typed(make).to_parquet(tmp_path / "set" / "train.parquet")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError, check_known, counted, reason_of
-from ldmae.core.files import stamp, stamp_of
+from ldmae.core.files import is_junk, stamp, stamp_of
 from ldmae.images.base import (
     LABEL_NAMES,
     SPLIT_NAMES,
@@ -143,7 +143,8 @@ def table_files(name: str) -> list[Path]:
     """Returns the local files that a folder, file or pattern of a table names; none for one on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
+        return [file for file in files if not any(map(is_junk, file.relative_to(path).parts))]
     if not is_pattern(name):
         return [path] if path.is_file() else []
     found = {one: match_files(one) for one in expand_braces(name)}
