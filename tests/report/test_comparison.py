@@ -387,6 +387,16 @@ def test_the_ablation_is_compared_at_the_seeds_that_its_rows_share(tmp_path: Pat
     assert row.split("|")[2].strip() == "2"
 
 
+def test_without_the_papers_other_steps_vmae_is_no_step_of_an_ablation(tmp_path: Path):
+    write_units(tmp_path, ["vmae", "vmae-mse"], [0])
+    (tmp_path / "units" / "vmae-mse").rename(tmp_path / "units" / "vmae-noise")
+    edit(tmp_path / "units" / "vmae-noise" / "seed-0", variant="vmae-noise", title="noise in tuning")
+    shown = section(Page(render_comparison(tmp_path)), "ablation")
+    assert "VMAE" in shown
+    assert "noise in tuning" in shown
+    assert "L_P" not in shown
+
+
 def test_an_ablation_that_nobody_asked_for_is_not_shown(tmp_path: Path):
     write_units(tmp_path, ["ae", "vmae"], [0])
     units = [{"variant": name, "seed": 0} for name in ("ae", "vmae")]

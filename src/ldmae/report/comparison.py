@@ -105,6 +105,7 @@ def _context(whole: Comparison, plan: dict[str, Any]) -> dict[str, Any]:
         "against": against_the_paper(whole, judged),
         "tables": made,
         "beyond": "ablation" in made and made["ablation"].titles.keys() - paper.ABLATION_TITLES.keys(),
+        "steps": "ablation" in made and made["ablation"].titles.get("vmae") != paper.TITLES["vmae"],
         "ablation_order": ranking.summary(ablation),
         "cost": tables.Table(paper.COST),
         "cost_note": paper.COST_NOTE,
@@ -129,13 +130,14 @@ def _save(content: Figure | Image.Image | None, path: Path) -> None:
 def _tables(compared: Comparison, ablated: Comparison, plan: dict[str, Any]) -> dict[str, ComparisonTable]:
     planned = {str(entry.get("variant")) for entry in records(plan.get("units"))}
     table = partial(make_table, planned=planned)
+    steps = paper.ABLATION_TITLES  # without the others, VMAE is no step but what is changed
+    if steps.keys() & (planned | {variant.name for variant in ablated.variants}) <= {"vmae"}:
+        steps = {"vmae": paper.TITLES["vmae"]}
     made = {
         "reconstruction": table("Reconstruction", compared, tables.RECONSTRUCTION, paper.RECONSTRUCTION),
         "generation": table("Generation", compared, tables.GENERATION, paper.GENERATION),
         "cost": table("Cost", compared, tables.COST),
-        "ablation": table(
-            "Ablation", _ablation(compared, ablated), tables.ABLATION, paper.ABLATION, paper.ABLATION_TITLES
-        ),
+        "ablation": table("Ablation", _ablation(compared, ablated), tables.ABLATION, paper.ABLATION, steps),
         "smoothness": table("Smoothness", compared, _smoothness_metrics(compared)),
         "compression": table("Perceptual compression", compared, tables.COMPRESSION),
     }
