@@ -32,7 +32,7 @@ from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
 from ldmae.images.tar import folders, part_name, scan
 
-_INDEX_VERSION = "3"
+_INDEX_VERSION = "4"
 _MOST_FILES = 1_000_000
 """That a pattern may name."""
 _OPEN_SHARDS = 64
