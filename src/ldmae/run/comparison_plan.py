@@ -16,7 +16,7 @@ from ldmae.config import Config, as_dict, load_config, plain
 from ldmae.config.autoencoder import AutoencoderConfig, BaselineConfig, VMAEConfig
 from ldmae.config.schema import ABLATION
 from ldmae.config.variants import Variant, variant
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, counted, nearest
 from ldmae.core.files import read_json
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.provenance import changed
@@ -152,7 +152,7 @@ def describe_comparison(
     for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
-    lines.append(f"{len(units)} units, each an autoencoder with its diffusion model at a seed")
+    lines.append(f"{counted(len(units), 'unit')}, each an autoencoder with its diffusion model at a seed")
     return "\n".join([*lines, *cost_lines(matching, units[0].config.image_size)])
 
 
