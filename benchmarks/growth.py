@@ -155,7 +155,8 @@ def start(count: int, folder: Path, kind: str) -> dict[str, float]:
     began = time.process_time()
     train, _ = open_images(config, cache, progress=False)
     dataset = ImageDataset(train, 32, 0, AugmentConfig())
-    next(iter(keyed_loader(dataset, KeyedBatches(len(train), BATCH, [range(BATCH)], 0, 1, 0), 0)))
+    batches = KeyedBatches(len(train), BATCH, [range(BATCH)], 0, 1, 0)
+    next(iter(keyed_loader(dataset, batches, 0, torch.device("cpu"))))
     return {f"{kind} start": time.process_time() - began}
 
 

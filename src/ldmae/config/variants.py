@@ -71,7 +71,6 @@ VARIANTS = {
     "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
     "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
-    "vmae-longer": Variant("VMAE, trained as long as SD-VAE", "ablation", ()),
     **{
         f"sd-vae-no-{what}": Variant(
             f"SD-VAE without {title}",
