@@ -173,8 +173,7 @@ def test_archives_joined_end_to_end_are_read_to_the_last(make, tmp_path):
     joined.write_bytes(b"".join(path.read_bytes() for path in sorted(folder.glob("*.tar"))))
     source = open_source(DataConfig(source=str(joined)))
     assert source.fingerprint() == apart.fingerprint()
-    for k in range(12):
-        assert source.open(k).content == apart.open(k).content
+    assert all(source.open(k).content == apart.open(k).content for k in range(12))
     joined.write_bytes(joined.read_bytes() + b"no archive".ljust(512))
     with pytest.raises(UserError, match="truncated or not a tar file"):
         open_source(DataConfig(source=str(joined)))

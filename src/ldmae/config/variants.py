@@ -57,6 +57,7 @@ _NOISELESS = (
     f"{_PRETRAINED}sample_posterior=false",
     "autoencoder.pretraining.initial_logvar=-30",
 )
+_SD_VAE = "autoencoder.kind=sd-vae"
 _NO_PERCEPTUAL = (f"{_TUNED}perceptual_weight=0",)
 
 
@@ -72,12 +73,8 @@ VARIANTS = {
     "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
     "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
     **{
-        f"sd-vae-no-{what}": Variant(
-            f"SD-VAE without {title}",
-            "ablation",
-            ("autoencoder.kind=sd-vae", f"{_BASELINE}objective.{what}_weight=0"),
-        )
-        for what, title in {"perceptual": "L_P", "adversarial": "discriminator"}.items()
+        f"sd-vae-no-{what}": Variant(title, "ablation", (_SD_VAE, f"{_BASELINE}objective.{what}_weight=0"))
+        for what, title in {"perceptual": "SD-VAE without L_P", "adversarial": "SD-VAE without GAN"}.items()
     },
     # one network, several objectives; and VMAE's objective on the other network
     **{

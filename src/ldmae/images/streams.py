@@ -23,7 +23,7 @@ from ldmae.images.index import is_held_out
 from ldmae.images.shards import expand_braces, find_shards
 from ldmae.images.sources import checked_kind, held_out_share, is_address, kind_of
 from ldmae.images.tables import load_table, picture_bytes, table_files
-from ldmae.images.tar import Part, clean_name, image_part, label_of, part_name, runs
+from ldmae.images.tar import Part, image_part, label_of, members, part_name, runs
 
 logger = logging.getLogger(__name__)
 
@@ -257,10 +257,9 @@ class _TarShard(_Shard):
         return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
 
     def _read(self) -> Iterator[_Item]:
-        # several archives, joined by `cat`, have zeros between them
-        with self._open() as file, tarfile.open(fileobj=file, mode="r|*", ignore_zeros=True) as tar:
+        with self._open() as file:
             # a stream can't go back to a sample's files once it has passed them: they are read while grouping
-            for sample in runs(_read_along(tar), self._wanted):
+            for sample in runs(_read_along(file), self._wanted):
                 extension = image_part(sample, self._wanted, self.name)
                 label, labels = label_of(sample, lambda part: part.content)
                 if extension is not None:
@@ -277,14 +276,12 @@ class _TarShard(_Shard):
                     )
 
 
-def _read_along(tar: tarfile.TarFile) -> Iterator[Part]:
-    while (member := tar.next()) is not None:
-        name = clean_name(member.name)
+def _read_along(file: Any) -> Iterator[Part]:
+    for tar, member, name in members(file, "r|*"):
         if member.isfile() and name is not None:
-            file = tar.extractfile(member)
-            assert file is not None
-            yield Part(name, 0, member.size, file.read())
-        tar.members.clear()  # type: ignore[attr-defined]
+            content = tar.extractfile(member)
+            assert content is not None
+            yield Part(name, 0, member.size, content.read())
 
 
 class _TableShard(_Shard):

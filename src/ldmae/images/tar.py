@@ -4,7 +4,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, is_junk
@@ -155,32 +155,39 @@ def _picture(file: IO[bytes], sample: _Sample, chosen: str | None, ignored: Igno
             ignored.add(part.name)
 
 
-def clean_name(name: str) -> str | None:
+def _clean_name(name: str) -> str | None:
     """Returns a member's name without `./`; None for what is hidden, or was left by a system."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return None if not parts or any(map(is_junk, parts)) else "/".join(parts)
 
 
-def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
-    yield from _archive(file, ignored)
-    while block := file.read(tarfile.BLOCKSIZE):  # what follows: zeros, or another archive, joined by `cat`
-        if any(block):
-            file.seek(-len(block), 1)
-            yield from _archive(file, ignored)
+class _StrictInfo(tarfile.TarInfo):
+    """A header; with `ignore_zeros` alone, what is none would be passed over as zeros are."""
+
+    @classmethod
+    def fromtarfile(cls, tar: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.InvalidHeaderError as error:  # pyright: ignore[reportAttributeAccessIssue]
+            raise tarfile.ReadError(f"no tar header: {error}") from error
 
 
-def _archive(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
-    """Yields the members of the archive that begins where the file stands, and goes on to its end."""
-    end = file.tell()
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+def members(file: Any, mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
+    """Yields the members of a file's archives, several where `cat` joined them, and their clean names."""
+    with tarfile.open(fileobj=file, mode=mode, ignore_zeros=True, tarinfo=_StrictInfo) as tar:
         while (member := tar.next()) is not None:
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            name = clean_name(member.name)
-            if member.isfile() and not member.issparse() and name is not None:
-                yield Part(name, member.offset_data, member.size)
-            elif name is not None and not member.isdir():
-                ignored.add(name, "links or other")
+            yield tar, member, _clean_name(member.name)
             tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+
+
+def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
+    end = 0
+    for _, member, name in members(file, "r:"):
+        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if member.isfile() and not member.issparse() and name is not None:
+            yield Part(name, member.offset_data, member.size)
+        elif name is not None and not member.isdir():
+            ignored.add(name, "links or other")
     # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -118,10 +118,8 @@ def encode_stream(
         raise UserError("the stream gave no image to encode; check its address")
 
 
-def _loader(
-    dataset: Dataset[Any], config: LatentsConfig, autoencoder: Any, **batches: Any
-) -> DataLoader[Any]:
-    pinned = placement(autoencoder)[0].type == "cuda"
+def _loader(dataset: Dataset[Any], config: LatentsConfig, model: Any, **batches: Any) -> DataLoader[Any]:
+    pinned = placement(model)[0].type == "cuda"
     return DataLoader(dataset, num_workers=config.num_workers, pin_memory=pinned, **batches)
 
 
