@@ -138,14 +138,14 @@ def test_the_ablations_rows_add_one_term_each():
 
 
 def test_variants_beyond_the_paper_differ_from_vmae_in_what_they_are_called_after():
-    names = [name for name in ABLATION if name.startswith(("vmae-", "vit-vmae"))]
     plain = load_config("compare-photos", ["autoencoder.kind=vmae"])
-    for name in names:
+    for name in (name for name in ABLATION if name.startswith(("vmae-", "vit-vmae", "vit-ae-noise"))):
         settings = [s for s in VARIANTS[name].settings if "${" not in s]
         changes = changed(plain_settings(plain), plain_settings(load_config("compare-photos", settings)))
         assert changes, name
         assert all(line.startswith("autoencoder.") for line in changes), changes
         assert VARIANTS[name].is_baseline is VARIANTS[name].is_conv is False
+    assert VARIANTS["vit-ae-noise"].settings[:-1] == VARIANTS["vmae-mse"].settings
     assert set(VARIANTS) == {*TRAINED, *ABLATION}
 
 

@@ -34,8 +34,9 @@ class ComparisonConfig(Settings):
     VMAE with one change: `vmae-noise`, `vmae-no-perceptual`, `vmae-noise-no-perceptual` (all in tuning),
     `vmae-noise-pretraining`, `vmae-interpolation`, `vmae-expansion`, `vmae-expansion-absolute`,
     `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`, `vmae-alignment`, `vmae-spectrum`. Objectives
-    on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-vmae-no-mask`, `vit-vmae-no-noise`; VMAE's loss on
-    convolutions: `conv-vmae-loss`."""
+    on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-ae-noise`, `vit-vmae-no-mask`,
+    `vit-vmae-no-noise`. On convolutions: `conv-vmae-loss`, `sd-vae-no-perceptual`,
+    `sd-vae-no-adversarial`."""
     ablation_seeds: list[Seed] = [0]
     """The seeds of the ablation."""
     match_flops: bool = True

@@ -40,16 +40,6 @@ class Variant:
         return self.is_baseline and not set(_VIT) <= set(self.settings)
 
 
-def _ablated(*, masked: bool, regularised: bool) -> tuple[str, ...]:
-    """Returns the settings of VMAE without its perceptual term, and without others."""
-    settings = [f"{_PRETRAINED}perceptual_weight=0", f"{_TUNED}perceptual_weight=0"]
-    if not masked:
-        settings += _UNMASKED
-    if not regularised:
-        settings += _NOISELESS
-    return tuple(settings)
-
-
 _UNMASKED = (f"{_PRETRAINED}masking.ratio=0", f"{_PRETRAINED}masked_weight=0")
 # nothing holds the variance up: the latent is its mean, to the diffusion model too
 _NOISELESS = (
@@ -59,6 +49,8 @@ _NOISELESS = (
 )
 _SD_VAE = "autoencoder.kind=sd-vae"
 _NO_PERCEPTUAL = (f"{_TUNED}perceptual_weight=0",)
+_NEVER_PERCEPTUAL = (f"{_PRETRAINED}perceptual_weight=0", *_NO_PERCEPTUAL)
+_NOISE = f"{_TUNED}latent_noise=0.25"
 
 
 def _beyond(title: str, *settings: str) -> Variant:
@@ -68,10 +60,10 @@ def _beyond(title: str, *settings: str) -> Variant:
 VARIANTS = {
     **{kind: Variant(title, "autoencoders", (f"autoencoder.kind={kind}",)) for kind, title in KINDS.items()},
     "vmae": Variant("VMAE", "autoencoders", ("autoencoder.kind=vmae",)),
-    "vmae-mse": Variant("MSE only", "ablation", _ablated(masked=False, regularised=False)),
-    "vmae-lm": Variant("+ L_M", "ablation", _ablated(masked=True, regularised=False)),
-    "vmae-lm-lreg": Variant("+ L_reg", "ablation", _ablated(masked=True, regularised=True)),
-    "vmae-noise": Variant("+ noise in tuning", "ablation", (f"{_TUNED}latent_noise=0.25",)),
+    "vmae-mse": Variant("MSE only", "ablation", (*_NEVER_PERCEPTUAL, *_UNMASKED, *_NOISELESS)),
+    "vmae-lm": Variant("+ L_M", "ablation", (*_NEVER_PERCEPTUAL, *_NOISELESS)),
+    "vmae-lm-lreg": Variant("+ L_reg", "ablation", _NEVER_PERCEPTUAL),
+    "vmae-noise": Variant("+ noise in tuning", "ablation", (_NOISE,)),
     **{
         f"sd-vae-no-{what}": Variant(title, "ablation", (_SD_VAE, f"{_BASELINE}objective.{what}_weight=0"))
         for what, title in {"perceptual": "SD-VAE without L_P", "adversarial": "SD-VAE without GAN"}.items()
@@ -83,6 +75,11 @@ VARIANTS = {
         )
         for kind in ("ae", "dae", "vae")
     },
+    "vit-ae-noise": Variant(
+        "AE on VMAE's network, noise in tuning",
+        "ablation",
+        (*_NEVER_PERCEPTUAL, *_UNMASKED, *_NOISELESS, _NOISE),
+    ),
     "vit-vmae-no-mask": Variant("VMAE without masks", "ablation", _UNMASKED),
     "vit-vmae-no-noise": Variant("VMAE without noise", "ablation", _NOISELESS),
     "conv-vmae-loss": Variant(
@@ -113,7 +110,7 @@ VARIANTS = {
     ),
     "vmae-no-perceptual": Variant("VMAE without L_P in tuning", "ablation", _NO_PERCEPTUAL),
     "vmae-noise-no-perceptual": Variant(
-        "VMAE, noise and no L_P in tuning", "ablation", (*_NO_PERCEPTUAL, f"{_TUNED}latent_noise=0.25")
+        "VMAE, noise and no L_P in tuning", "ablation", (*_NO_PERCEPTUAL, _NOISE)
     ),
     "vmae-discriminator": _beyond("discriminator in tuning", f"{_TUNED}adversarial_weight=0.5"),
     "vmae-wide-head": _beyond("wider pixel head", "autoencoder.model.head_features=16"),
