@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,21 +109,18 @@ def assert_on_card(name: str, folder: Path, *wanted: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def images_at(tmp_path_factory):
-    """Returns a folder where a shipped model's images are found; they are downloaded where they must be."""
+def prepared(tmp_path_factory):
+    """Returns a folder with the images of emoji-three, or without them where they can't be downloaded."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with suppress(UserError):
+        prepare_emoji_sets(folder / "emoji-three", sets=["twemoji", "noto", "fluent"])
+    return folder
 
-    def find(name: str) -> Path:
-        if load_config(SHIPPED[name]).data.source in SOURCES:
-            return tmp_path_factory.mktemp("nothing")
-        folder = tmp_path_factory.getbasetemp() / "prepared"
-        if not (folder / name).exists():
-            try:
-                prepare_emoji_sets(folder / name, sets=["twemoji", "noto", "fluent"])
-            except UserError as error:
-                pytest.skip(f"its images can't be had: {error}")
-        return folder
 
-    return find
+def enter(prepared: Path, name: str, monkeypatch) -> None:
+    if load_config(SHIPPED[name]).data.source not in SOURCES and not (prepared / name).exists():
+        pytest.skip("its images can't be downloaded here")
+    monkeypatch.chdir(prepared)
 
 
 @names
@@ -131,9 +129,9 @@ def images_at(tmp_path_factory):
     [("reconstruction", "*"), ("smoothness", "*(eps=0.2)"), ("probe", "*")],  # one of the card's noise levels
 )
 def test_evaluating_its_autoencoder_gives_the_figures_on_its_card(
-    name, measurement, wanted, tmp_path, images_at, monkeypatch
+    name, measurement, wanted, tmp_path, prepared, monkeypatch
 ):
-    monkeypatch.chdir(images_at(name))
+    enter(prepared, name, monkeypatch)
     evaluate_with(f"pretrained:{name}", ["evaluation.epsilons=[0.2]"], tmp_path, [measurement])
     assert_on_card(name, tmp_path, f"{measurement}/{wanted}")
 
@@ -151,9 +149,9 @@ def kept(request):
 
 
 @pytest.fixture
-def sources(kept, tmp_path, images_at, monkeypatch):
+def sources(kept, tmp_path, prepared, monkeypatch):
     """The images that it was trained on and those held out."""
-    monkeypatch.chdir(images_at(kept.name))
+    enter(prepared, kept.name, monkeypatch)
     return open_images(kept.config.data, tmp_path / "data")
 
 
