@@ -283,12 +283,12 @@ def timed(
     between: Callable[[], None] = lambda: None,
 ) -> list[Compared]:
     """Times what was measured in turn, and lets the autoencoders go; `between` as in `measure`."""
-    taken: dict[tuple[int, str], list[float]] = {}
+    taken: list[dict[str, list[float]]] = [{kind: [] for kind in one.works} for one in done]
     began = time.monotonic()
     for number in range(_ROUNDS):
-        for place, one in enumerate(done):
+        for one, times in zip(done, taken, strict=True):
             for kind, work in one.works.items():
-                taken.setdefault((place, kind), []).append(seconds_of(work, device))
+                times[kind].append(seconds_of(work, device))
                 between()
         if number + 1 >= _FEWEST_ROUNDS and time.monotonic() - began > _LONG:
             break
@@ -298,9 +298,8 @@ def timed(
             works={},
             timings={
                 kind: _Duration(median(seconds), max(seconds) - min(seconds))
-                for kind in one.works
-                for seconds in [taken[place, kind]]
+                for kind, seconds in times.items()
             },
         )
-        for place, one in enumerate(done)
+        for one, times in zip(done, taken, strict=True)
     ]
