@@ -44,7 +44,6 @@ def evaluate(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only",
             metavar="NAME",
             help="May be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
             "probe, components, efficiency; for a run or a shipped model also generation; your own as "
@@ -52,8 +51,7 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Output folder. Default: results/NAME, or the run itself."),
+        Path | None, typer.Option(help="Output folder. Default: results/NAME, or the run itself.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -103,9 +101,7 @@ def evaluate_samples(
     npz: Annotated[
         Path | None, typer.Option(help="Also write the generated images to this file, for ADM's evaluator.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder. Default: results/NAME-samples.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: results/NAME-samples.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Evaluate generated images: FID, sFID, IS, precision and recall as in ADM's evaluator, KID and MIND.
@@ -134,22 +130,17 @@ def compare(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only",
             metavar="NAME",
             help="What to compare; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
             "comparison.ablation. Default: all that the preset names.",
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="A seed of the preset; may be repeated. Default: all."),
+        list[int] | None, typer.Option(help="A seed of the preset; may be repeated. Default: all.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs. Default: runs/PRESET.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/PRESET.")] = None,
     results: Annotated[
-        Path | None,
-        typer.Option("--results", help="Folder of metrics, images and the report. Default: OUT/results."),
+        Path | None, typer.Option(help="Folder of metrics, images and the report. Default: OUT/results.")
     ] = None,
     restart: Restart = None,
     dry_run: Annotated[

@@ -33,7 +33,7 @@ app = typer.Typer(help="Train a part of an existing model on your images.", no_a
 def decoder(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME-decoder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-decoder.")] = None,
     restart: Restart = None,
     dry_run: DryRun = False,
 ) -> None:

@@ -40,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/PRESET.")]
+_PipelineSource = Annotated[
+    str, typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME.")
+]
+_RunOut = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")]
 _train_app = typer.Typer(
     help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
 )
@@ -131,7 +134,7 @@ def encode(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder for the shards; required with data=PATH.")
+        Path | None, typer.Option(help="Output folder for the shards; required with data=PATH.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -163,10 +166,7 @@ def encode(
     )
 )
 def sample(
-    source: Annotated[
-        str,
-        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
-    ],
+    source: _PipelineSource,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Class name or number; may be repeated. Default: all."),
@@ -188,7 +188,7 @@ def sample(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder. Default: RUN/samples-NUMBER, or ./samples.")
+        Path | None, typer.Option(help="Output folder. Default: RUN/samples-NUMBER, or ./samples.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -327,10 +327,7 @@ def schema() -> None:
     ),
 )
 def _open_page(
-    source: Annotated[
-        str,
-        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
-    ] = "pretrained:emoji-three",
+    source: _PipelineSource = "pretrained:emoji-three",
     host: Annotated[
         str,
         typer.Option(
@@ -345,7 +342,6 @@ def _open_page(
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            "--compare",
             metavar="AUTOENCODER",
             help="An autoencoder to offer for comparison; may be repeated. Visitors from other machines can "
             "choose only among these.",
@@ -362,7 +358,6 @@ def _open_page(
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allowed-host",
             metavar="NAME",
             help="Another host name that the app answers to, such as a reverse proxy's; may be repeated.",
         ),

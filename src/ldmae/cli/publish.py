@@ -26,19 +26,15 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="A new folder, in diffusers' format.")],
     licence: Annotated[
         str | None,
-        typer.Option(
-            "--licence", help="Licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other, …"
-        ),
+        typer.Option(help="Licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other, …"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="What the card calls the training data. Default: the run's name for it."),
+        typer.Option(help="What the card calls the training data. Default: the run's name for it."),
     ] = None,
     limits: Annotated[
         Path | None,
-        typer.Option(
-            "--limits", help="A text file with limits of the model for the card, a sentence a line."
-        ),
+        typer.Option(help="A text file with limits of the model for the card, a sentence a line."),
     ] = None,
     autoencoder: Annotated[
         bool, typer.Option("--autoencoder", help="Publish the autoencoder without the diffusion model.")
@@ -49,8 +45,7 @@ def publish(
         typer.Option("--onnx", help="Add encoder and decoder as ONNX files. Needs the extra `onnx`."),
     ] = False,
     push: Annotated[
-        str | None,
-        typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hub. Needs a login."),
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the Hub. Needs a login.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False,
     allow_code: AllowCode = False,
