@@ -28,6 +28,7 @@ app = typer.Typer()
 
 
 @app.command(
+    "evaluate",
     epilog=examples(
         "ldmae evaluate runs/emoji",
         "ldmae evaluate pretrained:emoji",
@@ -36,9 +37,9 @@ app = typer.Typer()
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
         "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
         "ldmae evaluate runs/emoji --only my_metric:Sharpness",
-    )
+    ),
 )
-def evaluate(
+def _evaluate(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
     only: Annotated[
@@ -77,7 +78,7 @@ def evaluate(
 
 
 @app.command(
-    name="evaluate-samples",
+    "evaluate-samples",
     epilog=examples(
         "ldmae evaluate-samples runs/emoji evaluation.samples=5000",
         "ldmae evaluate-samples FOLDER data=PATH image_size=256 evaluation.features=inception",
@@ -85,7 +86,7 @@ def evaluate(
         "ldmae evaluate-samples runs/emoji --npz samples.npz",
     ),
 )
-def evaluate_samples(
+def _evaluate_samples(
     source: Annotated[
         str,
         typer.Argument(
@@ -117,14 +118,15 @@ def evaluate_samples(
 
 
 @app.command(
+    "compare",
     epilog=examples(
         "ldmae compare compare-photos --dry-run",
         "ldmae compare compare-photos",
         "ldmae compare compare-photos --only vmae --only sd-vae --seed 0",
         "ldmae compare compare-photos data=PATH --out runs/mine",
-    )
+    ),
 )
-def compare(
+def _compare(
     preset: Preset,
     overrides: Overrides = None,
     only: Annotated[

@@ -15,13 +15,14 @@ app = typer.Typer()
 
 
 @app.command(
+    "publish",
     epilog=examples(
         'ldmae publish runs/emoji my-emoji --licence apache-2.0 --data "Twemoji, CC-BY 4.0"',
         "ldmae publish runs/emoji my-vmae --licence apache-2.0 --autoencoder --onnx",
         "ldmae publish runs/emoji my-emoji --licence apache-2.0 --push OWNER/NAME",
-    )
+    ),
 )
-def publish(
+def _publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     folder: Annotated[Path, typer.Argument(help="A new folder, in diffusers' format.")],
     licence: Annotated[
@@ -63,8 +64,7 @@ def publish(
     if private and push is None:
         raise UserError("--private goes with --push OWNER/NAME; omit it")
     open_runs()
-    from ldmae.run.publish import Publication
-    from ldmae.run.publish import publish as publish_run
+    from ldmae.run.publish import Publication, publish
 
     if main_process():
         how = Publication(
@@ -78,5 +78,5 @@ def publish(
             private=private,
             allow_code=allow_code,
         )
-        address = publish_run(run, folder, how)
+        address = publish(run, folder, how)
         say(f"model card: {folder / 'README.md'}" + (f"\nuploaded:   {address}" if address else ""))
