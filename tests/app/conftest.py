@@ -56,6 +56,7 @@ def photo(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
 @contextlib.contextmanager
 def serving(bench: Workbench, uploads: Path) -> Iterator[tuple[str, Any]]:
     """Serves a page, which keeps what visitors send in a folder, and gives its address and the page."""
+    from ldmae.app.hosts import Hosts
     from ldmae.app.page import build_page, launch
     from ldmae.app.serve import _free_port
 
@@ -63,7 +64,8 @@ def serving(bench: Workbench, uploads: Path) -> Iterator[tuple[str, Any]]:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         page = build_page(bench)
         try:
-            (address,) = launch(page, bench, "127.0.0.1", _free_port("127.0.0.1", 0))
+            host = "127.0.0.1"
+            (address,) = launch(page, bench, host, _free_port(host, 0), Hosts(host))
             yield address, page
         finally:
             page.close(verbose=False)

@@ -2,7 +2,6 @@
 
 import io
 import re
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,18 +16,16 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from ldmae import LDMAEPipeline
-from ldmae.app.explorer import as_picture
 from ldmae.app.generate import read_settings
 from ldmae.app.lines import Visitor
 from ldmae.app.turns import Job
-from ldmae.app.uploads import MIB, Limits, squared
+from ldmae.app.uploads import MIB, Limits
 from ldmae.app.workbench import open_workbench
-from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.images.transforms import center_crop
 
 from ..pictures import encoded
 from .conftest import CLASSES, SIZE, photo, serving
-
-gradio = pytest.importorskip("gradio", reason="pip install gradio")
+from .test_lines import jobs
 
 LIMITS = Limits(bytes=MIB // 4, pixels=1_000_000)
 PATIENCE = 20_000
@@ -163,10 +160,6 @@ def wait_until(page: Page, true: Callable[[], bool], seconds: float = 20) -> Non
     while not true():
         assert time.monotonic() < end, "it did not come to pass"
         page.wait_for_timeout(50)
-
-
-def jobs() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "ldmae-job"]
 
 
 def bad(page: Page, key: str) -> Locator:
@@ -489,7 +482,7 @@ def test_an_image_that_was_forgotten_is_asked_for_again(page: Page, served: Simp
     tab(page, "Compare")
     drop(page, "compare-drop", "mine.png", encoded(photo(seed=8)))
     expect(page.locator("#compare-result img")).to_have_count(1)
-    picture = as_picture(to_uint8(squared(photo(seed=8), 48)))
+    picture = np.asarray(center_crop(photo(seed=8), 48))
     wait_until(page, lambda: np.array_equal(picture, shown(page, "compare-result", 0)))
     tab(page, "Autoencoder")
     expect(page.locator("#look-whole img")).to_have_count(3)

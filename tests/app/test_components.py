@@ -4,20 +4,19 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import gradio
 import pytest
 import torch
 from PIL import Image
 
-gradio = pytest.importorskip("gradio", reason="pip install gradio")
+from ldmae.app.components import _KEPT, _message_of, _picked, _uploaded, drop_zone, told
+from ldmae.app.generate import GenerationRequest
+from ldmae.app.generate_tab import _filled, _request_of, _values_of
+from ldmae.config.diffusion import SamplingConfig
+from ldmae.core.errors import UserError
 
-from ldmae.app.components import _KEPT, _message_of, _picked, _uploaded, drop_zone, told  # noqa: E402
-from ldmae.app.generate import GenerationRequest  # noqa: E402
-from ldmae.app.generate_tab import _filled, _request_of, _values_of  # noqa: E402 - where there is Gradio
-from ldmae.config.diffusion import SamplingConfig  # noqa: E402
-from ldmae.core.errors import UserError  # noqa: E402
-
-from ..pictures import encoded  # noqa: E402
-from .conftest import photo  # noqa: E402
+from ..pictures import encoded
+from .conftest import photo
 
 
 def test_a_mistake_is_told_in_full():

@@ -9,18 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
-gradio = pytest.importorskip("gradio", reason="pip install gradio")
-httpx = pytest.importorskip("httpx")
+from ldmae.app import gatekeeper
+from ldmae.app.gatekeeper import _MOST_AT_ONCE, _MOST_FROM_ONE, _OPEN, Gatekeeper, _open_route
+from ldmae.app.hosts import Hosts
+from ldmae.app.lines import Audience
+from ldmae.app.uploads import KEPT_FOR, Limits
 
-from ldmae.app import gatekeeper  # noqa: E402 - where there is Gradio
-from ldmae.app.gatekeeper import _MOST_AT_ONCE, _MOST_FROM_ONE, _OPEN, Gatekeeper, _open_route  # noqa: E402
-from ldmae.app.hosts import Hosts  # noqa: E402
-from ldmae.app.lines import Audience  # noqa: E402
-from ldmae.app.uploads import KEPT_FOR, Limits  # noqa: E402
-
-from .conftest import serving  # noqa: E402
+from .conftest import serving
 
 SECONDS = 20
 CLOSED = {

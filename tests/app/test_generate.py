@@ -194,6 +194,8 @@ def png(settings: object = None, key: str = _KEY) -> bytes:
     return encoded(Image.new("RGB", (4, 4)), pnginfo=text)
 
 
+FRAMES = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
+ANIMATION = encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:])
 GOOD = {
     "class": "hearts",
     "label": 1,
@@ -215,16 +217,13 @@ GOOD = {
         (png(GOOD, "parameters"), "has no ldmae settings"),
         (png("{not json"), "not a PNG with ldmae settings"),
         (png([1, 2]), "has no ldmae settings"),
+        (encoded(Image.new("RGB", (4, 4)), "JPEG"), "not a PNG with ldmae settings"),
+        (ANIMATION, "has no ldmae settings"),  # whose frames are not gone through
     ],
 )
 def test_a_file_without_settings_is_told(content, message):
     with pytest.raises(UserError, match=message):
         read_settings(content)
-
-
-def test_another_format_is_no_png():
-    with pytest.raises(UserError, match="not a PNG with ldmae settings"):
-        read_settings(encoded(Image.new("RGB", (4, 4)), "JPEG"))
 
 
 @pytest.mark.parametrize(
@@ -305,12 +304,6 @@ def test_of_large_pictures_and_by_large_models_fewer_are_made_at_once():
     check_request(request(count=3, seed=SEEDS - 3), 3, _MOST_PICTURES)
     with pytest.raises(UserError, match="images must be from 1 to 16"):
         check_request(request(count=17), 3, 16)
-
-
-def test_the_frames_of_an_animation_are_not_gone_through_for_settings():
-    frames = [Image.new("L", (16, 16), 40 * k) for k in range(4)]
-    with pytest.raises(UserError, match="has no ldmae settings"):
-        read_settings(encoded(frames[0], save_all=True, append_images=frames[1:]))
 
 
 def test_all_classes_are_those_that_were_trained():

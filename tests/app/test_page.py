@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -10,20 +11,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from ldmae.app import markup
 from ldmae.app.generate import generate, request_from
-from ldmae.app.page import _page_theme
+from ldmae.app.page import _page_theme, build_page
 from ldmae.app.workbench import open_workbench
 
 from ..tiny import tiny_pipeline as random_pipeline
 from ..tiny import tiny_transformer
 from .conftest import serving, tiny_pipeline, tiny_vae
 
-gradio = pytest.importorskip("gradio", reason="pip install gradio")
-
 
 def built(bench) -> dict:
     """Returns the properties of the page's components, by label or by id."""
-    from ldmae.app.page import build_page
-
     page = build_page(bench)
     found = {}
     for component in page.get_config_file()["components"]:
@@ -102,16 +99,12 @@ def test_images_of_another_model_are_not_shown_as_its_own(bench):
 
 
 def test_nothing_can_be_called_but_through_the_page(bench):
-    from ldmae.app.page import build_page
-
     page = build_page(bench)
     assert page.get_api_info()["named_endpoints"] == {}
     assert all(each["api_visibility"] == "private" for each in page.get_config_file()["dependencies"])
 
 
 def test_one_request_sends_no_more_than_one_upload(bench, tmp_path):
-    import httpx
-
     small = replace(bench, limits=replace(bench.limits, bytes=100_000))
     with serving(small, tmp_path) as (address, _):
         url = f"{address}gradio_api/upload"

@@ -8,7 +8,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -120,7 +119,8 @@ def test_the_command_serves_until_it_is_told_to_end(server, folders, tmp_path):
         assert b"LDMAE" in text
         assert b"Only one autoencoder is available" in text
         for hidden in ("monitoring", "gradio_api/info", "gradio_api/runs"):
-            _refuses_or_is_empty(f"{address}{hidden}")
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"{address}{hidden}", timeout=20)
         (private,) = tmp_path.glob("ldmae-app-*")
         assert private.stat().st_mode & 0o077 == 0
     finally:
@@ -128,16 +128,3 @@ def test_the_command_serves_until_it_is_told_to_end(server, folders, tmp_path):
         code = started.wait(30)
     assert code in (0, 130)
     assert list(tmp_path.glob("ldmae-app-*")) == []
-
-
-def _refuses_or_is_empty(address: str) -> None:
-    try:
-        with urllib.request.urlopen(address, timeout=20) as answer:
-            text = answer.read().decode()
-    except urllib.error.HTTPError:
-        return
-    assert '"named_endpoints":{}' in text.replace(" ", ""), f"{address}: {text[:300]}"
-
-
-def test_the_page_needs_no_file_beside_the_package():
-    assert (Path(importlib.util.find_spec("ldmae.app").submodule_search_locations[0]) / "style.css").is_file()

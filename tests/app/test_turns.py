@@ -20,10 +20,6 @@ def wait_until(true: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.005)
 
 
-def waiting(turns: Turns) -> int:
-    return len(turns.line)
-
-
 def test_turns_are_given_in_the_order_in_which_they_were_asked_for():
     turns, order = Turns(), []
     with Job(turns):
@@ -35,7 +31,7 @@ def test_turns_are_given_in_the_order_in_which_they_were_asked_for():
                     order.append(k)
 
             threads.append(in_thread(work))
-            wait_until(lambda k=k: waiting(turns) == k + 2)
+            wait_until(lambda k=k: len(turns.line) == k + 2)
         assert order == []
     for thread in threads:
         thread.join(5)
@@ -62,7 +58,7 @@ def test_never_do_two_compute_at_once():
 
 
 def test_a_long_job_lets_a_short_one_in_between_two_of_its_steps():
-    turns, order, ready = Turns(), [], threading.Event()
+    turns, order = Turns(), []
 
     def short() -> None:
         with Job(turns):
@@ -72,12 +68,11 @@ def test_a_long_job_lets_a_short_one_in_between_two_of_its_steps():
         order.append("step 1")
         turn.hand_on()  # nobody waits: goes on at once
         thread = in_thread(short)
-        wait_until(lambda: waiting(turns) == 2)
+        wait_until(lambda: len(turns.line) == 2)
         order.append("step 2")
         turn.hand_on()
         order.append("step 3")
     thread.join(5)
-    ready.set()
     assert order == ["step 1", "step 2", "short", "step 3"]
 
 
@@ -85,4 +80,4 @@ def test_a_failed_turn_is_given_back():
     turns = Turns()
     with pytest.raises(ZeroDivisionError), Job(turns):
         _ = 1 / 0
-    assert waiting(turns) == 0
+    assert not turns.line

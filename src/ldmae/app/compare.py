@@ -22,12 +22,13 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from ldmae.app.explorer import as_picture, metrics_of
+from ldmae.app.explorer import metrics_of
 from ldmae.app.uploads import squared
 from ldmae.core.autoencoding import decode, encode_moments, setting, size_multiple
 from ldmae.core.errors import UserError, check_range, nearest
 from ldmae.evaluation.efficiency import count_parameters, seconds_of
-from ldmae.evaluation.reconstruction import as_saved, to_uint8
+from ldmae.evaluation.reconstruction import hwc
+from ldmae.images.transforms import center_crop
 from ldmae.loading import is_shipped, load_autoencoder, may_be_hub_name
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.report.formatting import format_count
@@ -74,7 +75,7 @@ class Compared:
     metrics: dict[str, float] = field(default_factory=dict)
     """`PSNR` in dB, and the perceptual distance under its label."""
     parameters: int = 0
-    """Trainable ones."""
+    """Without buffers."""
     latents: tuple[int, ...] = ()
     """(C, h, w)."""
     side: int = 0
@@ -257,15 +258,14 @@ def _measured(
         raise UserError(f"it can't take this image at {side} × {side} pixels; choose another size") from error
     if restored.shape[1] != images.shape[1]:
         raise UserError(f"it decodes to {restored.shape[1]} channels, and this page compares RGB images")
-    decoded = Image.fromarray(as_picture(as_saved(restored.cpu(), "a decoded image")))
+    decoded = Image.fromarray(hwc(restored)[0])
     picture = np.array(decoded.resize((size, size), Image.Resampling.BICUBIC))
-    original = squared(image, size)
-    saved = torch.tensor(picture).permute(2, 0, 1)[None]
+    original = np.array(center_crop(image, size))
     return Compared(
         name,
         picture=picture,
-        difference=difference(as_picture(to_uint8(original)), picture, STRENGTH),
-        metrics=metrics_of(to_uint8(original), saved, perceptual),
+        difference=difference(original, picture, STRENGTH),
+        metrics=metrics_of(original, picture, perceptual),
         parameters=sum(parameter.numel() for parameter in autoencoder.parameters()),
         latents=tuple(latents.shape[1:]),
         side=side,
@@ -283,12 +283,12 @@ def timed(
     between: Callable[[], None] = lambda: None,
 ) -> list[Compared]:
     """Times what was measured in turn, and lets the autoencoders go; `between` as in `measure`."""
-    taken: dict[tuple[int, str], list[float]] = {}
+    taken: list[dict[str, list[float]]] = [{kind: [] for kind in one.works} for one in done]
     began = time.monotonic()
     for number in range(_ROUNDS):
-        for place, one in enumerate(done):
+        for one, times in zip(done, taken, strict=True):
             for kind, work in one.works.items():
-                taken.setdefault((place, kind), []).append(seconds_of(work, device))
+                times[kind].append(seconds_of(work, device))
                 between()
         if number + 1 >= _FEWEST_ROUNDS and time.monotonic() - began > _LONG:
             break
@@ -298,9 +298,8 @@ def timed(
             works={},
             timings={
                 kind: _Duration(median(seconds), max(seconds) - min(seconds))
-                for kind in one.works
-                for seconds in [taken[place, kind]]
+                for kind, seconds in times.items()
             },
         )
-        for place, one in enumerate(done)
+        for one, times in zip(done, taken, strict=True)
     ]

@@ -26,14 +26,12 @@ from ldmae.app.components import (
     visitor_of,
     work_columns,
 )
-from ldmae.app.explorer import as_picture
 from ldmae.app.lines import Waiting, followed
 from ldmae.app.markup import Card
 from ldmae.app.turns import Job
-from ldmae.app.uploads import squared
 from ldmae.app.workbench import Workbench, runs_nearby, short_name
 from ldmae.core.errors import UserError
-from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.images.transforms import center_crop
 from ldmae.report.formatting import format_count
 
 _EMPTY = "Press Compare to encode and decode this image with each autoencoder."
@@ -139,7 +137,7 @@ def _chosen(image: Image.Image, size: int) -> str:
 
 
 def _original(image: Image.Image, size: int) -> Card:
-    return Card(as_picture(to_uint8(squared(image, size))), "Original", [f"{size} × {size} pixels"])
+    return Card(center_crop(image, size), "Original", [f"{size} × {size} pixels"])
 
 
 def _compared(

@@ -21,8 +21,9 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import encode_moments, placement, reconstruct, require_finite
 from ldmae.core.errors import UserError, check_range
 from ldmae.evaluation.components import Components, fit_components
+from ldmae.evaluation.groupings import enlarged
 from ldmae.evaluation.interpolation import interpolated_decodings
-from ldmae.evaluation.reconstruction import as_saved, pair_values, to_uint8
+from ldmae.evaluation.reconstruction import hwc, pair_values
 from ldmae.evaluation.smoothness import noisy_decodings
 from ldmae.perception.lpips import PerceptualDistance
 from ldmae.perception.names import SMALLEST
@@ -158,9 +159,8 @@ class AutoencoderExplorer:
         images = self.autoencoder.decode(z, visible_indices=visible, grid=(h, w)).sample.float()
         require_finite(images, f"{name}.decode", dtype)
         images = images.clamp(-1, 1)
-        seen = visible_mask(visible, h * w).view(h, w).cpu().numpy()
-        patch = self.size // h
-        window = seen.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]  # (S, S, 1)
+        seen = visible_mask(visible, h * w).view(1, h, w, 1).cpu().numpy()
+        window = enlarged(seen, (self.size, self.size))[0]  # (S, S, 1)
         return np.where(window, latent.picture, np.uint8(_GREY)), self._seen(latent, images)
 
     def between(self, first: Latent, second: Latent, fractions: Sequence[float]) -> list[np.ndarray]:
@@ -174,11 +174,11 @@ class AutoencoderExplorer:
         device, _ = placement(self.autoencoder)
         ends = first.mean.to(device), second.mean.to(device)
         decoded = interpolated_decodings(self.autoencoder, *ends, fractions)
-        return [as_picture(as_saved(images, "an image between")) for _, images in decoded]
+        return [hwc(images)[0] for _, images in decoded]
 
     def _seen(self, latent: Latent, images: Tensor) -> Seen:
-        saved = as_saved(images.cpu(), "a decoded image")
-        return Seen(as_picture(saved), metrics_of(to_uint8(latent.image), saved, self.perceptual))
+        picture = hwc(images)[0]
+        return Seen(picture, metrics_of(latent.picture, picture, self.perceptual))
 
 
 @dataclass(frozen=True)
@@ -193,20 +193,16 @@ class Latent:
     @property
     def picture(self) -> np.ndarray:
         """The image as (S, S, 3) uint8."""
-        return as_picture(to_uint8(self.image))
+        return hwc(self.image)[0]
 
 
 @torch.no_grad()
-def metrics_of(x: Tensor, y: Tensor, perceptual: PerceptualDistance) -> dict[str, float]:
-    """Returns PSNR in dB and the perceptual distance (on the CPU) of two uint8 images (1, 3, H, W).
+def metrics_of(first: np.ndarray, second: np.ndarray, perceptual: PerceptualDistance) -> dict[str, float]:
+    """Returns PSNR in dB and the perceptual distance (on the CPU) of two pictures (H, W, 3) uint8.
 
     The perceptual distance is left out where the images are smaller than its network can take.
     """
+    x, y = (torch.tensor(picture).permute(2, 0, 1)[None] for picture in (first, second))  # (1, 3, H, W)
     fits = min(x.shape[-2:]) >= SMALLEST[perceptual.name]
-    pairs = pair_values(x.cpu(), y.cpu(), ("PSNR",), perceptual if fits else None)
+    pairs = pair_values(x, y, ("PSNR",), perceptual if fits else None)
     return {name: values[0] for name, values in pairs.items()}
-
-
-def as_picture(images: Tensor) -> np.ndarray:
-    """Returns the first of uint8 images (B, 3, H, W) as (H, W, 3)."""
-    return images[0].permute(1, 2, 0).cpu().numpy()

@@ -26,7 +26,7 @@ from ldmae.core.errors import UserError, check_range, nearest
 from ldmae.core.random import generator
 from ldmae.diffusion.pipeline_ldmae import IMAGES_DECODED_AT_ONCE, LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations, solver_class
-from ldmae.evaluation.reconstruction import to_uint8
+from ldmae.evaluation.reconstruction import hwc
 from ldmae.run.sampling import known_classes
 
 _MOST_PICTURES, MOST_STEPS, SEEDS = 64, 250, 2**31
@@ -201,7 +201,7 @@ def generate(
     ).images  # type: ignore[union-attr]
     pictures = []
     for piece in latents.split(IMAGES_DECODED_AT_ONCE):
-        pictures += list(_pixels(own.decode_latents(piece)))
+        pictures += list(hwc(own.decode_latents(piece)))
         report(news(own.num_timesteps, own.num_timesteps))
     return [
         Generated(
@@ -247,14 +247,10 @@ class _Preview:
         if before is None or taken <= 0 or now < self._due:
             return None
         ahead = latents + float(sigmas[step + 1]) * (latents - before) / taken
-        pictures = _pixels(self._pipeline.decode_latents(ahead))
+        pictures = hwc(self._pipeline.decode_latents(ahead))
         cost = time.perf_counter() - now
         self._due = now + max(0.2, cost / _PREVIEW_SHARE)
         return pictures
-
-
-def _pixels(images: Tensor) -> np.ndarray:
-    return to_uint8(images).permute(0, 2, 3, 1).numpy()
 
 
 # ---- settings that travel with a picture

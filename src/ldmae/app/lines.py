@@ -144,12 +144,11 @@ class Line:
     def _ordered(self) -> list[_Place]:
         """Returns the waiting requests in the order in which they will start."""
         before = Counter(each.visitor.address for each in self._running)
-        rounds = []
+        rounds = {}
         for each in self._waiting:
-            rounds.append(before[each.visitor.address])
+            rounds[each] = before[each.visitor.address]
             before[each.visitor.address] += 1
-        order = sorted(range(len(rounds)), key=lambda k: (rounds[k], k))
-        return [self._waiting[k] for k in order]
+        return sorted(self._waiting, key=rounds.__getitem__)  # which keeps the order of equals
 
     def _advance(self) -> None:
         with self._lock:

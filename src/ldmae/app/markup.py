@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Card:
     """(H, W, 3) uint8, or RGB."""
     title: str
     lines: Sequence[str] = ()
-    rows: Sequence[tuple[str, str, bool]] = field(default_factory=tuple)
+    rows: Sequence[tuple[str, str, bool]] = ()
     """A small table below: name, value, and whether it is the best of its kind."""
     below: np.ndarray | None = None
     """A second picture, below the first."""
@@ -79,7 +79,7 @@ def _file_stem(title: str) -> str:
     return "-".join(["ldmae", *re.findall(r"[\w.]+", title)])[:60]
 
 
-def cards(items: Sequence[Card | str], label: str = "") -> str:
+def cards(items: Sequence[Card | str], label: str) -> str:
     """Returns cards beside each other; texts among them are pieces of HTML already."""
     return _pieces.group([item if isinstance(item, str) else _card(item) for item in items], label)
 

@@ -103,9 +103,9 @@ def launch(
     bench: Workbench,
     host: str,
     port: int,
+    hosts: Hosts,
     share: bool = False,
     open_browser: bool = False,
-    hosts: Hosts | None = None,
 ) -> list[str]:
     """Serves the page from threads of its own, and returns its addresses.
 
@@ -115,7 +115,6 @@ def launch(
     Raises:
         UserError: the page could not be served.
     """
-    hosts = hosts or Hosts(host)
     keeper = Middleware(
         Gatekeeper,
         page=page,

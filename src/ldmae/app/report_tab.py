@@ -56,7 +56,7 @@ def _read_card(pipeline_folder: Path) -> str | None:
     """Returns the Markdown of a model's card, without the metadata at its head, or None where it has none.
 
     Its pictures that lie in the folder come with it; of others the description stays. (Where one is written
-    in some other way, browsers do not fetch it: `uploads.ONLY_FROM_HERE`.)
+    in some other way, browsers do not fetch it: `gatekeeper._ONLY_FROM_HERE`.)
     """
     text = _text(pipeline_folder / "README.md")
     if text is None:

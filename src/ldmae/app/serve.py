@@ -6,7 +6,6 @@ import contextlib
 import errno
 import math
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -59,12 +58,11 @@ def serve(
     limits = Limits(bytes=int(largest), pixels=int(pixels))
     hosts = Hosts(host, allowed_hosts)
     port = _free_port(host, port)
-    # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
-    folder = tempfile.mkdtemp(prefix="ldmae-app-")
-    os.environ["GRADIO_TEMP_DIR"] = folder
-    page = None
     say(f"opening {source} …")
-    try:
+    with contextlib.ExitStack() as stack:
+        # uploads and pictures go to a folder that only this user can read, and that does not outlive the page
+        folder = tempfile.TemporaryDirectory(prefix="ldmae-app-", ignore_cleanup_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(folder)
         from diffusers.utils.logging import disable_progress_bar
 
         from ldmae.app.page import build_page, launch
@@ -82,14 +80,11 @@ def serve(
             limits=limits,
         )
         page = build_page(bench)
-        for address in launch(page, bench, host, port, share, open_browser, hosts):
+        stack.callback(page.close, verbose=False)
+        for address in launch(page, bench, host, port, hosts, share, open_browser):
             say(f"web app: {address}")
         say("Press Ctrl+C to stop")
         _wait_for_interrupt()
-    finally:
-        if page is not None:
-            page.close(verbose=False)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _may_name_sources(host: str, share: bool) -> bool:

@@ -47,6 +47,8 @@ class Workbench:
 
     source: str
     """As the owner named it; never shown to visitors from elsewhere, as it may be a path."""
+    run_folder: Path | None
+    """The run that the model is of, or None."""
     pipeline: LDMAEPipeline
     """On its device, in evaluation mode."""
     class_names: list[str]
@@ -63,13 +65,13 @@ class Workbench:
     """On the CPU."""
     explorer: AutoencoderExplorer
     """The pipeline's autoencoder."""
-    offered: dict[str, str] = field(default_factory=dict)
+    offered: dict[str, str]
     """Other autoencoders that the owner offers for comparing: what the page calls them, and their sources."""
-    compared_sizes: list[int] = field(default_factory=list)
+    compared_sizes: list[int]
     """Pixels along a side that images are compared at: what all offered autoencoders take."""
-    may_name: bool = False
+    may_name: bool
     """Whether visitors may name further folders and Hub names; see `serve._may_name_sources`."""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits
     audience: Audience = field(default_factory=Audience)
     """Who listens to the server's answers."""
 
@@ -94,11 +96,6 @@ class Workbench:
     def name(self) -> str:
         """What the page calls the model: the last part of its path or name."""
         return short_name(self.source)
-
-    @property
-    def run_folder(self) -> Path | None:
-        """The run that the model is of, or None."""
-        return Path(self.source) if is_run_folder(self.source) else None
 
     @property
     def choices(self) -> list[str]:
@@ -212,6 +209,7 @@ def open_workbench(
     fits = [Fit.of(pipeline.vae), *(Fit.of(_load(other)) for other in offered)]
     return Workbench(
         source=source,
+        run_folder=run,
         pipeline=pipeline,
         class_names=names,
         defaults=_defaults(pipeline) if settings is None else settings.sampling,

@@ -28,6 +28,7 @@ app = typer.Typer()
 
 
 @app.command(
+    "evaluate",
     epilog=examples(
         "ldmae evaluate runs/emoji",
         "ldmae evaluate pretrained:emoji",
@@ -36,15 +37,14 @@ app = typer.Typer()
         "ldmae evaluate OWNER/NAME data=PATH image_size=256 evaluation.perceptual=lpips-vgg",
         "ldmae evaluate my_package.models:MyAutoencoder data=PATH image_size=128 --only smoothness",
         "ldmae evaluate runs/emoji --only my_metric:Sharpness",
-    )
+    ),
 )
-def evaluate(
+def _evaluate(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only",
             metavar="NAME",
             help="May be repeated: reconstruction, smoothness, interpolation, ifid, compression, "
             "probe, components, efficiency; for a run or a shipped model also generation; your own as "
@@ -52,8 +52,7 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Output folder. Default: results/NAME, or the run itself."),
+        Path | None, typer.Option(help="Output folder. Default: results/NAME, or the run itself.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -79,7 +78,7 @@ def evaluate(
 
 
 @app.command(
-    name="evaluate-samples",
+    "evaluate-samples",
     epilog=examples(
         "ldmae evaluate-samples runs/emoji evaluation.samples=5000",
         "ldmae evaluate-samples FOLDER data=PATH image_size=256 evaluation.features=inception",
@@ -87,7 +86,7 @@ def evaluate(
         "ldmae evaluate-samples runs/emoji --npz samples.npz",
     ),
 )
-def evaluate_samples(
+def _evaluate_samples(
     source: Annotated[
         str,
         typer.Argument(
@@ -103,9 +102,7 @@ def evaluate_samples(
     npz: Annotated[
         Path | None, typer.Option(help="Also write the generated images to this file, for ADM's evaluator.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder. Default: results/NAME-samples.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: results/NAME-samples.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Evaluate generated images: FID, sFID, IS, precision and recall as in ADM's evaluator, KID and MIND.
@@ -121,35 +118,31 @@ def evaluate_samples(
 
 
 @app.command(
+    "compare",
     epilog=examples(
         "ldmae compare compare-photos --dry-run",
         "ldmae compare compare-photos",
         "ldmae compare compare-photos --only vmae --only sd-vae --seed 0",
         "ldmae compare compare-photos data=PATH --out runs/mine",
-    )
+    ),
 )
-def compare(
+def _compare(
     preset: Preset,
     overrides: Overrides = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only",
             metavar="NAME",
             help="What to compare; may be repeated: ae, dae, vae, sd-vae, vmae, or a name of "
             "comparison.ablation. Default: all that the preset names.",
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="A seed of the preset; may be repeated. Default: all."),
+        list[int] | None, typer.Option(help="A seed of the preset; may be repeated. Default: all.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs. Default: runs/PRESET.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/PRESET.")] = None,
     results: Annotated[
-        Path | None,
-        typer.Option("--results", help="Folder of metrics, images and the report. Default: OUT/results."),
+        Path | None, typer.Option(help="Folder of metrics, images and the report. Default: OUT/results.")
     ] = None,
     restart: Restart = None,
     dry_run: Annotated[

@@ -30,10 +30,10 @@ app = typer.Typer(help="Train a part of an existing model on your images.", no_a
         "ldmae finetune decoder runs/quick data=PATH autoencoder.decoder.training.steps=500",
     ),
 )
-def decoder(
+def _decoder(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME-decoder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-decoder.")] = None,
     restart: Restart = None,
     dry_run: DryRun = False,
 ) -> None:

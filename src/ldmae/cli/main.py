@@ -40,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_RunOut = Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/PRESET.")]
+_PipelineSource = Annotated[
+    str, typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME.")
+]
+_RunOut = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")]
 _train_app = typer.Typer(
     help="Train the autoencoder or the diffusion model in a run folder.", no_args_is_help=True
 )
@@ -58,7 +61,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -67,14 +70,15 @@ def main(
 
 
 @app.command(
+    "run",
     epilog=examples(
         "ldmae run emoji",
         "ldmae run quick data=PATH",
         "ldmae run imagenet-256 data=TRAIN data.val=VAL --dry-run",
         "ldmae run emoji diffusion.training.steps=5000 --out runs/longer",
-    )
+    ),
 )
-def run(
+def _run(
     preset: Preset,
     overrides: Overrides = None,
     out: _RunOut = None,
@@ -96,7 +100,7 @@ def run(
 
 
 @_train_app.command("autoencoder", epilog=examples("ldmae train autoencoder emoji"))
-def train_autoencoder(
+def _train_autoencoder(
     preset: Preset, overrides: Overrides = None, out: _RunOut = None, restart: Restart = None
 ) -> None:
     """Train the autoencoder: masked pre-training, then decoder tuning."""
@@ -110,7 +114,7 @@ def train_autoencoder(
     "diffusion",
     epilog=examples("ldmae train diffusion emoji diffusion.training.steps=5000 --restart diffusion"),
 )
-def train_diffusion(
+def _train_diffusion(
     preset: Preset, overrides: Overrides = None, out: _RunOut = None, restart: Restart = None
 ) -> None:
     """Train the diffusion model on the latents of the run folder."""
@@ -121,17 +125,18 @@ def train_diffusion(
 
 
 @app.command(
+    "encode",
     epilog=examples(
         "ldmae encode runs/emoji",
         "ldmae encode official:vmaef8d16.pth data=PATH --out latents",
         "ldmae encode OWNER/NAME data=PATH image_size=256 latents.flip=false --out latents",
-    )
+    ),
 )
-def encode(
+def _encode(
     source: AutoencoderSource,
     overrides: DataOverrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder for the shards; required with data=PATH.")
+        Path | None, typer.Option(help="Output folder for the shards; required with data=PATH.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -155,18 +160,16 @@ def encode(
 
 
 @app.command(
+    "sample",
     epilog=examples(
         "ldmae sample runs/emoji",
         "ldmae sample pretrained:emoji-three --class animals",
         "ldmae sample runs/emoji --class clocks --class flags --count 16 --guidance 4",
         "ldmae sample FOLDER --steps 100 --solver heun --out images",
-    )
+    ),
 )
-def sample(
-    source: Annotated[
-        str,
-        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
-    ],
+def _sample(
+    source: _PipelineSource,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Class name or number; may be repeated. Default: all."),
@@ -188,7 +191,7 @@ def sample(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder. Default: RUN/samples-NUMBER, or ./samples.")
+        Path | None, typer.Option(help="Output folder. Default: RUN/samples-NUMBER, or ./samples.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -224,8 +227,8 @@ def sample(
         say(f"samples: {grid}")
 
 
-@app.command(epilog=examples("ldmae report runs/emoji"))
-def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or in progress.")]) -> None:
+@app.command("report", epilog=examples("ldmae report runs/emoji"))
+def _report(run: Annotated[Path, typer.Argument(help="A run folder, finished or in progress.")]) -> None:
     """Write report.html again from the files of a run folder."""
     runs = open_runs()
     runs.check_run_folder(run)
@@ -234,13 +237,14 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or i
 
 
 @app.command(
+    "convert",
     epilog=examples(
         "ldmae convert vmaef8d16.pth vmae --latents-stats latents_stats.pt",
         "ldmae convert lightningdit.pt transformer --num-classes 1000",
         "ldmae convert runs/emoji/autoencoder vmae.pth --to-official",
-    )
+    ),
 )
-def convert(
+def _convert(
     source: Annotated[
         Path, typer.Argument(help="An official .pth or .pt file, or a diffusers folder with --to-official.")
     ],
@@ -298,8 +302,8 @@ def convert(
     say(f"{type(model).__name__}, {count / 1e6:.2f} M parameters: {out}")
 
 
-@app.command()
-def presets() -> None:
+@app.command("presets")
+def _presets() -> None:
     """List the presets, cheapest first."""
     from ldmae.config import preset_names, preset_text
 
@@ -308,8 +312,8 @@ def presets() -> None:
         typer.echo(f"{name:<{max(map(len, names))}}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
 
 
-@app.command(epilog=examples("ldmae schema > ldmae.schema.json"))
-def schema() -> None:
+@app.command("schema", epilog=examples("ldmae schema > ldmae.schema.json"))
+def _schema() -> None:
     """Print the JSON schema of the settings, with which an editor completes and checks a YAML file."""
     import json
 
@@ -327,10 +331,7 @@ def schema() -> None:
     ),
 )
 def _open_page(
-    source: Annotated[
-        str,
-        typer.Argument(help="A run folder, a pipeline's diffusers folder or Hub name, or pretrained:NAME."),
-    ] = "pretrained:emoji-three",
+    source: _PipelineSource = "pretrained:emoji-three",
     host: Annotated[
         str,
         typer.Option(
@@ -345,7 +346,6 @@ def _open_page(
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            "--compare",
             metavar="AUTOENCODER",
             help="An autoencoder to offer for comparison; may be repeated. Visitors from other machines can "
             "choose only among these.",
@@ -362,7 +362,6 @@ def _open_page(
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allowed-host",
             metavar="NAME",
             help="Another host name that the app answers to, such as a reverse proxy's; may be repeated.",
         ),

@@ -27,7 +27,6 @@ Overrides = Annotated[
 Restart = Annotated[
     str | None,
     typer.Option(
-        "--restart",
         metavar="STAGE",
         help="Run this stage again, and those that depend on it where its result changes theirs: "
         "autoencoder.pretraining, autoencoder.tuning, autoencoder.baseline, autoencoder.decoder, latents, "

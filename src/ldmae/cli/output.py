@@ -29,14 +29,11 @@ def run_app(application: Callable[..., Any]) -> int:
     try:
         application()
     except UserError as error:
-        _print_error(f"[bold red]error:[/] {_escaped(error)}")
-        return 2
+        return _refused(str(error))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        told = UserError(f"a name is too long for the file system: {str(error.filename)[:100]}…")
-        _print_error(f"[bold red]error:[/] {_escaped(told)}")
-        return 2
+        return _refused(f"a name is too long for the file system: {str(error.filename)[:100]}…")
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success
@@ -45,10 +42,11 @@ def run_app(application: Callable[..., Any]) -> int:
     return 0
 
 
-def _escaped(error: UserError) -> str:
+def _refused(message: str) -> int:
     from rich.markup import escape
 
-    return escape(str(error))
+    _print_error(f"[bold red]error:[/] {escape(message)}")
+    return 2
 
 
 def _interrupted() -> int:

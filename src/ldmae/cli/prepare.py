@@ -27,7 +27,7 @@ _Given = Annotated[
         "ldmae prepare emoji-sets emoji-sets", "ldmae prepare emoji-sets emoji-sets --from FOLDER"
     ),
 )
-def emoji_sets(
+def _emoji_sets(
     folder: _Folder,
     size: _Size = 64,
     held_out: _HeldOut = 0.15,
@@ -68,7 +68,7 @@ def _say_counts(folder: Path, counts: dict[str, dict[str, dict[str, int]]]) -> N
         "ldmae prepare wallpapers wallpapers", "ldmae prepare wallpapers wallpapers --from FOLDER"
     ),
 )
-def wallpapers(folder: _Folder, size: _Size = 64, held_out: _HeldOut = 0.2, given: _Given = None) -> None:
+def _wallpapers(folder: _Folder, size: _Size = 64, held_out: _HeldOut = 0.2, given: _Given = None) -> None:
     """Crops of the photographs in Debian's wallpaper packages, by subject; some are share-alike.
 
     All crops of a photograph are on one side of the split. It downloads 168 MB.

@@ -15,30 +15,27 @@ app = typer.Typer()
 
 
 @app.command(
+    "publish",
     epilog=examples(
         'ldmae publish runs/emoji my-emoji --licence apache-2.0 --data "Twemoji, CC-BY 4.0"',
         "ldmae publish runs/emoji my-vmae --licence apache-2.0 --autoencoder --onnx",
         "ldmae publish runs/emoji my-emoji --licence apache-2.0 --push OWNER/NAME",
-    )
+    ),
 )
-def publish(
+def _publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     folder: Annotated[Path, typer.Argument(help="A new folder, in diffusers' format.")],
     licence: Annotated[
         str | None,
-        typer.Option(
-            "--licence", help="Licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other, …"
-        ),
+        typer.Option(help="Licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other, …"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="What the card calls the training data. Default: the run's name for it."),
+        typer.Option(help="What the card calls the training data. Default: the run's name for it."),
     ] = None,
     limits: Annotated[
         Path | None,
-        typer.Option(
-            "--limits", help="A text file with limits of the model for the card, a sentence a line."
-        ),
+        typer.Option(help="A text file with limits of the model for the card, a sentence a line."),
     ] = None,
     autoencoder: Annotated[
         bool, typer.Option("--autoencoder", help="Publish the autoencoder without the diffusion model.")
@@ -49,8 +46,7 @@ def publish(
         typer.Option("--onnx", help="Add encoder and decoder as ONNX files. Needs the extra `onnx`."),
     ] = False,
     push: Annotated[
-        str | None,
-        typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hub. Needs a login."),
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the Hub. Needs a login.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False,
     allow_code: AllowCode = False,
@@ -68,8 +64,7 @@ def publish(
     if private and push is None:
         raise UserError("--private goes with --push OWNER/NAME; omit it")
     open_runs()
-    from ldmae.run.publish import Publication
-    from ldmae.run.publish import publish as publish_run
+    from ldmae.run.publish import Publication, publish
 
     if main_process():
         how = Publication(
@@ -83,5 +78,5 @@ def publish(
             private=private,
             allow_code=allow_code,
         )
-        address = publish_run(run, folder, how)
+        address = publish(run, folder, how)
         say(f"model card: {folder / 'README.md'}" + (f"\nuploaded:   {address}" if address else ""))
