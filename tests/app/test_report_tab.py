@@ -17,6 +17,8 @@ def test_a_card_is_shown_without_its_metadata(tmp_path):
     assert _read_card(tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n\n# Model\n\n---\nmore")
     assert _read_card(tmp_path) == "# Model\n\n---\nmore"
+    (tmp_path / "README.md").write_text("\ufeff---\n---\n# Model\n\n---\nmore", encoding="utf-8")
+    assert _read_card(tmp_path) == "# Model\n\n---\nmore"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert _read_card(tmp_path) is None
 
@@ -29,7 +31,7 @@ def test_the_pictures_of_a_card_come_with_it_and_nothing_is_fetched(tmp_path):
     (tmp_path / "secret.png").write_bytes(content)
     (folder / "README.md").write_text(
         '![a grid](docs/grid.png "title") ![far](https://example.org/x.png) ![out](../secret.png) '
-        "![none](gone.png) ![text](README.md) <img src='https://example.org/y.png'>"
+        "![none](gone.png) ![text](README.md) ![null](a\0.png) <img src='https://example.org/y.png'>"
     )
     inside = "data:image/png;base64," + base64.b64encode(content).decode()
-    assert _read_card(folder) == f"![a grid]({inside}) *far* *out* *none* *text*"
+    assert _read_card(folder) == f"![a grid]({inside}) *far* *out* *none* *text* *null*"

@@ -137,9 +137,11 @@ def test_a_model_whose_data_is_known_is_shown_what_was_held_out_of_them(tmp_path
     assert {sample.name for sample in samples} <= set(held_out.classes)
 
 
-def test_a_damaged_file_of_held_out_images_is_passed_over(tmp_path):
+@pytest.mark.parametrize("originals", [None, np.array(5), np.zeros((9, 8, 8), np.uint8)])
+def test_a_damaged_file_of_held_out_images_is_passed_over(tmp_path, originals):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "reconstruction.npz").write_bytes(b"damaged")
+    path = tmp_path / "results" / "reconstruction.npz"
+    path.write_bytes(b"damaged") if originals is None else np.savez(path, originals=originals)
     samples, text = sample_images(tmp_path, ["a", "b"])
     assert "photographs" in text
     assert len(samples) > 1

@@ -61,7 +61,7 @@ def _read_card(pipeline_folder: Path) -> str | None:
     text = _text(pipeline_folder / "README.md")
     if text is None:
         return None
-    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"\A---\n(?:.*?\n)??---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"<img\b[^>]*>", "", text, flags=re.IGNORECASE).strip()
 
     def inlined(found: re.Match[str]) -> str:
@@ -74,13 +74,13 @@ def _read_card(pipeline_folder: Path) -> str | None:
 
 def _picture(folder: Path, name: str) -> str | None:
     """Returns a picture in a folder as an address that needs no request, or None where there is none."""
-    path = (folder / name).resolve()
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None or not path.is_relative_to(folder.resolve()):
-        return None
     try:
+        path = (folder / name).resolve()
+        kind = _KINDS.get(path.suffix.lower())
+        if kind is None or not path.is_relative_to(folder.resolve()):
+            return None
         return data_uri(path.read_bytes(), kind) if path.stat().st_size <= _LARGEST_PICTURE else None
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         return None
 
 
@@ -89,6 +89,6 @@ def _text(path: Path) -> str | None:
     try:
         if path.stat().st_size > _LARGEST:
             return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8-sig", errors="replace")  # Windows' editors write a mark
     except OSError:
         return None

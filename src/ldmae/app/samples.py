@@ -73,11 +73,10 @@ def sample_images(
 
 
 def _held_out(path: Path) -> list[Sample]:
-    originals = read_arrays(path, []).get("originals", np.zeros((0,)))[:_COUNT]
-    try:
-        return [Sample(f"held-out {k + 1}", Image.fromarray(image)) for k, image in enumerate(originals)]
-    except (TypeError, ValueError):  # arrays that are no images
+    originals = read_arrays(path, []).get("originals")
+    if originals is None or originals.dtype != np.uint8 or originals.ndim != 4 or originals.shape[-1] != 3:
         return []
+    return [Sample(f"held-out {k + 1}", Image.fromarray(image)) for k, image in enumerate(originals[:_COUNT])]
 
 
 def _of_all_classes(source: ImageSource) -> list[Sample]:
