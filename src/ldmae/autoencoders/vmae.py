@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ldmae.config.autoencoder import VMAEConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
-from ldmae.core.patches import PatchEmbedding
+from ldmae.core.patches import PatchEmbedding, start_linear_layers
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
@@ -226,17 +226,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
 
         self.use_slicing = False
         self.gradient_checkpointing = False
-        self._initialize()
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        projection = self.patch_embed.proj  # as a linear layer: its fans are a patch's pixels and the width
-        nn.init.xavier_uniform_(projection.weight.flatten(1))
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
+        start_linear_layers(self, self.patch_embed)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 

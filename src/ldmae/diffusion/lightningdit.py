@@ -26,7 +26,7 @@ from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.fused import rms_norm, swiglu
-from ldmae.core.patches import PatchEmbedding
+from ldmae.core.patches import PatchEmbedding, start_linear_layers
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
@@ -315,15 +315,7 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
 
     def _initialize(self, label_std: float) -> None:
         """Starts as DiT does: the blocks are the identity and the velocity is zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(
-            self.x_embedder.proj.weight.flatten(1)
-        )  # a view: as the linear layer that it is
-        if self.x_embedder.proj.bias is not None:
-            nn.init.zeros_(self.x_embedder.proj.bias)
+        start_linear_layers(self, self.x_embedder)
         nn.init.normal_(cast(Tensor, self.y_embedder["embedding_table"].weight), std=label_std)
         for module in [self.t_embedder.mlp[0], self.t_embedder.mlp[2]]:
             nn.init.normal_(cast(Tensor, module.weight), std=0.02)
