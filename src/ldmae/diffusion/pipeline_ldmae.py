@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
-from ldmae.core.errors import UserError, check_known, nearest
+from ldmae.core.errors import UserError, check_known, nearest, shortened
 from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
 from ldmae.diffusion.flow import set_sampling_times
@@ -306,7 +306,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 raise UserError(
                     f"class {label!r} is a name, but this pipeline has no id2label; give a number"
                 )
-            known = _listed(self._ids_by_name)
+            known = shortened(self._ids_by_name)
             raise UserError(f"unknown class {label!r}{nearest(label, self._ids_by_name)}; known are {known}")
         if isinstance(label, bool) or not isinstance(label, int | str | np.integer):
             raise UserError(f"a class label is a number or a name, got {label!r} ({type(label).__name__})")
@@ -371,12 +371,6 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     for number, label in id2label.items():
         whole.setdefault(label, []).append(number)
     return {**synonyms, **whole}
-
-
-def _listed(names: Iterable[str], at_most: int = 10) -> str:
-    """Returns the first few names, and whether there are more."""
-    names = list(names)
-    return ", ".join(names[:at_most]) + (", …" if len(names) > at_most else "")
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, nearest, shortened
 from ldmae.core.files import fingerprint
 from ldmae.images.decoding import Picture
 
@@ -263,11 +263,6 @@ def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = 
     return Subset(
         source, np.arange(len(source)), labels=table[source.labels], classes=classes
     )  # label -1 → table[-1]
-
-
-def shortened(names: Sequence[str], limit: int = 12) -> str:
-    """Returns the names as one text, the first few where they are many."""
-    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
 def is_pattern(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmae.core.errors import UserError, counted
+from ldmae.core.errors import UserError, counted, shortened
 from ldmae.core.files import EXTENSIONS, fingerprint, is_junk, stamp
 from ldmae.images.base import (
     SPLIT_NAMES,
@@ -26,7 +26,6 @@ from ldmae.images.base import (
     missing_path,
     nfc,
     number_labels,
-    shortened,
 )
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored

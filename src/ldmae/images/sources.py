@@ -14,7 +14,7 @@ import numpy as np
 from ldmae.config.data import DataConfig
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError, counted, nearest
+from ldmae.core.errors import UserError, counted, nearest, shortened
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
@@ -25,7 +25,6 @@ from ldmae.images.base import (
     is_pattern,
     missing_path,
     nfc,
-    shortened,
     with_classes,
 )
 from ldmae.images.builtin import open_builtin

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ldmae.config.data import DataConfig
-from ldmae.core.errors import UserError, check_known, counted, reason_of
+from ldmae.core.errors import UserError, check_known, counted, reason_of, shortened
 from ldmae.core.files import is_junk, stamp, stamp_of
 from ldmae.images.base import (
     LABEL_NAMES,
@@ -22,7 +22,6 @@ from ldmae.images.base import (
     nfc,
     number_labels,
     plain_label,
-    shortened,
 )
 from ldmae.images.cache import numbered
 from ldmae.images.shards import expand_braces, match_files
