@@ -36,6 +36,7 @@ from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_MOST_STEPS = 1_000_000
 IMAGES_DECODED_AT_ONCE = 8
 """Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
 
@@ -165,13 +166,13 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             raise UserError("class_labels is empty; give at least one class number or name")
         self._check_models(output_type)
         interval = arguments.guidance_interval(guidance_interval)
-        steps = arguments.whole_number(
-            "num_inference_steps", num_inference_steps, arguments.MOST_STEPS, "50 is usual"
-        )
+        steps = arguments.whole_number("num_inference_steps", num_inference_steps, _MOST_STEPS, "50 is usual")
         shift = arguments.timestep_shift(timestep_shift)
         noises = arguments.generators(generator, len(labels))
         guided_channels = self._guided_channels(guidance_channels)
-        arguments.check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        for name in callback_on_step_end_tensor_inputs or ():
+            kind = "tensor for callback_on_step_end_tensor_inputs"
+            check_known(kind, name, self._callback_tensor_inputs, "the pipeline")
         self._guidance_scale = arguments.number("guidance_scale", guidance_scale, "1 is none")
         self._check_guidance(self._guidance_scale)
         self._interrupt = False
