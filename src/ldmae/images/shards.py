@@ -69,9 +69,18 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def match_files(pattern: str) -> list[Path]:
-    """Returns the files that a pattern with wildcards matches, sorted."""
-    found = glob.glob(str(Path(pattern).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
-    return [Path(path) for path in sorted(found)]
+    """Returns the files that a pattern with braces and wildcards names, in order.
+
+    Raises:
+        UserError: one of its names matches none.
+    """
+    files = []
+    for one in expand_braces(pattern):
+        found = glob.glob(str(Path(one).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not found:
+            raise UserError(f"no file matches {pattern}: {one} does not exist; check data.source")
+        files += map(Path, sorted(found))
+    return files
 
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -91,14 +100,7 @@ def find_shards(name: str, compressed: bool = False) -> list[Path]:
         UserError: none there, one of them missing, or a compressed one.
     """
     if is_pattern(name):
-        paths = []
-        for one in expand_braces(name):
-            found = match_files(one)
-            if not found:
-                raise UserError(
-                    f"the shard {one} does not exist; expected every file of {name}: check data.source"
-                )
-            paths += found
+        paths = match_files(name)
     elif Path(name).expanduser().is_dir():
         entries = sorted(Path(name).expanduser().iterdir())
         paths = [path for path in entries if is_tar(path.name) and not is_junk(path.name)]

@@ -24,7 +24,7 @@ from ldmae.images.base import (
     plain_label,
 )
 from ldmae.images.cache import numbered
-from ldmae.images.shards import expand_braces, match_files
+from ldmae.images.shards import match_files
 
 TABLE_FILES = (".parquet", ".arrow")
 """How local files end, in whatever case."""
@@ -144,12 +144,9 @@ def table_files(name: str) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
         return [file for file in files if not any(map(is_junk, file.relative_to(path).parts))]
-    if not is_pattern(name):
-        return [path] if path.is_file() else []
-    found = {one: match_files(one) for one in expand_braces(name)}
-    if lacking := [one for one, files in found.items() if not files]:
-        raise UserError(f"no file matches {lacking[0]}; check data.source")
-    return [path for files in found.values() for path in files]
+    if is_pattern(name):
+        return match_files(name)
+    return [path] if path.is_file() else []
 
 
 def load_table(
