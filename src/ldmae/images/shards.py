@@ -29,7 +29,7 @@ from ldmae.images.base import (
 )
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
-from ldmae.images.tar import folders, part_name, scan
+from ldmae.images.tar import part_name, scan
 
 _INDEX_VERSION = "4"
 _MOST_FILES = 1_000_000
@@ -166,7 +166,7 @@ class ShardSource(FileSource):
         """Takes the folders in the shards for classes, or the shards, if they are named as classes are."""
         inside: list[int | str | None] = [None]
         if b"/" in self._names.blob:
-            inside = [*folders(os.fsdecode(self._names[k]) for k in range(len(self)))]
+            inside = [*_folders(os.fsdecode(self._names[k]) for k in range(len(self)))]
         named = set(inside) - {None}
         if named and None in inside:
             raise UserError(
@@ -294,6 +294,17 @@ def _by_shard(kept: dict[str, np.ndarray]) -> dict[int, _Scanned]:
     except (ValueError, IndexError, TypeError):
         return {}
     return shards
+
+
+def _folders(names: Iterable[str]) -> list[str | None]:
+    """Returns the class folder of each picture in a tar file, below the folders that all share."""
+    paths = [name.split("/")[:-1] for name in names]
+    shared = 0
+    while paths and len({path[shared] if len(path) > shared else None for path in paths}) == 1:
+        if len(paths[0]) <= shared:
+            break
+        shared += 1
+    return [nfc(path[shared]) if len(path) > shared else None for path in paths]
 
 
 def _are_classes(stems: list[str], first: list[str]) -> bool:
