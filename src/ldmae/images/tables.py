@@ -76,10 +76,7 @@ class TableSource(FileSource):
 
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies in the table, or under the path that the table names."""
-        value = self._table[index][self._image_column]
-        if value is None:
-            raise OSError("the row has no image")
-        return picture_bytes(value)
+        return picture_bytes(self._table[index][self._image_column])
 
     def describe(self, index: int) -> str:
         """Returns the dataset's name and the row's number."""
