@@ -209,11 +209,6 @@ class Subset:
         own = getattr(self.source, "held_out", None)
         return None if own is None else own[self.indices]
 
-    def stamps(self) -> np.ndarray | None:
-        """Returns the underlying source's stamps of these images, None where it has none."""
-        stamps = getattr(self.source, "stamps", None)
-        return None if stamps is None else stamps()[self.indices]
-
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels, without another look where all were looked at."""
         if self.content is not None:
