@@ -12,6 +12,7 @@ from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
 
+from ..tiny import vmae_sizes
 from .distance import Distance
 
 BATCH = 6
@@ -83,9 +84,7 @@ def test_the_kl_of_the_variance_alone_is_vmaes():
 
 def test_vmaes_network_trains_by_a_baselines_objective_and_its_discriminator():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
-    model = build_vit_baseline({"patch_size": 4, "latent_channels": 3, **shape}, 12)
+    model = build_vit_baseline({"patch_size": 4, "latent_channels": 3, **vmae_sizes()}, 12)
     config = ReconstructionObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.5, pixel_loss="l1")
     module = ReconstructionObjective(model, config, None, PatchDiscriminator(1, 8))
     found = piece(module)

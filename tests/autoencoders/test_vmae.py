@@ -5,10 +5,11 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from einops import rearrange
 from safetensors.torch import load_file
 
 from ldmae.autoencoders.objective import last_weight
-from ldmae.autoencoders.vmae import AutoencoderVMAE, patchify, unpatchify
+from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_tensors
 from ldmae.core.flops import count_autoencoder_flops
@@ -60,11 +61,12 @@ def test_linear_layers_start_xavier_uniform_with_zero_bias():
 
 
 def test_patches_are_flattened_as_rows_columns_channels():
-    x = images(1, 8, 12)
-    patches = patchify(x, 4)
-    assert patches.shape == (1, 6, 48)
-    torch.testing.assert_close(patches[0, 4].reshape(4, 4, 3), x[0, :, 4:8, 4:8].permute(1, 2, 0))
-    torch.testing.assert_close(unpatchify(patches, 4, (2, 3)), x)
+    head, x = tiny(smooth_output=False).decoder_pred, torch.zeros(1, 3, 8, 12)
+    head.linear_pred = torch.nn.Identity()
+    patches = torch.zeros(1, 6, 48)
+    patches[0, 4] = torch.arange(48.0)
+    x[0, :, 4:8, 4:8] = torch.arange(48.0).view(4, 4, 3).permute(2, 0, 1)
+    assert torch.equal(head(patches, (2, 3)), x)
 
 
 def test_encode_and_decode_return_diffusers_outputs():
@@ -126,16 +128,14 @@ def test_posterior_divergences_match_torch_distributions():
 def test_masked_patches_cannot_influence_visible_latents():
     model, x = tiny(use_mask_token=True), images()
     hidden = torch.ones(2, 16, dtype=torch.bool).scatter(1, VISIBLE, False)
-    patches = patchify(x, 4)
-    other = unpatchify(torch.where(hidden[..., None], patches + 5, patches), 4, (4, 4))
+    pixels = hidden.view(2, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    other = torch.where(pixels, x + 5, x)
     first = model.encode(x, visible_indices=VISIBLE).latent_dist
     second = model.encode(other, visible_indices=VISIBLE).latent_dist
     assert first.mean.shape == (2, 3, 4)
     torch.testing.assert_close(first.parameters, second.parameters, rtol=0, atol=0)
-    changed = unpatchify(patches + 5, 4, (4, 4))
-    assert not torch.equal(
-        first.parameters, model.encode(changed, visible_indices=VISIBLE).latent_dist.parameters
-    )
+    changed = model.encode(x + 5, visible_indices=VISIBLE).latent_dist
+    assert not torch.equal(first.parameters, changed.parameters)
 
 
 def test_masking_makes_the_encoder_cheaper():
@@ -500,7 +500,8 @@ def test_every_parameter_of_a_masked_model_gets_a_gradient():
 def test_a_wider_head_convolves_features_before_the_image():
     model, tokens = tiny(head_features=5), torch.randn(2, 16, 24)
     head = model.decoder_pred
-    features = unpatchify(head.linear_pred(tokens), 4, (4, 4))  # (2, 5, 16, 16)
+    cells = "b (h w) (p q c) -> b c (h p) (w q)"
+    features = rearrange(head.linear_pred(tokens), cells, h=4, w=4, p=4, q=4)  # (2, 5, 16, 16)
     expected = head.conv_smoother(torch.nn.functional.gelu(head.conv_features(features)))
     torch.testing.assert_close(head(tokens, (4, 4)), expected)
     assert last_weight(model) is head.conv_smoother.weight

@@ -70,7 +70,7 @@ def test_workers_give_what_the_main_process_gives(source, workers):
 
 def test_image_that_vanished_is_named(source):
     dataset = ImageDataset(source, 24)
-    path = source.path(1)
+    path = source.describe(1)
     (source.folder / "a" / "0002.png").unlink()
     with pytest.raises(UserError, match=r"cannot read .*0002\.png"):
         dataset[0, 1]

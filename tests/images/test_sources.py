@@ -23,7 +23,7 @@ def test_subfolders_are_classes_in_order_with_nested_files(make, tmp_path):
     source = FolderSource(tmp_path)
     assert source.classes == ["cats", "dogs"]
     assert source.labels.tolist() == [0, 0, 0, 1]
-    assert [os.path.relpath(source.path(k), tmp_path) for k in range(4)] == [
+    assert [os.path.relpath(source.describe(k), tmp_path) for k in range(4)] == [
         "cats/0001.png", "cats/0002.png", "cats/young/0005.png", "dogs/0003.png",
     ]  # fmt: skip
     assert source.read(3).tobytes() == make.image(3).tobytes()

@@ -101,7 +101,7 @@ def test_processes_share_the_images(served, world):
 
 
 def test_workers_share_the_images(served):
-    dataset = StreamDataset(open_stream(config(served)), 16, part="all")
+    dataset = StreamDataset(open_stream(config(served, val="1e-9")), 16)
     loader = DataLoader(dataset, batch_size=5, num_workers=2, multiprocessing_context="fork")
     images = [image.numpy().tobytes() for batch in loader for image in batch["pixels"]]
     assert len(images) == len(set(images)) == 40

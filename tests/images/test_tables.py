@@ -173,7 +173,7 @@ def test_table_is_streamed_with_its_class_names(make, tmp_path):
     assert found == {k: k % 3 for k in range(9)}
     shares = [list(source.iterate(0, 0, rank, 2, part="all")) for rank in range(2)]
     assert sum(map(len, shares)) == 9
-    item = next(iter(StreamDataset(source, 16, part="all")))
+    item = next(iter(StreamDataset(source, 16)))
     assert item["pixels"].shape == (16, 16, 3)
 
 

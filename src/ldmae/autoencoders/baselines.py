@@ -8,7 +8,6 @@ It is Stable Diffusion 3's, as diffusers' `AutoencoderKL`, here of any width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -49,14 +48,14 @@ def build_baseline(
             f"images of {sample_size} px are no multiple of factor={config.factor}; "
             "choose another size, or another factor"
         )
-    widths = block_widths(config.width, config.factor)
+    widths = _block_widths(config.width, config.factor)
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),  # pyright: ignore[reportArgumentType]
         up_block_types=("UpDecoderBlock2D",) * len(widths),  # pyright: ignore[reportArgumentType]
         block_out_channels=widths,  # pyright: ignore[reportArgumentType]
         layers_per_block=2,
         latent_channels=config.latent_channels,
-        norm_num_groups=norm_groups(widths),
+        norm_num_groups=_norm_groups(widths),
         sample_size=sample_size,
         scaling_factor=1.0,
         use_quant_conv=False,
@@ -119,29 +118,20 @@ def _set_logvar(moments: nn.Conv2d | nn.Linear, deterministic: bool, initial: fl
             moments.bias[channels:] = initial
 
 
-def block_widths(width: float, factor: int) -> tuple[int, ...]:
+def _block_widths(width: float, factor: int) -> tuple[int, ...]:
     """Returns the channels of each block: one at full resolution and one for each halving."""
     halvings = factor.bit_length() - 1
     full = (*FULL_WIDTHS, *[FULL_WIDTHS[-1]] * halvings)[: halvings + 1]
     return tuple(2 * max(2, round(width * channels / 2)) for channels in full)
 
 
-def norm_groups(widths: tuple[int, ...]) -> int:
+def _norm_groups(widths: tuple[int, ...]) -> int:
     """Returns the most groups, at most 32, that divide all widths and leave each group 4 channels or more."""
     common, narrowest = math.gcd(*widths), min(widths)
     return max(g for g in range(1, 33) if common % g == 0 and (narrowest // g >= 4 or g == 1))
 
 
-@dataclass(frozen=True)
-class _FittedWidth:
-    """A width, and what encode + decode of one image cost (a multiply-add counting 2)."""
-
-    width: float
-    flops: int
-    target: int
-
-
-def fit_width(config: BaselineConfig, sample_size: int, target: int) -> _FittedWidth:
+def fit_width(config: BaselineConfig, sample_size: int, target: int) -> tuple[float, int]:
     """Finds the width at which encode + decode of one image come closest to a number of operations.
 
     Args:
@@ -149,6 +139,9 @@ def fit_width(config: BaselineConfig, sample_size: int, target: int) -> _FittedW
             cent.
         sample_size: pixels along a side of the image.
         target: operations, as `count_autoencoder_flops` gives them.
+
+    Returns:
+        The width, and what encode + decode of one image then cost.
     """
 
     @cache
@@ -166,4 +159,4 @@ def fit_width(config: BaselineConfig, sample_size: int, target: int) -> _FittedW
         middle = (low + high) // 2
         low, high = (middle, high) if flops(middle) < target else (low, middle)
     best = min((low, high), key=lambda step: abs(flops(step) - target))
-    return _FittedWidth(best * _WIDTH_STEP, flops(best), target)
+    return best * _WIDTH_STEP, flops(best)

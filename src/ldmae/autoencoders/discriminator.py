@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmae.config.autoencoder import (
-    BaselineTrainingConfig,
-    DecoderTrainingConfig,
-    PretrainingConfig,
-    TuningConfig,
-    smallest_image,
-)
-from ldmae.core.errors import UserError
+from ldmae.config.autoencoder import smallest_image
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,21 +26,14 @@ class PatchDiscriminator(nn.Module):
         num_layers: halvings. A patch is 16, 34, 70 or 142 pixels wide at 1, 2, 3 or 4; 3 is the usual for
             256 px, 2 does for 32 to 64 px.
         base_channels: channels after the first halving; they double with each further one, up to eightfold.
-        in_channels: channels of the images.
-
-    Raises:
-        UserError: a size below 1.
     """
 
-    def __init__(self, num_layers: int = 3, base_channels: int = 64, in_channels: int = 3) -> None:
+    def __init__(self, num_layers: int = 3, base_channels: int = 64) -> None:
         super().__init__()
-        for name, value in (("num_layers", num_layers), ("base_channels", base_channels)):
-            if value < 1:
-                raise UserError(f"{name} of the discriminator must be at least 1, got {value}")
         self.smallest_image = smallest_image(num_layers)
         """Pixels that an image needs along a side, so that there is at least one patch."""
         widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
             stride = 1 if i == num_layers - 1 else 2
             layers += [
@@ -66,10 +53,8 @@ class PatchDiscriminator(nn.Module):
         return self.layers(images)
 
 
-def build_discriminator(
-    stage: PretrainingConfig | TuningConfig | BaselineTrainingConfig | DecoderTrainingConfig,
-) -> PatchDiscriminator | None:
-    """Builds the discriminator of a training whose objective has one."""
+def build_discriminator(stage: Any) -> PatchDiscriminator | None:
+    """Builds the discriminator of a training, by its settings, whose objective has one."""
     if stage.objective.adversarial_weight == 0:
         return None
     return PatchDiscriminator(stage.discriminator_layers, stage.discriminator_channels)
@@ -85,11 +70,11 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
     return -fake.flatten(1).mean(1)
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, limit: float = 1e4) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
     """Computes the weight at which the adversary pulls the last layer as hard as the reconstruction does.
 
-    λ = ‖∇ L_reconstruction‖ / (‖∇ L_adversarial‖ + 1e-4), at most `limit` (VQGAN, equation 7), of the whole
+    λ = ‖∇ L_reconstruction‖ / (‖∇ L_adversarial‖ + 1e-4), at most 1e4 (VQGAN, equation 7), of the whole
     batch's two gradients by the decoder's last weight.
     """
     ratio = torch.linalg.vector_norm(reconstruction) / (torch.linalg.vector_norm(adversarial) + 1e-4)
-    return ratio.clamp(max=limit).detach()
+    return ratio.clamp(max=1e4).detach()

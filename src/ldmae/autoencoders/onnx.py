@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ldmae.core.autoencoding import decode, encode_moments
 from ldmae.core.imports import require
 
-_NEEDED = ("onnx", "onnxscript")
-
 
 class _Encoder(nn.Module):
     def __init__(self, autoencoder: nn.Module):
@@ -39,7 +37,7 @@ class _Decoder(nn.Module):
 
 def require_onnx() -> None:
     """Raises a UserError where what exports is not installed."""
-    require("--onnx", *_NEEDED, install="'ldmae[onnx]'")
+    require("--onnx", "onnx", "onnxscript", install="'ldmae[onnx]'")
 
 
 @torch.no_grad()

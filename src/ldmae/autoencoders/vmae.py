@@ -16,37 +16,19 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldmae.config.autoencoder import VMAEConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
-from ldmae.core.patches import PatchEmbedding
+from ldmae.core.patches import PatchEmbedding, start_linear_layers
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
 _LAYER_NORM_EPSILON = 1e-6
 _SINCOS_TOLERANCE = 1e-2
 """A stored table this near to the sine-cosine one is that table, rounded to half precision at most."""
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cuts images (B, channels, H, W) into patches (B, N, p·p·channels), the grid row by row.
-
-    H and W are multiples of p; each patch is flattened as (p, p, channels).
-    """
-    b, channels, height, width = images.shape
-    p = patch_size
-    cut = images.reshape(b, channels, height // p, p, width // p, p)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, p * p * channels)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Puts patches (B, N, p·p·channels) back into images (B, channels, H, W); undoes `patchify`."""
-    b, p, (h, w) = patches.shape[0], patch_size, grid
-    channels = patches.shape[2] // (p * p)
-    cut = patches.reshape(b, h, w, p, p, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, h * p, w * p)
 
 
 class _PosteriorDistribution(DiagonalGaussianDistribution):
@@ -132,7 +114,8 @@ class _PixelHead(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) → (B, channels, H, W)."""
-        images = unpatchify(self.linear_pred(tokens), self.patch_size, grid)
+        patches, (h, w), p = self.linear_pred(tokens), grid, self.patch_size
+        images = rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
         if self.conv_features is not None and self.act is not None:
             images = self.act(self.conv_features(images))  # (B, features, H, W)
         return images if self.conv_smoother is None else self.conv_smoother(images)
@@ -243,17 +226,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
 
         self.use_slicing = False
         self.gradient_checkpointing = False
-        self._initialize()
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        projection = self.patch_embed.proj  # as a linear layer: its fans are a patch's pixels and the width
-        nn.init.xavier_uniform_(projection.weight.flatten(1))
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
+        start_linear_layers(self, self.patch_embed)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 

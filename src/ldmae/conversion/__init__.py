@@ -11,13 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load_official_lightningdit", "load_official_vmae"]
 
-_HOMES = {
-    "load_official_lightningdit": "ldmae.conversion.lightningdit",
-    "load_official_vmae": "ldmae.conversion.vmae",
-}
-
 
 def __getattr__(name: str) -> Any:  # imported on first use: import ldmae stays fast
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        module = name.removeprefix("load_official_")
+        return getattr(importlib.import_module(f"ldmae.conversion.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

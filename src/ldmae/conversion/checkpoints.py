@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError, reason_of
+from ldmae.core.errors import UserError, reason_of, shortened
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -85,8 +85,8 @@ def require_keys(state: Mapping[str, Any], required: Iterable[str], path: str | 
     missing = [key for key in required if key not in state]
     if missing:
         raise UserError(
-            f"{path} is no {what}: it lacks {listed(missing)}; it holds {listed(state) or 'no tensors'}"
-            f"{_guess(state)}"
+            f"{path} is no {what}: it lacks {shortened(missing, 6)}; it holds "
+            f"{shortened(state, 6) or 'no tensors'}{_guess(state)}"
         )
 
 
@@ -130,7 +130,9 @@ def depth_of(state: Mapping[str, Any], prefix: str, path: str | Path) -> int:
     """
     numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
     if numbers != {str(number) for number in range(len(numbers))}:
-        raise UserError(f"{path} lacks some of {prefix}*, it has {listed(sorted(numbers))}; fetch it again")
+        raise UserError(
+            f"{path} lacks some of {prefix}*, it has {shortened(sorted(numbers), 6)}; fetch it again"
+        )
     return len(numbers)
 
 
@@ -166,18 +168,11 @@ def check_layout(
             if key in state and state[key].shape != tensor.shape
         ],
     }
-    if told := "; ".join(f"{kind}: {listed(names)}" for kind, names in found.items() if names):
+    if told := "; ".join(f"{kind}: {shortened(names, 6)}" for kind, names in found.items() if names):
         raise UserError(
             f"{path} is no {what} in the known layout ({told}); check that it is a whole file of the "
             "official training"
         )
-
-
-def listed(names: Iterable[str], at_most: int = 6) -> str:
-    """Returns the first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
 
 
 def _guess(state: Mapping[str, Any]) -> str:

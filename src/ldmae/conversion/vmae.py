@@ -14,14 +14,13 @@ from ldmae.conversion.checkpoints import (
     check_layout,
     depth_of,
     layout_errors,
-    listed,
     read_official_checkpoint,
     require_keys,
     require_numbers,
     side_of,
     state_dict_of,
 )
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, shortened
 
 _FOREIGN_PREFIXES = ("perceptual_loss.",)
 """Tensors in the official training files that are no part of the autoencoder: the loss network."""
@@ -179,7 +178,7 @@ def _read_latents_stats(path: str | Path, channels: int) -> dict[str, list[float
     for name in ("mean", "std"):
         value = stats.get(name)
         if not isinstance(value, Tensor) or value.numel() != channels:
-            got = tuple(value.shape) if isinstance(value, Tensor) else listed(map(str, stats))
+            got = tuple(value.shape) if isinstance(value, Tensor) else shortened(map(str, stats), 6)
             raise UserError(
                 f"{path} is not a latents_stats.pt of this autoencoder: expected {name!r} of shape "
                 f"(1, {channels}, 1, 1), got {got}; use the file beside its latents"

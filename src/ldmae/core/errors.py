@@ -76,6 +76,12 @@ def reason_of(error: BaseException) -> str:
     return "a number of thousands of digits is out of range" if "int_max_str_digits" in reason else reason
 
 
+def shortened(names: Iterable[str], limit: int = 12) -> str:
+    """Returns the names as one text, the first few where they are many."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+
+
 def counted(count: int, thing: str) -> str:
     """Returns a number and what is counted: `1 image`, `2 images`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -28,3 +28,14 @@ class _PatchConv(nn.Conv2d):
         (p, q) = self.kernel_size
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
         return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+def start_linear_layers(model: nn.Module, patches: PatchEmbedding) -> None:
+    """Draws the weights of a model's linear layers, then of its patch embedding; sets their biases to 0.
+
+    Xavier's uniform distribution: the fans of the embedding are a patch's numbers and the width.
+    """
+    for layer in (*(m for m in model.modules() if isinstance(m, nn.Linear)), patches.proj):
+        nn.init.xavier_uniform_(layer.weight.flatten(1))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

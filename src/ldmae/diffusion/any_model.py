@@ -27,9 +27,7 @@ class AnyModel(ConfigMixin):
         Raises:
             UserError: neither this package nor diffusers has the class.
         """
-        where = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-        found = {name: kwargs[name] for name in (*where, "subfolder") if name in kwargs}
-        config: Any = cls.load_config(pretrained_model_name_or_path, **found)
+        config: Any = cls.load_config(pretrained_model_name_or_path, **kwargs)
         name = config["_class_name"]
         module = importlib.import_module(PLACES.get(name, "diffusers"))
         kind = getattr(module, name, None)

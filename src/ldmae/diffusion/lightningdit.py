@@ -10,13 +10,13 @@ names are those of the official files, so that weights go over one by one.
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
@@ -26,7 +26,7 @@ from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.core.device import attention
 from ldmae.core.errors import UserError
 from ldmae.core.fused import rms_norm, swiglu
-from ldmae.core.patches import PatchEmbedding
+from ldmae.core.patches import PatchEmbedding, start_linear_layers
 from ldmae.core.positions import sincos_2d
 from ldmae.core.saving import SavedModel
 
@@ -35,17 +35,6 @@ _ROPE_BASE = 10000.0
 _NORM_EPS = 1e-6
 _SINCOS_TOLERANCE = 1e-2
 """How far a stored table may lie from the sine-cosine one and still be it; bfloat16 moves it by 4e-3."""
-
-
-def timestep_embedding(timestep: Tensor) -> Tensor:
-    """Embeds times (B,) in [0, 1] as cosines, then sines, of falling frequencies: (B, 256) in float32.
-
-    Times are taken as they are: DiT multiplies them by 1000, LightningDiT does not.
-    """
-    half = _TIME_FREQUENCIES // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)  # (B, 128)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotary_tables(
@@ -217,7 +206,10 @@ class _FinalLayer(nn.Module):
 
 
 class _TimestepEmbedder(nn.Module):
-    """Times in [0, 1] to conditions."""
+    """Times in [0, 1] to conditions.
+
+    Times are taken as they are: DiT multiplies them by 1000, LightningDiT does not.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -225,19 +217,10 @@ class _TimestepEmbedder(nn.Module):
 
     def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """Maps times (B,) to conditions (B, D)."""
-        return self.mlp(timestep_embedding(timestep).to(dtype))
-
-
-class _LabelEmbedder(nn.Module):
-    """Classes to conditions; the null class, where there is one, is the last row."""
-
-    def __init__(self, rows: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(rows, width)
-
-    def forward(self, class_labels: Tensor) -> Tensor:
-        """Maps classes (B,) to conditions (B, D)."""
-        return self.embedding_table(class_labels)
+        waves = get_timestep_embedding(
+            timestep, _TIME_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        return self.mlp(waves.to(dtype))
 
 
 class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -321,7 +304,8 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         self.register_buffer("pos_embed", table[None])  # (1, N, D)
         self.x_embedder = PatchEmbedding(in_channels, width, patch_size)
         self.t_embedder = _TimestepEmbedder(width)
-        self.y_embedder = _LabelEmbedder(num_classes + (self.null_class is not None), width)
+        rows = num_classes + (self.null_class is not None)
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(rows, width)})
         self.blocks = nn.ModuleList(
             LightningDiTBlock(width, num_attention_heads, mlp_ratio, qk_norm, use_swiglu, use_rmsnorm)
             for _ in range(num_layers)
@@ -331,16 +315,8 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
 
     def _initialize(self, label_std: float) -> None:
         """Starts as DiT does: the blocks are the identity and the velocity is zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(
-            self.x_embedder.proj.weight.flatten(1)
-        )  # a view: as the linear layer that it is
-        if self.x_embedder.proj.bias is not None:
-            nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=label_std)
+        start_linear_layers(self, self.x_embedder)
+        nn.init.normal_(cast(Tensor, self.y_embedder["embedding_table"].weight), std=label_std)
         for module in [self.t_embedder.mlp[0], self.t_embedder.mlp[2]]:
             nn.init.normal_(cast(Tensor, module.weight), std=0.02)
         modulations = [module.adaLN_modulation[1] for module in [*self.blocks, self.final_layer]]
@@ -380,7 +356,8 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         rows, columns = height // p, width // p
         tokens = self.x_embedder(hidden_states)  # (B, N, D)
         timestep = torch.as_tensor(timestep, device=tokens.device).reshape(-1).expand(batch)
-        condition = self.t_embedder(timestep, tokens.dtype) + self.y_embedder(class_labels)  # (B, D)
+        of_class = self.y_embedder["embedding_table"](class_labels)
+        condition = self.t_embedder(timestep, tokens.dtype) + of_class  # (B, D)
         rotary = None
         if self.use_rope:
             cos, sin = rotary_tables(self.attention_head_dim, rows, columns, tokens.device)

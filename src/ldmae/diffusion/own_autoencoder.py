@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ldmae.core.errors import UserError
+from ldmae.core.files import write_json
 
 
 class OwnAutoencoder(ModelMixin):
@@ -49,13 +49,9 @@ class OwnAutoencoder(ModelMixin):
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
         """Writes which class it is, and no weights."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         made_of = f"{type(self.module).__module__}:{type(self.module).__qualname__}"
-        (folder / "config.json").write_text(
-            json.dumps({"_class_name": type(self).__name__, "module": made_of}, indent=2) + "\n",
-            encoding="utf-8",
-        )
+        config = {"_class_name": type(self).__name__, "module": made_of}
+        write_json(Path(save_directory) / "config.json", config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **_: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError, check_known
+from ldmae.core.errors import UserError
 
 _SMALLEST_SHIFT = 1e-6
 """Below it the shifted times are all the same in float32."""
-MOST_STEPS = 1_000_000
 
 
 def number(name: str, value: Any, usual: str) -> float:
@@ -98,12 +97,6 @@ def generators(value: Any, batch: int) -> torch.Generator | list[torch.Generator
             "labels; give as many, or a single generator"
         )
     return several
-
-
-def check_callback_inputs(names: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises a UserError for tensors that a callback cannot have."""
-    for name in names or ():
-        check_known("tensor for callback_on_step_end_tensor_inputs", name, allowed, "the pipeline")
 
 
 def flattened(labels: Any) -> Iterator[Any]:

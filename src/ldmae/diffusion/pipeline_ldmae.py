@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
-from ldmae.core.errors import UserError, check_known, nearest
+from ldmae.core.errors import UserError, check_known, nearest, shortened
 from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
 from ldmae.diffusion.flow import set_sampling_times
@@ -36,6 +36,7 @@ from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_MOST_STEPS = 1_000_000
 IMAGES_DECODED_AT_ONCE = 8
 """Bounds memory: a convolutional decoder at 256 px takes a few hundred MB an image."""
 
@@ -165,13 +166,13 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             raise UserError("class_labels is empty; give at least one class number or name")
         self._check_models(output_type)
         interval = arguments.guidance_interval(guidance_interval)
-        steps = arguments.whole_number(
-            "num_inference_steps", num_inference_steps, arguments.MOST_STEPS, "50 is usual"
-        )
+        steps = arguments.whole_number("num_inference_steps", num_inference_steps, _MOST_STEPS, "50 is usual")
         shift = arguments.timestep_shift(timestep_shift)
         noises = arguments.generators(generator, len(labels))
         guided_channels = self._guided_channels(guidance_channels)
-        arguments.check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        for name in callback_on_step_end_tensor_inputs or ():
+            kind = "tensor for callback_on_step_end_tensor_inputs"
+            check_known(kind, name, self._callback_tensor_inputs, "the pipeline")
         self._guidance_scale = arguments.number("guidance_scale", guidance_scale, "1 is none")
         self._check_guidance(self._guidance_scale)
         self._interrupt = False
@@ -306,7 +307,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 raise UserError(
                     f"class {label!r} is a name, but this pipeline has no id2label; give a number"
                 )
-            known = _listed(self._ids_by_name)
+            known = shortened(self._ids_by_name)
             raise UserError(f"unknown class {label!r}{nearest(label, self._ids_by_name)}; known are {known}")
         if isinstance(label, bool) or not isinstance(label, int | str | np.integer):
             raise UserError(f"a class label is a number or a name, got {label!r} ({type(label).__name__})")
@@ -371,12 +372,6 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     for number, label in id2label.items():
         whole.setdefault(label, []).append(number)
     return {**synonyms, **whole}
-
-
-def _listed(names: Iterable[str], at_most: int = 10) -> str:
-    """Returns the first few names, and whether there are more."""
-    names = list(names)
-    return ", ".join(names[:at_most]) + (", …" if len(names) > at_most else "")
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

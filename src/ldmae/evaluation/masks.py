@@ -13,9 +13,9 @@ from PIL import Image
 
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import at_home, fingerprint, stamp
-from ldmae.images.base import origin, shortened
+from ldmae.images.base import origin
 from ldmae.images.sources import FolderSource
 
 NO_GROUP = -1

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError, nearest
+from ldmae.core.errors import UserError, nearest, shortened
 from ldmae.core.files import fingerprint
 from ldmae.images.decoding import Picture
 
@@ -209,11 +209,6 @@ class Subset:
         own = getattr(self.source, "held_out", None)
         return None if own is None else own[self.indices]
 
-    def stamps(self) -> np.ndarray | None:
-        """Returns the underlying source's stamps of these images, None where it has none."""
-        stamps = getattr(self.source, "stamps", None)
-        return None if stamps is None else stamps()[self.indices]
-
     def fingerprint(self) -> str:
         """Returns a hash of contents and labels, without another look where all were looked at."""
         if self.content is not None:
@@ -263,11 +258,6 @@ def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = 
     return Subset(
         source, np.arange(len(source)), labels=table[source.labels], classes=classes
     )  # label -1 → table[-1]
-
-
-def shortened(names: Sequence[str], limit: int = 12) -> str:
-    """Returns the names as one text, the first few where they are many."""
-    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
 
 
 def is_pattern(name: str) -> bool:

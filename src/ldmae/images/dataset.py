@@ -123,7 +123,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
 
 class StreamDataset(IterableDataset[dict[str, Tensor]]):
-    """A stream's images as pixels, one epoch at a time, each process and worker its share.
+    """A stream's training images as pixels, one epoch at a time, each process and worker its share.
 
     Args:
         source: the stream.
@@ -132,7 +132,6 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         augment: random crop and flip, or None for the centre crop.
         rank: this process among `world`.
         world: number of processes.
-        part: `train`, `held_out` or `all`.
     """
 
     def __init__(
@@ -144,10 +143,9 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         *,
         rank: int = 0,
         world: int = 1,
-        part: str = "train",
     ):
         self.source, self.size, self.seed, self.augment = source, size, seed, augment
-        self.rank, self.world, self.part = rank, world, part
+        self.rank, self.world = rank, world
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,10 +160,8 @@ class StreamDataset(IterableDataset[dict[str, Tensor]]):
         def sized(picture: Picture) -> Tensor:
             return _sized(picture, self.size, self.augment, (*key, k))
 
-        items = self.source.iterate(self.seed, self.epoch, self.rank, self.world, part=self.part, take=sized)
+        items = self.source.iterate(self.seed, self.epoch, self.rank, self.world, take=sized)
         for k, (pixels, label) in enumerate(items, start=1):  # noqa: B007, the next image's key
             yield {"pixels": pixels, "labels": torch.tensor(label)}
 
-    def finish(self, batch: dict[str, Any], device: torch.device | str) -> dict[str, Tensor]:
-        """Moves a batch of items to its device and returns `images` (B, 3, H, W) in [-1, 1] and `labels`."""
-        return _finish_images(batch, device)
+    finish = staticmethod(_finish_images)

@@ -2,7 +2,7 @@
 
 # N images, S signatures (each image's and its mirror image's)
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -89,20 +89,17 @@ def _near_pairs(
             left, right = order[:-step], order[step:]
             keep = (rotated[left, :4] == rotated[right, :4]).all(axis=1) & ((left < count) | (right < count))
             left, right = left[keep], right[keep]
-            keep = _hamming(signatures[left], signatures[right]) <= _MAX_HAMMING
+            distance = _BITS[signatures[left] ^ signatures[right]].sum(axis=1, dtype=np.int64)
+            keep = distance <= _MAX_HAMMING
             left, right = left[keep], right[keep]
-            keep = _thumbs_agree(thumbs, left, right)
-            left, right = left[keep], right[keep]
-            keep = _greys_agree(greys, left, right)
-            pairs.append((left[keep] % count, right[keep] % count))
+            for pictures, agree in ((thumbs, _thumbs_agree), (greys, _greys_agree)):
+                keep = _agreeing(pictures, left, right, agree)
+                left, right = left[keep], right[keep]
+            pairs.append((left % count, right % count))
         yield pairs
 
 
 _BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
-
-
-def _hamming(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return _BITS[left ^ right].sum(axis=1, dtype=np.int64)
 
 
 def _as_seen(pictures: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -113,27 +110,31 @@ def _as_seen(pictures: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return seen.reshape(len(rows), -1)
 
 
-def _thumbs_agree(thumbs: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    agree = np.zeros(len(left), bool)
+def _agreeing(
+    pictures: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    agree: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Says of pairs of signatures whether their pictures agree; in pieces, which bounds the memory."""
+    found = np.zeros(len(left), bool)
     for start in range(0, len(left), 65536):
         part = slice(start, start + 65536)
-        difference = np.abs(_as_seen(thumbs, left[part]) - _as_seen(thumbs, right[part]))
-        agree[part] = (difference.mean(axis=1) <= _MAX_THUMB_MEAN) & (
-            difference.max(axis=1) <= _MAX_THUMB_PEAK
-        )
-    return agree
+        found[part] = agree(_as_seen(pictures, left[part]), _as_seen(pictures, right[part]))
+    return found
 
 
-def _greys_agree(greys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _thumbs_agree(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    difference = np.abs(one - other)
+    return (difference.mean(axis=1) <= _MAX_THUMB_MEAN) & (difference.max(axis=1) <= _MAX_THUMB_PEAK)
+
+
+def _greys_agree(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Says where brightness goes up and down alike, however little of it there is.
 
     Pictures with little in them, as dots on black or lines of text, have few bits set and thumbnails that
     are alike; it is where their brightness varies that tells them apart.
     """
-    agree = np.zeros(len(left), bool)
-    for start in range(0, len(left), 65536):
-        one, other = (_as_seen(greys, rows[start : start + 65536]) - 128 for rows in (left, right))
-        size = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
-        # two without any variation are alike
-        agree[start : start + 65536] = (one * other).sum(axis=1) >= _MIN_CORRELATION * size
-    return agree
+    one, other = one - 128, other - 128
+    size = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return (one * other).sum(axis=1) >= _MIN_CORRELATION * size  # two without any variation are alike

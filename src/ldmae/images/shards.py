@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmae.core.errors import UserError, counted
+from ldmae.core.errors import UserError, counted, shortened
 from ldmae.core.files import EXTENSIONS, fingerprint, is_junk, stamp
 from ldmae.images.base import (
     SPLIT_NAMES,
@@ -26,11 +26,10 @@ from ldmae.images.base import (
     missing_path,
     nfc,
     number_labels,
-    shortened,
 )
 from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
-from ldmae.images.tar import folders, part_name, scan
+from ldmae.images.tar import part_name, scan
 
 _INDEX_VERSION = "4"
 _MOST_FILES = 1_000_000
@@ -70,9 +69,18 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def match_files(pattern: str) -> list[Path]:
-    """Returns the files that a pattern with wildcards matches, sorted."""
-    found = glob.glob(str(Path(pattern).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
-    return [Path(path) for path in sorted(found)]
+    """Returns the files that a pattern with braces and wildcards names, in order.
+
+    Raises:
+        UserError: one of its names matches none.
+    """
+    files = []
+    for one in expand_braces(pattern):
+        found = glob.glob(str(Path(one).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not found:
+            raise UserError(f"no file matches {pattern}: {one} does not exist; check data.source")
+        files += map(Path, sorted(found))
+    return files
 
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -92,14 +100,7 @@ def find_shards(name: str, compressed: bool = False) -> list[Path]:
         UserError: none there, one of them missing, or a compressed one.
     """
     if is_pattern(name):
-        paths = []
-        for one in expand_braces(name):
-            found = match_files(one)
-            if not found:
-                raise UserError(
-                    f"the shard {one} does not exist; expected every file of {name}: check data.source"
-                )
-            paths += found
+        paths = match_files(name)
     elif Path(name).expanduser().is_dir():
         entries = sorted(Path(name).expanduser().iterdir())
         paths = [path for path in entries if is_tar(path.name) and not is_junk(path.name)]
@@ -165,7 +166,7 @@ class ShardSource(FileSource):
         """Takes the folders in the shards for classes, or the shards, if they are named as classes are."""
         inside: list[int | str | None] = [None]
         if b"/" in self._names.blob:
-            inside = [*folders(os.fsdecode(self._names[k]) for k in range(len(self)))]
+            inside = [*_folders(os.fsdecode(self._names[k]) for k in range(len(self)))]
         named = set(inside) - {None}
         if named and None in inside:
             raise UserError(
@@ -293,6 +294,17 @@ def _by_shard(kept: dict[str, np.ndarray]) -> dict[int, _Scanned]:
     except (ValueError, IndexError, TypeError):
         return {}
     return shards
+
+
+def _folders(names: Iterable[str]) -> list[str | None]:
+    """Returns the class folder of each picture in a tar file, below the folders that all share."""
+    paths = [name.split("/")[:-1] for name in names]
+    shared = 0
+    while paths and len({path[shared] if len(path) > shared else None for path in paths}) == 1:
+        if len(paths[0]) <= shared:
+            break
+        shared += 1
+    return [nfc(path[shared]) if len(path) > shared else None for path in paths]
 
 
 def _are_classes(stems: list[str], first: list[str]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from ldmae.config.data import DataConfig
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
-from ldmae.core.errors import UserError, counted, nearest
+from ldmae.core.errors import UserError, counted, nearest, shortened
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
@@ -25,7 +25,6 @@ from ldmae.images.base import (
     is_pattern,
     missing_path,
     nfc,
-    shortened,
     with_classes,
 )
 from ldmae.images.builtin import open_builtin
@@ -105,10 +104,6 @@ class FolderSource(FileSource):
         if not self.flat and are_splits(self.classes):
             raise _splits_below(self.folder, self.classes)
 
-    def path(self, index: int) -> str:
-        """Returns the file's path."""
-        return os.fsdecode(self._root + self._names[index])
-
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies."""
         with open(self._root + self._names[index], "rb") as file:  # noqa: PTH123, a bytes path
@@ -116,7 +111,7 @@ class FolderSource(FileSource):
 
     def describe(self, index: int) -> str:
         """Returns the file's path."""
-        return self.path(index)
+        return os.fsdecode(self._root + self._names[index])
 
     def stamps(self) -> np.ndarray:
         """Returns 64 bits a file, of its path, size and times of change (`stamp`), (N,) uint64."""
@@ -383,7 +378,6 @@ def _count(folder: Path, first: bool = False) -> tuple[Counter[str], list[Path]]
                 elif is_tar(name):
                     found["shards"] += 1
                 elif name.endswith(TABLE_FILES):
-                    found["tables"] += 1
                     tables.append(Path(entry.path))
     except OSError:  # whoever opens it says so
         pass

@@ -27,6 +27,8 @@ from ldmae.images.tar import Part, image_part, label_of, members, part_name, run
 
 logger = logging.getLogger(__name__)
 
+_BUFFER = 1000
+"""Items that are held to be shuffled."""
 _TIMEOUT_SECONDS = 60.0
 _ATTEMPTS = 3
 """How often in a row a shard is opened again after its connection broke."""
@@ -58,7 +60,6 @@ class StreamSource:
         indexed: whether labels are indices of `classes`, as those of a dataset's ClassLabel are.
         share: share of the images held out, by hash of the content.
         max_unreadable: share of unreadable images that is accepted.
-        buffer: items that the shuffle buffer holds.
     """
 
     def __init__(
@@ -66,18 +67,17 @@ class StreamSource:
         name: str,
         shards: "Sequence[_Shard]",
         *,
-        classes: list[str] | None = None,
-        indexed: bool = False,
-        share: float = 0.05,
-        max_unreadable: float = 0.01,
-        buffer: int = 1000,
+        classes: list[str] | None,
+        indexed: bool,
+        share: float,
+        max_unreadable: float,
     ):
         self.name, self.licence = name, ""
         self.classes = [nfc(label) for label in classes] if classes else [name]
         self._one_class, self._told, self._indexed = not classes, False, indexed
         self._folder: str | None = None
         self._shards = shards
-        self._share, self._max_unreadable, self._buffer = share, max_unreadable, buffer
+        self._share, self._max_unreadable = share, max_unreadable
         logger.warning(
             "%s is streamed: an interrupted run resumes, but not with the images that would have come next; "
             "for exact resume, download it and give the local path",
@@ -116,9 +116,7 @@ class StreamSource:
         rng = np.random.default_rng(key_seed(seed, "stream", epoch))  # the same shard order everywhere
         order = rng.permutation(len(self._shards))
         items = self._items(order, slot, world * workers)
-        buffered = _shuffled(
-            items, self._buffer, np.random.default_rng(key_seed(seed, "buffer", epoch, slot))
-        )
+        buffered = _shuffled(items, np.random.default_rng(key_seed(seed, "buffer", epoch, slot)))
         read = unreadable = 0
         for item in buffered:
             if part != "all" and is_held_out(content_hash(item.content), self._share) != (part == "held_out"):
@@ -129,7 +127,7 @@ class StreamSource:
             except Exception as error:  # decoders raise whatever they like on broken files
                 unreadable += 1
                 logger.warning("skipped the unreadable image %s: %s", item.name, error)
-                if unreadable > max(self._max_unreadable * read, self._max_unreadable * 1000):
+                if unreadable > self._max_unreadable * max(read, 1000):
                     raise UserError(
                         f"{unreadable} of the first {read} images of {self.name} are unreadable (the "
                         f"last: {item.name}: "
@@ -211,13 +209,13 @@ class _Shard:
                 time.sleep(_WAIT_SECONDS * failures)
 
 
-def _shuffled(items: Iterator[_Item], size: int, rng: np.random.Generator) -> Iterator[_Item]:
+def _shuffled(items: Iterator[_Item], rng: np.random.Generator) -> Iterator[_Item]:
     buffer: list[_Item] = []
     for item in items:
-        if len(buffer) < size:
+        if len(buffer) < _BUFFER:
             buffer.append(item)
             continue
-        k = int(rng.integers(size))
+        k = int(rng.integers(_BUFFER))
         yield buffer[k]
         buffer[k] = item
     for k in rng.permutation(len(buffer)):
@@ -331,7 +329,7 @@ def open_stream(config: DataConfig) -> StreamSource:
         raise UserError(
             f"a stream's held-out images are a share of it: expected data.val in (0, 1), got {config.val!r}"
         )
-    options: dict[str, Any] = {"share": share, "max_unreadable": config.max_unreadable}
+    shares = {"share": share, "max_unreadable": config.max_unreadable}
     name, kind = config.source, checked_kind(config)
     if kind == "set":
         raise UserError(f"data={name} comes with the package and is not streamed; omit data.stream")
@@ -340,18 +338,15 @@ def open_stream(config: DataConfig) -> StreamSource:
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
         )
         shards = [_TarShard(address, part_name(config.image_part)) for address in addresses]
-        return StreamSource(Path(addresses[0]).stem, shards, classes=config.classes, **options)
-    return _open_table_stream(config, options)
-
-
-def _open_table_stream(config: DataConfig, options: dict[str, Any]) -> StreamSource:
+        stem = Path(addresses[0]).stem
+        return StreamSource(stem, shards, classes=config.classes, indexed=False, **shares)
     dataset, image_column, label_column, classes = load_table(
-        config.source, config.split, config.image_column, config.label_column, streaming=True
+        name, config.split, config.image_column, config.label_column, streaming=True
     )
     if config.classes is not None and classes is not None:
         raise UserError("data.classes cannot re-order the classes of a streamed dataset; leave it out")
-    shards = [
-        _TableShard(config.source, dataset, k, image_column, label_column) for k in range(dataset.num_shards)
-    ]
-    options |= {"classes": config.classes or classes, "indexed": classes is not None}
-    return StreamSource(config.source.split("/")[-1], shards, **options)
+    shards = [_TableShard(name, dataset, k, image_column, label_column) for k in range(dataset.num_shards)]
+    indexed = classes is not None
+    return StreamSource(
+        name.split("/")[-1], shards, classes=config.classes or classes, indexed=indexed, **shares
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ldmae.config.data import DataConfig
-from ldmae.core.errors import UserError, check_known, counted, reason_of
+from ldmae.core.errors import UserError, check_known, counted, reason_of, shortened
 from ldmae.core.files import is_junk, stamp, stamp_of
 from ldmae.images.base import (
     LABEL_NAMES,
@@ -22,10 +22,9 @@ from ldmae.images.base import (
     nfc,
     number_labels,
     plain_label,
-    shortened,
 )
 from ldmae.images.cache import numbered
-from ldmae.images.shards import expand_braces, match_files
+from ldmae.images.shards import match_files
 
 TABLE_FILES = (".parquet", ".arrow")
 """How local files end, in whatever case."""
@@ -77,10 +76,7 @@ class TableSource(FileSource):
 
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies in the table, or under the path that the table names."""
-        value = self._table[index][self._image_column]
-        if value is None:
-            raise OSError("the row has no image")
-        return picture_bytes(value)
+        return picture_bytes(self._table[index][self._image_column])
 
     def describe(self, index: int) -> str:
         """Returns the dataset's name and the row's number."""
@@ -145,12 +141,9 @@ def table_files(name: str) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
         return [file for file in files if not any(map(is_junk, file.relative_to(path).parts))]
-    if not is_pattern(name):
-        return [path] if path.is_file() else []
-    found = {one: match_files(one) for one in expand_braces(name)}
-    if lacking := [one for one, files in found.items() if not files]:
-        raise UserError(f"no file matches {lacking[0]}; check data.source")
-    return [path for files in found.values() for path in files]
+    if is_pattern(name):
+        return match_files(name)
+    return [path] if path.is_file() else []
 
 
 def load_table(

@@ -8,7 +8,7 @@ from typing import IO, Any, NamedTuple
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, is_junk
-from ldmae.images.base import LABEL_NAMES, nfc, plain_label
+from ldmae.images.base import LABEL_NAMES, plain_label
 from ldmae.images.facts import Ignored
 
 _EVERY = "all"
@@ -192,14 +192,3 @@ def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no end mark after {end} bytes")
-
-
-def folders(names: Iterable[str]) -> list[str | None]:
-    """Returns the class folder of each picture in a tar file, below the folders that all share."""
-    paths = [name.split("/")[:-1] for name in names]
-    shared = 0
-    while paths and len({path[shared] if len(path) > shared else None for path in paths}) == 1:
-        if len(paths[0]) <= shared:
-            break
-        shared += 1
-    return [nfc(path[shared]) if len(path) > shared else None for path in paths]

@@ -60,25 +60,22 @@ def encode_images(
         advance: called with the number of images done.
     """
     length = len(dataset)  # pyright: ignore[reportArgumentType]
-    missing: list[tuple[Path, range]] = []
+    size, missing = config.batch_size, []  # each shard with its batches
     for shard, images in enumerate(shard_ranges(length, rank, world, config.shard_size)):
         path = folder / shard_name(rank, shard)
         if path.exists() and read_header(path).metadata.get("fingerprint") == fingerprint:
             advance(len(images), "")
         else:
-            missing.append((path, images))
-    size = config.batch_size
-    batches = [images[start : start + size] for _, images in missing for start in range(0, len(images), size)]
-    keys = ([(0, place) for place in batch] for batch in batches)
+            missing.append((path, [images[k : k + size] for k in range(0, len(images), size)]))
+    keys = ([(0, place) for place in batch] for _, batches in missing for batch in batches)
     # one loader for all shards, so that it loads on while the end of a shard is written
     loaded = iter(_loader(dataset, config, autoencoder, batch_sampler=keys))
-    for path, images in missing:
-        places = (images[start : start + size] for start in range(0, len(images), size))
+    for path, batches in missing:
         rows = (
-            _encoded(autoencoder, dataset, batch, config, _names(dataset, batch_places))
-            for batch_places, batch in zip(places, loaded, strict=False)
+            _encoded(autoencoder, dataset, next(loaded), config, _names(dataset, places))
+            for places in batches
         )
-        _write_shard(path, len(images), fingerprint, rows, advance)
+        _write_shard(path, sum(map(len, batches)), fingerprint, rows, advance)
 
 
 @torch.no_grad()

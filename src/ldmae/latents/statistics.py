@@ -14,7 +14,6 @@ from ldmae.core.random import generator
 from ldmae.latents.shards import LatentShards, draw_latent
 
 FILE_NAME = "latents_stats.pt"
-_ENCODE_AGAIN = "delete them and encode again, with an autoencoder that has valid weights"
 
 
 def latent_statistics(
@@ -49,7 +48,10 @@ def latent_statistics(
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     if not (mean.isfinite() & std.isfinite()).all():
-        raise UserError(f"the latents in {shards.folder} hold NaN or infinity; {_ENCODE_AGAIN}")
+        raise UserError(
+            f"the latents in {shards.folder} hold NaN or infinity; delete them and encode again, with an "
+            "autoencoder that has valid weights"
+        )
     return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
 
 

@@ -6,11 +6,10 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import read_json, write_json
 from ldmae.core.progress import console, tell
 from ldmae.core.provenance import read_record
-from ldmae.images.base import shortened
 from ldmae.report.comparison import render_comparison
 from ldmae.report.data import mapping
 from ldmae.run.comparison_plan import Unit, chosen_units, cost_lines, plan_comparison, refuse_changes

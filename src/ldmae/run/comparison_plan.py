@@ -130,8 +130,7 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
             "flops": count_autoencoder_flops(full, size).total,
         }
         if match_flops:
-            fitted = fit_width(shape, size, flops)
-            return Matching(flops, fitted.width, fitted.flops, True, full_size)
+            return Matching(flops, *fit_width(shape, size, flops), True, full_size)
         own = count_autoencoder_flops(build_baseline(shape, size), size).total
         return Matching(flops, shape.width, own, False, full_size)
 

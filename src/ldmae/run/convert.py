@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.conversion.checkpoints import listed, read_official_checkpoint, state_dict_of
+from ldmae.conversion.checkpoints import read_official_checkpoint, state_dict_of
 from ldmae.conversion.lightningdit import load_official_lightningdit, to_official_lightningdit
 from ldmae.conversion.vmae import load_official_vmae, to_official_checkpoint
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import atomic_folder, atomic_path, check_new_folder, read_json
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.loading import load_model
@@ -37,7 +37,7 @@ def convert_official(file: Path, folder: Path, kind: str | None = None, **option
     given = {name: value for name, value in options.items() if value is not None}
     foreign = set(given) - set(load.__annotations__)
     if foreign:
-        raise UserError(f"{file} is a {kind} checkpoint, which knows no {listed(sorted(foreign))}")
+        raise UserError(f"{file} is a {kind} checkpoint, which knows no {shortened(sorted(foreign), 6)}")
     model: Any = load(file, **given)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -57,8 +57,8 @@ def convert_to_official(folder: Path, file: Path) -> Any:
         raise UserError(f"{file} {what}; name another file, or delete it")
     path = folder / "config.json"
     if not path.is_file():
-        parts = [part.parent.name for part in sorted(folder.glob("*/config.json"))]
-        hint = f"; name one of its models: {listed(f'{folder}/{part}' for part in parts)}" if parts else ""
+        parts = [str(part.parent) for part in sorted(folder.glob("*/config.json"))]
+        hint = f"; name one of its models: {shortened(parts, 6)}" if parts else ""
         raise UserError(f"{folder} holds no diffusers model (no config.json){hint}")
     name = read_json(path, dict).get("_class_name")
     if name == "AutoencoderVMAE":
@@ -86,5 +86,5 @@ def _kind_of(file: Path) -> str:
             return kind
     raise UserError(
         f"{file} is neither a VMAE nor a LightningDiT checkpoint: it has neither "
-        f"{' nor '.join(_TELLING.values())}; it holds {listed(state) or 'no tensors'}"
+        f"{' nor '.join(_TELLING.values())}; it holds {shortened(state, 6) or 'no tensors'}"
     )
