@@ -410,6 +410,12 @@ def test_a_run_folder_and_a_saved_folder_give_the_pipeline(saved, source):
     assert is_run_folder(str(saved / source)) == (source == "run")
 
 
+def test_a_saved_model_beside_a_config_yaml_of_somebody_s_own_is_no_run(saved, tmp_path):
+    shutil.copytree(saved / "vmae", tmp_path / "vmae")
+    (tmp_path / "vmae" / "config.yaml").touch()
+    assert isinstance(load_autoencoder(f"{tmp_path}/vmae"), AutoencoderVMAE)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

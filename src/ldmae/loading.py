@@ -82,7 +82,9 @@ def settings_of(source: str) -> str | None:
 
 def is_run_folder(source: str) -> bool:
     """Says whether a source is the folder of a run."""
-    return (Path(at_home(source)) / "config.yaml").is_file()
+    folder = Path(at_home(source))
+    saved = (folder / "config.json").is_file() or (folder / "model_index.json").is_file()  # by diffusers
+    return (folder / "config.yaml").is_file() and not saved
 
 
 def check_run_folder(folder: Path) -> None:

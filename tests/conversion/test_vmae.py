@@ -93,6 +93,10 @@ def test_latent_statistics_go_into_the_config(tmp_path):
     torch.save({"mean": torch.ones(1, 4, 1, 1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"expected 'mean' of shape \(1, 3, 1, 1\), got \(1, 4, 1, 1\)"):
         load_official_vmae(path, latents_stats=tmp_path / "other.pt")
+    for broken in ({"mean": torch.full((1, 3, 1, 1), torch.nan)}, {"std": torch.zeros(1, 3, 1, 1)}):
+        torch.save(stats | broken, tmp_path / "broken.pt")
+        with pytest.raises(UserError, match="has NaN, infinity or a standard deviation of 0"):
+            load_official_vmae(path, latents_stats=tmp_path / "broken.pt")
 
 
 def test_heads_come_from_the_caller_or_the_width(tmp_path):

@@ -1,5 +1,6 @@
 """Image files decoded by the fastest decoder for each, with Pillow's pixels."""
 
+import io
 import struct
 import zlib
 
@@ -58,6 +59,9 @@ def test_an_image_that_was_turned_is_shown_upright(make, extension):
     assert picture.format == ""
     assert picture.size == (300, 451)
     assert picture.pixels(2)[0].shape == (451, 300, 3)
+    for mode in ("L", "RGB"):  # as a user's own source opens them
+        opened = Image.open(io.BytesIO(make.encoded(photo().convert(mode), extension, exif=exif)))
+        assert Picture(opened).size == Picture(opened).image().size == (300, 451)
 
 
 def test_an_exif_block_after_the_pixels_of_a_png_is_seen(make):

@@ -139,9 +139,12 @@ def test_classes_that_are_numbers_are_known_by_name_not_by_place(make, served, t
         list(open_stream(numbered.replace(classes=["0", "1", "2"])).iterate(0, 0, part="all"))
 
 
-def test_a_set_of_the_package_is_not_streamed():
-    with pytest.raises(UserError, match="data=digits comes with the package and is not streamed"):
-        open_stream(DataConfig(source="digits", stream=True))
+@pytest.mark.parametrize(
+    ("name", "what"), [("digits", "comes with the package"), ("mine:Pairs", "is a source of your own")]
+)
+def test_a_set_of_the_package_and_a_source_of_ones_own_are_not_streamed(name, what):
+    with pytest.raises(UserError, match=f"data={name} {what} and is not streamed; omit data.stream"):
+        open_stream(DataConfig(source=name, stream=True))
 
 
 def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_over(served, caplog):

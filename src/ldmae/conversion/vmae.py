@@ -183,5 +183,7 @@ def _read_latents_stats(path: str | Path, channels: int) -> dict[str, list[float
                 f"{path} is not a latents_stats.pt of this autoencoder: expected {name!r} of shape "
                 f"(1, {channels}, 1, 1), got {got}; use the file beside its latents"
             )
+        if not value.isfinite().all() or (name == "std" and (value <= 0).any()):
+            raise UserError(f"{path} has NaN, infinity or a standard deviation of 0; encode again")
         found[f"latents_{name}"] = value.float().flatten().tolist()
     return found

@@ -28,12 +28,12 @@ class AnyModel(ConfigMixin):
             UserError: neither this package nor diffusers has the class.
         """
         config: Any = cls.load_config(pretrained_model_name_or_path, **kwargs)
-        name = config["_class_name"]
+        name = str(config.get("_class_name"))
         module = importlib.import_module(PLACES.get(name, "diffusers"))
         kind = getattr(module, name, None)
         if kind is None:
             raise UserError(
-                f"{pretrained_model_name_or_path} holds a {name}, which neither ldmae nor diffusers has; "
-                "load it by its own class"
+                f"{pretrained_model_name_or_path} holds a model of the class {name}, which neither "
+                "ldmae nor diffusers has; load it by its own class"
             )
         return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)

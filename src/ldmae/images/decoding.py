@@ -34,7 +34,8 @@ class Picture:
         """The file's bytes, and `JPEG` or `PNG` where a fast decoder reads them; else empty."""
         self._image: Image.Image | None = None
         if isinstance(content, Image.Image):
-            self._image, self.size = content if content.mode == "RGB" else to_rgb(content), content.size
+            self._image = to_rgb(content)
+            self.size = self._image.size
             return
         self.content = content
         for format, size_of in (("JPEG", _plain_jpeg_size), ("PNG", _plain_png_size)):

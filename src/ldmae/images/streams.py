@@ -331,8 +331,9 @@ def open_stream(config: DataConfig) -> StreamSource:
         )
     shares = {"share": share, "max_unreadable": config.max_unreadable}
     name, kind = config.source, checked_kind(config)
-    if kind == "set":
-        raise UserError(f"data={name} comes with the package and is not streamed; omit data.stream")
+    if kind in ("set", "code"):
+        what = "comes with the package" if kind == "set" else "is a source of your own"
+        raise UserError(f"data={name} {what} and is not streamed; omit data.stream")
     if kind == "shards":
         addresses = (
             expand_braces(name) if is_address(name) else [str(path) for path in find_shards(name, True)]
