@@ -49,12 +49,9 @@ class _Recogniser:
     def predict(self, images: _Images) -> np.ndarray:
         """Returns the labels (N,) that images (N, 3, H, W) or (N, H, W) in uint8 are taken for."""
         images = _as_tensor(images)
-        if tuple(images.shape[-2:]) != self.size:
-            raise UserError(
-                f"the recogniser was trained on images of {self.size[0]}x{self.size[1]} pixels, got "
-                f"{images.shape[-2]}x{images.shape[-1]}; resize them first"
-            )
-        return self.machine.predict(_gradient_histograms(images)) if len(images) else np.empty(0, np.int64)
+        size = tuple(images.shape[-2:])
+        assert size == self.size, f"the recogniser was trained on images of {self.size} pixels, got {size}"
+        return self.machine.predict(_gradient_histograms(images))
 
     def accuracy(self, images: _Images, labels: _Labels) -> float:
         """Returns the share of images, in [0, 1], that are taken for their labels."""
