@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,9 +24,6 @@ from ldmae.images.transforms import is_deep, to_rgb
 
 _MAX_PIXELS = 2**26
 """Of a picture: a small file may claim a size that takes gigabytes."""
-
-BROKEN = Exception
-"""What reading a truncated or foreign .npz raises: what zip, zlib and numpy's parser like."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +60,21 @@ class _Samples:
     def _from_npz(self, batch_size: int, start: int, stop: int) -> Iterator[Tensor]:
         shape = (*self.size, 3)
         image_bytes = int(np.prod(shape))
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                _read_header(file)
-                if start:
-                    file.seek(start * image_bytes, 1)
-                for i in range(start, stop, batch_size):
-                    wanted = min(batch_size, stop - i) * image_bytes
-                    data = file.read(wanted)
-                    if len(data) < wanted:
-                        raise EOFError(f"it ends after image {i + len(data) // image_bytes}")
-                    images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, *shape)
-                    yield images.permute(0, 3, 1, 2).contiguous()
-        except BROKEN as error:
-            raise broken_npz(self.path, error) from error
+        with (
+            npz_errors(self.path),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
+            _read_header(file)
+            if start:
+                file.seek(start * image_bytes, 1)
+            for i in range(start, stop, batch_size):
+                wanted = min(batch_size, stop - i) * image_bytes
+                data = file.read(wanted)
+                if len(data) < wanted:
+                    raise EOFError(f"it ends after image {i + len(data) // image_bytes}")
+                images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, *shape)
+                yield images.permute(0, 3, 1, 2).contiguous()
 
 
 def read_samples(path: Path | str) -> _Samples:
@@ -103,13 +102,11 @@ def read_samples(path: Path | str) -> _Samples:
             f"{', '.join(names) or 'nothing'}; save it with numpy.savez(path, images) or "
             "numpy.savez(path, images, labels)"
         )
-    try:
+    with npz_errors(path):
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, fortran, dtype = _read_header(file)
             room = archive.getinfo("arr_0.npy").file_size
         labels = np.asarray(np.load(path, allow_pickle=False)["arr_1"]) if "arr_1" in names else None
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
     if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran:
         order = ", in Fortran's order" if fortran else ""
         raise UserError(
@@ -178,16 +175,23 @@ def npz_names(path: Path) -> list[str]:
     Raises:
         UserError: it is no .npz.
     """
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+@contextmanager
+def npz_errors(path: Path) -> Iterator[None]:
+    """Turns what zip, zlib and numpy raise of a truncated or foreign .npz, which is anything, into a message.
+
+    Raises:
+        UserError: the file could not be read.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
-
-
-def broken_npz(path: Path, error: Exception) -> UserError:
-    """Returns what to say of an .npz that could not be read."""
-    return UserError(f"{path} is not an .npz, or is broken ({error}); fetch or write it again")
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not an .npz, or is broken ({error}); fetch or write it again") from error
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -22,7 +22,7 @@ from ldmae.core.errors import UserError, check_enough
 from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console
 from ldmae.evaluation.distances import Statistics
-from ldmae.evaluation.image_sets import BROKEN, broken_npz, npz_names, read_samples
+from ldmae.evaluation.image_sets import npz_errors, npz_names, read_samples
 from ldmae.perception.features import FeatureExtractor, Features
 
 _KEEP = 10_000
@@ -133,7 +133,7 @@ def cached_reference(
                 if str(arrays["fingerprint"]) == key:
                     return _from_arrays(arrays, extractor.name)
             reason = "it was made of something else"
-        except BROKEN as error:
+        except Exception as error:  # zip, zlib and numpy raise whatever they like
             reason = f"it can't be read ({error})"
         console.print(f"the reference statistics in {path} are computed again: {reason}", soft_wrap=True)
     reference = compute()
@@ -217,18 +217,13 @@ class _Kept:
 
 
 def _read_own(path: Path, extractor: FeatureExtractor) -> Reference:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["network"]) != extractor.fingerprint():
-                raise UserError(
-                    f"{path} holds features of {arrays['extractor']}, of other weights or another version "
-                    f"than the {extractor.name} in use; choose that network, or compute it again from images"
-                )
-            return _from_arrays(arrays, extractor.name)
-    except UserError:
-        raise
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
+    with npz_errors(path), np.load(path, allow_pickle=False) as arrays:
+        if str(arrays["network"]) != extractor.fingerprint():
+            raise UserError(
+                f"{path} holds features of {arrays['extractor']}, of other weights or another version "
+                f"than the {extractor.name} in use; choose that network, or compute it again from images"
+            )
+        return _from_arrays(arrays, extractor.name)
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], extractor: str) -> Reference:
@@ -267,11 +262,8 @@ def _read_statistics(path: Path, names: list[str], extractor: FeatureExtractor) 
                 f"{path} has no {' and no '.join(missing)}, got {', '.join(names)}; expected mu and sigma, "
                 "and mu_s and sigma_s for sFID, as in ADM's reference files"
             )
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in keys)
-        except BROKEN as error:
-            raise broken_npz(path, error) from error
+        with npz_errors(path), np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in keys)
         if mean.shape != (dimensions,) or covariance.shape != (dimensions, dimensions):
             raise UserError(
                 f"{keys[0]} and {keys[1]} of {path} are {mean.shape} and {covariance.shape}; expected "
