@@ -159,13 +159,10 @@ def test_pictures_are_taken_as_a_viewer_shows_them(tmp_path):
     assert second.unique().tolist() == [7]
 
 
-def test_odd_and_broken_pictures_are_named(tmp_path):
+def test_odd_pictures_are_named(tmp_path):
     save_pictures(tmp_path, images(2), ["a.png", "b.png"])
     save_pictures(tmp_path, images(1, (5, 4)), ["c.png"])
     with pytest.raises(UserError, match=r"c\.png is 5x4, those before it 6x4"):
-        list(read_samples(tmp_path).batches(2))
-    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    with pytest.raises(UserError, match=r"c\.png can't be read"):
         list(read_samples(tmp_path).batches(2))
     Image.fromarray(np.zeros((6, 4), np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(UserError, match=r"c\.png is grey of more than 8 bits"):
