@@ -16,13 +16,13 @@ from ldmae.evaluation.distances import (
 from ldmae.evaluation.generation import fidelity_metrics, generation_metrics
 from ldmae.evaluation.references import Reference
 from ldmae.perception.features import Features
+from ldmae.perception.names import FEATURES
 
 
 class Extractor:
     """The part of a feature extractor that names the figures."""
 
-    kid_label = "KID-efficientnet_lite0"
-    fd_label = "FD-efficientnet_lite0"
+    labels = FEATURES["efficientnet_lite0"]
 
 
 def features(count, shift=0.0, seed=0, dimensions=8):

@@ -19,6 +19,7 @@ from ldmae.evaluation.smoothness import (
     perturbed,
 )
 from ldmae.perception.features import load_features
+from ldmae.perception.names import FEATURES
 
 COUNT = 12
 KEYS = [f"images/{i}.png" for i in range(COUNT)]
@@ -42,7 +43,7 @@ class Scaled(nn.Module):
 class Means:
     """Stands in for a feature extractor: an image's 6 features are the means of its halves' channels."""
 
-    name, dimensions, kid_label, fd_label = "inception", 6, "KID", "FID"
+    name, dimensions, labels = "inception", 6, FEATURES["inception"]
 
     def __call__(self, images):
         assert images.dtype == torch.uint8

@@ -138,7 +138,7 @@ def test_convolutions_of_stride_2_pad_as_tensorflow_does_at_odd_sizes_too(lite2)
 
 
 def test_only_inception_bears_the_literatures_names(lite0):
-    assert (lite0.kid_label, lite0.fd_label) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
+    assert (lite0.labels.kid, lite0.labels.fd) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
     assert all(name.endswith("-efficientnet_lite0") for name in lite0.labels)
     assert FEATURES["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall", "MIND")
 

@@ -242,7 +242,7 @@ def feature_distances(
         UserError: there are too few images for a kernel distance.
     """
     count, needed = len(originals), extractor.dimensions + 1
-    frechet = f"{prefix}{extractor.fd_label}"
+    frechet = f"{prefix}{extractor.labels.fd}"
     # fewer images than a subset holds: every subset would be all of them
     subsets = SUBSETS if count > SUBSET_SIZE else 1
     kernel, _ = kernel_distance(made, originals, None, subsets, seed)
@@ -253,7 +253,7 @@ def feature_distances(
         note += f"; {frechet} needs {needed} images, or evaluation.shrink_covariance=true"
     of: dict[str, Any] = {"better": "lower", "counts": {"images": count}}
     of["trained_on_metric"] = extractor.name in trained_on
-    metrics = [Metric(name=f"{prefix}{extractor.kid_label}", value=kernel, note=note, **of)]
+    metrics = [Metric(name=f"{prefix}{extractor.labels.kid}", value=kernel, note=note, **of)]
     if count >= needed or shrink:
         few = "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"
         value = frechet_distance(made, originals, shrink)
