@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
@@ -47,7 +48,7 @@ def level_maps(
         "part": lambda index, pixels: parts_by_felzenszwalb(pixels),
         "pattern": lambda index, pixels: patterns_by_slic(pixels),
     }
-    if all(isinstance(origin(source, index)[0], EmojiSource) for index in range(min(1, len(source)))):
+    if len(source) and isinstance(origin(source, 0)[0], EmojiSource):
         maps["object"] = lambda index, pixels: crop_labels(objects_from_alpha(_alpha(source, index)), size)
         maps["part"] = lambda index, pixels: crop_labels(parts_from_flat_colours(_alpha(source, index)), size)
     if config.masks is not None:
@@ -172,12 +173,10 @@ def _check_picture(picture: np.ndarray, channels: tuple[int, ...]) -> None:
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
     """Numbers the groups from 0 in the order of their first pixels; -1 stays."""
-    present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    groups = present != NO_GROUP
-    order = np.argsort(np.where(groups, first, labels.size), kind="stable")
-    numbers = np.empty(len(present), np.int64)
-    numbers[order] = np.arange(len(present))
-    return np.where(groups, numbers, NO_GROUP)[inverse].reshape(labels.shape)
+    numbers = np.full(labels.shape, NO_GROUP, np.int64)
+    grouped = labels != NO_GROUP
+    numbers[grouped] = pd.factorize(labels[grouped])[0]
+    return numbers
 
 
 # ---- the way to the latent grid
