@@ -27,8 +27,6 @@ from ldmae.perception.names import DISTANCES
 _SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
 
-_NAMES = ("L1", "PSNR", "SSIM")
-
 
 def to_uint8(images: Tensor) -> Tensor:
     """Rounds images in [-1, 1] to uint8, as saving does; values outside are clipped."""
@@ -114,7 +112,7 @@ class PairMetrics:
     counted in the note. Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
 
     Args:
-        names: which of `_NAMES`.
+        names: which of `_OF_PAIRS`.
         perceptual: the perceptual distance to measure besides, or None.
         trained_on: names (in settings) of the networks that the autoencoder was trained with.
         extractor: what makes the features for `feature_distances`, or None for none.
@@ -125,7 +123,7 @@ class PairMetrics:
 
     def __init__(
         self,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = tuple(_OF_PAIRS),
         perceptual: PerceptualDistance | None = None,
         trained_on: Collection[str] = (),
         extractor: FeatureExtractor | None = None,
@@ -273,7 +271,7 @@ def judges(subject: Subject) -> dict[str, Any]:
 
 
 def _measure(subject: Subject) -> Measured:
-    metrics = PairMetrics(_NAMES, **judges(subject))
+    metrics = PairMetrics(**judges(subject))
     shown = subject.chosen[subject.shown].tolist()
     kept: dict[int, np.ndarray] = {}
     for rows, images in subject.batches("reconstructing"):
