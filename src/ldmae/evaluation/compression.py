@@ -69,9 +69,10 @@ def compression_metrics(
     for level, labels in groups.items():
         assert labels.shape == (len(values), *latents.shape[2:]), f"{level}: {labels.shape}"
         pairs = [
-            (x[of >= 0], of[of >= 0]) for x, of in zip(cells, labels.reshape(len(cells), -1), strict=True)
+            (x[of >= 0], of[of >= 0])
+            for x, of in zip(cells, labels.reshape(len(cells), -1), strict=True)
+            if (of >= 0).any()
         ]
-        pairs = [(x, of) for x, of in pairs if len(of)]
         found.append(_variance(level, pairs, len(values), note + _DEFINITION))
         found.append(_separability(level, pairs, len(values), note + _DEFINITION))
     metrics = [entry for entry in found if isinstance(entry, Metric)]

@@ -151,9 +151,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, 
         torch.cuda.reset_peak_memory_stats(device)
         work()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(
-            device
-        ) - before, "beyond weights and batch, as torch allocated"
+        taken = torch.cuda.max_memory_allocated(device) - before
+        return taken, "beyond weights and batch, as torch allocated"
     if device.type != "cpu":
         return 0, "not measured on this kind of device"
     with contextlib.suppress(OSError, AttributeError):  # what was freed goes back to the system (glibc)

@@ -104,12 +104,11 @@ class InterpolationMetrics:
         Raises:
             UserError: no pair was added.
         """
-        found = {at: pairs.compute() for at, pairs in self._pairs.items()}
         metrics = []
         for t in self.fractions:
-            for both in zip(*(found[t, end] for end in _ENDS), strict=True):
-                for end, metric in zip(_ENDS, both, strict=True):
-                    better = metric.better if t == _ENDS[end] else ""
+            for both in zip(*(self._pairs[t, end].compute() for end in _ENDS), strict=True):
+                for (end, place), metric in zip(_ENDS.items(), both, strict=True):
+                    better = metric.better if t == place else ""
                     name = f"{metric.name}-{end}(t={t:g})"
                     metrics.append(dataclasses.replace(metric, name=name, better=better))
         return metrics

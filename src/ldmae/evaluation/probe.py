@@ -58,7 +58,7 @@ def linear_probe(
     """
     x, y = _labelled(train_features, train_labels)
     unseen, truth = _labelled(held_out_features, held_out_labels)
-    classes = np.unique(y)
+    classes, frequency = np.unique(y, return_counts=True)
     move = "give more images, or hold out more with data.val"
     for kind, count in (("training", len(y)), ("held-out", len(truth))):
         check_enough("a linear probe", _FEWEST_IMAGES, count, f"{kind} images that have a class", move)
@@ -69,8 +69,7 @@ def linear_probe(
     named = probe.fit(x[order], y[order]).predict(unseen)
     held = np.unique(truth)
     counts = {"training": len(y), "held-out": len(truth), "classes": len(classes)}
-    values, frequency = np.unique(y, return_counts=True)
-    commonest = float(np.mean(truth == values[frequency.argmax()]))
+    commonest = float(np.mean(truth == classes[frequency.argmax()]))
     unknown = int((~np.isin(truth, classes)).sum())
     extra = f"; {unknown} held-out images are of classes that training lacks" if unknown else ""
     return [

@@ -154,8 +154,8 @@ def write_reference(
         "fingerprint": key,
         "network": extractor.fingerprint(),
         "origin": reference.origin,
+        "extractor": extractor.name,
     }
-    arrays["extractor"] = extractor.name
     for suffix, statistics in (("", reference.pooled), ("_s", reference.spatial)):
         if statistics is not None:
             arrays |= {f"mu{suffix}": statistics.mean, f"sigma{suffix}": statistics.covariance}
