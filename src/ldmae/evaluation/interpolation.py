@@ -59,7 +59,7 @@ def interpolated_decodings(
         yield t, decode(autoencoder, (1 - t) * first + t * second)
 
 
-class InterpolationMetrics:
+class _InterpolationMetrics:
     """Collects, pair by pair, how far images between two others are from both.
 
     At every fraction t: `PSNR-first(t=…)` and `PSNR-second(t=…)`, and the perceptual distances such as
@@ -117,7 +117,7 @@ class InterpolationMetrics:
 @torch.no_grad()
 def _measure(subject: Subject) -> Measured:
     config, shown = subject.config, []
-    metrics = InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
+    metrics = _InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
     pairs = _choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
     for i in range(0, len(pairs), config.batch_size):
         places = np.array(pairs[i : i + config.batch_size])  # (P, 2)

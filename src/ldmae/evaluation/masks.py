@@ -33,7 +33,7 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
     return fingerprint(f"{stamp(path):016x}" for path in files)
 
 
-def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:
+def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> _MaskFolder:
     """Opens the masks of some images of a folder, in the order of `indices`.
 
     Raises:
@@ -52,12 +52,12 @@ def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationCo
                 f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
             )
         names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
-    masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
+    masks = _MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
     masks.check_sizes([(image.height, image.width) for image in map(source.read, indices)])
     return masks
 
 
-class MaskFolder:
+class _MaskFolder:
     """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
 
     A label is a grey value, a palette's index, or a colour; every value is a group.
@@ -126,7 +126,7 @@ class MaskFolder:
             )
 
     def read(self, index: int) -> np.ndarray:
-        """Returns a mask as a label map (H, W) int64; `crop_labels` makes of it what the autoencoder sees.
+        """Returns a mask as a label map (H, W) int64; `groupings` crops it as images are cropped.
 
         Raises:
             UserError: it can't be read, or holds no labels.

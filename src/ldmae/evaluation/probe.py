@@ -35,7 +35,7 @@ def _mean_pooled(latents: Tensor) -> Tensor:
     return latents.detach().cpu().double().mean(dim=(2, 3)).float()
 
 
-def linear_probe(
+def _linear_probe(
     train_features: Tensor, train_labels: _Labels, held_out_features: Tensor, held_out_labels: _Labels
 ) -> list[Metric]:
     """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
@@ -124,10 +124,10 @@ def _measure(subject: Subject) -> Measured:
         alike = keys if group is None else group[subject.chosen].tolist()
         half = _halves(truth, keys, alike, subject.config.seed)
         return Measured(
-            linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
+            _linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
         )
     latents, labels = subject.train_latents
-    return Measured(linear_probe(_mean_pooled(latents), labels, unseen, truth))
+    return Measured(_linear_probe(_mean_pooled(latents), labels, unseen, truth))
 
 
 PROBE = Measurement(

@@ -52,7 +52,7 @@ def hwc(images: Tensor) -> np.ndarray:
     return to_uint8(images.cpu()).movedim(-3, -1).numpy()
 
 
-def l1(x: Tensor, y: Tensor) -> Tensor:
+def _l1(x: Tensor, y: Tensor) -> Tensor:
     """Returns each image's mean absolute error (B,), in float64; uint8 images, the error in [0, 1].
 
     The paper does not name its scale; with its PSNR only [0, 1] is plausible.
@@ -87,7 +87,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 
-_OF_PAIRS = {"L1": l1, "PSNR": psnr, "SSIM": ssim}
+_OF_PAIRS = {"L1": _l1, "PSNR": psnr, "SSIM": ssim}
 
 
 def pair_values(

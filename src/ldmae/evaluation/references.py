@@ -89,7 +89,7 @@ def read_reference(
 
     Args:
         path: a folder of images; an .npz of ADM's, with statistics, images or both; or one that
-            `write_reference` wrote. ADM's statistics are Inception's: on another network only its images
+            `cached_reference` keeps. ADM's statistics are Inception's: on another network only its images
             count.
         extractor: the network that the generated images are measured by.
         batch_size: images at a time, where there are any to compute features of.
@@ -137,11 +137,11 @@ def cached_reference(
             reason = f"it can't be read ({error})"
         console.print(f"the reference statistics in {path} are computed again: {reason}", soft_wrap=True)
     reference = compute()
-    write_reference(path, reference, extractor, key)
+    _write_reference(path, reference, extractor, key)
     return reference
 
 
-def write_reference(
+def _write_reference(
     path: Path | str, reference: Reference, extractor: FeatureExtractor, key: str = ""
 ) -> None:
     """Writes a reference atomically, as an .npz that `read_reference` takes.
