@@ -186,6 +186,14 @@ def test_one_class_is_one_class(run_folder: Path):
     assert "images of twemoji, made in" in page.text
 
 
+def test_a_device_of_a_long_name_is_named_once(run_folder: Path):
+    device = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
+    stages = [{"name": name, "seconds": 3, "device": device} for name in ("latents", "diffusion")]
+    edit(run_folder / "stages.json", stages=stages)
+    summary = "made in 6.0 s on NVIDIA RTX PRO 6000 Blackwell Max-Q Work… (15 more characters); 103"
+    assert summary in Page(render_report(run_folder)).text
+
+
 def test_the_page_stays_under_5_mb_whatever_the_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     random = np.random.default_rng(0)

@@ -186,28 +186,27 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
 
 
 def _stages(record: dict[str, Any]) -> dict[str, Any]:
-    rows, devices = [], []
+    rows = []
     entries = [
         e for e in records(record.get("stages")) if (e.get("name"), e.get("status")) != ("report", "running")
     ]
     seconds = [number(entry.get("seconds")) for entry in entries]
     longest = max((s for s in seconds if s), default=0)
     for entry, spent in list(zip(entries, seconds, strict=True))[:_MAX_RESULTS]:
-        name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
-        if device and device not in devices:
-            devices.append(cut(device, 40))
+        name = str(entry.get("name", "unnamed"))
         rows.append(
             {
                 "name": cut(curves.STAGE_TITLES.get(name, name)),
                 "status": cut(str(entry.get("status", ""))),
                 "seconds": format_seconds(spent),
                 "share": round(100 * spent / longest, 1) if spent and longest else 0,
-                "device": cut(device),
+                "device": cut(str(entry.get("device") or "")),
                 "finished": cut(str(entry.get("finished") or "")[:19].replace("T", " ")),
             }
         )
     known = [s for s in seconds if s]
-    return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": devices[:3]}
+    devices = dict.fromkeys(cut(str(entry["device"]), 40) for entry in entries if entry.get("device"))
+    return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": [*devices][:3]}
 
 
 def _results(metrics: pd.DataFrame, titles: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
@@ -256,12 +255,12 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
         },
         index=[cut(str(entry.get("name", "")), 100) for entry in shown],
     )
-    facts = list(data["facts"]) if isinstance(data.get("facts"), list) else []
+    facts = data["facts"] if isinstance(data.get("facts"), list) else []
     return {
         "name": cut(str(data.get("name") or "")),
         "licence": cut(str(data.get("licence") or "")),
         "unreadable": int(number(data.get("unreadable")) or 0),
-        "facts": [cut(fact, 400) for fact in facts[:20] if isinstance(fact, str)],
+        "facts": [cut(fact) for fact in facts[:20] if isinstance(fact, str)],
         "train": format_value(data.get("train")),
         "held_out": format_value(data.get("held_out")),
         "classes": Table(table),
