@@ -272,9 +272,7 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
 
 def _command(record: dict[str, Any]) -> str:
     command = record.get("command")
-    if isinstance(command, list):
-        command = shlex.join(str(word) for word in command)
-    return cut(command.strip(), 5000) if isinstance(command, str) else ""
+    return cut(shlex.join(map(str, command)), 5000) if isinstance(command, list) else ""
 
 
 def _sampling(record: dict[str, Any]) -> str:
