@@ -41,7 +41,7 @@ def test_the_scale_of_channels_and_the_order_of_images_do_not_matter(data):
     assert [result.value for result in _linear_probe(*data)] == expected
     scale = torch.logspace(-3, 3, 8)
     order, other = np.random.default_rng(0).permutation(200), np.random.default_rng(1).permutation(100)
-    again = _linear_probe(x[order] * scale, y[order], unseen[other] * scale, torch.tensor(truth[other]))
+    again = _linear_probe(x[order] * scale, y[order], unseen[other] * scale, truth[other])
     assert [result.value for result in again] == expected
 
 
@@ -50,9 +50,9 @@ def test_images_without_a_class_are_left_out(data):
     expected = _linear_probe(*data)
     more = _linear_probe(
         torch.cat([x, x + 100]),
-        [*y.tolist(), *[-1] * 200],
+        np.append(y, [-1] * 200),
         torch.cat([unseen, unseen]),
-        [*truth, *[-1] * 100],
+        np.append(truth, [-1] * 100),
     )
     assert more == expected
 
@@ -69,7 +69,7 @@ def test_held_out_classes_that_training_lacks_count_as_wrong_and_are_said(data):
 
 def test_noise_is_read_no_better_than_by_chance():
     generator = torch.manual_seed(0)
-    x, labels = torch.randn(600, 6, generator=generator), torch.arange(600) % 4
+    x, labels = torch.randn(600, 6, generator=generator), np.arange(600) % 4
     accuracy, balanced = _linear_probe(x[:400], labels[:400], x[400:], labels[400:])
     assert accuracy.value < 0.36
     assert balanced.value < 0.36
@@ -90,6 +90,6 @@ def test_one_class_too_few_images_and_nan_are_refused(data):
     with pytest.raises(UserError, match=r"at least 10 held-out images .* got 9"):
         _linear_probe(x, y, unseen[:9], truth[:9])
     with pytest.raises(UserError, match=r"training images .* got 0;"):
-        _linear_probe(x, [-1] * 200, unseen, truth)
+        _linear_probe(x, np.full(200, -1), unseen, truth)
     with pytest.raises(UserError, match="NaN"):
         _linear_probe(x * math.inf, y, unseen, truth)

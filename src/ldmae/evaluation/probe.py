@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.pipeline import make_pipeline
@@ -25,8 +24,6 @@ from ldmae.evaluation.subject import Subject
 _FEWEST_IMAGES = 10
 """Images with a class, for training and held out each, below which an accuracy says nothing."""
 
-_Labels = Tensor | np.ndarray | list[int]
-
 
 def _mean_pooled(latents: Tensor) -> Tensor:
     """Averages latents (B, C, h, w) over the grid: (B, C) float32 on the CPU, what the probe looks at."""
@@ -36,7 +33,7 @@ def _mean_pooled(latents: Tensor) -> Tensor:
 
 
 def _linear_probe(
-    train_features: Tensor, train_labels: _Labels, held_out_features: Tensor, held_out_labels: _Labels
+    train_features: Tensor, train_labels: np.ndarray, held_out_features: Tensor, held_out_labels: np.ndarray
 ) -> list[Metric]:
     """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
 
@@ -92,13 +89,12 @@ def _linear_probe(
     ]
 
 
-def _labelled(features: Tensor, labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(features: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features and labels of the images that have a class."""
     x = check_finite(features.detach().cpu().double().numpy())
-    y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
     assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents first"
-    assert y.shape == (len(x),), f"{len(x)} features, labels {y.shape}"
-    return x[y >= 0], y[y >= 0]
+    assert labels.shape == (len(x),), f"{len(x)} features, labels {labels.shape}"
+    return x[labels >= 0], labels[labels >= 0]
 
 
 def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
