@@ -34,7 +34,7 @@ def save_pictures(folder, pixels, names):
 
 def test_a_written_npz_is_what_adms_evaluator_reads(tmp_path):
     pixels = images(7)
-    write_samples_npz(tmp_path / "s.npz", pixels.split(3), labels=torch.arange(7))
+    write_samples_npz(tmp_path / "s.npz", pixels.split(3), np.arange(7), count=7)
     with np.load(tmp_path / "s.npz", allow_pickle=False) as arrays:
         assert list(arrays) == ["arr_0", "arr_1"]
         assert arrays["arr_0"].dtype == np.uint8

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,24 +129,17 @@ def read_samples(path: Path | str) -> _Samples:
 
 
 def write_samples_npz(
-    path: Path | str,
-    batches: Iterable[Tensor],
-    labels: Sequence[int] | np.ndarray | Tensor | None = None,
-    *,
-    count: int | None = None,
+    path: Path | str, batches: Iterable[Tensor], labels: np.ndarray | None = None, *, count: int
 ) -> None:
     """Writes the .npz that ADM's evaluator reads: `arr_0` (N, H, W, 3) in uint8, `arr_1` the labels (N,).
 
-    The images (b, 3, H, W) in uint8 pass through one batch at a time; the file appears whole or not at all. N
-    must be known first: it is the number of labels, or `count`.
+    The `count` images (b, 3, H, W) in uint8 pass through one batch at a time; the file appears whole or not
+    at all.
 
     Raises:
         UserError: the disk is full or refuses the write.
     """
-    classes = None if labels is None else torch.as_tensor(labels).cpu().numpy().astype(np.int64)
-    total = len(classes) if classes is not None else count
-    assert total is not None, "the number of images must be known: give labels or count"
-    assert count in (None, total), f"{count} images, {total} labels"
+    assert labels is None or len(labels) == count, f"{count} images, labels {labels}"
     assert Path(path).suffix == ".npz", f"numpy reads such a file by its ending .npz, got {path}"
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         # numpy's members: stored, so that they are read as fast as a plain file
@@ -158,15 +151,15 @@ def write_samples_npz(
                 pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                 if not written:
                     first = pixels.shape[1:]
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *first)}
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first)}
                     np.lib.format.write_array_header_1_0(file, header)
                 assert pixels.shape[1:] == first, f"images of one size belong together, got {pixels.shape}"
                 file.write(pixels.data)
                 written += len(pixels)
-            assert written == total, f"{total} images were announced, {written} came"
-        if classes is not None:
+            assert written == count, f"{count} images were announced, {written} came"
+        if labels is not None:
             with archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, classes, allow_pickle=False)
+                np.lib.format.write_array(file, labels.astype(np.int64), allow_pickle=False)
 
 
 def npz_names(path: Path) -> list[str]:
