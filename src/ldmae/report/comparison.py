@@ -48,7 +48,6 @@ _MEANS = "Means ± sample standard deviations over seeds; bold is the best mean.
 @dataclass(frozen=True)
 class _Plot:
     file: str
-    title: str
     figure: Figure | None
     said: str
     """What it shows, or why it is not there."""
@@ -186,20 +185,17 @@ def _plots(compared: Comparison) -> list[_Plot]:
     return [
         _Plot(
             "metrics",
-            "Metrics of each autoencoder",
             plots.dots(columns, values["mean"], values["std"], variants) if columns else None,
             means if columns else "no autoencoder is measured yet",
         ),
-        _Plot("radar", "The properties together", figure, said),
+        _Plot("radar", figure, said),
         _Plot(
             "smoothness",
-            "Metrics over latent noise",
             plots.smoothness(curves, variants) if len(curves) else None,
             over if len(curves) else "no autoencoder's smoothness is measured yet",
         ),
         _Plot(
             "compression",
-            "σ² against ρ",
             plots.compression(levels, variants) if len(levels) else None,
             at if len(levels) else "no autoencoder's σ² and ρ are measured yet",
         ),
@@ -325,5 +321,5 @@ def _markdown(page: dict[str, Any]) -> str:
 
 
 def _shown(plot: _Plot) -> dict[str, Any]:
-    drawn = {"light": ""} if plot.figure is None else chart(plot.figure, plot.title, plot.said)
+    drawn = {"light": ""} if plot.figure is None else chart(plot.figure, plot.said)
     return drawn | {"said": plot.said}

@@ -241,8 +241,8 @@ def _smoothness(metrics: pd.DataFrame) -> dict[str, Any] | None:
     found = plots.noise_curves(alone)
     if found.empty:
         return None
-    title = f"{join_words(list(found.metric.unique()))} over latent noise"
-    return chart(plots.smoothness(found, alone.variants), title, title)
+    alt = f"{join_words(list(found.metric.unique()))} over latent noise"
+    return chart(plots.smoothness(found, alone.variants), alt)
 
 
 def _data(data: dict[str, Any]) -> dict[str, Any]:
