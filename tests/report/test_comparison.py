@@ -226,8 +226,9 @@ def test_names_from_units_are_escaped_everywhere(tmp_path: Path):
         "note": evil,
     }
     data = {"name": evil, "licence": evil, "classes": [{"name": evil}] * 4}
-    edit(unit, title=evil, command=evil, device=evil, data=data, results=[result, {**result, "name": "L1"}])
-    page = Page(render_comparison(tmp_path, title=evil))
+    results = [result, {**result, "name": "L1"}]
+    edit(unit, preset=evil, title=evil, command=evil, device=evil, data=data, results=results)
+    page = Page(render_comparison(tmp_path))
     assert "script" not in page.tags
     assert "<script" not in page.source
     assert "onerror" not in "".join(page.tags)

@@ -53,12 +53,12 @@ class _Plot:
     """What it shows, or why it is not there."""
 
 
-def render_comparison(folder: Path, title: str | None = None) -> Path:
+def render_comparison(folder: Path) -> Path:
     """Writes a comparison's report from `units/VARIANT/seed-N/`, each file atomically.
 
     `comparison.html`, whose path is returned, needs no other file and is under 5 MB; `tables.md` has the same
     tables, and each plot and picture is a PNG beside it. It shows what there is and says what is missing and
-    what can't be read. The same units give the same bytes. Without a title it is named after the preset.
+    what can't be read. The same units give the same bytes. It is named after the preset.
     """
     folder = Path(folder)
     problems: list[str] = []
@@ -79,7 +79,7 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
         "plots": {plot.file: _shown(plot) for plot in drawn},
         "problems": problems,
         "seed": seed,
-        "title": title or _title(whole, plan),
+        "title": _title(whole, plan),
     }
     write_text(folder / "tables.md", _markdown(context))
     write_json(folder / "summary.json", summarise(whole))

@@ -51,21 +51,19 @@ _COLUMNS = 8
 """Images a row at most."""
 
 
-def render_report(run_folder: Path, title: str | None = None) -> Path:
+def render_report(run_folder: Path) -> Path:
     """Writes `report.html` into a run folder, atomically: one file that needs no other, under 5 MB.
 
     It shows what there is, says what is missing and names what can't be read. The same folder gives the same
     bytes. Of a folder in which something foreign was measured (it has `measured.json` and no `config.yaml`),
-    it shows the measurements and misses nothing else. Without a title the heading names the folder, or what
-    was measured. Returns the page's path.
+    it shows the measurements and misses nothing else. The heading names the folder, or what was measured.
+    Returns the page's path.
     """
     run_folder = Path(run_folder)
     problems: list[str] = []
     context = _gather(run_folder, problems)
-    pictures = _pictures(run_folder, problems)
-    context |= {"title": title or context["title"], "problems": problems}
     path = run_folder / "report.html"
-    write_page(path, "report.html.j2", context, pictures)
+    write_page(path, "report.html.j2", context, _pictures(run_folder, problems))
     return path
 
 
@@ -124,6 +122,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
     return {
         "title": title,
         "lead": lead,
+        "problems": problems,
         "measured": measured,
         "smoothness": _smoothness(metrics),
         "sampling": _sampling(json_of(folder / "samples" / "samples.json", [])),
