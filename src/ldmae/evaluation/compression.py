@@ -43,9 +43,9 @@ _IMAGE_LIMIT = 1000
 _DEFINITION = "this project's definition; the paper gives none"
 
 
-def _chosen_images(keys: Sequence[int | str], limit: int = _IMAGE_LIMIT, seed: int = 0) -> list[int]:
+def _chosen_images(keys: Sequence[str], limit: int = _IMAGE_LIMIT, seed: int = 0) -> list[int]:
     """Returns the places, in order, of `limit` images at most, drawn by their keys' hash."""
-    ranked = sorted(range(len(keys)), key=lambda k: (key_seed(seed, "compression", keys[k]), str(keys[k])))
+    ranked = sorted(range(len(keys)), key=lambda k: (key_seed(seed, "compression", keys[k]), keys[k]))
     return sorted(ranked[:limit])
 
 

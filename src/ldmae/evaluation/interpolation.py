@@ -36,13 +36,13 @@ _SHOWN = 4
 """Pairs that are kept as pictures."""
 
 
-def _choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
+def _choose_pairs(keys: Sequence[str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
     """Chooses pairs of places in `keys`, none twice, by the keys' hash: the images' order plays no part.
 
     There are no more pairs than half the images. Raises a UserError for fewer than two.
     """
     check_enough("interpolation", 2, len(keys), "images", "hold out more")
-    order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), str(keys[i])))
+    order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), keys[i]))
     return [(order[2 * i], order[2 * i + 1]) for i in range(min(pairs, len(keys) // 2))]
 
 
