@@ -197,7 +197,7 @@ def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_p
     content[16:24] = (60_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "b.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"b\.png (is of 60000x60000 pixels|can't be read)"):
+    with pytest.raises(UserError, match=r"b\.png can't be read"):
         list(read_samples(tmp_path).batches(2))
 
 

@@ -14,16 +14,15 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, atomic_path, is_junk
 from ldmae.core.progress import console
-from ldmae.images.transforms import is_deep, to_rgb
+from ldmae.images.transforms import is_deep, open_picture, to_rgb
 
 _MAX_PIXELS = 2**26
-"""Of a picture: a small file may claim a size that takes gigabytes."""
+"""Of an image in an .npz: a small file may claim a size that takes gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -224,19 +223,12 @@ def _open_folder(folder: Path) -> _Samples:
 def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """Returns a picture (H, W, 3) as a viewer shows it: upright, alpha composited on white."""
     try:
-        with Image.open(file) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise UserError(
-                    f"{file} is of {opened.width}x{opened.height} pixels, more than {_MAX_PIXELS:,} in all; "
-                    "make it smaller"
-                )
-            if is_deep(opened):
-                raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
-            pixels = np.asarray(to_rgb(opened))
-    except UserError:
-        raise
+        image = open_picture(file.read_bytes())
+        deep, pixels = is_deep(image), np.asarray(to_rgb(image))
     except Exception as error:  # decoders raise whatever they like
         raise UserError(f"{file} can't be read ({error}); remove it or save it again") from error
+    if deep:
+        raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
     if size is not None and pixels.shape[:2] != size:
         raise UserError(
             f"samples must be of one size: {file} is {pixels.shape[0]}x{pixels.shape[1]}, those before it "
