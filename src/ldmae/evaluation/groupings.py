@@ -16,7 +16,7 @@ import pandas as pd
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.evaluation.masks import NO_GROUP, open_masks
-from ldmae.images.base import origin
+from ldmae.images.base import origin, root
 from ldmae.images.builtin import EmojiSource
 
 LabelMap = Callable[[int, np.ndarray], np.ndarray]
@@ -48,7 +48,7 @@ def level_maps(
         "part": lambda _, pixels: _parts_by_felzenszwalb(pixels),
         "pattern": lambda _, pixels: _patterns_by_slic(pixels),
     }
-    if len(source) and isinstance(origin(source, 0)[0], EmojiSource):
+    if isinstance(root(source), EmojiSource):
         maps["object"] = lambda index, _: _crop_labels(_objects_from_alpha(_alpha(source, index)), size)
         maps["part"] = lambda index, _: _crop_labels(_parts_from_flat_colours(_alpha(source, index)), size)
     if config.masks is not None:

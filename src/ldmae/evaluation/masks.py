@@ -15,7 +15,7 @@ from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError
 from ldmae.core.files import at_home, fingerprint, stamp
-from ldmae.images.base import origin, shortened
+from ldmae.images.base import root, shortened
 from ldmae.images.sources import FolderSource
 
 NO_GROUP = -1
@@ -39,19 +39,17 @@ def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationCo
     Raises:
         UserError: the images lie in no folder, or the masks do not match them.
     """
-    names = []
-    for index in indices:
-        folder, place = origin(source, index)
-        if not isinstance(folder, FolderSource):
-            raise UserError(
-                f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
-                f"got {source.name}. Unpack the images into a folder, or leave the masks out"
-            )
-        if Path(at_home(str(config.masks))).resolve() == folder.folder.resolve():
-            raise UserError(
-                f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
-            )
-        names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
+    images = root(source)
+    if not isinstance(images, FolderSource):
+        raise UserError(
+            f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
+            f"got {source.name}. Unpack the images into a folder, or leave the masks out"
+        )
+    if Path(at_home(str(config.masks))).resolve() == images.folder.resolve():
+        raise UserError(
+            f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
+        )
+    names = [str(Path(source.describe(index)).relative_to(images.folder)) for index in indices]
     masks = _MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
     masks.check_sizes([(image.height, image.width) for image in map(source.read, indices)])
     return masks
