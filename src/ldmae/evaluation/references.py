@@ -8,7 +8,6 @@ Read are also the .npz files of ADM's evaluator (guided-diffusion), with `mu`, `
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console
 from ldmae.evaluation.distances import Statistics
 from ldmae.evaluation.image_sets import npz_errors, npz_names, read_samples
+from ldmae.images.base import content_hash
 from ldmae.perception.features import FeatureExtractor, Features
 
 _KEEP = 10_000
@@ -197,10 +197,8 @@ class _Kept:
         self._waiting: list[tuple[np.ndarray, Features]] = []
 
     def add(self, images: Tensor, features: Features) -> None:
-        digests = b"".join(
-            hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy()
-        )
-        self._waiting.append((np.frombuffer(digests, dtype="<u8"), features))
+        hashes = [content_hash(image.tobytes()) for image in images.cpu().numpy()]
+        self._waiting.append((np.array(hashes, np.uint64), features))
         if sum(len(hashes) for hashes, _ in self._waiting) >= max(self._most, 256):
             self._settle()
 
