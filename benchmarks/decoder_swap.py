@@ -93,7 +93,7 @@ def main() -> None:
         for side, pictures in images.items():
             features = extractor(pictures)
             values = found.setdefault(side, {})
-            values[extractor.kid_label] = kernel_distance(features, real)[0]
+            values[extractor.labels.kid] = kernel_distance(features, real)[0]
             drawn = torch.from_numpy(np.random.default_rng(0).permutation(len(real))[: len(features)])
             values[f"MIND-{name}"] = mind(features, real[drawn])[0]
     rows = {side: pictures[:SHOWN].movedim(1, -1).numpy() for side, pictures in images.items()}

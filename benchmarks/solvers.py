@@ -93,7 +93,7 @@ def main() -> None:
         f"{SOURCE}, {arguments.samples} samples against {len(real)} training images, float32, "
         f"{device_name(torch.device('cpu'))}\n"
     )
-    print(f"| evaluations | Euler steps | {extractor.kid_label} | Heun steps | {extractor.kid_label} |")
+    print(f"| evaluations | Euler steps | {extractor.labels.kid} | Heun steps | {extractor.labels.kid} |")
     print("| --- | --- | --- | --- | --- |")
     curves: dict[str, list[tuple[int, float, float]]] = {"Euler": [], "Heun": []}
     for steps in arguments.heun_steps:
@@ -108,7 +108,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        draw(curves, extractor.kid_label, arguments.out)
+        draw(curves, extractor.labels.kid, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from sklearn.metrics import silhouette_score
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation.compression import (
-    channel_statistics,
-    chosen_images,
-    compression_metrics,
-    silhouette,
-    within_group_variance,
+    _channel_statistics,
+    _chosen_images,
+    _compression_metrics,
+    _silhouette,
+    _within_group_variance,
 )
 
 
@@ -28,7 +28,7 @@ def some_latents(count=9, channels=5, grid=(6, 7), groups=4, seed=0, pull=1.0):
 
 
 def measured(latents, groups, level="part", **settings):
-    found = compression_metrics(latents, {level: groups}, **settings)
+    found = _compression_metrics(latents, {level: groups}, **settings)
     return {metric.name: metric for metric in found.metrics}
 
 
@@ -70,21 +70,21 @@ def test_silhouette_is_scikit_learns(n, groups):
         labels = random.integers(0, groups, n) * 1000
         if 2 <= len(set(labels)) < n:
             expected = silhouette_score(cells, labels, metric="cosine")
-            assert silhouette(cells, labels) == pytest.approx(expected, abs=1e-8)
+            assert _silhouette(cells, labels) == pytest.approx(expected, abs=1e-8)
         else:
-            assert silhouette(cells, labels) is None
+            assert _silhouette(cells, labels) is None
 
 
 def test_cells_that_are_the_same_but_for_rounding_have_silhouette_zero():
     noise = np.random.default_rng(0).normal(size=(12, 7)) * 1e-8
-    assert silhouette(np.linspace(1, 3, 7) + noise, np.arange(12) % 3) == 0
+    assert _silhouette(np.linspace(1, 3, 7) + noise, np.arange(12) % 3) == 0
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, -1 / 3, 1e-6, 12345.678])
 def test_a_channel_that_varies_by_rounding_alone_has_deviation_zero(value):
     cells = np.full((1, 43), value, np.float32)
     cells[:, ::2] = np.nextafter(cells[:, ::2], np.float32(np.inf))  # the next number up
-    mean, std = channel_statistics([cells] * 7)
+    mean, std = _channel_statistics([cells] * 7)
     assert mean == pytest.approx(value)
     assert std == 0
 
@@ -92,7 +92,7 @@ def test_a_channel_that_varies_by_rounding_alone_has_deviation_zero(value):
 def test_random_groups_have_the_variance_that_is_named_for_reference():
     random = np.random.default_rng(0)
     cells, groups = random.normal(size=(12, 3)), np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3])
-    values = [within_group_variance([(cells, random.permutation(groups))])[0] for _ in range(2000)]
+    values = [_within_group_variance([(cells, random.permutation(groups))])[0] for _ in range(2000)]
     chance = (12 - 4) / (12 - 1)
     assert np.mean(values) == pytest.approx(chance, abs=0.01)
     latents = torch.tensor(cells.T.reshape(1, 3, 4, 3))
@@ -106,7 +106,7 @@ def test_groups_are_per_image():
     x = latents.double()
     x = (x - x.mean(dim=(0, 2, 3), keepdim=True)) / x.std(dim=(0, 2, 3), keepdim=True, unbiased=False)
     expected = (x - x.mean(dim=(2, 3), keepdim=True)).square().mean() / x.square().mean()
-    found = compression_metrics(latents, {"object": one_label})
+    found = _compression_metrics(latents, {"object": one_label})
     (sigma2,) = found.metrics
     assert sigma2.value == pytest.approx(float(expected), rel=1e-6)
     assert found.left_out == ["rho(object): none of 2 images has two groups of which one has two cells"]
@@ -143,12 +143,12 @@ def test_metrics_do_not_depend_on_the_order_of_images():
 
 def test_images_are_drawn_by_key_and_seed():
     keys = [f"{k * 7 % 31}" for k in range(30)]
-    drawn = [chosen_images(keys, 10, seed) for seed in (0, 0, 1)]
+    drawn = [_chosen_images(keys, 10, seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0] == sorted(drawn[0]) != list(range(10))
     back = keys[::-1]
-    assert {keys[k] for k in drawn[0]} == {back[k] for k in chosen_images(back, 10)}
-    assert chosen_images(keys, 1000) == list(range(30))
+    assert {keys[k] for k in drawn[0]} == {back[k] for k in _chosen_images(back, 10)}
+    assert _chosen_images(keys, 1000) == list(range(30))
     few = measured(*some_latents(), drawn_from=30)
     assert all("on 9 images drawn from 30" in metric.note for metric in few.values())
 
@@ -174,7 +174,7 @@ def test_images_without_two_groups_are_left_out_of_rho_and_counted():
 
 def test_a_level_without_groups_is_said_and_spoils_no_other():
     latents, groups = some_latents()
-    found = compression_metrics(latents, {"object": np.full_like(groups, -1), "part": groups})
+    found = _compression_metrics(latents, {"object": np.full_like(groups, -1), "part": groups})
     assert [metric.name for metric in found.metrics] == ["sigma2(part)", "rho(part)"]
     assert [sentence.split(":")[0] for sentence in found.left_out] == ["sigma2(object)", "rho(object)"]
 

@@ -8,7 +8,7 @@ from ldmae.autoencoders.baselines import build_baseline
 from ldmae.config.autoencoder import BaselineConfig
 from ldmae.core.errors import UserError
 from ldmae.evaluation import efficiency
-from ldmae.evaluation.efficiency import PAPER_COST, count_parameters, measure_size, measure_speed
+from ldmae.evaluation.efficiency import _PAPER_COST, _measure_size, count_parameters, measure_speed
 
 
 def by_name(results):
@@ -27,17 +27,17 @@ def test_the_papers_sizes_have_the_parameters_that_were_counted_for_them():
     assert (round(trainable / 1e6, 2), round(everything / 1e6, 2)) == (10.80, 11.19)
     assert weight == 4 * everything
     # the paper's megabytes are 2**20 bytes
-    assert weight / 2**20 == pytest.approx(PAPER_COST["VMAE"]["weights in MB"], abs=0.05)
+    assert weight / 2**20 == pytest.approx(_PAPER_COST["VMAE"]["weights in MB"], abs=0.05)
     assert count_parameters(sd3)[:2] == (83_819_683, 83_819_683)
     assert count_parameters(sd3)[2] / 2**20 == pytest.approx(319.7, abs=0.1)
-    found = by_name(measure_size(vmae, 256))
+    found = by_name(_measure_size(vmae, 256))
     assert found["FLOPs"].value / 2e9 == pytest.approx(20.66, abs=0.01)
     assert found["FLOPs"].value == found["FLOPs encode"].value + found["FLOPs decode"].value
     assert "multiply-add counts 2" in found["FLOPs"].note
     assert "the paper prints 704 GFLOPs" in found["FLOPs"].note
     assert "the paper prints 42.7 MB" in found["weights"].note
-    assert "17331 GFLOPs" in by_name(measure_size(sd3, 64))["FLOPs"].note
-    assert "paper" not in by_name(measure_size(small(), 32))["FLOPs"].note
+    assert "17331 GFLOPs" in by_name(_measure_size(sd3, 64))["FLOPs"].note
+    assert "paper" not in by_name(_measure_size(small(), 32))["FLOPs"].note
 
 
 def test_frozen_parts_are_not_trainable_unless_all_is_frozen():

@@ -9,15 +9,15 @@ from skimage.measure import label
 
 from ldmae.core.errors import UserError
 from ldmae.evaluation.groupings import (
+    _crop_labels,
+    _objects_from_alpha,
+    _parts_by_felzenszwalb,
+    _parts_from_flat_colours,
+    _patterns_by_slic,
     cell_groups,
-    crop_labels,
     enlarged,
-    objects_from_alpha,
-    parts_by_felzenszwalb,
-    parts_from_flat_colours,
-    patterns_by_slic,
 )
-from ldmae.evaluation.masks import MaskFolder
+from ldmae.evaluation.masks import _MaskFolder
 from ldmae.images.builtin import open_builtin
 from ldmae.images.transforms import center_crop
 
@@ -41,7 +41,7 @@ def photo():
 def test_an_object_is_what_is_opaque():
     picture = np.full((2, 3, 4), 200, np.uint8)
     picture[..., 3] = [[0, 127, 128], [255, 1, 254]]
-    assert objects_from_alpha(picture).tolist() == [[0, 0, 1], [1, 0, 1]]
+    assert _objects_from_alpha(picture).tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
 def test_flat_parts_are_connected_regions_and_outlines_are_none():
@@ -53,12 +53,12 @@ def test_flat_parts_are_connected_regions_and_outlines_are_none():
     expected = np.zeros((40, 40), int)
     expected[5:15, 5:15], expected[25:35, 5:20], expected[25:35, 25:35] = 1, 2, 3
     expected[5:15, 15:16] = expected[20, 20] = -1
-    assert np.array_equal(parts_from_flat_colours(picture, smallest=0.01), expected)
+    assert np.array_equal(_parts_from_flat_colours(picture, smallest=0.01), expected)
 
 
 def test_regions_that_touch_at_corners_only_are_apart():
     picture = np.kron(np.array([[0, 255], [255, 0]], np.uint8), np.ones((8, 8), np.uint8))
-    parts = parts_from_flat_colours(np.repeat(picture[..., None], 3, axis=2))
+    parts = _parts_from_flat_colours(np.repeat(picture[..., None], 3, axis=2))
     assert len(np.unique(parts)) == 4
 
 
@@ -66,14 +66,14 @@ def test_the_colour_of_transparent_pixels_does_not_count():
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
     picture[..., 3] = 0
     picture[4:12, 4:12] = (255, 255, 255, 255)
-    assert np.array_equal(parts_from_flat_colours(picture), objects_from_alpha(picture))
+    assert np.array_equal(_parts_from_flat_colours(picture), _objects_from_alpha(picture))
     picture[..., 3] = 255 - picture[..., 3]  # now the object is a frame of noise, cut off at half opacity
     picture[..., :3] = 90
-    assert np.array_equal(parts_from_flat_colours(picture), 1 - objects_from_alpha(picture))
+    assert np.array_equal(_parts_from_flat_colours(picture), 1 - _objects_from_alpha(picture))
 
 
 def test_parts_of_a_smiley_are_its_background_face_eyes_and_mouth(smiley):
-    objects, parts = objects_from_alpha(smiley), parts_from_flat_colours(smiley)
+    objects, parts = _objects_from_alpha(smiley), _parts_from_flat_colours(smiley)
     assert 0.6 < objects.mean() < 0.85  # a disc that fills the picture covers π / 4
     yellow = (smiley.astype(int) == smiley[36, 5]).all(axis=2)
     assert (parts[yellow] == parts[36, 5]).mean() > 0.98  # the face is one part
@@ -83,15 +83,15 @@ def test_parts_of_a_smiley_are_its_background_face_eyes_and_mouth(smiley):
     assert len(set(corners)) == 1  # one background, which the disc cuts into four
     assert parts.max() + 1 == 6  # background, face, two eyes, mouth, teeth
     assert (parts == -1).mean() < 0.12
-    cells = cell_groups(crop_labels(parts, 64), (8, 8))
+    cells = cell_groups(_crop_labels(parts, 64), (8, 8))
     assert (cells == -1).mean() < 0.02
 
 
 def slic_patches(picture):
-    return patterns_by_slic(picture, alike=0)
+    return _patterns_by_slic(picture, alike=0)
 
 
-@pytest.mark.parametrize(("grouping", "spread"), [(parts_by_felzenszwalb, 0.45), (slic_patches, 0.3)])
+@pytest.mark.parametrize(("grouping", "spread"), [(_parts_by_felzenszwalb, 0.45), (slic_patches, 0.3)])
 def test_a_photograph_falls_into_connected_regions_the_same_every_time(photo, grouping, spread):
     labels = grouping(photo)
     assert labels.shape == photo.shape[:2]
@@ -106,7 +106,7 @@ def test_a_photograph_falls_into_connected_regions_the_same_every_time(photo, gr
 
 
 def test_a_pattern_is_all_patches_of_one_look_and_no_others(photo):
-    patches, patterns = slic_patches(photo), patterns_by_slic(photo)
+    patches, patterns = slic_patches(photo), _patterns_by_slic(photo)
     colours = []
     for k in range(patches.max() + 1):
         assert len(np.unique(patterns[patches == k])) == 1
@@ -120,13 +120,13 @@ def test_a_pattern_is_all_patches_of_one_look_and_no_others(photo):
     stripes[:, 16:32] = stripes[:, 48:] = (220, 220, 0)
     expected = np.where(stripes[..., 0] > 0, 1, 0)
     inner = np.abs(np.arange(64) % 16 - 7.5) < 6  # smoothing mixes the colours at the edges
-    assert np.array_equal(patterns_by_slic(stripes)[:, inner], expected[:, inner])
+    assert np.array_equal(_patterns_by_slic(stripes)[:, inner], expected[:, inner])
 
 
 def test_felzenszwalb_tells_flat_shapes_apart():
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[:, 32:] = (250, 250, 0)
-    labels = parts_by_felzenszwalb(picture)
+    labels = _parts_by_felzenszwalb(picture)
     # its smoothing may draw lines of their own along the edge
     assert len(np.unique(labels[:, :28])) == len(np.unique(labels[:, 36:])) == 1
     assert labels[0, 0] != labels[0, 63]
@@ -134,9 +134,9 @@ def test_felzenszwalb_tells_flat_shapes_apart():
 
 def test_a_blank_picture_has_one_part(photo):
     blank = np.full((64, 64, 3), 77, np.uint8)
-    assert not parts_from_flat_colours(blank).any()
-    assert not parts_by_felzenszwalb(blank).any()
-    assert not patterns_by_slic(blank).any()
+    assert not _parts_from_flat_colours(blank).any()
+    assert not _parts_by_felzenszwalb(blank).any()
+    assert not _patterns_by_slic(blank).any()
     assert slic_patches(blank).max() > 8
 
 
@@ -161,7 +161,7 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
     save(tmp_path, "deep.tif", labels.astype(np.uint16) * 257)
     save(tmp_path, "rgb.bmp", colours[labels])
     names = ["a/grey.jpg", "a/index.jpeg", "deep.webp", "rgb.png", "animated.png"]
-    masks = MaskFolder(tmp_path, names, ignore=[255, 65535])
+    masks = _MaskFolder(tmp_path, names, ignore=[255, 65535])
     masks.check_sizes([(2, 4)] * 5)
     grey, index, deep, rgb, gif = (masks.read(k) for k in range(5))
     assert grey.tolist() == index.tolist() == [[0, 1, 1, 3], [0, 0, -1, 3]]
@@ -174,25 +174,25 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
 
 def test_masks_of_names_with_dots_and_of_one_bit_are_read(tmp_path):
     save(tmp_path, "a.b.png", np.array([[True, False]]))
-    assert MaskFolder(tmp_path, ["a.b.jpg"]).read(0).tolist() == [[1, 0]]
+    assert _MaskFolder(tmp_path, ["a.b.jpg"]).read(0).tolist() == [[1, 0]]
 
 
 def test_masks_that_do_not_match_the_images_are_named(tmp_path):
     with pytest.raises(UserError, match="no folder of masks"):
-        MaskFolder(tmp_path / "nothing", ["one.jpg"])
+        _MaskFolder(tmp_path / "nothing", ["one.jpg"])
     mask = np.zeros((4, 6), np.uint8)
     save(tmp_path, "one.png", mask)
     save(tmp_path, "two.jpg", mask)
     with pytest.raises(
         UserError, match=r"2 of 3 images have no mask in .*: two.jpg, sub/three.jpg; .*two.png"
     ):
-        MaskFolder(tmp_path, ["one.jpg", "two.jpg", "sub/three.jpg"])
-    masks = MaskFolder(tmp_path, ["one.jpg"])
+        _MaskFolder(tmp_path, ["one.jpg", "two.jpg", "sub/three.jpg"])
+    masks = _MaskFolder(tmp_path, ["one.jpg"])
     with pytest.raises(UserError, match=r"1 of 1 masks .* one.png is 4x6, one.jpg 6x4"):
         masks.check_sizes([(6, 4)])
     save(tmp_path, "one.tif", mask)
     with pytest.raises(UserError, match=r"1 images have more than one mask .* one: one.png and one.tif"):
-        MaskFolder(tmp_path, ["one.jpg"])
+        _MaskFolder(tmp_path, ["one.jpg"])
 
 
 def test_masks_that_hold_no_labels_are_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_masks_that_hold_no_labels_are_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     save(tmp_path, "short.png", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
     (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:1000])
-    masks = MaskFolder(tmp_path, ["half.jpg", "broken.jpg", "short.jpg"])
+    masks = _MaskFolder(tmp_path, ["half.jpg", "broken.jpg", "short.jpg"])
     with pytest.raises(UserError, match="holds fractions, not labels"):
         masks.read(0)
     with pytest.raises(UserError, match=r"cannot read the mask .*broken.png"):
@@ -225,7 +225,7 @@ def test_labels_are_cropped_as_images_are(shape, size, axis):
     # labels are the pixels' own numbers. A pixel k reaches from k to k + 1.
     pixel = np.broadcast_to(np.arange(shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1)), shape)
     image = np.asarray(center_crop(Image.fromarray(pixel.astype(np.float32) + 0.5), size))
-    labels = crop_labels(pixel, size)
+    labels = _crop_labels(pixel, size)
     assert labels.shape == image.shape == (size, size)
     inner = (slice(4, -4),) * 2  # filters are cut off at the border
     distance = image[inner] - (labels[inner] + 0.5)
@@ -238,15 +238,15 @@ def test_cropped_labels_agree_with_the_cropped_picture_but_at_edges():
     labels[100:220, 150:260] = 1
     picture = Image.fromarray((labels * 255).astype(np.uint8)).convert("RGB")
     image = np.asarray(center_crop(picture, 64))[..., 0] > 127
-    cropped = crop_labels(labels, 64)
+    cropped = _crop_labels(labels, 64)
     edge = np.abs(np.diff(image.astype(int), axis=0)).sum() + np.abs(np.diff(image.astype(int), axis=1)).sum()
     assert 0 < (image != cropped).sum() + 1 <= edge / 4
 
 
 def test_no_new_labels_come_into_being_by_cropping():
     labels = np.random.default_rng(0).integers(0, 5, (90, 70)) * 100 - 1
-    assert set(np.unique(crop_labels(labels, 32))) <= set(np.unique(labels))
-    assert np.array_equal(crop_labels(labels[:70], 70), labels[:70])
+    assert set(np.unique(_crop_labels(labels, 32))) <= set(np.unique(labels))
+    assert np.array_equal(_crop_labels(labels[:70], 70), labels[:70])
 
 
 def brute_force_cells(labels, grid):

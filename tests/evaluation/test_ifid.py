@@ -3,7 +3,7 @@ import math
 import torch
 
 from ldmae.core.random import generator
-from ldmae.evaluation.ifid import _choose_neighbours, _nearest_latents, slerp
+from ldmae.evaluation.ifid import _choose_neighbours, _nearest_latents, _slerp
 
 
 def latents(count, seed):
@@ -50,8 +50,8 @@ def test_slerp_is_the_arc_between_directions_and_a_line_between_parallel_latents
     one, other = first.flatten().double(), second.flatten().double()
     angle = math.acos(float(one @ other / one.norm() / other.norm()))
     expected = (math.sin(0.75 * angle) * one + math.sin(0.25 * angle) * other) / math.sin(angle)
-    torch.testing.assert_close(slerp(first, second, 0.25).flatten().double(), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(slerp(first, 3 * first, 0.5), 2 * first)
+    torch.testing.assert_close(_slerp(first, second, 0.25).flatten().double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_slerp(first, 3 * first, 0.5), 2 * first)
     unit = first / first.norm()
     turned = second / second.norm()
-    assert abs(float(slerp(unit, turned, 0.5).norm()) - 1) < 1e-5
+    assert abs(float(_slerp(unit, turned, 0.5).norm()) - 1) < 1e-5

@@ -12,8 +12,8 @@ from torch import nn
 from ldmae.core.errors import UserError
 from ldmae.evaluation.interpolation import (
     FRACTIONS,
-    InterpolationMetrics,
     _choose_pairs,
+    _InterpolationMetrics,
     interpolated_decodings,
 )
 from ldmae.evaluation.reconstruction import to_uint8
@@ -36,7 +36,7 @@ def ends():
 
 
 def measure(first, second, **arguments):
-    metrics = InterpolationMetrics(**arguments)
+    metrics = _InterpolationMetrics(**arguments)
     metrics.update(first, second, interpolated_decodings(Identity(), first, second, metrics.fractions))
     return metrics
 
@@ -95,7 +95,7 @@ def test_counts_are_pairs_and_training_on_the_metric_is_said(ends, perceptual):
 
 
 def test_metrics_do_not_depend_on_batches(ends, perceptual):
-    alone, parts = (InterpolationMetrics(perceptual=perceptual) for _ in range(2))
+    alone, parts = (_InterpolationMetrics(perceptual=perceptual) for _ in range(2))
     for metrics, batches in ((alone, [[0, 1, 2]]), (parts, [[2], [1, 0]])):
         for rows in batches:
             first, second = (images[rows] for images in ends)
@@ -127,6 +127,6 @@ def test_one_image_makes_no_pair():
 
 def test_no_pairs_and_nan_are_refused(ends):
     with pytest.raises(UserError, match="no pairs to measure on"):
-        InterpolationMetrics().compute()
+        _InterpolationMetrics().compute()
     with pytest.raises(UserError, match=r"an image decoded at t=0\.5 holds NaN"):
-        InterpolationMetrics((0.5,)).update(*ends, [(0.5, torch.full_like(ends[0], math.nan))])
+        _InterpolationMetrics((0.5,)).update(*ends, [(0.5, torch.full_like(ends[0], math.nan))])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from ldmae.core.errors import UserError
 from ldmae.evaluation.distances import kernel_distance, mind
 from ldmae.evaluation.generation import _drawn, _mind_count, floor_metrics, mind_metric
 from ldmae.perception.names import FEATURES
@@ -51,7 +50,7 @@ def test_mind_of_shifted_points_is_three_times_the_squared_shift():
 
 
 def test_mind_needs_sets_of_equal_size():
-    with pytest.raises(UserError, match="equal size, got 4 and 5"):
+    with pytest.raises(AssertionError, match="equal size, got 4 and 5"):
         mind(features(4, 0), features(5, 1))
 
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from ldmae.core.errors import UserError
-from ldmae.evaluation.probe import _mean_pooled, linear_probe
+from ldmae.evaluation.probe import _linear_probe, _mean_pooled
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def data():
 
 def test_accuracies_are_those_of_scikit_learn(data):
     x, y, unseen, truth = data
-    accuracy, balanced = linear_probe(*data)
+    accuracy, balanced = _linear_probe(*data)
     mean, deviation = x.double().mean(dim=0), x.double().std(dim=0, unbiased=False)
     reference = LogisticRegression(max_iter=5000).fit((x - mean) / deviation, y)
     named = reference.predict((unseen - mean) / deviation)
@@ -37,22 +37,22 @@ def test_accuracies_are_those_of_scikit_learn(data):
 
 def test_the_scale_of_channels_and_the_order_of_images_do_not_matter(data):
     x, y, unseen, truth = data
-    expected = [result.value for result in linear_probe(*data)]
-    assert [result.value for result in linear_probe(*data)] == expected
+    expected = [result.value for result in _linear_probe(*data)]
+    assert [result.value for result in _linear_probe(*data)] == expected
     scale = torch.logspace(-3, 3, 8)
     order, other = np.random.default_rng(0).permutation(200), np.random.default_rng(1).permutation(100)
-    again = linear_probe(x[order] * scale, y[order], unseen[other] * scale, torch.tensor(truth[other]))
+    again = _linear_probe(x[order] * scale, y[order], unseen[other] * scale, truth[other])
     assert [result.value for result in again] == expected
 
 
 def test_images_without_a_class_are_left_out(data):
     x, y, unseen, truth = data
-    expected = linear_probe(*data)
-    more = linear_probe(
+    expected = _linear_probe(*data)
+    more = _linear_probe(
         torch.cat([x, x + 100]),
-        [*y.tolist(), *[-1] * 200],
+        np.append(y, [-1] * 200),
         torch.cat([unseen, unseen]),
-        [*truth, *[-1] * 100],
+        np.append(truth, [-1] * 100),
     )
     assert more == expected
 
@@ -61,7 +61,7 @@ def test_held_out_classes_that_training_lacks_count_as_wrong_and_are_said(data):
     x, y, unseen, truth = data
     changed = np.where(truth == 2, 9, truth)
     kept = y != 2
-    accuracy, balanced = linear_probe(x[kept], y[kept], unseen, changed)
+    accuracy, balanced = _linear_probe(x[kept], y[kept], unseen, changed)
     assert accuracy.value <= np.mean(truth != 2)
     assert balanced.value <= 2 / 3
     assert f"{(truth == 2).sum()} held-out images are of classes" in accuracy.note
@@ -69,8 +69,8 @@ def test_held_out_classes_that_training_lacks_count_as_wrong_and_are_said(data):
 
 def test_noise_is_read_no_better_than_by_chance():
     generator = torch.manual_seed(0)
-    x, labels = torch.randn(600, 6, generator=generator), torch.arange(600) % 4
-    accuracy, balanced = linear_probe(x[:400], labels[:400], x[400:], labels[400:])
+    x, labels = torch.randn(600, 6, generator=generator), np.arange(600) % 4
+    accuracy, balanced = _linear_probe(x[:400], labels[:400], x[400:], labels[400:])
     assert accuracy.value < 0.36
     assert balanced.value < 0.36
 
@@ -86,10 +86,10 @@ def test_pooling_is_the_mean_over_the_grid():
 def test_one_class_too_few_images_and_nan_are_refused(data):
     x, y, unseen, truth = data
     with pytest.raises(UserError, match=r"at least 2 classes of training images, got 1"):
-        linear_probe(x, np.zeros(200, int), unseen, truth)
+        _linear_probe(x, np.zeros(200, int), unseen, truth)
     with pytest.raises(UserError, match=r"at least 10 held-out images .* got 9"):
-        linear_probe(x, y, unseen[:9], truth[:9])
+        _linear_probe(x, y, unseen[:9], truth[:9])
     with pytest.raises(UserError, match=r"training images .* got 0;"):
-        linear_probe(x, [-1] * 200, unseen, truth)
+        _linear_probe(x, np.full(200, -1), unseen, truth)
     with pytest.raises(UserError, match="NaN"):
-        linear_probe(x * math.inf, y, unseen, truth)
+        _linear_probe(x * math.inf, y, unseen, truth)

@@ -9,6 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from ldmae.core.errors import UserError
 from ldmae.evaluation.distances import frechet_distance, kernel_distance
 from ldmae.evaluation.reconstruction import PairMetrics, psnr, ssim, to_uint8
+from ldmae.perception.names import FEATURES
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_no_images_small_images_and_nan_are_refused():
 class Corners:
     """Three features of an image: the means of a corner's red, green and blue."""
 
-    name, dimensions, kid_label, fd_label = "corners", 3, "KID", "FID"
+    name, dimensions, labels = "corners", 3, FEATURES["inception"]
 
     def __call__(self, images):
         assert images.dtype == torch.uint8

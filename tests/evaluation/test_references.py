@@ -8,10 +8,10 @@ from ldmae.evaluation.distances import frechet_distance, frechet_of_statistics
 from ldmae.evaluation.generation import generation_metrics
 from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.references import (
+    _write_reference,
     cached_reference,
     read_reference,
     reference_from_images,
-    write_reference,
 )
 from ldmae.perception.features import FeatureExtractor
 
@@ -102,13 +102,13 @@ def test_a_reference_tells_of_its_progress_and_needs_two_images():
 def test_a_written_reference_is_read_back_to_the_bit(tmp_path):
     network = extractor()
     reference = reference_from_images(images(50).split(8), network)
-    write_reference(tmp_path / "r.npz", reference, network)
+    _write_reference(tmp_path / "r.npz", reference, network)
     assert_same(read_reference(tmp_path / "r.npz", network), reference)
 
 
 def test_a_reference_by_other_weights_is_refused(tmp_path):
     network = extractor()
-    write_reference(tmp_path / "r.npz", reference_from_images([images(9)], network), network)
+    _write_reference(tmp_path / "r.npz", reference_from_images([images(9)], network), network)
     for other in (extractor(seed=7), extractor("inception")):
         with pytest.raises(UserError, match=r"holds features of efficientnet_lite0, of other weights"):
             read_reference(tmp_path / "r.npz", other)

@@ -6,6 +6,7 @@ import torch
 
 from ldmae.core.errors import UserError
 from ldmae.perception.features import Features, load_features
+from ldmae.perception.lpips import load_perceptual
 from ldmae.perception.names import FEATURES
 
 
@@ -49,7 +50,7 @@ def test_efficientnet_recognises_photographs(request, network, name, wanted):
 
 
 def test_features_do_not_depend_on_the_batch(lite0):
-    images = torch.randint(0, 256, (8, 3, 48, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
+    images = random_images(8)
     together = lite0(images)
     assert together.shape == (8, lite0.dimensions)
     assert together.dtype == torch.float32
@@ -59,7 +60,7 @@ def test_features_do_not_depend_on_the_batch(lite0):
 
 
 def test_features_ignore_the_callers_autocast(lite0):
-    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
+    images = random_images(1, (32, 32))
     expected = lite0(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(lite0(images), expected)
@@ -137,7 +138,7 @@ def test_convolutions_of_stride_2_pad_as_tensorflow_does_at_odd_sizes_too(lite2)
 
 
 def test_only_inception_bears_the_literatures_names(lite0):
-    assert (lite0.kid_label, lite0.fd_label) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
+    assert (lite0.labels.kid, lite0.labels.fd) == ("KID-efficientnet_lite0", "FD-efficientnet_lite0")
     assert all(name.endswith("-efficientnet_lite0") for name in lite0.labels)
     assert FEATURES["inception"] == ("KID", "FID", "sFID", "IS", "precision", "recall", "MIND")
 
@@ -147,16 +148,23 @@ def test_unknown_features_propose_the_nearest():
         load_features("inceptionv3")
 
 
-def test_missing_inception_names_file_and_offline_features(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("load", "name", "file", "offline"),
+    [
+        (load_features, "inception", "weights-inception-2015-12-05-6726825d.pth", "efficientnet_lite0"),
+        (load_perceptual, "lpips-vgg", "vgg16-397923af.pth", "st-lpips-alex"),
+    ],
+)
+def test_missing_weights_name_file_and_offline_networks(monkeypatch, tmp_path, load, name, file, offline):
     def refuse(*args, **kwargs):
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as error:
-        load_features("inception")
-    assert str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth") in str(error.value)
-    assert "efficientnet_lite0" in str(error.value)
+        load(name)
+    assert str(tmp_path / "checkpoints" / file) in str(error.value)
+    assert offline in str(error.value)
 
 
 @pytest.fixture(scope="module")

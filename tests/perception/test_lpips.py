@@ -1,6 +1,5 @@
 import math
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -77,18 +76,6 @@ def test_lpips_matches_the_lpips_package_on_the_same_weights(network, offline_lp
             convolution.bias.copy_(state[name.replace("weight", "bias")])
     x, y = pattern_pairs(48, 40)
     torch.testing.assert_close(ours(x, y), theirs(x, y).flatten().detach(), rtol=1e-4, atol=1e-6)
-
-
-def test_missing_classifier_names_file_and_offline_alternative(monkeypatch, tmp_path):
-    def refuse(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError) as error:
-        load_perceptual("lpips-vgg")
-    assert str(tmp_path / "checkpoints" / "vgg16-397923af.pth") in str(error.value)
-    assert "st-lpips-alex" in str(error.value)
 
 
 def test_unknown_name_proposes_the_nearest():

@@ -106,7 +106,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "preset: emoji\nseed: 3\ndata:\n  name: emoji\n  size: 48\n"
         "autoencoder:\n  model:\n    patch_size: 6\n    note: '</pre><script>alert(1)</script>'\n"
     )
-    _json(folder / "run.json", {"command": "ldmae run emoji seed=3"})
+    _json(folder / "run.json", {"command": ["ldmae", "run", "emoji", "seed=3"]})
     (folder / "metrics.jsonl").write_text("\n".join(metrics_lines()) + '\n{"stage": "diffusion", "st')
     images = draw_images(40)
     labels = [i % 5 for i in range(40)]

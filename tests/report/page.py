@@ -32,6 +32,15 @@ class Page(html.parser.HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    def assert_alone(self) -> None:
+        """Asserts that it needs no other file, and that its own links lead somewhere."""
+        assert self.addresses
+        assert all(address.startswith(("data:", "#")) for address in self.addresses)
+        assert {address[1:] for address in self.addresses if address[0] == "#"} <= set(self.ids)
+        assert "script" not in self.tags
+        assert "url(" not in self.source
+        assert "@import" not in self.source
+
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += " " + " ".join(data.split())

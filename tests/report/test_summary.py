@@ -3,7 +3,6 @@
 import json
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,9 @@ from ldmae.report.comparison import render_comparison
 
 from ..drawings import leave_blank
 from .drawn_units import edit, results_in, write_unit
+from .test_results_format import DOCUMENT
 from .test_tables import figure
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "results-format.md").read_text(
-    encoding="utf-8"
-)
 LITE2, LITE0 = "efficientnet_lite2", "efficientnet_lite0"
 
 

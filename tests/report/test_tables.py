@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmae.contracts import RESULTS_SCHEMA
-from ldmae.evaluation.efficiency import PAPER_COST
+from ldmae.evaluation.efficiency import _PAPER_COST
 from ldmae.report import paper, tables
 from ldmae.report.data import metrics_of, read_comparison, remarks
 from ldmae.report.tables import _IN_THE_PAPER, DAGGER, make_table
@@ -180,7 +180,7 @@ def test_the_papers_tables_hold_what_the_paper_says_of_vmae():
 
 def test_the_papers_costs_are_those_that_the_evaluation_knows():
     convolutional, vmae, share = (row for _, row in paper.COST.iterrows())
-    for row, known in zip((convolutional, vmae), PAPER_COST.values(), strict=True):
+    for row, known in zip((convolutional, vmae), _PAPER_COST.values(), strict=True):
         assert float(row["printed MB"]) == known["weights in MB"]
         assert float(row["printed GFLOPs"].replace(",", "")) == known["GFLOPs"]
     for column in ("counted here: M parameters", "counted here: G multiply-adds"):

@@ -160,16 +160,16 @@ def test_keys_of_images_that_nobody_looked_at_are_their_places():
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_compression_segments_no_more_images_than_it_measures(pictures, limit, monkeypatch):
-    chosen = functools.partial(compression.chosen_images, limit=limit)
-    monkeypatch.setattr(compression, "chosen_images", chosen)
+    chosen = functools.partial(compression._chosen_images, limit=limit)
+    monkeypatch.setattr(compression, "_chosen_images", chosen)
     segmented: list[int] = []
-    parts, few = groupings.parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
+    parts, few = groupings._parts_by_felzenszwalb, ["evaluation.images=20", "evaluation.batch_size=3"]
 
     def counted(pixels: np.ndarray) -> np.ndarray:
         segmented.append(1)
         return parts(pixels)
 
-    monkeypatch.setattr(groupings, "parts_by_felzenszwalb", counted)
+    monkeypatch.setattr(groupings, "_parts_by_felzenszwalb", counted)
     found = evaluated(autoencoder(), pictures, *few, only=["compression"])
     assert len(segmented) == min(limit, 20) == found["compression sigma2(part)"]["counts"]["images"]
     assert ("drawn from 20" in found["compression sigma2(part)"]["note"]) == (limit == 7)

@@ -35,8 +35,8 @@ class Components:
     """(3,) values that become 0."""
     high: np.ndarray
     """(3,) values that become 255."""
-    shares: tuple[float, float, float]
-    """Share of the standardised latents' variance that each component explains."""
+    shares: tuple[float, ...]
+    """Share of the standardised latents' variance that each of the three explains."""
 
     def pictures(self, latents: Tensor, size: tuple[int, int]) -> np.ndarray:
         """Shows latents of the same autoencoder.
@@ -84,7 +84,7 @@ def fit_components(latents: Tensor) -> Components:
     chosen[:, :count] = axes[:, ::-1][:, :count]
     chosen *= np.where(np.take_along_axis(chosen, np.abs(chosen).argmax(axis=0)[None], axis=0) < 0, -1, 1)
     low, high = np.percentile(cells @ chosen, _PERCENTILES, axis=0)
-    return Components(mean, std, chosen, low, high, (float(shares[0]), float(shares[1]), float(shares[2])))
+    return Components(mean, std, chosen, low, high, tuple(shares.tolist()))
 
 
 def _measure(subject: Subject) -> Measured:

@@ -43,13 +43,13 @@ _IMAGE_LIMIT = 1000
 _DEFINITION = "this project's definition; the paper gives none"
 
 
-def chosen_images(keys: Sequence[int | str], limit: int = _IMAGE_LIMIT, seed: int = 0) -> list[int]:
+def _chosen_images(keys: Sequence[str], limit: int = _IMAGE_LIMIT, seed: int = 0) -> list[int]:
     """Returns the places, in order, of `limit` images at most, drawn by their keys' hash."""
-    ranked = sorted(range(len(keys)), key=lambda k: (key_seed(seed, "compression", keys[k]), str(keys[k])))
+    ranked = sorted(range(len(keys)), key=lambda k: (key_seed(seed, "compression", keys[k]), keys[k]))
     return sorted(ranked[:limit])
 
 
-def compression_metrics(
+def _compression_metrics(
     latents: Tensor, groups: Mapping[str, np.ndarray], drawn_from: int | None = None
 ) -> Measured:
     """Returns `sigma2(LEVEL)` and `rho(LEVEL)` of every level, whatever the images' order.
@@ -69,9 +69,10 @@ def compression_metrics(
     for level, labels in groups.items():
         assert labels.shape == (len(values), *latents.shape[2:]), f"{level}: {labels.shape}"
         pairs = [
-            (x[of >= 0], of[of >= 0]) for x, of in zip(cells, labels.reshape(len(cells), -1), strict=True)
+            (x[of >= 0], of[of >= 0])
+            for x, of in zip(cells, labels.reshape(len(cells), -1), strict=True)
+            if (of >= 0).any()
         ]
-        pairs = [(x, of) for x, of in pairs if len(of)]
         found.append(_variance(level, pairs, len(values), note + _DEFINITION))
         found.append(_separability(level, pairs, len(values), note + _DEFINITION))
     metrics = [entry for entry in found if isinstance(entry, Metric)]
@@ -84,7 +85,7 @@ def compression_metrics(
 def _variance(level: str, pairs: list[tuple[np.ndarray, np.ndarray]], images: int, note: str) -> Metric | str:
     if not pairs:
         return f"sigma2({level}): no cell of {images} images has a group"
-    value, groups = within_group_variance(pairs)
+    value, groups = _within_group_variance(pairs)
     if math.isnan(value):
         return f"sigma2({level}): the cells that have a group are all the same"
     cells = sum(len(x) for x, _ in pairs)
@@ -101,7 +102,7 @@ def _variance(level: str, pairs: list[tuple[np.ndarray, np.ndarray]], images: in
 def _separability(
     level: str, pairs: list[tuple[np.ndarray, np.ndarray]], images: int, note: str
 ) -> Metric | str:
-    measured = [silhouette(x, groups) for x, groups in pairs]
+    measured = [_silhouette(x, groups) for x, groups in pairs]
     values = [value for value in measured if value is not None]
     if not values:
         return f"rho({level}): none of {images} images has two groups of which one has two cells"
@@ -128,7 +129,7 @@ def varied_latents(latents: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """
     check_enough("a measurement of latents", 1, len(latents), "image", "hold some out with data.val")
     values = flat_latents(latents)
-    mean, std = channel_statistics(list(values))
+    mean, std = _channel_statistics(list(values))
     if not std.any():
         raise UserError(
             f"the latents of {len(values)} images are all the same number; was the autoencoder trained?"
@@ -157,7 +158,7 @@ def check_finite(latents: np.ndarray) -> np.ndarray:
     return latents
 
 
-def channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _channel_statistics(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Returns each channel's mean and standard deviation (C,) over all cells of images (C, n), in float64.
 
     The order of images plays no part.
@@ -176,7 +177,7 @@ def standardised(latents: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.n
     return ((latents.astype(np.float64) - mean[:, None]) * scale[:, None]).T
 
 
-def within_group_variance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
+def _within_group_variance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
     """Computes σ² (see the head of this file).
 
     Args:
@@ -198,7 +199,7 @@ def within_group_variance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tup
     return (math.fsum(within) / whole if whole > 1e-12 else math.nan), count
 
 
-def silhouette(cells: np.ndarray, groups: np.ndarray) -> float | None:
+def _silhouette(cells: np.ndarray, groups: np.ndarray) -> float | None:
     """Computes the mean silhouette with the cosine distance of one image.
 
     It is scikit-learn's `silhouette_score(cells, groups, metric="cosine")`, but as the mean of cosines to a
@@ -242,7 +243,7 @@ def _exact_sum(vectors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _measure(subject: Subject) -> Measured:
-    places = chosen_images([subject.keys[row] for row in subject.chosen], seed=subject.config.seed)
+    places = _chosen_images([subject.keys[row] for row in subject.chosen], seed=subject.config.seed)
     # Encoded among the others, as the probe's are: in other batches they would differ by rounding
     latents = subject.held_out_latents[places]
     grid = latents.shape[2], latents.shape[3]
@@ -251,7 +252,7 @@ def _measure(subject: Subject) -> Measured:
         for row, pixels in zip(rows, hwc(images), strict=True):
             for level, find in subject.groups.items():
                 groups[level].append(cell_groups(find(row, pixels), grid))
-    return compression_metrics(
+    return _compression_metrics(
         latents, {level: np.stack(maps) for level, maps in groups.items()}, len(subject.chosen)
     )
 

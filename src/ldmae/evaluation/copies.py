@@ -54,7 +54,7 @@ class _Neighbours:
         return (nearest >= self.spacing) & (nearest > 0)
 
 
-def nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> _Neighbours:
+def _nearest_images(images: Tensor, training: Tensor, *, mirrored: bool = False) -> _Neighbours:
     """Finds the two training images that are nearest to each image, and how near these lie to others.
 
     Args:
@@ -135,12 +135,12 @@ def measure_copies(
     real = read(training, np.arange(len(training)), _TRAINING)
     like = np.flatnonzero(np.asarray(held_out.labels) >= 0)  # what has no class is never generated
     like = like if len(like) else np.arange(len(held_out))
-    found = nearest_images(generated, real, mirrored=mirrored)
-    reference = nearest_images(read(held_out, like, COMPARED), real, mirrored=mirrored)
+    found = _nearest_images(generated, real, mirrored=mirrored)
+    reference = _nearest_images(read(held_out, like, COMPARED), real, mirrored=mirrored)
     first = _nearest_first(found)[:_SHOWN]
     pictures = {"generated": generated[first], "nearest": real[found.indices[first, 0]]}
     return Measured(
-        copy_metrics(found, reference, searched=len(real), training=len(training)),
+        _copy_metrics(found, reference, searched=len(real), training=len(training)),
         {name: images.permute(0, 2, 3, 1).numpy() for name, images in pictures.items()},
     )
 
@@ -159,7 +159,7 @@ def _nearest_first(found: _Neighbours) -> Tensor:
     return torch.tensor(list(nearest.values()))
 
 
-def copy_metrics(
+def _copy_metrics(
     generated: _Neighbours, held_out: _Neighbours, *, searched: int, training: int
 ) -> list[Metric]:
     """Returns how many generated images are copies, and for reference how many held-out real ones would be.

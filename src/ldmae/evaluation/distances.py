@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmae.core.errors import UserError, check_enough
+from ldmae.core.errors import check_enough
 from ldmae.core.random import generator, key_seed
 
 SUBSET_SIZE = 1000
@@ -236,16 +236,9 @@ def mind(
 
     Returns:
         The distance, and its standard error over the directions.
-
-    Raises:
-        UserError: the sets differ in size, or are empty.
     """
-    if len(features_a) != len(features_b) or not len(features_a):
-        raise UserError(
-            f"MIND compares sets of equal size, got {len(features_a)} and {len(features_b)}; draw as many of "
-            "each"
-        )
     n, dimensions = features_a.shape
+    assert n == len(features_b) > 0, f"MIND compares sets of equal size, got {n} and {len(features_b)}"
     u = torch.randn(dimensions, directions, generator=generator(seed, "MIND"), dtype=torch.float64)
     u = u / u.norm(dim=0)
     a, b = features_a.cpu().double(), features_b.cpu().double()

@@ -25,7 +25,7 @@ from ldmae.core.flops import count_autoencoder_flops
 from ldmae.evaluation.api import Measured, Measurement
 from ldmae.evaluation.subject import Subject
 
-PAPER_COST = {
+_PAPER_COST = {
     "AE, DAE, VAE, SD-VAE": {"parameters": 83_819_683, "weights in MB": 319.7, "GFLOPs": 17331.0},
     "VMAE": {"parameters": 11_191_412, "weights in MB": 42.7, "GFLOPs": 704.0},
 }
@@ -50,7 +50,7 @@ def count_parameters(autoencoder: Any) -> tuple[int, int, int]:
     )
 
 
-def measure_size(autoencoder: Any, size: int) -> list[Metric]:
+def _measure_size(autoencoder: Any, size: int) -> list[Metric]:
     """Counts parameters, bytes and operations for one image of `size` × `size` pixels; times nothing."""
     trainable, everything, weight = count_parameters(autoencoder)
     flops = count_autoencoder_flops(autoencoder, size)
@@ -74,7 +74,7 @@ def measure_size(autoencoder: Any, size: int) -> list[Metric]:
 
 def _paper_says(parameters: int) -> tuple[str, str]:
     """Returns what the paper prints of a model with so many parameters, of its weights and of its FLOPs."""
-    for cost in PAPER_COST.values():
+    for cost in _PAPER_COST.values():
         if abs(parameters - cost["parameters"]) < 1000:  # VMAE's mask token may be there or not
             return (
                 f"; the paper prints {cost['weights in MB']:g} MB of this model",
@@ -151,9 +151,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int, 
         torch.cuda.reset_peak_memory_stats(device)
         work()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(
-            device
-        ) - before, "beyond weights and batch, as torch allocated"
+        taken = torch.cuda.max_memory_allocated(device) - before
+        return taken, "beyond weights and batch, as torch allocated"
     if device.type != "cpu":
         return 0, "not measured on this kind of device"
     with contextlib.suppress(OSError, AttributeError):  # what was freed goes back to the system (glibc)
@@ -176,7 +175,7 @@ def high_water() -> int:
 
 def _measure(subject: Subject) -> Measured:
     config, dtype = subject.config, getattr(torch, subject.config.speed_dtype)
-    size = measure_size(subject.autoencoder, subject.size)
+    size = _measure_size(subject.autoencoder, subject.size)
     speed = measure_speed(subject.autoencoder, subject.size, config.speed_batch_size, dtype)
     return Measured([*size, *speed])
 

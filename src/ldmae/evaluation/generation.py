@@ -51,9 +51,9 @@ def fidelity_metrics(
     Raises:
         UserError: a set has too few images.
     """
-    kernel = _kernel_metric(generated, real, extractor.kid_label, seed)
+    kernel = _kernel_metric(generated, real, extractor.labels.kid, seed)
     return _with_left_out(
-        [kernel, _frechet_metric(extractor.fd_label, generated, fit_gaussian(real), real, shrink, "")]
+        [kernel, _frechet_metric(extractor.labels.fd, generated, fit_gaussian(real), real, shrink, "")]
     )
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.evaluation.masks import NO_GROUP, open_masks
-from ldmae.images.base import origin
+from ldmae.images.base import origin, root
 from ldmae.images.builtin import EmojiSource
 
 LabelMap = Callable[[int, np.ndarray], np.ndarray]
@@ -44,16 +45,16 @@ def level_maps(
         UserError: the masks do not match the images.
     """
     maps: dict[str, LabelMap] = {
-        "part": lambda index, pixels: parts_by_felzenszwalb(pixels),
-        "pattern": lambda index, pixels: patterns_by_slic(pixels),
+        "part": lambda _, pixels: _parts_by_felzenszwalb(pixels),
+        "pattern": lambda _, pixels: _patterns_by_slic(pixels),
     }
-    if all(isinstance(origin(source, index)[0], EmojiSource) for index in range(min(1, len(source)))):
-        maps["object"] = lambda index, pixels: crop_labels(objects_from_alpha(_alpha(source, index)), size)
-        maps["part"] = lambda index, pixels: crop_labels(parts_from_flat_colours(_alpha(source, index)), size)
+    if isinstance(root(source), EmojiSource):
+        maps["object"] = lambda index, _: _crop_labels(_objects_from_alpha(_alpha(source, index)), size)
+        maps["part"] = lambda index, _: _crop_labels(_parts_from_flat_colours(_alpha(source, index)), size)
     if config.masks is not None:
         masks = open_masks(source, indices, config)
         place = {index: k for k, index in enumerate(indices)}
-        maps[config.mask_level] = lambda index, pixels: crop_labels(masks.read(place[index]), size)
+        maps[config.mask_level] = lambda index, _: _crop_labels(masks.read(place[index]), size)
     return {level: maps[level] for level in ("object", "part", "pattern") if level in maps}
 
 
@@ -65,7 +66,7 @@ def _alpha(source: ImageSource, index: int) -> np.ndarray:
 # ---- from a picture to a label map
 
 
-def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
+def _objects_from_alpha(picture: np.ndarray) -> np.ndarray:
     """Separates an object (1) from its transparent background (0): (H, W, 4) uint8 to (H, W) int64.
 
     The object begins at half opacity.
@@ -74,7 +75,7 @@ def objects_from_alpha(picture: np.ndarray) -> np.ndarray:
     return (picture[..., 3] >= 128).astype(np.int64)
 
 
-def parts_from_flat_colours(picture: np.ndarray, smallest: float = _SMALLEST_PART) -> np.ndarray:
+def _parts_from_flat_colours(picture: np.ndarray, smallest: float = _SMALLEST_PART) -> np.ndarray:
     """Finds the connected regions of near-flat colour that drawings such as emoji are made of.
 
     Neighbouring pixels (left, right, above, below) belong together where no channel differs by more than
@@ -111,7 +112,7 @@ def parts_from_flat_colours(picture: np.ndarray, smallest: float = _SMALLEST_PAR
     return _numbered(kept.reshape(pixels.shape))
 
 
-def parts_by_felzenszwalb(picture: np.ndarray) -> np.ndarray:
+def _parts_by_felzenszwalb(picture: np.ndarray) -> np.ndarray:
     """Segments any picture by its colours (Felzenszwalb and Huttenlocher, IJCV 2004; scikit-image).
 
     The settings were chosen by eye on photographs of 64 to 256 pixels, which fall into some ten to twenty
@@ -125,7 +126,7 @@ def parts_by_felzenszwalb(picture: np.ndarray) -> np.ndarray:
     return _numbered(felzenszwalb(picture, scale, sigma=0.8, min_size=max(1, round(0.015 * area))))
 
 
-def patterns_by_slic(picture: np.ndarray, alike: float = 10.0) -> np.ndarray:
+def _patterns_by_slic(picture: np.ndarray, alike: float = 10.0) -> np.ndarray:
     """Divides any picture into small patches and joins like ones (SLIC; Achanta et al., PAMI 2012).
 
     SLIC (scikit-image's) also divides an even surface, by place; that latents of its pieces are the same, as
@@ -172,18 +173,16 @@ def _check_picture(picture: np.ndarray, channels: tuple[int, ...]) -> None:
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
     """Numbers the groups from 0 in the order of their first pixels; -1 stays."""
-    present, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    groups = present != NO_GROUP
-    order = np.argsort(np.where(groups, first, labels.size), kind="stable")
-    numbers = np.empty(len(present), np.int64)
-    numbers[order] = np.arange(len(present))
-    return np.where(groups, numbers, NO_GROUP)[inverse].reshape(labels.shape)
+    numbers = np.full(labels.shape, NO_GROUP, np.int64)
+    grouped = labels != NO_GROUP
+    numbers[grouped] = pd.factorize(labels[grouped])[0]
+    return numbers
 
 
 # ---- the way to the latent grid
 
 
-def crop_labels(labels: np.ndarray, size: int) -> np.ndarray:
+def _crop_labels(labels: np.ndarray, size: int) -> np.ndarray:
     """Crops a label map as images are cropped: ADM's centre crop (METHOD: Latents, preparation).
 
     Every label of the result is that of the pixel under its centre, so that no new labels come into being.

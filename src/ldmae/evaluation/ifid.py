@@ -56,7 +56,7 @@ def _choose_neighbours(
     return nearest.gather(1, places)[:, 0]
 
 
-def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
+def _slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
     """Interpolates latents (B, C, h, w) on the arc between their directions; lengths follow.
 
     sin((1 − t) θ) / sin θ · z₁ + sin(t θ) / sin θ · z₂ with θ the angle between the flattened latents; linear
@@ -91,7 +91,7 @@ def _measure(subject: Subject) -> Measured:
     keys = [subject.keys[row] for row in subject.chosen]
     nearest = _nearest_latents(latents, training, own=own)
     chosen = training[_choose_neighbours(latents, training, nearest, keys, config.seed)]
-    between = slerp(latents, chosen, 0.5)
+    between = _slerp(latents, chosen, 0.5)
     decoded, originals, done = [], [], 0
     for rows, images in subject.batches("iFID"):
         halfway = between[done : done + len(rows)].to(subject.device)

@@ -6,26 +6,23 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import EXTENSIONS, atomic_path, is_junk
 from ldmae.core.progress import console
-from ldmae.images.transforms import is_deep, to_rgb
+from ldmae.images.transforms import is_deep, open_picture, to_rgb
 
 _MAX_PIXELS = 2**26
-"""Of a picture: a small file may claim a size that takes gigabytes."""
-
-BROKEN = Exception
-"""What reading a truncated or foreign .npz raises: what zip, zlib and numpy's parser like."""
+"""Of an image in an .npz: a small file may claim a size that takes gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +59,21 @@ class _Samples:
     def _from_npz(self, batch_size: int, start: int, stop: int) -> Iterator[Tensor]:
         shape = (*self.size, 3)
         image_bytes = int(np.prod(shape))
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                _read_header(file)
-                if start:
-                    file.seek(start * image_bytes, 1)
-                for i in range(start, stop, batch_size):
-                    wanted = min(batch_size, stop - i) * image_bytes
-                    data = file.read(wanted)
-                    if len(data) < wanted:
-                        raise EOFError(f"it ends after image {i + len(data) // image_bytes}")
-                    images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, *shape)
-                    yield images.permute(0, 3, 1, 2).contiguous()
-        except BROKEN as error:
-            raise broken_npz(self.path, error) from error
+        with (
+            npz_errors(self.path),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
+            _read_header(file)
+            if start:
+                file.seek(start * image_bytes, 1)
+            for i in range(start, stop, batch_size):
+                wanted = min(batch_size, stop - i) * image_bytes
+                data = file.read(wanted)
+                if len(data) < wanted:
+                    raise EOFError(f"it ends after image {i + len(data) // image_bytes}")
+                images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, *shape)
+                yield images.permute(0, 3, 1, 2).contiguous()
 
 
 def read_samples(path: Path | str) -> _Samples:
@@ -103,13 +101,11 @@ def read_samples(path: Path | str) -> _Samples:
             f"{', '.join(names) or 'nothing'}; save it with numpy.savez(path, images) or "
             "numpy.savez(path, images, labels)"
         )
-    try:
+    with npz_errors(path):
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, fortran, dtype = _read_header(file)
             room = archive.getinfo("arr_0.npy").file_size
         labels = np.asarray(np.load(path, allow_pickle=False)["arr_1"]) if "arr_1" in names else None
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
     if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran:
         order = ", in Fortran's order" if fortran else ""
         raise UserError(
@@ -132,24 +128,17 @@ def read_samples(path: Path | str) -> _Samples:
 
 
 def write_samples_npz(
-    path: Path | str,
-    batches: Iterable[Tensor],
-    labels: Sequence[int] | np.ndarray | Tensor | None = None,
-    *,
-    count: int | None = None,
+    path: Path | str, batches: Iterable[Tensor], labels: np.ndarray | None = None, *, count: int
 ) -> None:
     """Writes the .npz that ADM's evaluator reads: `arr_0` (N, H, W, 3) in uint8, `arr_1` the labels (N,).
 
-    The images (b, 3, H, W) in uint8 pass through one batch at a time; the file appears whole or not at all. N
-    must be known first: it is the number of labels, or `count`.
+    The `count` images (b, 3, H, W) in uint8 pass through one batch at a time; the file appears whole or not
+    at all.
 
     Raises:
         UserError: the disk is full or refuses the write.
     """
-    classes = None if labels is None else torch.as_tensor(labels).cpu().numpy().astype(np.int64)
-    total = len(classes) if classes is not None else count
-    assert total is not None, "the number of images must be known: give labels or count"
-    assert count in (None, total), f"{count} images, {total} labels"
+    assert labels is None or len(labels) == count, f"{count} images, labels {labels}"
     assert Path(path).suffix == ".npz", f"numpy reads such a file by its ending .npz, got {path}"
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         # numpy's members: stored, so that they are read as fast as a plain file
@@ -161,15 +150,15 @@ def write_samples_npz(
                 pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                 if not written:
                     first = pixels.shape[1:]
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *first)}
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first)}
                     np.lib.format.write_array_header_1_0(file, header)
                 assert pixels.shape[1:] == first, f"images of one size belong together, got {pixels.shape}"
                 file.write(pixels.data)
                 written += len(pixels)
-            assert written == total, f"{total} images were announced, {written} came"
-        if classes is not None:
+            assert written == count, f"{count} images were announced, {written} came"
+        if labels is not None:
             with archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, classes, allow_pickle=False)
+                np.lib.format.write_array(file, labels.astype(np.int64), allow_pickle=False)
 
 
 def npz_names(path: Path) -> list[str]:
@@ -178,16 +167,23 @@ def npz_names(path: Path) -> list[str]:
     Raises:
         UserError: it is no .npz.
     """
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+@contextmanager
+def npz_errors(path: Path) -> Iterator[None]:
+    """Turns what zip, zlib and numpy raise of a truncated or foreign .npz, which is anything, into a message.
+
+    Raises:
+        UserError: the file could not be read.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
-
-
-def broken_npz(path: Path, error: Exception) -> UserError:
-    """Returns what to say of an .npz that could not be read."""
-    return UserError(f"{path} is not an .npz, or is broken ({error}); fetch or write it again")
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not an .npz, or is broken ({error}); fetch or write it again") from error
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -227,19 +223,12 @@ def _open_folder(folder: Path) -> _Samples:
 def _picture(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """Returns a picture (H, W, 3) as a viewer shows it: upright, alpha composited on white."""
     try:
-        with Image.open(file) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise UserError(
-                    f"{file} is of {opened.width}x{opened.height} pixels, more than {_MAX_PIXELS:,} in all; "
-                    "make it smaller"
-                )
-            if is_deep(opened):
-                raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
-            pixels = np.asarray(to_rgb(opened))
-    except UserError:
-        raise
+        image = open_picture(file.read_bytes())
+        deep, pixels = is_deep(image), np.asarray(to_rgb(image))
     except Exception as error:  # decoders raise whatever they like
         raise UserError(f"{file} can't be read ({error}); remove it or save it again") from error
+    if deep:
+        raise UserError(f"{file} is grey of more than 8 bits; save it with 8 bits a channel")
     if size is not None and pixels.shape[:2] != size:
         raise UserError(
             f"samples must be of one size: {file} is {pixels.shape[0]}x{pixels.shape[1]}, those before it "

@@ -36,13 +36,13 @@ _SHOWN = 4
 """Pairs that are kept as pictures."""
 
 
-def _choose_pairs(keys: Sequence[int | str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
+def _choose_pairs(keys: Sequence[str], pairs: int, seed: int = 0) -> list[tuple[int, int]]:
     """Chooses pairs of places in `keys`, none twice, by the keys' hash: the images' order plays no part.
 
     There are no more pairs than half the images. Raises a UserError for fewer than two.
     """
     check_enough("interpolation", 2, len(keys), "images", "hold out more")
-    order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), str(keys[i])))
+    order = sorted(range(len(keys)), key=lambda i: (key_seed(seed, "interpolation", keys[i]), keys[i]))
     return [(order[2 * i], order[2 * i + 1]) for i in range(min(pairs, len(keys) // 2))]
 
 
@@ -59,7 +59,7 @@ def interpolated_decodings(
         yield t, decode(autoencoder, (1 - t) * first + t * second)
 
 
-class InterpolationMetrics:
+class _InterpolationMetrics:
     """Collects, pair by pair, how far images between two others are from both.
 
     At every fraction t: `PSNR-first(t=…)` and `PSNR-second(t=…)`, and the perceptual distances such as
@@ -104,12 +104,11 @@ class InterpolationMetrics:
         Raises:
             UserError: no pair was added.
         """
-        found = {at: pairs.compute() for at, pairs in self._pairs.items()}
         metrics = []
         for t in self.fractions:
-            for both in zip(*(found[t, end] for end in _ENDS), strict=True):
-                for end, metric in zip(_ENDS, both, strict=True):
-                    better = metric.better if t == _ENDS[end] else ""
+            for both in zip(*(self._pairs[t, end].compute() for end in _ENDS), strict=True):
+                for (end, place), metric in zip(_ENDS.items(), both, strict=True):
+                    better = metric.better if t == place else ""
                     name = f"{metric.name}-{end}(t={t:g})"
                     metrics.append(dataclasses.replace(metric, name=name, better=better))
         return metrics
@@ -118,7 +117,7 @@ class InterpolationMetrics:
 @torch.no_grad()
 def _measure(subject: Subject) -> Measured:
     config, shown = subject.config, []
-    metrics = InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
+    metrics = _InterpolationMetrics(config.fractions, subject.perceptual, trained_on=subject.trained_on)
     pairs = _choose_pairs([subject.keys[row] for row in subject.chosen], config.pairs, config.seed)
     for i in range(0, len(pairs), config.batch_size):
         places = np.array(pairs[i : i + config.batch_size])  # (P, 2)

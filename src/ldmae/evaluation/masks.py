@@ -15,7 +15,7 @@ from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import at_home, fingerprint, stamp
-from ldmae.images.base import origin
+from ldmae.images.base import root
 from ldmae.images.sources import FolderSource
 
 NO_GROUP = -1
@@ -33,31 +33,29 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
     return fingerprint(f"{stamp(path):016x}" for path in files)
 
 
-def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> MaskFolder:
+def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> _MaskFolder:
     """Opens the masks of some images of a folder, in the order of `indices`.
 
     Raises:
         UserError: the images lie in no folder, or the masks do not match them.
     """
-    names = []
-    for index in indices:
-        folder, place = origin(source, index)
-        if not isinstance(folder, FolderSource):
-            raise UserError(
-                f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
-                f"got {source.name}. Unpack the images into a folder, or leave the masks out"
-            )
-        if Path(at_home(str(config.masks))).resolve() == folder.folder.resolve():
-            raise UserError(
-                f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
-            )
-        names.append(str(Path(folder.describe(place)).relative_to(folder.folder)))
-    masks = MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
+    images = root(source)
+    if not isinstance(images, FolderSource):
+        raise UserError(
+            f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
+            f"got {source.name}. Unpack the images into a folder, or leave the masks out"
+        )
+    if Path(at_home(str(config.masks))).resolve() == images.folder.resolve():
+        raise UserError(
+            f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
+        )
+    names = [str(Path(source.describe(index)).relative_to(images.folder)) for index in indices]
+    masks = _MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
     masks.check_sizes([(image.height, image.width) for image in map(source.read, indices)])
     return masks
 
 
-class MaskFolder:
+class _MaskFolder:
     """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
 
     A label is a grey value, a palette's index, or a colour; every value is a group.
@@ -126,7 +124,7 @@ class MaskFolder:
             )
 
     def read(self, index: int) -> np.ndarray:
-        """Returns a mask as a label map (H, W) int64; `crop_labels` makes of it what the autoencoder sees.
+        """Returns a mask as a label map (H, W) int64; `groupings` crops it as images are cropped.
 
         Raises:
             UserError: it can't be read, or holds no labels.

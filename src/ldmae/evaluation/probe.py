@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.pipeline import make_pipeline
@@ -25,8 +24,6 @@ from ldmae.evaluation.subject import Subject
 _FEWEST_IMAGES = 10
 """Images with a class, for training and held out each, below which an accuracy says nothing."""
 
-_Labels = Tensor | np.ndarray | list[int]
-
 
 def _mean_pooled(latents: Tensor) -> Tensor:
     """Averages latents (B, C, h, w) over the grid: (B, C) float32 on the CPU, what the probe looks at."""
@@ -35,8 +32,8 @@ def _mean_pooled(latents: Tensor) -> Tensor:
     return latents.detach().cpu().double().mean(dim=(2, 3)).float()
 
 
-def linear_probe(
-    train_features: Tensor, train_labels: _Labels, held_out_features: Tensor, held_out_labels: _Labels
+def _linear_probe(
+    train_features: Tensor, train_labels: np.ndarray, held_out_features: Tensor, held_out_labels: np.ndarray
 ) -> list[Metric]:
     """Trains a logistic regression on mean-pooled latents and measures it on others; deterministic.
 
@@ -58,7 +55,7 @@ def linear_probe(
     """
     x, y = _labelled(train_features, train_labels)
     unseen, truth = _labelled(held_out_features, held_out_labels)
-    classes = np.unique(y)
+    classes, frequency = np.unique(y, return_counts=True)
     move = "give more images, or hold out more with data.val"
     for kind, count in (("training", len(y)), ("held-out", len(truth))):
         check_enough("a linear probe", _FEWEST_IMAGES, count, f"{kind} images that have a class", move)
@@ -69,8 +66,7 @@ def linear_probe(
     named = probe.fit(x[order], y[order]).predict(unseen)
     held = np.unique(truth)
     counts = {"training": len(y), "held-out": len(truth), "classes": len(classes)}
-    values, frequency = np.unique(y, return_counts=True)
-    commonest = float(np.mean(truth == values[frequency.argmax()]))
+    commonest = float(np.mean(truth == classes[frequency.argmax()]))
     unknown = int((~np.isin(truth, classes)).sum())
     extra = f"; {unknown} held-out images are of classes that training lacks" if unknown else ""
     return [
@@ -93,13 +89,12 @@ def linear_probe(
     ]
 
 
-def _labelled(features: Tensor, labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(features: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features and labels of the images that have a class."""
     x = check_finite(features.detach().cpu().double().numpy())
-    y = torch.as_tensor(labels).cpu().numpy().astype(np.int64)
     assert x.ndim == 2, f"expected (N, C), got {x.shape}; pool latents first"
-    assert y.shape == (len(x),), f"{len(x)} features, labels {y.shape}"
-    return x[y >= 0], y[y >= 0]
+    assert labels.shape == (len(x),), f"{len(x)} features, labels {labels.shape}"
+    return x[labels >= 0], labels[labels >= 0]
 
 
 def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int) -> np.ndarray:
@@ -125,10 +120,10 @@ def _measure(subject: Subject) -> Measured:
         alike = keys if group is None else group[subject.chosen].tolist()
         half = _halves(truth, keys, alike, subject.config.seed)
         return Measured(
-            linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
+            _linear_probe(unseen[half == 0], truth[half == 0], unseen[half == 1], truth[half == 1])
         )
     latents, labels = subject.train_latents
-    return Measured(linear_probe(_mean_pooled(latents), labels, unseen, truth))
+    return Measured(_linear_probe(_mean_pooled(latents), labels, unseen, truth))
 
 
 PROBE = Measurement(

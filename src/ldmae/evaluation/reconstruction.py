@@ -27,8 +27,6 @@ from ldmae.perception.names import DISTANCES
 _SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
 
-_NAMES = ("L1", "PSNR", "SSIM")
-
 
 def to_uint8(images: Tensor) -> Tensor:
     """Rounds images in [-1, 1] to uint8, as saving does; values outside are clipped."""
@@ -54,7 +52,7 @@ def hwc(images: Tensor) -> np.ndarray:
     return to_uint8(images.cpu()).movedim(-3, -1).numpy()
 
 
-def l1(x: Tensor, y: Tensor) -> Tensor:
+def _l1(x: Tensor, y: Tensor) -> Tensor:
     """Returns each image's mean absolute error (B,), in float64; uint8 images, the error in [0, 1].
 
     The paper does not name its scale; with its PSNR only [0, 1] is plausible.
@@ -89,7 +87,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return measured[1][..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3))
 
 
-_OF_PAIRS = {"L1": l1, "PSNR": psnr, "SSIM": ssim}
+_OF_PAIRS = {"L1": _l1, "PSNR": psnr, "SSIM": ssim}
 
 
 def pair_values(
@@ -114,7 +112,7 @@ class PairMetrics:
     counted in the note. Memory, with features: N · 2 · D · 4 bytes, 10 kB an image on EfficientNet-Lite0.
 
     Args:
-        names: which of `_NAMES`.
+        names: which of `_OF_PAIRS`.
         perceptual: the perceptual distance to measure besides, or None.
         trained_on: names (in settings) of the networks that the autoencoder was trained with.
         extractor: what makes the features for `feature_distances`, or None for none.
@@ -125,7 +123,7 @@ class PairMetrics:
 
     def __init__(
         self,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = tuple(_OF_PAIRS),
         perceptual: PerceptualDistance | None = None,
         trained_on: Collection[str] = (),
         extractor: FeatureExtractor | None = None,
@@ -242,7 +240,7 @@ def feature_distances(
         UserError: there are too few images for a kernel distance.
     """
     count, needed = len(originals), extractor.dimensions + 1
-    frechet = f"{prefix}{extractor.fd_label}"
+    frechet = f"{prefix}{extractor.labels.fd}"
     # fewer images than a subset holds: every subset would be all of them
     subsets = SUBSETS if count > SUBSET_SIZE else 1
     kernel, _ = kernel_distance(made, originals, None, subsets, seed)
@@ -253,7 +251,7 @@ def feature_distances(
         note += f"; {frechet} needs {needed} images, or evaluation.shrink_covariance=true"
     of: dict[str, Any] = {"better": "lower", "counts": {"images": count}}
     of["trained_on_metric"] = extractor.name in trained_on
-    metrics = [Metric(name=f"{prefix}{extractor.kid_label}", value=kernel, note=note, **of)]
+    metrics = [Metric(name=f"{prefix}{extractor.labels.kid}", value=kernel, note=note, **of)]
     if count >= needed or shrink:
         few = "shrunk covariances (Ledoit and Wolf): compare only with those of as many images"
         value = frechet_distance(made, originals, shrink)
@@ -273,7 +271,7 @@ def judges(subject: Subject) -> dict[str, Any]:
 
 
 def _measure(subject: Subject) -> Measured:
-    metrics = PairMetrics(_NAMES, **judges(subject))
+    metrics = PairMetrics(**judges(subject))
     shown = subject.chosen[subject.shown].tolist()
     kept: dict[int, np.ndarray] = {}
     for rows, images in subject.batches("reconstructing"):

@@ -8,7 +8,6 @@ Read are also the .npz files of ADM's evaluator (guided-diffusion), with `mu`, `
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,8 @@ from ldmae.core.errors import UserError, check_enough
 from ldmae.core.files import atomic_path, fingerprint
 from ldmae.core.progress import console
 from ldmae.evaluation.distances import Statistics
-from ldmae.evaluation.image_sets import BROKEN, broken_npz, npz_names, read_samples
+from ldmae.evaluation.image_sets import npz_errors, npz_names, read_samples
+from ldmae.images.base import content_hash
 from ldmae.perception.features import FeatureExtractor, Features
 
 _KEEP = 10_000
@@ -89,7 +89,7 @@ def read_reference(
 
     Args:
         path: a folder of images; an .npz of ADM's, with statistics, images or both; or one that
-            `write_reference` wrote. ADM's statistics are Inception's: on another network only its images
+            `cached_reference` keeps. ADM's statistics are Inception's: on another network only its images
             count.
         extractor: the network that the generated images are measured by.
         batch_size: images at a time, where there are any to compute features of.
@@ -133,15 +133,15 @@ def cached_reference(
                 if str(arrays["fingerprint"]) == key:
                     return _from_arrays(arrays, extractor.name)
             reason = "it was made of something else"
-        except BROKEN as error:
+        except Exception as error:  # zip, zlib and numpy raise whatever they like
             reason = f"it can't be read ({error})"
         console.print(f"the reference statistics in {path} are computed again: {reason}", soft_wrap=True)
     reference = compute()
-    write_reference(path, reference, extractor, key)
+    _write_reference(path, reference, extractor, key)
     return reference
 
 
-def write_reference(
+def _write_reference(
     path: Path | str, reference: Reference, extractor: FeatureExtractor, key: str = ""
 ) -> None:
     """Writes a reference atomically, as an .npz that `read_reference` takes.
@@ -154,8 +154,8 @@ def write_reference(
         "fingerprint": key,
         "network": extractor.fingerprint(),
         "origin": reference.origin,
+        "extractor": extractor.name,
     }
-    arrays["extractor"] = extractor.name
     for suffix, statistics in (("", reference.pooled), ("_s", reference.spatial)):
         if statistics is not None:
             arrays |= {f"mu{suffix}": statistics.mean, f"sigma{suffix}": statistics.covariance}
@@ -197,10 +197,8 @@ class _Kept:
         self._waiting: list[tuple[np.ndarray, Features]] = []
 
     def add(self, images: Tensor, features: Features) -> None:
-        digests = b"".join(
-            hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy()
-        )
-        self._waiting.append((np.frombuffer(digests, dtype="<u8"), features))
+        hashes = [content_hash(image.tobytes()) for image in images.cpu().numpy()]
+        self._waiting.append((np.array(hashes, np.uint64), features))
         if sum(len(hashes) for hashes, _ in self._waiting) >= max(self._most, 256):
             self._settle()
 
@@ -217,18 +215,13 @@ class _Kept:
 
 
 def _read_own(path: Path, extractor: FeatureExtractor) -> Reference:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["network"]) != extractor.fingerprint():
-                raise UserError(
-                    f"{path} holds features of {arrays['extractor']}, of other weights or another version "
-                    f"than the {extractor.name} in use; choose that network, or compute it again from images"
-                )
-            return _from_arrays(arrays, extractor.name)
-    except UserError:
-        raise
-    except BROKEN as error:
-        raise broken_npz(path, error) from error
+    with npz_errors(path), np.load(path, allow_pickle=False) as arrays:
+        if str(arrays["network"]) != extractor.fingerprint():
+            raise UserError(
+                f"{path} holds features of {arrays['extractor']}, of other weights or another version "
+                f"than the {extractor.name} in use; choose that network, or compute it again from images"
+            )
+        return _from_arrays(arrays, extractor.name)
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], extractor: str) -> Reference:
@@ -267,11 +260,8 @@ def _read_statistics(path: Path, names: list[str], extractor: FeatureExtractor) 
                 f"{path} has no {' and no '.join(missing)}, got {', '.join(names)}; expected mu and sigma, "
                 "and mu_s and sigma_s for sFID, as in ADM's reference files"
             )
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in keys)
-        except BROKEN as error:
-            raise broken_npz(path, error) from error
+        with npz_errors(path), np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in keys)
         if mean.shape != (dimensions,) or covariance.shape != (dimensions, dimensions):
             raise UserError(
                 f"{keys[0]} and {keys[1]} of {path} are {mean.shape} and {covariance.shape}; expected "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmae.contracts import RESULTS_SCHEMA, Metric
+from ldmae.contracts import RESULTS_SCHEMA
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_path, read_json, write_json
 from ldmae.core.provenance import Record
@@ -60,14 +60,10 @@ def write_results(
         with atomic_path(path.with_suffix(".npz")) as temporary:
             pictures: dict[str, Any] = measured.pictures
             np.savez_compressed(temporary, **pictures)
-    entries = [_entry(metric, name) for metric in measured.metrics]
+    entries = [{"measurement": name, **metric.to_dict()} for metric in measured.metrics]
     found = {"schema": RESULTS_SCHEMA, "title": title, "results": entries}
     write_json(path, found | {"record": vars(record or Record(status="done"))})
     merge_results(folder)
-
-
-def _entry(metric: Metric, measurement: str) -> dict[str, Any]:
-    return {"measurement": measurement, **metric.to_dict()}
 
 
 def merge_results(folder: Path) -> None:

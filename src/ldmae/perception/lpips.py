@@ -69,9 +69,9 @@ class PerceptualDistance:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         trunk = self._in(dtype)
         with torch.autocast(device, enabled=False):
-            features_x = trunk(x)
+            features_x = trunk(x, dtype)
             with torch.set_grad_enabled(torch.is_grad_enabled() and y.requires_grad):
-                features_y = trunk(y)
+                features_y = trunk(y, dtype)
             distance = x.new_zeros(len(x), dtype=torch.float32)
             for fx, fy, weight in zip(features_x, features_y, trunk.channel_weights, strict=True):
                 distance = distance + _stage_distance(fx, fy, weight)
@@ -154,10 +154,10 @@ class _Trunk(nn.Module):
     def channel_weights(self) -> list[Tensor]:
         return [self.get_buffer(f"channel_weight{i}") for i in range(len(self.stages))]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         x = (images.float() - self.shift) / self.scale
         # channels last: pooling on a CPU is three times as fast in it, and no convolution is slower
-        x = x.to(self.stages[0][0].dtype, memory_format=torch.channels_last)  # type: ignore[index]
+        x = x.to(dtype, memory_format=torch.channels_last)
         outputs = []
         for stage in self.stages:
             x = stage(x)
@@ -174,10 +174,6 @@ class _Conv(nn.Module):
         self.register_buffer("weight", weight.clone(memory_format=torch.channels_last))
         self.register_buffer("bias", bias.clone())
         self.padding, self.stride = padding, stride
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
@@ -229,10 +225,6 @@ class _BlurredConv(nn.Module):
                 )
         self.register_buffer("bias", bias.clone())
         self.padding, self.kernel = padding, weight.shape[-1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.bias.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (self.padding,) * 4)
@@ -324,4 +316,4 @@ def _convolutions(state: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, T
 
 
 def _channel_weights(state: dict[str, Tensor]) -> list[Tensor]:
-    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(len(_VGG16_STAGES))]
+    return [state[f"lin{i}.model.1.weight"] for i in range(len(_VGG16_STAGES))]

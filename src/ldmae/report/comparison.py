@@ -47,19 +47,17 @@ _MEANS = "Means ± sample standard deviations over seeds; bold is the best mean.
 
 @dataclass(frozen=True)
 class _Plot:
-    file: str
-    title: str
     figure: Figure | None
     said: str
     """What it shows, or why it is not there."""
 
 
-def render_comparison(folder: Path, title: str | None = None) -> Path:
+def render_comparison(folder: Path) -> Path:
     """Writes a comparison's report from `units/VARIANT/seed-N/`, each file atomically.
 
     `comparison.html`, whose path is returned, needs no other file and is under 5 MB; `tables.md` has the same
     tables, and each plot and picture is a PNG beside it. It shows what there is and says what is missing and
-    what can't be read. The same units give the same bytes. Without a title it is named after the preset.
+    what can't be read. The same units give the same bytes. It is named after the preset.
     """
     folder = Path(folder)
     problems: list[str] = []
@@ -73,18 +71,18 @@ def render_comparison(folder: Path, title: str | None = None) -> Path:
     ]
     drawn = _plots(compared)
     pictures, seed = make_mosaics(compared.variants, problems)
-    missing = [f"{plot.file}.png: {plot.said}" for plot in drawn if plot.figure is None]
+    missing = [f"{name}.png: {plot.said}" for name, plot in drawn.items() if plot.figure is None]
     missing += [f"{name}.png: no unit has such images" for name, picture in pictures.items() if not picture]
     context = _context(whole, plan) | {
         "missing_units": [*missing_units(whole.variants, plan), *missing],
-        "plots": {plot.file: _shown(plot) for plot in drawn},
+        "plots": {name: _shown(plot) for name, plot in drawn.items()},
         "problems": problems,
         "seed": seed,
-        "title": title or _title(whole, plan),
+        "title": _title(whole, plan),
     }
     write_text(folder / "tables.md", _markdown(context))
     write_json(folder / "summary.json", summarise(whole))
-    for name, content in [*((plot.file, plot.figure) for plot in drawn), *pictures.items()]:
+    for name, content in ({name: plot.figure for name, plot in drawn.items()} | pictures).items():
         _save(content, folder / f"{name}.png")
     path = folder / "comparison.html"
     write_page(path, "comparison.html.j2", context, pictures)
@@ -161,7 +159,8 @@ def _smoothness_metrics(comparison: Comparison) -> list[Wanted]:
     return [tables.AREA, *noisy, *tables.BETWEEN]
 
 
-def _plots(compared: Comparison) -> list[_Plot]:
+def _plots(compared: Comparison) -> dict[str, _Plot]:
+    """Returns the plots by their files' names."""
     variants = compared.variants
     names = join_words([variant.title for variant in variants])
     axes, left_out = _radar_axes(compared)
@@ -183,27 +182,18 @@ def _plots(compared: Comparison) -> list[_Plot]:
     )
     over = f"{join_words(list(curves.metric.unique()))} of images decoded from latents with noise, of {names}"
     at = f"σ² against ρ of {names}, at level {join_words(list(levels.level.unique()))}"
-    return [
-        _Plot(
-            "metrics",
-            "Metrics of each autoencoder",
-            plots.dots(columns, values["mean"], values["std"], variants) if columns else None,
-            means if columns else "no autoencoder is measured yet",
-        ),
-        _Plot("radar", "The properties together", figure, said),
-        _Plot(
-            "smoothness",
-            "Metrics over latent noise",
-            plots.smoothness(curves, variants) if len(curves) else None,
-            over if len(curves) else "no autoencoder's smoothness is measured yet",
-        ),
-        _Plot(
-            "compression",
-            "σ² against ρ",
-            plots.compression(levels, variants) if len(levels) else None,
-            at if len(levels) else "no autoencoder's σ² and ρ are measured yet",
-        ),
-    ]
+    return {
+        "metrics": _Plot(plots.dots(columns, values["mean"], values["std"], variants), means)
+        if columns
+        else _Plot(None, "no autoencoder is measured yet"),
+        "radar": _Plot(figure, said),
+        "smoothness": _Plot(plots.smoothness(curves, variants), over)
+        if len(curves)
+        else _Plot(None, "no autoencoder's smoothness is measured yet"),
+        "compression": _Plot(plots.compression(levels, variants), at)
+        if len(levels)
+        else _Plot(None, "no autoencoder's σ² and ρ are measured yet"),
+    }
 
 
 def _radar_caption(names: str, axes: Sequence[plots.Axis], left_out: Sequence[str]) -> str:
@@ -325,5 +315,5 @@ def _markdown(page: dict[str, Any]) -> str:
 
 
 def _shown(plot: _Plot) -> dict[str, Any]:
-    drawn = {"light": ""} if plot.figure is None else chart(plot.figure, plot.title, plot.said)
+    drawn = {"light": ""} if plot.figure is None else chart(plot.figure, plot.said)
     return drawn | {"said": plot.said}

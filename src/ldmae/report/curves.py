@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ldmae.report.data import evenly, number, read_text
+from ldmae.report.data import cut, evenly, number, read_text
 from ldmae.report.formatting import format_value
 from ldmae.report.pages import COLOURS, INK, chart, figure_label, new_figure, style_axes
 
@@ -57,8 +57,8 @@ def loss_panels(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         if len(values):
             first, last = (format_value(float(values[i])) for i in (0, -1))
             ends = f": from {first} to {last} at step {int(steps[-1]):,}"
-        drawn = chart(_loss_curves(stage), title, f"Loss curves of {title}{ends}")
-        panels.append(drawn | {"unusable": int(stage.value.isna().sum())})
+        drawn = chart(_loss_curves(stage), f"Loss curves of {title}{ends}")
+        panels.append(drawn | {"title": cut(title), "unusable": int(stage.value.isna().sum())})
     return panels
 
 
@@ -170,10 +170,10 @@ def _groups(curves: pd.DataFrame) -> list[list[str]]:
     if len(ranked) < 2:
         return [names]
     jumps = [sizes[b] / sizes[a] for a, b in itertools.pairwise(ranked)]
-    cut = int(np.argmax(jumps))
-    if jumps[cut] < 30:
+    gap = int(np.argmax(jumps))
+    if jumps[gap] < 30:
         return [names]
-    lower = set(ranked[: cut + 1])
+    lower = set(ranked[: gap + 1])
     halves = [[name for name in names if name in lower], [name for name in names if name not in lower]]
     return sorted(halves, key=lambda half: "loss" not in half)
 

@@ -133,7 +133,7 @@ def metrics_of(record: dict[str, Any]) -> pd.DataFrame:
 
 def finite(metrics: pd.DataFrame) -> pd.Series:
     """Returns which metrics' values are finite numbers."""
-    return metrics["value"].map(lambda value: number(value) is not None).astype(bool)
+    return metrics["value"].map(number).notna()
 
 
 def _counts(counts: dict[str, Any]) -> list[str]:
@@ -323,26 +323,23 @@ def _read_unit(path: Path, name: str, problems: list[str]) -> UnitResults | None
 
 
 def _unit_metrics(unit: UnitResults, name: str, problems: list[str]) -> pd.DataFrame:
-    metrics = metrics_of(unit.record)
+    metrics = metrics_of({"results": [*records(unit.record["results"]), *_times(unit.record)]})
     known = finite(metrics)
     problems += [
         f"{name}: {cut(metric, 80)} is not a finite number and is left out"
         for metric in metrics["name"][~known]
     ]
-    times = pd.DataFrame(_times(unit.record), columns=_METRICS, dtype=object)
-    whole = pd.concat([metrics[known], times], ignore_index=True)
-    whole = whole.drop_duplicates(["measurement", "name"], keep="last")
+    whole = metrics[known].drop_duplicates(["measurement", "name"], keep="last")
     return whole.assign(variant=unit.variant, seed=unit.seed)
 
 
-def _times(record: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Returns the metrics of the measurement `time`: seconds of training."""
+def _times(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the entries of the measurement `time`: seconds of training."""
     seconds, found = mapping(record.get("seconds")), []
-    device = cut(str(record.get("device") or "device not known"), 100)
+    of = {"measurement": "time", "unit": "s", "better": "lower"}
+    of["note"] = cut(str(record.get("device") or "device not known"), 100)
     for name, beginning in _TIMES.items():
         known = [number(spent) for stage, spent in seconds.items() if stage.startswith(beginning)]
         if known and None not in known:
-            of = {"measurement": "time", "name": name, "value": math.fsum(s for s in known if s)}
-            more = {"unit": "s", "better": "lower", "counts": "", "remarks": device}
-            found.append(of | more | {"trained_on_metric": False})
+            found.append(of | {"name": name, "value": math.fsum(s for s in known if s)})
     return found

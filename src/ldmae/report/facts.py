@@ -164,8 +164,7 @@ def missing_units(variants: Sequence[VariantResults], plan: dict[str, Any]) -> l
     Expected are the plan's units, or without one the paper's rows, at every seed that an autoencoder of
     their group has.
     """
-    titles = paper.TITLES | {k: t for k, t in paper.ABLATION_TITLES.items() if k != "vmae"}
-    titles |= {variant.name: variant.title for variant in variants}
+    titles = paper.ABLATION_TITLES | paper.TITLES | {variant.name: variant.title for variant in variants}
     seeds = {variant.name: variant.seeds for variant in variants}
     planned: dict[str, set[int]] = {}
     for entry in records(plan.get("units")):

@@ -35,10 +35,8 @@ def format_seconds(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
-def format_count(number: float | None) -> str:
+def format_count(number: float) -> str:
     """Formats a number of parameters: 4,812,304 is 4.8 M."""
-    if number is None:
-        return "—"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * size:
             return f"{number / size:.{0 if number >= 100 * size else 1}f} {unit}"

@@ -70,11 +70,8 @@ def _read(unit: UnitResults, size: int, problems: list[str]) -> _Rows:
         problems.append(f"{_name(unit)}: its images are left out {of}")
         return {}
     for name, dimensions in _SHAPES.items():
-        found = arrays.get(name)
-        if found is not None and (found.dtype, found.ndim, *found.shape[-3:]) != (
-            *(np.uint8, dimensions),
-            *(size, size, 3),
-        ):
+        found, wanted = arrays.get(name), (np.uint8, dimensions, size, size, 3)
+        if found is not None and (found.dtype, found.ndim, *found.shape[-3:]) != wanted:
             problems.append(f"{_name(unit)}: {name} are no images of {size} px but {found.shape}")
             del arrays[name]
     return arrays

@@ -114,11 +114,10 @@ def _darkened(svg: bytes) -> bytes:
     return re.sub(pattern, lambda match: _DARK[match.group().decode()].encode(), svg)
 
 
-def chart(figure: Figure, title: str, alt: str) -> dict[str, Any]:
+def chart(figure: Figure, alt: str) -> dict[str, Any]:
     """Returns a plot as the template's `chart` shows it, for a light page and for a dark one."""
     svg = _svg(figure)
     return {
-        "title": cut(title),
         "alt": cut(alt),
         "light": data_uri(svg, "image/svg+xml"),
         "dark": data_uri(_darkened(svg), "image/svg+xml"),

@@ -51,21 +51,19 @@ _COLUMNS = 8
 """Images a row at most."""
 
 
-def render_report(run_folder: Path, title: str | None = None) -> Path:
+def render_report(run_folder: Path) -> Path:
     """Writes `report.html` into a run folder, atomically: one file that needs no other, under 5 MB.
 
     It shows what there is, says what is missing and names what can't be read. The same folder gives the same
     bytes. Of a folder in which something foreign was measured (it has `measured.json` and no `config.yaml`),
-    it shows the measurements and misses nothing else. Without a title the heading names the folder, or what
-    was measured. Returns the page's path.
+    it shows the measurements and misses nothing else. The heading names the folder, or what was measured.
+    Returns the page's path.
     """
     run_folder = Path(run_folder)
     problems: list[str] = []
     context = _gather(run_folder, problems)
-    pictures = _pictures(run_folder, problems)
-    context |= {"title": title or context["title"], "problems": problems}
     path = run_folder / "report.html"
-    write_page(path, "report.html.j2", context, pictures)
+    write_page(path, "report.html.j2", context, _pictures(run_folder, problems))
     return path
 
 
@@ -124,6 +122,7 @@ def _gather(folder: Path, problems: list[str]) -> dict[str, Any]:
     return {
         "title": title,
         "lead": lead,
+        "problems": problems,
         "measured": measured,
         "smoothness": _smoothness(metrics),
         "sampling": _sampling(json_of(folder / "samples" / "samples.json", [])),
@@ -186,28 +185,27 @@ def _summary(data: dict[str, Any], parameters: dict[str, Any], stages: dict[str,
 
 
 def _stages(record: dict[str, Any]) -> dict[str, Any]:
-    rows, devices = [], []
+    rows = []
     entries = [
         e for e in records(record.get("stages")) if (e.get("name"), e.get("status")) != ("report", "running")
     ]
     seconds = [number(entry.get("seconds")) for entry in entries]
     longest = max((s for s in seconds if s), default=0)
     for entry, spent in list(zip(entries, seconds, strict=True))[:_MAX_RESULTS]:
-        name, device = str(entry.get("name", "unnamed")), str(entry.get("device") or "")
-        if device and device not in devices:
-            devices.append(cut(device, 40))
+        name = str(entry.get("name", "unnamed"))
         rows.append(
             {
                 "name": cut(curves.STAGE_TITLES.get(name, name)),
                 "status": cut(str(entry.get("status", ""))),
                 "seconds": format_seconds(spent),
                 "share": round(100 * spent / longest, 1) if spent and longest else 0,
-                "device": cut(device),
+                "device": cut(str(entry.get("device") or "")),
                 "finished": cut(str(entry.get("finished") or "")[:19].replace("T", " ")),
             }
         )
     known = [s for s in seconds if s]
-    return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": devices[:3]}
+    devices = dict.fromkeys(cut(str(entry["device"]), 40) for entry in entries if entry.get("device"))
+    return {"rows": rows, "total": format_seconds(sum(known)) if known else "", "devices": [*devices][:3]}
 
 
 def _results(metrics: pd.DataFrame, titles: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
@@ -242,8 +240,8 @@ def _smoothness(metrics: pd.DataFrame) -> dict[str, Any] | None:
     found = plots.noise_curves(alone)
     if found.empty:
         return None
-    title = f"{join_words(list(found.metric.unique()))} over latent noise"
-    return chart(plots.smoothness(found, alone.variants), title, title)
+    alt = f"{join_words(list(found.metric.unique()))} over latent noise"
+    return chart(plots.smoothness(found, alone.variants), alt)
 
 
 def _data(data: dict[str, Any]) -> dict[str, Any]:
@@ -256,12 +254,12 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
         },
         index=[cut(str(entry.get("name", "")), 100) for entry in shown],
     )
-    facts = list(data["facts"]) if isinstance(data.get("facts"), list) else []
+    facts = data["facts"] if isinstance(data.get("facts"), list) else []
     return {
         "name": cut(str(data.get("name") or "")),
         "licence": cut(str(data.get("licence") or "")),
         "unreadable": int(number(data.get("unreadable")) or 0),
-        "facts": [cut(fact, 400) for fact in facts[:20] if isinstance(fact, str)],
+        "facts": [cut(fact) for fact in facts[:20] if isinstance(fact, str)],
         "train": format_value(data.get("train")),
         "held_out": format_value(data.get("held_out")),
         "classes": Table(table),
@@ -273,9 +271,7 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
 
 def _command(record: dict[str, Any]) -> str:
     command = record.get("command")
-    if isinstance(command, list):
-        command = shlex.join(str(word) for word in command)
-    return cut(command.strip(), 5000) if isinstance(command, str) else ""
+    return cut(shlex.join(map(str, command)), 5000) if isinstance(command, list) else ""
 
 
 def _sampling(record: dict[str, Any]) -> str:
