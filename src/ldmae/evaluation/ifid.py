@@ -49,7 +49,9 @@ def _choose_neighbours(
 
     `nearest` (B, k) are indices of training latents; an image's draw depends on the seed and its key alone.
     """
-    squares = (training[nearest].flatten(2) - latents.flatten(1)[:, None]).square().mean(dim=2)  # (B, k)
+    squares = torch.stack(  # (B, k); image by image, for k training latents of each would not fit into memory
+        [(training[of] - z).square().flatten(1).mean(dim=1) for of, z in zip(nearest, latents, strict=True)]
+    )
     cumulative = torch.softmax(-squares.double(), dim=1).cumsum(dim=1)
     draws = [torch.rand((), generator=generator(seed, "iFID", key), dtype=torch.float64) for key in keys]
     places = torch.searchsorted(cumulative, torch.stack(draws)[:, None]).clamp(max=nearest.shape[1] - 1)
