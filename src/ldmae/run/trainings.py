@@ -102,6 +102,12 @@ def training_steps(config: Config) -> dict[str, int]:
     return {name: training.steps for name, training in trainings(config).items()}
 
 
+def adversary_start(config: Config, stage: str) -> int:
+    """Returns the step from which an adversary has a part in a training; 0 where it always or never has."""
+    training = autoencoder_trainings(config).get(stage)
+    return 0 if training is None else training.adversarial_start or 0
+
+
 def _with_options(training: Training, kind: str, settings: Any) -> Training:
     """Returns a training of a user's own class, with the options that decide what it makes."""
     schedules = {name for name, value in dict(settings).items() if isinstance(value, TrainingConfig)}
