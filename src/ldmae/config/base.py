@@ -166,7 +166,7 @@ def _unknown(key: str, value: Any, kind: type[Settings], prefix: str) -> str:
     while isinstance(value, dict) and value:
         inner, value = next(iter(value.items()))
         key += f".{inner}"
-    everywhere = setting_names(kind, prefix)
+    everywhere = _setting_names(kind, prefix)
     start = f"{group}." if group else ""
     here = {entry.removeprefix(start).partition(".")[0] for entry in everywhere if entry.startswith(start)}
     same_name = [entry for entry in everywhere if entry.split(".")[-1] == key.split(".")[-1]]
@@ -177,11 +177,11 @@ def _unknown(key: str, value: Any, kind: type[Settings], prefix: str) -> str:
     )
 
 
-def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
+def _setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
     """Returns the dotted names of all settings in a group, without those of groups."""
     names = []
     for name, field in kind.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         group = group_of(field)
-        names += [key] if group is None else setting_names(group, key)
+        names += [key] if group is None else _setting_names(group, key)
     return names

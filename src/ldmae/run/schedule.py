@@ -65,7 +65,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     listed = stages(config, accelerator.mixed_precision)
     records.order = [stage.name for stage in listed]
     run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
-    standings = check(run, restart)
+    standings = _check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
     for stage in (each for each in select(listed, names) if standings[each.name].state != "fresh"):
@@ -123,7 +123,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
         return
     if stage.adopt is not None and stage.adopt(run):
         return
-    standing, record = check(run)[stage.name], run.records.stages.get(stage.name)
+    standing, record = _check(run)[stage.name], run.records.stages.get(stage.name)
     there = _is_there(run, stage)
     if standing.state == "fresh" and (there or _is_passed(run, stage)):
         if record is not None and record.replaceable:
@@ -278,7 +278,7 @@ def _defaults(kind: Any) -> dict[str, dict[str, Any]]:
     return {s.name: s.settings for s in listed if not own or not s.name.startswith("autoencoder.")}
 
 
-def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
+def _check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Returns the standings, where no training would be replaced that may not be.
 
     Raises:
