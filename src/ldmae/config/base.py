@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
@@ -17,6 +17,12 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):  # which is a number to Python
         raise PydanticCustomError("bool_as_number", "Input should be a number")
     return value
+
+
+def _rising(pair: list[Any]) -> list[Any]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("falling_pair", "Input should be [smallest, largest]")
+    return pair
 
 
 NUMBER = BeforeValidator(_no_bool)
@@ -41,6 +47,7 @@ Factor = Annotated[float, Field(gt=0, le=64), NUMBER]
 Noise = Annotated[float, Field(ge=0, le=100), NUMBER]
 _T = TypeVar("_T")
 Pair = Annotated[list[_T], Field(min_length=2, max_length=2)]
+Range = Annotated[list[_T], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Guidance = Annotated[float, Field(ge=-1e4, le=1e4), NUMBER]
 
 
