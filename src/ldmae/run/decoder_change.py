@@ -45,7 +45,7 @@ def check_change(run: Run) -> None:
         load_features(run.config.evaluation.features)
 
 
-def measure_change(run: Run) -> dict[str, str]:
+def measure_change(run: Run) -> None:
     """Measures reconstructions by the old and the new decoder; writes a table and a picture of them."""
     if run.main:
         models = {"before": load_copy(run), "after": run_autoencoder(run)}
@@ -61,8 +61,6 @@ def measure_change(run: Run) -> dict[str, str]:
             metrics = {side: read_results(folder / "results.json") for side, folder in folders.items()}
             sections.append(Section(name, _TITLES[name], metrics, folders))
         write_change(sections, run.folder / TABLE, run.folder / _PICTURE)
-    run.accelerator.wait_for_everyone()
-    return {}
 
 
 def images_to_compare(run: Run) -> int:

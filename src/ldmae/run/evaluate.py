@@ -41,7 +41,7 @@ def evaluation_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def evaluate(run: Run) -> dict[str, str]:
+def evaluate(run: Run) -> None:
     """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
     if run.main:
         measure(subject_of(run, run_autoencoder(run)), run.folder, [RECONSTRUCTION])
@@ -50,8 +50,6 @@ def evaluate(run: Run) -> dict[str, str]:
     if run.main:
         write_metrics(run.folder, "generation", mark_taught(metrics, run.config), record)
         forget_generated(run.folder / KEPT)
-    run.accelerator.wait_for_everyone()
-    return {}
 
 
 def subject_of(run: Run, autoencoder: Any) -> Subject:

@@ -115,6 +115,7 @@ def execute_stages(run: Run, *names: str) -> None:
     """Makes what is not fresh of some stages, in order; what they read must be there."""
     for stage in select(run.stages, names):
         _run_stage(run, stage)
+        run.accelerator.wait_for_everyone()  # what comes next reads what the main process wrote
 
 
 def _run_stage(run: Run, stage: Stage) -> None:
@@ -144,7 +145,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
             del run.records.stages[name]
     defaults = _defaults(run.config.autoencoder.kind).get(stage.name)
     with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults) as record:
-        record.outputs = stage.execute(run)
+        record.outputs = stage.execute(run) or {}
 
 
 def _is_there(run: Run, stage: Stage) -> bool:
