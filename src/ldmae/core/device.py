@@ -68,7 +68,7 @@ _PLAIN_ATTENTION_TOKENS = {"with gradient": 1024, "without": 256}
 """On a CPU in half precision three plain products beat the fused kernel up to so many tokens."""
 
 
-def resolve_precision(wanted: str, device: str = "auto") -> str:
+def resolve_precision(wanted: str, device: str) -> str:
     """Returns `no`, `bf16` or `fp16`; `auto` becomes bf16 where the device computes in it.
 
     Raises:

@@ -202,7 +202,7 @@ def _standings(
     records: Mapping[str, Record],
     kind: str,
     given: Callable[[str], str | None],
-    restart: str | None = None,
+    restart: str | None,
 ) -> dict[str, _Standing]:
     found: dict[str, _Standing] = {}
     known: dict[str, str | None] = {}

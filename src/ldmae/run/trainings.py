@@ -46,7 +46,7 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
     return {f"autoencoder.{training.name}": training for training in found}
 
 
-def untrained(config: Config, stage: str, before: nn.Module | None = None) -> nn.Module:
+def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module:
     """Builds what a training of an autoencoder trains, on torch's default device.
 
     It starts from the autoencoder `before`, or from random weights of the settings' shape.
