@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from _timing import side_by_side
 from torch import Tensor
 
-from ldmae.core.device import PLAIN_ATTENTION_TOKENS, reuse_freed_memory
+from ldmae.core.device import _PLAIN_ATTENTION_TOKENS, reuse_freed_memory
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def main() -> None:
     reuse_freed_memory()
     print(
         f"{device}; on a CPU in half precision the written-out product is chosen up to so many tokens: "
-        f"{PLAIN_ATTENTION_TOKENS}\n"
+        f"{_PLAIN_ATTENTION_TOKENS}\n"
     )
     print("| tokens | dtype | pass | fused ms | written out ms | fused is faster by |")
     print("| --- | --- | --- | --- | --- | --- |")

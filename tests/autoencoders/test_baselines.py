@@ -9,7 +9,7 @@ from ldmae.autoencoders.baselines import (
 )
 from ldmae.autoencoders.reconstruction_objective import gaussian_kl
 from ldmae.config.autoencoder import KINDS, BaselineConfig
-from ldmae.config.baselines import VAE_PIXEL_STD, baseline_objective, elbo_kl_weight
+from ldmae.config.baselines import _VAE_PIXEL_STD, _elbo_kl_weight, baseline_objective
 from ldmae.core.errors import UserError
 from ldmae.core.flops import count_autoencoder_flops
 
@@ -136,16 +136,16 @@ def test_the_baselines_differ_in_their_objectives_as_the_paper_says():
     assert [kind for kind, config in found.items() if config.adversarial_weight > 0] == ["sd-vae"]
     assert [kind for kind, config in found.items() if config.perceptual_weight > 0] == ["sd-vae"]
     assert (found["ae"].kl_weight, found["dae"].kl_weight, found["sd-vae"].kl_weight) == (0, 0, 1e-6)
-    assert found["vae"].kl_weight == elbo_kl_weight(VAE_PIXEL_STD, 8)
+    assert found["vae"].kl_weight == _elbo_kl_weight(_VAE_PIXEL_STD, 8)
     with pytest.raises(UserError, match="no baseline 'gan'; take one of: ae, dae, vae, sd-vae"):
         baseline_objective("gan")
 
 
 def test_the_weight_of_the_kl_makes_the_loss_the_evidence_bound():
-    factor, std = 4, 0.3
+    std, weight = 0.3, _elbo_kl_weight(0.3, 4)
     images, decoded = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     mean, logvar = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
-    loss = (images - decoded).square().mean() + elbo_kl_weight(std, factor) * gaussian_kl(mean, logvar).mean()
+    loss = (images - decoded).square().mean() + weight * gaussian_kl(mean, logvar).mean()
     likelihood = torch.distributions.Normal(decoded, std).log_prob(images)
     constant = torch.distributions.Normal(images, std).log_prob(images)
     prior = torch.distributions.Normal(torch.zeros_like(mean), 1.0)

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldmae.core.device import PLAIN_ATTENTION_TOKENS, attention, pick_device, resolve_precision
+from ldmae.core.device import _PLAIN_ATTENTION_TOKENS, attention, pick_device, resolve_precision
 from ldmae.core.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "tokens", [5, *(limit + i for limit in PLAIN_ATTENTION_TOKENS.values() for i in (0, 1))]
+    "tokens", [5, *(limit + i for limit in _PLAIN_ATTENTION_TOKENS.values() for i in (0, 1))]
 )
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("grad", [True, False])

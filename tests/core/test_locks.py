@@ -72,12 +72,6 @@ def test_of_several_processes_of_one_run_the_first_holds_the_lock(tmp_path, monk
         assert [path.name for path in tmp_path.iterdir()] == [".writing-x.pt"]
 
 
-def test_a_lock_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*\.lock.*permissions"), locked(tmp_path):
-        pass
-
-
 def test_a_disk_that_cannot_lock_files_is_used_with_a_word_of_warning(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -88,10 +82,12 @@ def test_a_disk_that_cannot_lock_files_is_used_with_a_word_of_warning(tmp_path, 
     assert "cannot lock files (No locks available)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_or_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file"), locked(tmp_path / "file"):
-        pass
+    (tmp_path / ".lock").mkdir()
+    for folder, named in ((tmp_path / "file", "file"), (tmp_path, r"\.lock")):
+        with pytest.raises(UserError, match=rf"cannot write .*{named}.*permissions"), locked(folder):
+            pass
 
 
 def refuse(folder, within):

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser
 import ldmae
 from ldmae.cli.main import app
 from ldmae.config import Config, load_config, preset_names
-from ldmae.config.base import setting_names
+from ldmae.config.base import _setting_names
 from ldmae.run import describe_plan
 
 from ..scripts import load_script
@@ -40,7 +40,7 @@ def reference() -> ModuleType:
 
 def test_every_setting_is_listed_once_with_the_default_that_holds(reference: ModuleType) -> None:
     listed = [setting for group in reference.groups() for setting in group.settings]
-    assert sorted(setting.key for setting in listed) == sorted(setting_names(Config))
+    assert sorted(setting.key for setting in listed) == sorted(_setting_names(Config))
     assert all(setting.meaning for setting in listed)
     defaults = {setting.key: setting.default for setting in listed}
     config: Any = Config()

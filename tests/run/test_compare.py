@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from ldmae.config import load_config, preset_names
 from ldmae.config import plain as plain_settings
 from ldmae.config.autoencoder import KINDS
-from ldmae.config.schema import ABLATION, TRAINED
+from ldmae.config.schema import _TRAINED, ABLATION
 from ldmae.config.variants import VARIANTS
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import changed
@@ -58,7 +58,7 @@ units_of = functools.cache(lambda preset: plan_comparison(preset, [])[0])
 @pytest.mark.parametrize("preset", COMPARISONS)
 def test_all_autoencoders_get_the_same_images_steps_latents_and_diffusion_model(preset):
     units = units_of(preset)
-    assert {unit.name for unit in units} >= set(TRAINED)
+    assert {unit.name for unit in units} >= set(_TRAINED)
     first = units[0].config
     for unit in units:
         config, auto = unit.config, unit.config.autoencoder
@@ -146,7 +146,7 @@ def test_variants_beyond_the_paper_differ_from_vmae_in_what_they_are_called_afte
         assert all(line.startswith("autoencoder.") for line in changes), changes
         assert VARIANTS[name].is_baseline is VARIANTS[name].is_conv is False
     assert VARIANTS["vit-ae-noise"].settings[:-1] == VARIANTS["vmae-mse"].settings
-    assert set(VARIANTS) == {*TRAINED, *ABLATION}
+    assert set(VARIANTS) == {*_TRAINED, *ABLATION}
 
 
 def test_objectives_on_the_other_network_are_trained_as_its_own():

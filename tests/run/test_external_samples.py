@@ -31,19 +31,18 @@ def measure(source: str, *settings: str, **files: Path) -> None:
     evaluate_samples(source, list(settings), Path("figures"), **files)
 
 
-def test_a_file_for_adm_must_end_as_numpy_wants_it(pictures):
-    with pytest.raises(UserError, match=r"--npz samples\.npy must end in \.npz"):
-        measure(flat("made", 24, 24), f"data={pictures}", npz=Path("samples.npy"))
-
-
-def test_a_missing_reference_is_said_first(pictures):
-    with pytest.raises(UserError, match="there is no reference nowhere"):
-        measure(flat("made", 24, 24), reference=Path("nowhere"))
-
-
-def test_a_missing_source_names_all_that_it_may_be(pictures):
-    with pytest.raises(UserError, match=r"a folder of images, or an \.npz file"):
-        measure("nowhere", f"data={pictures}")
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        ("made", {"npz": Path("samples.npy")}, r"--npz samples\.npy must end in \.npz"),
+        ("made", {"reference": Path("nowhere")}, "there is no reference nowhere"),
+        ("nowhere", {}, r"a folder of images, or an \.npz file"),
+    ],
+)
+def test_a_wrong_path_is_told_first(pictures, source, files, message):
+    flat("made", 24, 24)
+    with pytest.raises(UserError, match=message):
+        measure(source, f"data={pictures}", **files)
 
 
 def test_oblong_samples_are_not_compared_with_squares(pictures):

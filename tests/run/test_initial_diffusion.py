@@ -91,21 +91,19 @@ def test_new_classes_start_at_the_mean_of_the_old_ones(source, tmp_path, capsys)
     assert "2 new, from the mean of the old ones (cats, dogs)" in capsys.readouterr().err
 
 
-def test_classes_of_a_source_without_names_are_taken_in_their_order(tmp_path, capsys):
-    model = drawn_transformer()
-    tiny_pipeline(tiny_vmae(sample_size=24), model).save_pretrained(tmp_path / "s")
-    made = _initial_model(opened(tmp_path / "s", tmp_path), 4, 6)
+@pytest.mark.parametrize(
+    ("names", "classes", "told"),
+    [
+        (None, ["bars", "discs", "waves"], "3 matched by number, for the source does not name its classes"),
+        ({0: "cats"}, ["all"], "1 matched as the only one of both (all)"),
+    ],
+)
+def test_classes_without_names_and_an_only_class_are_taken_in_order(tmp_path, capsys, names, classes, told):
+    model = drawn_transformer(num_classes=len(classes))
+    tiny_pipeline(tiny_vmae(sample_size=24), model, id2label=names).save_pretrained(tmp_path / "s")
+    made = _initial_model(opened(tmp_path / "s", tmp_path, classes), 4, 6)
     assert torch.equal(made.state_dict()[TABLE], model.state_dict()[TABLE])
-    assert "3 matched by number, for the source does not name its classes" in capsys.readouterr().err
-
-
-def test_the_only_class_of_a_source_is_taken_whatever_it_is_called(tmp_path, capsys):
-    model = drawn_transformer(num_classes=1)
-    pipeline = tiny_pipeline(tiny_vmae(sample_size=24), model, id2label={0: "cats"})
-    pipeline.save_pretrained(tmp_path / "s")
-    made = _initial_model(opened(tmp_path / "s", tmp_path, ["all"]), 4, 6)
-    assert torch.equal(made.state_dict()[TABLE], model.state_dict()[TABLE])
-    assert "1 matched as the only one of both (all)" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_another_grid_interpolates_positions_alone(source, tmp_path):

@@ -167,7 +167,7 @@ def test_what_is_done_stays_done_on_a_machine_of_another_precision(begin):
     run = begin()
     run.stages = (*run.stages[:2], longer, run.stages[3])
     with pytest.raises(UserError, match="mixed_precision: 'no' -> 'bf16'"):
-        schedule.check(run)
+        schedule._check(run)
 
 
 def test_what_another_made_is_not_replaced_unasked(begin, tmp_path):
@@ -221,7 +221,7 @@ def test_a_training_is_not_replaced_unasked_nor_what_it_was_begun_on(begin, chan
     run = begin(**changes)
     message = f"{refused} was started with other settings or inputs: {told}. .*--out.*--restart {refused}"
     with pytest.raises(UserError, match=message):
-        schedule.check(run)
+        schedule._check(run)
     with pytest.raises(UserError, match=message):
         schedule.execute_stages(run, *ALL)
     assert executed(begin()) == []
@@ -244,7 +244,7 @@ def test_more_steps_extend_a_training_and_what_hangs_on_it_is_made_again_where_i
 def test_what_is_restarted_leaves_fresh_what_its_outputs_do_not_change(begin):
     schedule.execute_stages(begin(), *ALL)
     run = begin(tuned="t2")
-    schedule.check(run, "autoencoder.tuning")
+    schedule._check(run, "autoencoder.tuning")
     schedule._restart(run, "autoencoder.tuning")
     assert states(begin(tuned="t2"))[0] == "absent"
     assert executed(begin(tuned="t2")) == ["autoencoder", "pipeline"]
@@ -257,7 +257,7 @@ def test_what_is_restarted_lets_a_training_be_replaced_that_hangs_on_it(begin):
     run = begin(tuned="t2", encoder="e2")
     assert executed(run) == ["autoencoder", "latents", "diffusion", "pipeline"]
     with pytest.raises(UserError, match="--restart diffusion"):  # and that once
-        schedule.check(begin(tuned="t2", encoder="e2", rate=2))
+        schedule._check(begin(tuned="t2", encoder="e2", rate=2))
 
 
 def test_a_restart_forgets_a_stage_with_all_that_it_made_and_no_other(begin, tmp_path):

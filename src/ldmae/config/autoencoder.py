@@ -17,8 +17,8 @@ from ldmae.config.base import (
     Factor,
     Layers,
     Noise,
-    Pair,
     Pixels,
+    Range,
     Settings,
     Share,
     ShareBelowOne,
@@ -89,15 +89,9 @@ class MaskingConfig(Settings):
 
     ratio: ShareBelowOne = 0.6
     """Share of the patches hidden from the encoder, in [0, 1); the paper takes 0.6, 0 hides no patch."""
-    ratio_range: Pair[Annotated[float, Field(ge=-1, lt=1), NUMBER]] | None = None
+    ratio_range: Range[Annotated[float, Field(ge=-1, lt=1), NUMBER]] | None = None
     """In place of `ratio`: each step draws its share evenly from [low, high]; below 0 counts as 0. l-DeTok
     takes [-0.1, 0.7]."""
-
-    @model_validator(mode="after")
-    def _range_rises(self) -> Self:
-        if self.ratio_range is not None and self.ratio_range[0] > self.ratio_range[1]:
-            raise ValueError(f"ratio_range must be [low, high], low first, got {self.ratio_range}")
-        return self
 
     @property
     def largest(self) -> float:

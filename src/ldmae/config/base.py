@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
@@ -17,6 +17,12 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):  # which is a number to Python
         raise PydanticCustomError("bool_as_number", "Input should be a number")
     return value
+
+
+def _rising(pair: list[Any]) -> list[Any]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("falling_pair", "Input should be [smallest, largest]")
+    return pair
 
 
 NUMBER = BeforeValidator(_no_bool)
@@ -41,6 +47,7 @@ Factor = Annotated[float, Field(gt=0, le=64), NUMBER]
 Noise = Annotated[float, Field(ge=0, le=100), NUMBER]
 _T = TypeVar("_T")
 Pair = Annotated[list[_T], Field(min_length=2, max_length=2)]
+Range = Annotated[list[_T], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Guidance = Annotated[float, Field(ge=-1e4, le=1e4), NUMBER]
 
 
@@ -166,7 +173,7 @@ def _unknown(key: str, value: Any, kind: type[Settings], prefix: str) -> str:
     while isinstance(value, dict) and value:
         inner, value = next(iter(value.items()))
         key += f".{inner}"
-    everywhere = setting_names(kind, prefix)
+    everywhere = _setting_names(kind, prefix)
     start = f"{group}." if group else ""
     here = {entry.removeprefix(start).partition(".")[0] for entry in everywhere if entry.startswith(start)}
     same_name = [entry for entry in everywhere if entry.split(".")[-1] == key.split(".")[-1]]
@@ -177,11 +184,11 @@ def _unknown(key: str, value: Any, kind: type[Settings], prefix: str) -> str:
     )
 
 
-def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
+def _setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
     """Returns the dotted names of all settings in a group, without those of groups."""
     names = []
     for name, field in kind.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         group = group_of(field)
-        names += [key] if group is None else setting_names(group, key)
+        names += [key] if group is None else _setting_names(group, key)
     return names

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ldmae.config.base import NUMBER, Batch, Count, Pair, Processes, Settings, Share
+from ldmae.config.base import NUMBER, Batch, Count, Processes, Range, Settings, Share
 
 
 class DataConfig(Settings):
@@ -50,23 +50,15 @@ class DataConfig(Settings):
 class AugmentConfig(Settings):
     """Random changes to training images; held-out images and latents never see them."""
 
-    crop_scale: Pair[Annotated[float, Field(gt=0, le=1), NUMBER]] = [0.75, 1.0]
+    crop_scale: Range[Annotated[float, Field(gt=0, le=1), NUMBER]] = [0.75, 1.0]
     """Share of the image's area that a random crop keeps: smallest and largest, in (0, 1]."""
-    crop_ratio: Pair[Annotated[float, Field(ge=1e-3, le=1e3), NUMBER]] = [3 / 4, 4 / 3]
+    crop_ratio: Range[Annotated[float, Field(ge=1e-3, le=1e3), NUMBER]] = [3 / 4, 4 / 3]
     """Width over height of a random crop: smallest and largest."""
     horizontal_flip: bool = True
     """Whether every other image is mirrored; wrong for digits and writing."""
     gpu_decoding: bool = False
     """Decode JPEG files on the GPU by nvJPEG, where CPU cores are too few to load; needs CUDA. Pixels differ
     by a few levels from those of the CPU, so it may not change on the way."""
-
-    @model_validator(mode="after")
-    def _smallest_comes_first(self) -> Self:
-        for name in ("crop_scale", "crop_ratio"):
-            smallest, largest = getattr(self, name)
-            if smallest > largest:
-                raise ValueError(f"{name} must be [smallest, largest], got {[smallest, largest]}")
-        return self
 
 
 class LatentsConfig(Settings):

@@ -17,7 +17,7 @@ from ldmae.config.base import (
     Factor,
     Guidance,
     Layers,
-    Pair,
+    Range,
     Seed,
     Settings,
     Share,
@@ -149,7 +149,7 @@ class SamplingConfig(Settings):
     """Steps of the solver."""
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance; 1: none."""
-    guidance_interval: Pair[Share] = [0.0, 1.0]
+    guidance_interval: Range[Share] = [0.0, 1.0]
     """Two times t, between which guidance acts (0 is noise, 1 is data)."""
     guidance_channels: Channels | None = None
     """Guide only the first latent channels (3: as the official sampler does); null: all."""
@@ -160,10 +160,3 @@ class SamplingConfig(Settings):
     """Images generated at once on each process."""
     seed: Seed = 0
     """Of the noise; each image has its own from it."""
-
-    @model_validator(mode="after")
-    def _interval_rises(self) -> Self:
-        first, last = self.guidance_interval
-        if first > last:
-            raise ValueError(f"guidance_interval must be two rising times in [0, 1], got {[first, last]}")
-        return self

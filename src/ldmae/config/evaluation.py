@@ -16,7 +16,7 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Places on the line: 0 is the first image, 1 the second."""
 
 Distance = Literal["st-lpips-alex", "st-lpips-vgg", "lpips-vgg", "lpips-alex"]
-Features = Literal["efficientnet_lite0", "efficientnet_lite2", "inception"]
+_Features = Literal["efficientnet_lite0", "efficientnet_lite2", "inception"]
 
 
 class EvaluationConfig(Settings):
@@ -24,9 +24,9 @@ class EvaluationConfig(Settings):
 
     perceptual: Distance = "st-lpips-alex"
     """Perceptual distance of reconstructions."""
-    features: Features = "efficientnet_lite0"
+    features: _Features = "efficientnet_lite0"
     """Network whose features are compared; inception makes true KID and FID."""
-    second_features: Features | None = None
+    second_features: _Features | None = None
     """Another network, on whose features `evaluate-samples` measures KID (and FD) too; null: none."""
     samples: Count = 1000
     """Images to generate for the distances; in a run, with labels in the training images' proportion."""

@@ -96,8 +96,7 @@ def typed_settings(preset: str | None, overrides: list[str] | None = None) -> di
     """
     layer = {} if preset is None or preset in preset_names() else _read_layer(preset)
     own = {key: value for key, value in layer.items() if key != "base"}
-    merged = OmegaConf.to_container(OmegaConf.merge(own, _override_layer(overrides or [])))
-    return typing.cast(dict[str, Any], merged)
+    return _joined(own, _override_layer(overrides or []))
 
 
 def check_overrides(overrides: list[str]) -> None:

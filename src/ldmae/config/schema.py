@@ -18,14 +18,14 @@ from ldmae.core.imports import is_import_path
 from ldmae.perception.names import SMALLEST
 
 ABLATION = [name for name, variant in VARIANTS.items() if variant.group == "ablation"]
-TRAINED = [name for name in AUTOENCODERS if name != "decoder"]
+_TRAINED = [name for name in AUTOENCODERS if name != "decoder"]
 """Kinds that are trained from nothing, as a comparison does."""
 
 
 class ComparisonConfig(Settings):
     """What `ldmae compare` compares; a single run ignores it."""
 
-    autoencoders: list[Annotated[str, OneOf(TRAINED)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
+    autoencoders: list[Annotated[str, OneOf(_TRAINED)]] = ["ae", "dae", "vae", "sd-vae", "vmae"]
     """Autoencoders, each with a diffusion model of its own: those of `autoencoder.kind`."""
     seeds: list[Seed] = [0]
     """Each autoencoder is trained and measured once with each."""

@@ -57,18 +57,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, H, N, D).
     """
-    limit = PLAIN_ATTENTION_TOKENS["with gradient" if torch.is_grad_enabled() else "without"]
+    limit = _PLAIN_ATTENTION_TOKENS["with gradient" if torch.is_grad_enabled() else "without"]
     if q.device.type == "cpu" and q.dtype != torch.float32 and q.shape[-2] <= limit:
         weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 
-PLAIN_ATTENTION_TOKENS = {"with gradient": 1024, "without": 256}
+_PLAIN_ATTENTION_TOKENS = {"with gradient": 1024, "without": 256}
 """On a CPU in half precision three plain products beat the fused kernel up to so many tokens."""
 
 
-def resolve_precision(wanted: str, device: str = "auto") -> str:
+def resolve_precision(wanted: str, device: str) -> str:
     """Returns `no`, `bf16` or `fp16`; `auto` becomes bf16 where the device computes in it.
 
     Raises:

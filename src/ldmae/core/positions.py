@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from ldmae.core.errors import UserError
@@ -51,15 +52,12 @@ def sincos_2d(
     quarter = width // 4
     exponents = torch.arange(quarter, dtype=torch.float64, device=where) / -quarter
     frequencies = 10000.0**exponents  # (D/4,)
-    by_column = torch.arange(columns, dtype=torch.float64, device=where)[:, None] * frequencies  # (w, D/4)
-    by_row = torch.arange(height, dtype=torch.float64, device=where)[:, None] * frequencies  # (h, D/4)
-    of_column = torch.cat([by_column.sin(), by_column.cos()], dim=1)  # (w, D/2)
-    of_row = torch.cat([by_row.sin(), by_row.cos()], dim=1)  # (h, D/2)
-    table = torch.cat(
-        [
-            of_column[None].expand(height, columns, width // 2),
-            of_row[:, None].expand(height, columns, width // 2),
-        ],
-        dim=-1,
-    )
-    return table.reshape(height * columns, width).to(device=device, dtype=dtype or torch.get_default_dtype())
+
+    def along(length: int) -> Tensor:
+        angles = torch.arange(length, dtype=torch.float64, device=where)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)  # (h or w, D/2)
+
+    of_column = repeat(along(columns), "w d -> (h w) d", h=height)
+    of_row = repeat(along(height), "h d -> (h w) d", w=columns)
+    table = torch.cat([of_column, of_row], dim=1)
+    return table.to(device=device, dtype=dtype or torch.get_default_dtype())

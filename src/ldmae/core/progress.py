@@ -53,7 +53,7 @@ def progress_bar(
     )
     task = bar.add_task(description, total=total, completed=start, rate="", note="")
 
-    def advance(n: int = 1, note: str = "") -> None:
+    def advance(n: int, note: str) -> None:
         nonlocal done, tenth
         done += n
         seconds = time.monotonic() - began

@@ -54,11 +54,14 @@ class SavedModel(_Config):
     """What `AutoModel` loads a subfolder with; empty: this class."""
 
     def to_json_string(self) -> str:
-        """Returns the config as JSON; `auto_map` says where `AutoModel` finds the class."""
+        """Returns the config, or what `model_index.json` holds, as JSON; it says where the classes are."""
         saved = json.loads(super().to_json_string())
         if _is_own(type(self)):
-            saved["auto_map"] = {"AutoModel": f"{_MODULE}.{self.auto_class or type(self).__name__}"}
+            self._locate_classes(saved)
         return json.dumps(saved, indent=2, sort_keys=True) + "\n"
+
+    def _locate_classes(self, saved: dict[str, Any]) -> None:
+        saved["auto_map"] = {"AutoModel": f"{_MODULE}.{self.auto_class or type(self).__name__}"}
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes the config, and the code that diffusers imports, as `ConfigMixin.save_config` does."""
@@ -82,15 +85,12 @@ class SavedPipeline(SavedModel):
 
     auto_class = "AnyModel"  # diffusers asks the pipeline's config, and not the subfolder's
 
-    def to_json_string(self) -> str:
-        """Returns what `model_index.json` holds."""
-        saved = json.loads(super().to_json_string())
-        if _is_own(type(self)):
-            saved["_class_name"] = [_MODULE, type(self).__name__]
-            for name, part in saved.items():
-                if isinstance(part, list) and (*reversed(part),) in PLACES.items():
-                    saved[name] = [_MODULE, part[1]]
-        return json.dumps(saved, indent=2, sort_keys=True) + "\n"
+    def _locate_classes(self, saved: dict[str, Any]) -> None:
+        super()._locate_classes(saved)
+        saved["_class_name"] = [_MODULE, type(self).__name__]
+        for name, part in saved.items():
+            if isinstance(part, list) and (*reversed(part),) in PLACES.items():
+                saved[name] = [_MODULE, part[1]]
 
     def _write_code(self, folder: Path) -> None:
         super()._write_code(folder)

@@ -148,7 +148,6 @@ def describe_comparison(
     for unit in units:
         if restart is not None:
             find(stages(unit.config), restart)
-    for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
     lines.append(f"{counted(len(units), 'unit')}, each an autoencoder with its diffusion model at a seed")

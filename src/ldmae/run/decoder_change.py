@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from ldmae.core.errors import UserError
 from ldmae.evaluation.api import load_measurement
 from ldmae.evaluation.measuring import measure
 from ldmae.evaluation.results import read_results
-from ldmae.evaluation.subject import Subject
 from ldmae.images.index import open_all_images
 from ldmae.images.split import as_others
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.report.before_after import Section, write_change
+from ldmae.run.evaluate import subject_of
 from ldmae.run.initial import load_copy
 from ldmae.run.judging import teachers
 from ldmae.run.run import Run, run_autoencoder
@@ -44,27 +45,29 @@ def check_change(run: Run) -> None:
         load_features(run.config.evaluation.features)
 
 
-def measure_change(run: Run) -> dict[str, str]:
+def measure_change(run: Run) -> None:
     """Measures reconstructions by the old and the new decoder; writes a table and a picture of them."""
     if run.main:
         models = {"before": load_copy(run), "after": run_autoencoder(run)}
+        auto = run.config.autoencoder
+        start = run.config.replace(autoencoder=auto.replace(source=auto.init, init=None))
+        taught = {"before": teachers(start), "after": teachers(run.config)}
         sections = []
         for name, images in _images(run).items():
             folders = {side: run.folder / _FOLDER / name / side for side in models}
             for side, model in models.items():
-                subject = _subject(run, model.to(run.accelerator.device), images, side == "after")
+                subject = replace(subject_of(run, model), **images, trained_on=taught[side])
                 measure(subject, folders[side], [load_measurement("reconstruction")])
             metrics = {side: read_results(folder / "results.json") for side, folder in folders.items()}
             sections.append(Section(name, _TITLES[name], metrics, folders))
         write_change(sections, run.folder / TABLE, run.folder / _PICTURE)
-    run.accelerator.wait_for_everyone()
-    return {}
 
 
 def images_to_compare(run: Run) -> int:
     """Returns how many images each decoder is measured on."""
     most = run.config.evaluation.images
-    return sum(min(len(images), most or len(images)) for images, _ in _images(run).values())
+    counts = [len(images["held_out"]) for images in _images(run).values()]
+    return sum(min(count, most or count) for count in counts)
 
 
 def describe_change(folder: Path) -> str:
@@ -72,26 +75,11 @@ def describe_change(folder: Path) -> str:
     return (folder / TABLE).read_text(encoding="utf-8")
 
 
-def _images(run: Run) -> dict[str, tuple[Any, Any]]:
+def _images(run: Run) -> dict[str, dict[str, Any]]:
     """Returns the images to measure on, by name: each those to measure, and those that were trained on."""
-    found = {_OWN: (run.held_out, run.train)}
+    found = {_OWN: {"held_out": run.held_out, "train": run.train}}
     if run.config.data.against is not None:
         data = as_others(run.config.data, run.config.data.against)
         others = open_all_images(data, run.folder / "data", progress=run.main)
-        found[_AGAINST] = (others, others)
+        found[_AGAINST] = {"held_out": others, "train": others}
     return found
-
-
-def _subject(run: Run, model: Any, images: tuple[Any, Any], trained: bool = True) -> Subject:
-    config = run.config
-    if not trained:
-        auto = config.autoencoder
-        config = config.replace(autoencoder=auto.replace(source=auto.init, init=None))
-    return Subject(
-        autoencoder=model,
-        held_out=images[0],
-        train=images[1],
-        size=config.image_size,
-        config=config.evaluation,
-        trained_on=teachers(config),
-    )

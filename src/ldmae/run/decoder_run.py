@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, load_config, to_yaml, typed_settings
 from ldmae.core.autoencoding import setting
@@ -16,9 +14,7 @@ from ldmae.run.external import require_data
 from ldmae.run.initial import with_initial_autoencoder
 from ldmae.run.opening import check_models, open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
-from ldmae.run.trainings import autoencoder_trainings, untrained
-from ldmae.run.trials import seconds_of_an_image, step_of
-from ldmae.training.data import split_rows
+from ldmae.run.trials import seconds_of_steps
 
 _STAGE = "autoencoder.decoder"
 
@@ -56,20 +52,10 @@ def describe_decoder(config: Config, folder: Path) -> str:
     """
     config, initial = with_initial_autoencoder(config, folder)
     check_models(config, initial)
-    training, accelerator = autoencoder_trainings(config)[_STAGE], open_accelerator(config, folder)
+    accelerator = open_accelerator(config, folder)
     plan = next(plan for plan in plan_trainings(config, initial=initial) if plan.stage == _STAGE)
-    schedule, size = config.autoencoder.decoder.training, config.image_size
-    with torch.device(str(accelerator.device)):
-        objective = untrained(config, _STAGE, type(initial).from_config(initial.config).eval())
-    rows = split_rows(schedule.batch_size, schedule.micro_batch_size, 0, 1)
-    start = min(training.adversarial_start or 0, schedule.steps)
-    images = {"images": torch.zeros(len(rows[0]), 3, size, size)}
-    step, device = step_of(objective, images, schedule, accelerator), accelerator.device
-    first, last = (
-        seconds_of_an_image(lambda count, number=number: step(count, number), len(rows[0]), device)
-        for number in (0, schedule.steps)
-    )
-    seconds = schedule.batch_size * (start * first + (schedule.steps - start) * last)
+    first, last, start = seconds_of_steps(config, _STAGE, accelerator, initial)
+    seconds = start * first + (plan.steps - start) * last
     trained, fixed = plan.trainable / 1e6, (plan.parameters - plan.trainable) / 1e6
     return "\n".join(
         [
@@ -78,6 +64,6 @@ def describe_decoder(config: Config, folder: Path) -> str:
             describe_training(plan),
             f"# {type(initial).__name__}: {trained:.2f} M parameters of its decoder are trained, "
             f"{fixed:.2f} M others stay as they are.",
-            f"# about {duration(seconds)} on this machine ({device.type}), by a few steps",
+            f"# about {duration(seconds)} on this machine ({accelerator.device.type}), by a few steps",
         ]
     )

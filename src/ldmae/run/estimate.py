@@ -47,7 +47,7 @@ class RunEstimate:
         if self._stage or trainer.config.steps - trainer.step < _STEPS:
             return
         self._stage = trainer.stage
-        timing, todo = Timing(self.run, trainer), self._steps_left(trainer)
+        timing, todo = Timing(self.run, trainer), self._steps_left()
         self._growth = timing.growth(trainer)
         for stage, steps in todo.items():
             if stage != trainer.stage and steps:
@@ -85,7 +85,7 @@ class RunEstimate:
             f"({', '.join(parts)}{'; not counted: ' if self.uncounted else ''}{self.uncounted})"
         )
 
-    def _steps_left(self, trainer: Trainer) -> dict[str, int]:
+    def _steps_left(self) -> dict[str, int]:
         """Returns the steps that this start takes of each training."""
         left = {}
         for stage, training in trainings(self.run.config).items():

@@ -41,23 +41,21 @@ def evaluation_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def evaluate(run: Run) -> dict[str, str]:
+def evaluate(run: Run) -> None:
     """Measures reconstructions of held-out images and the generated images; writes `results.json`."""
     if run.main:
-        measure(_subject_of(run), run.folder, [RECONSTRUCTION])
+        measure(subject_of(run, run_autoencoder(run)), run.folder, [RECONSTRUCTION])
     run.accelerator.wait_for_everyone()
     metrics, record = measure_generation(run, run.config.evaluation)
     if run.main:
         write_metrics(run.folder, "generation", mark_taught(metrics, run.config), record)
         forget_generated(run.folder / KEPT)
-    run.accelerator.wait_for_everyone()
-    return {}
 
 
-def _subject_of(run: Run) -> Subject:
-    """Returns a run's autoencoder and images, to measure."""
+def subject_of(run: Run, autoencoder: Any) -> Subject:
+    """Returns an autoencoder and a run's images, to measure."""
     return Subject(
-        autoencoder=run_autoencoder(run).to(run.accelerator.device).requires_grad_(False),
+        autoencoder=autoencoder.to(run.accelerator.device).requires_grad_(False),
         held_out=run.held_out,
         train=run.train,
         size=run.config.image_size,
@@ -74,5 +72,5 @@ def measure_autoencoder(run: Run, only: Sequence[Measurement] | None = None) -> 
                 remove_results(run.folder, name)
             merge_results(run.folder)
             tell("metrics of samples were of the model before it was trained again: removed")
-        measure(_subject_of(run), run.folder, only)
+        measure(subject_of(run, run_autoencoder(run)), run.folder, only)
     run.accelerator.wait_for_everyone()

@@ -49,7 +49,7 @@ def copying(name: str, source: str, execute: Callable[[Run], dict[str, str]], *m
     )
 
 
-def is_copied(records: Records, stage: str, source: str, restart: str | None = None) -> bool:
+def is_copied(records: Records, stage: str, source: str, restart: str | None) -> bool:
     """Says whether a run has a copy of a source, which no `restart` of the stage is about to forget."""
     record = records.stages.get(stage) if stage != restart else None
     return record is not None and record.status == "done" and record.settings == _settings(source)

@@ -61,7 +61,6 @@ def adopt_latents(run: Run) -> bool:
     if run.main and not (folder / FILE_NAME).exists():
         channels, _ = latent_channels(run_autoencoder(run), run.config.image_size)
         _save_statistics(folder, channels, run.config)
-    run.accelerator.wait_for_everyone()
     return True
 
 

@@ -64,7 +64,7 @@ def open_run_images(
     return None, *open_images(data, cache_dir, progress)
 
 
-def check_models(config: Config, initial: Any = None) -> dict[str, nn.Module]:
+def check_models(config: Config, initial: Any) -> dict[str, nn.Module]:
     """Builds what a run trains without memory, by stage, so that none is found impossible after hours.
 
     `initial` is the autoencoder that training starts from, on the device `meta`.

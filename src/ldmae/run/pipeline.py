@@ -38,7 +38,6 @@ def save_pipeline(run: Run) -> dict[str, str]:
     if run.main:
         with atomic_folder(run.folder / "pipeline") as temporary:
             pipeline.save_pretrained(temporary)
-    run.accelerator.wait_for_everyone()
     return {"pipeline": run.records.stages["pipeline"].made_of}
 
 

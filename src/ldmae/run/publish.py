@@ -132,13 +132,12 @@ def write_pictures(measured: Path, folder: Path, whole: bool) -> None:
 
     The folder `measured` holds `results/` and `samples/`; what is not there is left out.
     """
-    rows = {"reconstructions": ("originals", "reconstructions")}
+    rows = {"reconstructions": ("reconstruction", "originals", "reconstructions")}
     if whole:
-        rows["nearest"] = ("generated", "nearest")
+        rows["nearest"] = ("copies", "generated", "nearest")
         if (grid := measured / "samples" / "grid.png").is_file():
             _save_small(Image.open(grid), folder / "samples.png")
-    for name, parts in rows.items():
-        measurement = {"reconstructions": "reconstruction", "nearest": "copies"}[name]
+    for name, (measurement, *parts) in rows.items():
         arrays = read_arrays(measured / "results" / f"{measurement}.npz", [])
         if all(part in arrays for part in parts):
             picture = grids.image_rows({part: arrays[part] for part in parts}, 99)
@@ -244,18 +243,16 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     check_new_folder(folder)
     if not how.licence.strip():
         raise UserError("--licence is empty; name the licence of the weights, such as --licence apache-2.0")
-    path = run / "stages.json"
-    stages = read_json(path, {"stages": list})["stages"] if path.is_file() else []
-    whole = not how.autoencoder and any(str(stage.get("name")) == "diffusion" for stage in stages)
+    records = Records(run, writes=False)
+    whole = not how.autoencoder and "diffusion" in records.stages
     wanted = ("autoencoder.", "diffusion", "pipeline") if whole else ("autoencoder.",)
-    status = {s["name"]: s.get("status") for s in stages if str(s.get("name")).startswith(wanted)}
+    status = {name: record.status for name, record in records.stages.items() if name.startswith(wanted)}
+    status |= {"pipeline": "absent"} if whole and "pipeline" not in status else {}
     unfinished = [name for name, state in status.items() if state != "done"]
-    lacking = [] if whole and "pipeline" in status else ["pipeline"] if whole else []
-    if not status or unfinished or lacking:
-        what = ", ".join([*unfinished, *lacking]) or "nothing is trained yet"
+    if unfinished or not status:
+        what = ", ".join(unfinished) or "nothing is trained yet"
         alone = "; or publish its autoencoder alone with --autoencoder" if whole else ""
         raise UserError(f"{run} is not finished ({what}); finish it with `ldmae run`{alone}")
-    records = Records(run, writes=False)
     if whole and (stale := [name for name in ("samples", "evaluation") if records.outdated(name)]):
         raise UserError(
             f"the {' and '.join(stale)} of {run} are of an older pipeline than is there; make them again "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ldmae.config import Config, load_config
 from ldmae.contracts import ImageSource
@@ -50,15 +48,12 @@ def reference_of(
     if config.evaluation.sample_labels == "training":
         real = Subset(real, np.flatnonzero(np.asarray(real.labels) >= 0))
 
-    def batches() -> Iterator[Tensor]:
-        batch = config.evaluation.batch_size
-        everything = draw(image_keys(real), None, 0)
-        for _, images in read_batches(real, everything, size, batch, torch.device("cpu")):
-            yield to_uint8(images)
-
     def compute() -> Reference:
+        everything, batch = draw(image_keys(real), None, 0), config.evaluation.batch_size
+        read = read_batches(real, everything, size, batch, torch.device("cpu"))
+        pixels = (to_uint8(images) for _, images in read)
         with progress_bar("reference", len(real), "images") as advance:
-            return reference_from_images(batches(), extractor, keep=keep, advance=advance)
+            return reference_from_images(pixels, extractor, keep=keep, advance=advance)
 
     made_of = {
         "data": real.fingerprint(),

@@ -20,7 +20,7 @@ def describe_results(path: Path) -> str:
     return metrics_table(metrics, "{:.4g}".format).terminal()
 
 
-def report(run: Run) -> dict[str, str]:
+def report(run: Run) -> None:
     """Writes `report.html`, `overview.png` and `parameters.json` of what the run folder holds."""
     if run.main:
         path = run.folder / "diffusion" / "config.json"
@@ -34,5 +34,3 @@ def report(run: Run) -> dict[str, str]:
         write_json(run.folder / "parameters.json", own)
         save_png(overview(run.folder), run.folder / "overview.png")
         render_report(run.folder)
-    run.accelerator.wait_for_everyone()
-    return {}

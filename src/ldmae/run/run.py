@@ -86,8 +86,9 @@ class Stage:
     """Where they are in the run folder; gone, they are made again."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All that decides what it makes, besides what it reads."""
-    execute: Callable[[Run], dict[str, str]]
-    """Makes it, or takes it up where it was interrupted, and returns the fingerprints of its outputs."""
+    execute: Callable[[Run], dict[str, str] | None]
+    """Makes it, or takes it up where it was interrupted, and returns the fingerprints of its outputs, if any.
+    The processes wait for each other afterwards."""
     steps: int = 0
     """Of a training; more of them extend one that is done."""
     costly: bool = False
@@ -200,6 +201,4 @@ def save_model(run: Run, model: Any, folder: Path) -> str:
     if run.main:
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
-    output = fingerprint_tensors(model.state_dict())
-    run.accelerator.wait_for_everyone()
-    return output
+    return fingerprint_tensors(model.state_dict())

@@ -80,7 +80,7 @@ class SampleSet:
         return torch.cat(chosen)
 
 
-def given_images(source: str, real_are_cropped: bool = False) -> SampleSet:
+def given_images(source: str, real_are_cropped: bool) -> SampleSet:
     """Reads images that anybody made, from a folder or an .npz.
 
     Raises:

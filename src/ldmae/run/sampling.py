@@ -30,7 +30,7 @@ _MADE = {"images", "grid.png", "samples.json", ".DS_Store"}
 """What may lie in a folder of samples."""
 
 
-def sample(run: Run) -> dict[str, str]:
+def sample(run: Run) -> None:
     """Generates `samples/`: a class grid, single PNGs, and how they were made."""
     config = run.config.sampling
     if run.main:
@@ -39,8 +39,6 @@ def sample(run: Run) -> dict[str, str]:
         classes = _class_choice(known_classes(pipeline), config.max_classes)
         labels = [label for label in classes for _ in range(config.per_class)]
         _save_samples(pipeline, labels, config, run.folder / "samples")
-    run.accelerator.wait_for_everyone()
-    return {}
 
 
 def known_classes(pipeline: LDMAEPipeline) -> list[int]:

@@ -65,7 +65,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     listed = stages(config, accelerator.mixed_precision)
     records.order = [stage.name for stage in listed]
     run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
-    standings = check(run, restart)
+    standings = _check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
     for stage in (each for each in select(listed, names) if standings[each.name].state != "fresh"):
@@ -115,6 +115,7 @@ def execute_stages(run: Run, *names: str) -> None:
     """Makes what is not fresh of some stages, in order; what they read must be there."""
     for stage in select(run.stages, names):
         _run_stage(run, stage)
+        run.accelerator.wait_for_everyone()  # what comes next reads what the main process wrote
 
 
 def _run_stage(run: Run, stage: Stage) -> None:
@@ -123,7 +124,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
         return
     if stage.adopt is not None and stage.adopt(run):
         return
-    standing, record = check(run)[stage.name], run.records.stages.get(stage.name)
+    standing, record = _check(run)[stage.name], run.records.stages.get(stage.name)
     there = _is_there(run, stage)
     if standing.state == "fresh" and (there or _is_passed(run, stage)):
         if record is not None and record.replaceable:
@@ -144,7 +145,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
             del run.records.stages[name]
     defaults = _defaults(run.config.autoencoder.kind).get(stage.name)
     with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults) as record:
-        record.outputs = stage.execute(run)
+        record.outputs = stage.execute(run) or {}
 
 
 def _is_there(run: Run, stage: Stage) -> bool:
@@ -201,7 +202,7 @@ def _standings(
     records: Mapping[str, Record],
     kind: str,
     given: Callable[[str], str | None],
-    restart: str | None = None,
+    restart: str | None,
 ) -> dict[str, _Standing]:
     found: dict[str, _Standing] = {}
     known: dict[str, str | None] = {}
@@ -278,7 +279,7 @@ def _defaults(kind: Any) -> dict[str, dict[str, Any]]:
     return {s.name: s.settings for s in listed if not own or not s.name.startswith("autoencoder.")}
 
 
-def check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
+def _check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
     """Returns the standings, where no training would be replaced that may not be.
 
     Raises:

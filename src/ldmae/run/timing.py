@@ -22,8 +22,8 @@ from ldmae.images.dataset import ImageDataset
 from ldmae.run.plan import untrained_objective
 from ldmae.run.run import Run, latent_channels, run_autoencoder
 from ldmae.run.sampling import generated_batches, measured_sampling
-from ldmae.run.trainings import autoencoder_trainings, trainings
-from ldmae.run.trials import measuring_seconds, seconds_of_an_image, trial_step
+from ldmae.run.trainings import adversary_start, trainings
+from ldmae.run.trials import measuring_seconds, seconds_of_an_image, seconds_of_steps
 from ldmae.training.engine import Trainer
 
 
@@ -48,7 +48,8 @@ class Timing:
 
     def growth(self, trainer: Trainer) -> float:
         """Returns the ratio of a training's mean step to its next: an adversary may join in later."""
-        start, left = self._adversary_start(trainer.stage) - trainer.step, trainer.config.steps - trainer.step
+        left = trainer.config.steps - trainer.step
+        start = adversary_start(self.config, trainer.stage) - trainer.step
         if start <= 0:
             return 1.0
         first, last, _ = self._step_seconds(trainer.stage)
@@ -89,23 +90,12 @@ class Timing:
 
     def _step_seconds(self, stage: str) -> tuple[float, float, int]:
         """Returns the seconds of a training's first and last step, and the step from which it is the last."""
-        config = trainings(self.config)[stage]
-        step, share = trial_step(self.run, stage, self.autoencoder, self.latent_shape)
-
-        start = min(self._adversary_start(stage), config.steps)
-        numbers = (0, config.steps) if start else (config.steps,)
-        seconds = [
-            self._of_an_image(lambda count, number=number: step(count, number), len(share[0]))
-            for number in numbers
-        ]
-        images = sum(len(piece) for piece in share)
         # what no loading process does beside the steps
-        loading = self._reading if config.num_workers == 0 and stage != "diffusion" else 0.0
-        return images * (seconds[0] + loading), images * (seconds[-1] + loading), start
-
-    def _adversary_start(self, stage: str) -> int:
-        training = autoencoder_trainings(self.config).get(stage)
-        return 0 if training is None else training.adversarial_start or 0
+        alone = trainings(self.config)[stage].num_workers == 0 and stage != "diffusion"
+        loading, classes = self._reading if alone else 0.0, len(self.run.train.classes)
+        return seconds_of_steps(
+            self.config, stage, self.run.accelerator, self.autoencoder, self.latent_shape, classes, loading
+        )
 
     def _generating(self, scale: float) -> float:
         """Returns the seconds of an image that is generated at a scale of guidance."""

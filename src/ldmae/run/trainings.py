@@ -46,7 +46,7 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
     return {f"autoencoder.{training.name}": training for training in found}
 
 
-def untrained(config: Config, stage: str, before: nn.Module | None = None) -> nn.Module:
+def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module:
     """Builds what a training of an autoencoder trains, on torch's default device.
 
     It starts from the autoencoder `before`, or from random weights of the settings' shape.
@@ -100,6 +100,12 @@ def trainings(config: Config) -> dict[str, TrainingConfig]:
 def training_steps(config: Config) -> dict[str, int]:
     """Returns the steps that the settings ask for, by stage."""
     return {name: training.steps for name, training in trainings(config).items()}
+
+
+def adversary_start(config: Config, stage: str) -> int:
+    """Returns the step from which an adversary has a part in a training; 0 where it always or never has."""
+    training = autoencoder_trainings(config).get(stage)
+    return 0 if training is None else training.adversarial_start or 0
 
 
 def _with_options(training: Training, kind: str, settings: Any) -> Training:

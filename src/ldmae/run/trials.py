@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils import clip_grad_norm_
 
-from ldmae.config.training import TrainingConfig
+from ldmae.config import Config
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import reconstruct
 from ldmae.evaluation.distances import FEWEST_IMAGES, SUBSET_SIZE, SUBSETS, kernel_distance
@@ -21,7 +22,7 @@ from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.run.plan import example_rows, untrained_objective
 from ldmae.run.run import Run
-from ldmae.run.trainings import trainings
+from ldmae.run.trainings import adversary_start, trainings
 from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.optim import build_optimizer
@@ -57,44 +58,40 @@ def seconds_of_an_image(
     return median(seconds_of(lambda: work(count), device) for _ in range(3)) / count
 
 
-def trial_step(
-    run: Run, stage: str, autoencoder: Any, latent_shape: tuple[int, int]
-) -> tuple[Callable[[int, int], None], list[range]]:
-    """Returns what makes a step of a training, and the rows of each of this process's pieces of a batch.
+def seconds_of_steps(
+    config: Config,
+    stage: str,
+    accelerator: Accelerator,
+    autoencoder: Any,
+    latent_shape: tuple[int, int] = (1, 1),
+    num_classes: int = 1,
+    loading: float = 0.0,
+) -> tuple[float, float, int]:
+    """Times this process's share of a training's first step and of its last, which an adversary may join.
 
-    The step is a function of a number of images and the step's number. The autoencoder has the shape of the
-    run's, its latents have `latent_shape`: channels and cells along a side.
+    Weights are random. The autoencoder has the shape of the run's, its latents have `latent_shape`: channels
+    and cells along a side. Each image takes `loading` seconds besides. The steps are as the last one from the
+    step on that is returned too.
     """
-    config, accelerator = trainings(run.config)[stage], run.accelerator
+    training = trainings(config)[stage]
     with torch.random.fork_rng(devices=[]), torch.device(str(accelerator.device)):
         before: Any = None
-        if stage != next(iter(trainings(run.config))) or run.config.autoencoder.init is not None:
+        if stage != next(iter(trainings(config))) or config.autoencoder.init is not None:
             before = type(autoencoder).from_config(autoencoder.config)
-        classes = len(run.train.classes)
-        objective: Any = untrained_objective(run.config, stage, latent_shape, classes, before)
-    share = split_rows(
-        config.batch_size, config.micro_batch_size, accelerator.process_index, accelerator.num_processes
-    )
-    rows = example_rows(run.config, stage, latent_shape, len(share[0]))
-    return step_of(objective, rows, config, accelerator), share
-
-
-def step_of(
-    objective: Any, rows: Mapping[str, torch.Tensor], config: TrainingConfig, accelerator: Accelerator
-) -> Callable[[int, int], None]:
-    """Returns what makes a step of a training: a function of a number of images and the step's number.
-
-    It changes the objective's weights; `rows` are as many as a device gets at once.
-    """
+        objective: Any = untrained_objective(config, stage, latent_shape, num_classes, before)
     objective = objective.to(accelerator.device).train()
-    optimizer = build_optimizer(objective, config.optimizer)
-    average = None if config.ema_decay is None else AveragedWeights(objective.model, config.ema_decay)
-    placed = {name: value.to(accelerator.device) for name, value in rows.items()}
+    share = split_rows(
+        training.batch_size, training.micro_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+    rows = example_rows(config, stage, latent_shape, len(share[0]))
+    rows = {name: value.to(accelerator.device) for name, value in rows.items()}
+    optimizer = build_optimizer(objective, training.optimizer)
+    average = None if training.ema_decay is None else AveragedWeights(objective.model, training.ema_decay)
 
-    def step(count: int, number: int) -> None:
+    def step(number: int, count: int) -> None:
         optimizer.zero_grad()
         with accelerator.autocast():
-            piece = {name: value[:count] for name, value in placed.items()}
+            piece = {name: value[:count] for name, value in rows.items()}
             loss = objective(piece, BatchKeys(0, number, range(count), count)).loss
         loss.backward()
         clip_grad_norm_(objective.model.parameters(), math.inf)
@@ -102,7 +99,12 @@ def step_of(
         if average is not None:
             average.update(1)
 
-    return step
+    start, images = min(adversary_start(config, stage), training.steps), sum(map(len, share))
+    seconds = [
+        images * (loading + seconds_of_an_image(partial(step, number), len(share[0]), accelerator.device))
+        for number in ((0, training.steps) if start else (training.steps,))
+    ]
+    return seconds[0], seconds[-1], start
 
 
 def measuring_seconds(run: Run, autoencoder: Any, held_out: int, real: int) -> tuple[float, float, float]:

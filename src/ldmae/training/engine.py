@@ -91,7 +91,8 @@ class Trainer:
         for callback in self.on_start if self.step < self.config.steps else []:
             callback(self)
         self._since, self._data_seconds = time.monotonic(), 0.0
-        with self._bar() as advance:
+        show = self.accelerator.is_main_process
+        with progress_bar(self.stage, self.config.steps, "steps", self.step, show) as advance:
             for pieces in self.batches():
                 self._take_step(pieces)
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
@@ -370,10 +371,6 @@ class Trainer:
             line = {"stage": self.stage, "step": self.step, "validation": {"loss": loss, "terms": means}}
             append_metrics(self.metrics_path, line)
         self._since += time.monotonic() - began  # no part of the training's rate
-
-    def _bar(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
-        show = self.accelerator.is_main_process
-        return progress_bar(self.stage, self.config.steps, "steps", self.step, show)
 
     def _finished_model(self) -> nn.Module:
         state = gathered(self._model.state_dict())

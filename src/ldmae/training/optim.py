@@ -1,6 +1,7 @@
 """The optimizer, its parameter groups and its rate over the steps."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,13 +13,10 @@ from ldmae.core.progress import tell
 from ldmae.training.muon import Muon
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float, without: nn.Module | None = None) -> list[dict]:
-    """Splits the trainable parameters: biases, norms, tokens and embeddings do not decay.
-
-    Those of the part `without` are left out.
-    """
+def _parameter_groups(module: nn.Module, weight_decay: float, without: Iterable[Tensor] = ()) -> list[dict]:
+    """Splits trainable parameters, but those `without`: biases, norms, tokens and embeddings do not decay."""
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    others = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    others = {id(parameter) for parameter in without}
     decayed, plain = [], []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad or id(parameter) in others:
@@ -61,12 +59,9 @@ def build_optimizer(module: Any, config: OptimizerConfig) -> torch.optim.AdamW:
     """
     adversary = getattr(module, "adversary", None)
     matrices = block_matrices(module.model) if config.name == "muon" else []
-    groups = _parameter_groups(module, config.weight_decay, without=adversary)
+    theirs = [] if adversary is None else list(adversary.parameters())
+    groups = _parameter_groups(module, config.weight_decay, without=[*matrices, *theirs])
     if matrices:
-        taken = {id(parameter) for parameter in matrices}
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in taken]
-        groups = [group for group in groups if group["params"]]
         groups.append(
             {
                 "params": matrices,
@@ -80,7 +75,7 @@ def build_optimizer(module: Any, config: OptimizerConfig) -> torch.optim.AdamW:
         rate = config.discriminator_learning_rate or config.learning_rate
         groups.append(
             {
-                "params": list(adversary.parameters()),
+                "params": theirs,
                 "weight_decay": 0.0,
                 "betas": tuple(config.discriminator_betas),
                 "lr": rate,
