@@ -21,7 +21,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.provenance import changed
 from ldmae.report.comparison import render_comparison
 from ldmae.run.comparison import compare
-from ldmae.run.comparison_plan import _unit_changes, plan_comparison
+from ldmae.run.comparison_plan import _unit_changes, chosen_units, plan_comparison
 from ldmae.run.trainings import training_steps
 
 from ..drawings import leave_blank
@@ -147,6 +147,15 @@ def test_variants_beyond_the_paper_differ_from_vmae_in_what_they_are_called_afte
         assert VARIANTS[name].is_baseline is VARIANTS[name].is_conv is False
     assert VARIANTS["vit-ae-noise"].settings[:-1] == VARIANTS["vmae-mse"].settings
     assert set(VARIANTS) == {*_TRAINED, *ABLATION}
+
+
+def test_a_row_that_has_none_of_the_seeds_is_named():
+    units, _ = plan_comparison(
+        "compare-photos", ["comparison.seeds=[0,1]", "comparison.ablation=[vmae-noise]"]
+    )
+    assert [unit.seed for unit in chosen_units(units, ["vmae-noise"], [0])] == [0]
+    with pytest.raises(UserError, match="vmae-noise is compared at seed 0 alone, got --seed 1; add it"):
+        chosen_units(units, ["vmae", "vmae-noise"], [1])
 
 
 def test_objectives_on_the_other_network_are_trained_as_its_own():

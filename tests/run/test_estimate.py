@@ -110,3 +110,14 @@ def test_the_dry_run_asks_for_workers_only_where_loading_is_slow(rate, told, mon
     assert told in line
     (day, _) = loading_rate.describe_loading(load_config("emoji"), [reading._replace(images=10**6)])
     assert "12 images/s to finish in a day" in day
+
+
+@pytest.mark.parametrize("name", ["nothing", "bad.tar"])
+def test_a_dry_run_of_images_that_cannot_be_read_says_so_in_a_line(name, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "bad.tar").write_bytes(b"damaged" * 1000)
+    reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)
+    config = load_config("quick", [f"data={tmp_path / name}"])
+    (line,) = loading_rate.describe_loading(config, [reading])
+    assert line.startswith("Loading was not timed: ")
+    assert "\n" not in line

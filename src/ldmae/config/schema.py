@@ -82,7 +82,7 @@ class Config(Settings):
     """Key of all randomness in training."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    threads: Annotated[str, Field(pattern=r"^(auto|0*[1-9][0-9]*)$")] = "auto"
+    threads: Annotated[str, Field(pattern=r"^(auto|0*[1-9][0-9]{0,3})$")] = "auto"
     """CPU threads of each process: a number, or `auto`: 1 or more, whichever is faster in the first steps. A
     run keeps the number when it is resumed."""
     mixed_precision: Annotated[

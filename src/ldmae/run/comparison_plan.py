@@ -194,7 +194,7 @@ def chosen_units(units: list[Unit], only: list[str] | None, seeds: list[int] | N
     """Returns the units of some names and seeds; None: of all.
 
     Raises:
-        UserError: there is no such name or seed.
+        UserError: there is no such name or seed, or a name has none of the seeds.
     """
     names = list(dict.fromkeys(unit.name for unit in units))
     known_seeds = sorted({unit.seed for unit in units})
@@ -208,7 +208,15 @@ def chosen_units(units: list[Unit], only: list[str] | None, seeds: list[int] | N
             raise UserError(
                 f"seed {seed} is not among comparison.seeds: {', '.join(map(str, known_seeds))}; add it there"
             )
-    return [u for u in units if (not only or u.name in only) and (seeds is None or u.seed in seeds)]
+    chosen = [u for u in units if (not only or u.name in only) and (seeds is None or u.seed in seeds)]
+    for name in only or []:
+        if name not in {unit.name for unit in chosen}:
+            own = ", ".join(str(unit.seed) for unit in units if unit.name == name)
+            raise UserError(
+                f"{name} is compared at seed {own} alone, got --seed {', '.join(map(str, seeds or []))}; add "
+                f"it to comparison.{'ablation_seeds' if name in ABLATION else 'seeds'}"
+            )
+    return chosen
 
 
 def refuse_changes(unit: Unit, results: Path) -> None:

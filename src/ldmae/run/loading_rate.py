@@ -19,7 +19,7 @@ from ldmae.config.data import DataConfig
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.core.files import EXTENSIONS
 from ldmae.images.base import FileSource
 from ldmae.images.dataset import ImageDataset
@@ -64,12 +64,14 @@ def _sample(config: Config) -> ImageSource:
     if is_stream(data) or not (path.exists() or (path.parent.is_dir() and data.source[-1:] in "}*]")):
         raise UserError(f"the images of {data.source or 'data.source'} are not on this machine")
     kinds = {"folder": _in_folder, "shards": _in_shards, "table": _in_table}
-    files = itertools.islice(kinds[kind_of(data.source)](data), _SAMPLE)
-    return _Sample(data.source, list(files))
+    files = list(itertools.islice(kinds[kind_of(data.source)](data), _SAMPLE))
+    if not files:
+        raise UserError(f"there are no images in {data.source}")
+    return _Sample(data.source, files)
 
 
 def _in_folder(data: DataConfig) -> Iterator[Path]:
-    for parent, _, names in os.walk(Path(data.source).expanduser()):
+    for parent, _, names in os.walk(Path(data.source).expanduser(), followlinks=True):
         yield from (Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS))
 
 
@@ -140,8 +142,8 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         torch.set_num_threads(1)  # as a loading process
         for training in trainings:
             lines.append(_describe_training(config, training, source, fastest, _SECONDS / len(trainings)))
-    except (UserError, OSError) as error:
-        lines.append(f"Loading was not timed: {error}.")
+    except (UserError, OSError, tarfile.TarError) as error:
+        lines.append(f"Loading was not timed: {reason_of(error)}.")
     finally:
         torch.set_num_threads(threads)
     return lines
