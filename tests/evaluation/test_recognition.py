@@ -74,6 +74,7 @@ def test_bad_input_is_refused_with_the_next_move(recogniser, digits):
     ("labels", "size", "held_out", "words"),
     [
         ([1, 1], 28, 5, "two classes, got one"),
+        ([], 28, 5, "two classes, got none"),
         ([0, 1], 12, 5, "16 pixels a side, got 12x12"),
         ([0, 1], 28, 0, "got none"),
     ],

@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ldmae.report import grids, mosaics
@@ -131,3 +132,17 @@ def test_arrays_that_are_no_images_of_the_size_are_named(tmp_path: Path):
     problems: list[str] = []
     made_of(tmp_path, problems)
     assert problems == ["ae/seed-0: reconstructions are no images of 32 px but (2, 50, 32, 3)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("labels", np.zeros(8)), ("labels", np.array(["cat"] * 8)), ("fractions", np.array(["a"]))],
+)
+def test_labels_and_fractions_of_another_type_are_left_out(name, array, tmp_path: Path):
+    unit = write_unit(tmp_path, "ae", 0, size=32, tiles=2)
+    change_images(unit, **{name: array})
+    problems: list[str] = []
+    made = made_of(tmp_path, problems)
+    assert problems == [f"ae/seed-0: {name} of the type {array.dtype} are left out"]
+    assert (made.samples is None) == (name == "labels")
+    assert made.reconstructions is not None

@@ -61,8 +61,8 @@ def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
         UserError: there is only one class, the images are too small (`size` pixels), or none is held out.
     """
     wanted = None
-    if len(np.unique(labels)) < 2:
-        wanted = "images of at least two classes, got one"
+    if (classes := len(np.unique(labels))) < 2:
+        wanted = f"images of at least two classes, got {'one' if classes else 'none'}"
     elif size < _SMALLEST:
         wanted = f"images of at least {_SMALLEST} pixels a side, got {size}x{size}"
     elif not held_out:

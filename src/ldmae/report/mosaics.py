@@ -74,6 +74,10 @@ def _read(unit: UnitResults, size: int, problems: list[str]) -> _Rows:
         if found is not None and (found.dtype, found.ndim, *found.shape[-3:]) != wanted:
             problems.append(f"{_name(unit)}: {name} are no images of {size} px but {found.shape}")
             del arrays[name]
+    for name, kind in (("labels", "i"), ("fractions", "f")):
+        if name in arrays and (arrays[name].dtype.kind, arrays[name].ndim) != (kind, 1):
+            problems.append(f"{_name(unit)}: {name} of the type {arrays[name].dtype} are left out")
+            del arrays[name]
     return arrays
 
 
