@@ -26,6 +26,8 @@ def test_file_of_ours_comes_back_with_what_the_official_layout_has_no_place_for(
         encoder_num_attention_heads=4,
         decoder_num_attention_heads=2,
         hidden_act="silu",
+        mlp_ratio=2.7,  # from which both hidden widths are rounded
+        decoder_hidden_size=48,
         latents_mean=[0.5, 1.0, -1.0],
         latents_std=[1.0, 2.0, 3.0],
         scaling_factor=0.5,

@@ -278,11 +278,23 @@ def test_our_pipeline_undoes_the_normalised_form():
     from ldmae import LDMAEPipeline
 
     statistics = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
-    for settings in (statistics | {"scaling_factor": 0.7}, {"scaling_factor": 0.7, "shift_factor": 0.2}):
-        vae = tiny_kl(**settings)
+    settings = statistics | {"scaling_factor": 0.7}, {"scaling_factor": 0.7, "shift_factor": 0.2}
+    models = [*(tiny_kl(**each) for each in settings), tiny_rae()]
+    if "AutoencoderKLFlux2" in THERE:
+        models.append(tiny("AutoencoderKLFlux2"))
+        models[-1].bn.running_mean.normal_()
+    for vae in models:
         pipeline = SimpleNamespace(vae=vae, config={"latents_mean": None, "latents_std": None})
         undone = LDMAEPipeline._denormalise(pipeline, normalised(vae, LATENTS))  # type: ignore[arg-type]
         torch.testing.assert_close(undone, LATENTS)
+
+
+def test_an_autoencoder_that_is_stored_in_8_bits_computes_in_what_it_says():
+    vae = tiny_kl().to(torch.bfloat16)
+    expected = reconstruct(vae, IMAGES)
+    vae.enable_layerwise_casting(storage_dtype=torch.float8_e5m2, compute_dtype=torch.bfloat16)
+    assert placement(vae)[1] == torch.bfloat16
+    assert (reconstruct(vae, IMAGES) - expected).abs().mean() < 0.1
 
 
 def test_without_a_config_latents_are_taken_as_they_are():

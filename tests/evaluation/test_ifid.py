@@ -1,7 +1,9 @@
 import math
 
+import pytest
 import torch
 
+from ldmae.core.errors import UserError
 from ldmae.core.random import generator
 from ldmae.evaluation.ifid import _choose_neighbours, _nearest_latents, _slerp
 
@@ -25,9 +27,19 @@ def test_neighbours_are_those_of_the_largest_cosines():
 def test_an_image_is_not_its_own_neighbour():
     ours = latents(6, 0)
     assert _nearest_latents(ours, ours, 1)[:, 0].tolist() == list(range(6))
-    found = _nearest_latents(ours, ours, 3, own=torch.arange(6))
+    found = _nearest_latents(ours, ours, 3, alike=(torch.arange(6), torch.arange(6)))
     assert all(i not in found[i] for i in range(6))
-    assert _nearest_latents(ours, ours, 10, own=torch.arange(6)).shape == (6, 5)
+    assert _nearest_latents(ours, ours, 10, alike=(torch.arange(6), torch.arange(6))).shape == (6, 5)
+
+
+def test_near_duplicates_of_an_image_are_not_its_neighbours():
+    ours, groups = latents(6, 0), torch.arange(6)
+    twice = torch.cat([ours, ours + 1e-4])
+    found = _nearest_latents(ours, twice, 20, alike=(groups, groups.repeat(2)))
+    assert found.shape == (6, 10)
+    assert all(i not in found[i] % 6 for i in range(6))
+    with pytest.raises(UserError, match="beside an image's near-duplicates"):
+        _nearest_latents(ours[:1], twice[::6], 3, alike=(groups[:1], groups[[0, 0]]))
 
 
 def test_a_neighbour_is_drawn_by_the_softmax_of_the_negative_mean_squared_difference():

@@ -163,3 +163,6 @@ def test_a_decoder_to_zero_and_one_is_told(pairs):
     assert all(told in result.note for result in metrics.compute())
     metrics.update(x, x)
     assert not any(told in result.note for result in metrics.compute())
+    collapsed = PairMetrics()
+    collapsed.update(x, torch.full_like(x, 0.1))
+    assert not any(told in result.note for result in collapsed.compute())

@@ -101,19 +101,25 @@ def test_features_of_different_networks_are_not_joined(lite0):
         Features.join([lite0.none(), other])
 
 
-def test_the_callers_matmul_precision_is_neither_used_nor_lost(lite0):
-    used = []
-    watch = lite0._network.blocks[0].register_forward_hook(
-        lambda *call: used.append(torch.get_float32_matmul_precision())
-    )
-    torch.set_float32_matmul_precision("high")
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch before 2.9 has one way alone")
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_callers_matmul_precision_is_neither_used_nor_lost(lite0, newer):
+    used, products = [], torch.backends.mkldnn.matmul
+    watch = lite0._network.blocks[0].register_forward_hook(lambda *_: used.append(products.fp32_precision))
+    if newer:  # once it was used, torch.get_float32_matmul_precision raises
+        products.fp32_precision = "bf16"
+    else:
+        torch.set_float32_matmul_precision("high")
+    before = products.fp32_precision
     try:
         lite0(random_images(1))
-        assert torch.get_float32_matmul_precision() == "high"
+        assert products.fp32_precision == before
+        assert newer or torch.get_float32_matmul_precision() == "high"
     finally:
+        products.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
         watch.remove()
-    assert used == ["highest"]
+    assert used == ["ieee"]
 
 
 def test_a_fingerprint_follows_the_weights(lite0):

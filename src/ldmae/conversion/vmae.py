@@ -55,6 +55,7 @@ _OWN_KEYS = (
     "encoder_num_attention_heads",
     "decoder_num_attention_heads",
     "hidden_act",
+    "mlp_ratio",
     "latents_mean",
     "latents_std",
     "scaling_factor",

@@ -30,7 +30,9 @@ def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
     """Returns where an autoencoder computes, and in which number format; without weights CPU, fp32."""
     for tensor in chain(autoencoder.parameters(), autoencoder.buffers()):
         if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
+            # what is stored in 8 bits, by diffusers' layer-wise casting, computes in another format
+            stored_alone = tensor.dtype.itemsize == 1
+            return tensor.device, plain_module(autoencoder).dtype if stored_alone else tensor.dtype
     return torch.device("cpu"), torch.float32
 
 
@@ -201,6 +203,27 @@ def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
         for t in (mean, std)
     )
     return (latents - mean) / std * scale
+
+
+def denormalised(autoencoder: Any, latents: Tensor) -> Tensor:
+    """Returns the raw latents of what a diffusion model sees: the inverse of `normalised`.
+
+    Args:
+        autoencoder: any; without a config its latents are taken as they are.
+        latents: (B, C, h, w).
+    """
+    if _is_kind(autoencoder, "AutoencoderRAE"):
+        return latents
+    if _is_kind(autoencoder, "AutoencoderKLFlux2"):
+        p, bn = setting(autoencoder, "patch_size")[0], autoencoder.bn
+        mean, variance = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
+        return F.pixel_shuffle(F.pixel_unshuffle(latents, p) * (variance + bn.eps).sqrt() + mean, p)
+    scale = setting(autoencoder, "scaling_factor") or 1.0
+    mean, std = (setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return latents / scale + (setting(autoencoder, "shift_factor") or 0.0)
+    mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
+    return latents * std / scale + mean
 
 
 def decoder_modules(autoencoder: Any) -> list[torch.nn.Module]:

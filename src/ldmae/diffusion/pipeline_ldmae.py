@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 # a saved pipeline can only be loaded once its classes are imported
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.core.autoencoding import decode, plain_module, require_finite, setting
+from ldmae.core.autoencoding import decode, denormalised, plain_module, require_finite, setting
 from ldmae.core.errors import UserError, check_known, nearest, shortened
 from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
@@ -257,14 +257,11 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Undoes the normalisation that the transformer was trained in, by the first statistics there are."""
-        mean, std, scale = self.config["latents_mean"], self.config["latents_std"], 1.0
+        mean, std = self.config["latents_mean"], self.config["latents_std"]
         if mean is None:
-            mean, std = (setting(self.vae, name) for name in ("latents_mean", "latents_std"))
-            scale = setting(self.vae, "scaling_factor") or 1.0
-        if mean is None or std is None:
-            return latents / scale + (setting(self.vae, "shift_factor") or 0.0)
+            return denormalised(self.vae, latents)
         mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
-        return latents * std / scale + mean
+        return latents * std + mean
 
     def _starting_latents(
         self,

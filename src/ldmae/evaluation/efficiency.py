@@ -109,6 +109,7 @@ def measure_speed(
     device, own = placement(autoencoder)
     if own != dtype:
         autoencoder = copy.deepcopy(autoencoder).to(dtype)
+        dtype = placement(autoencoder)[1]  # one without registered weights stays as it is
     source = torch.Generator().manual_seed(0)  # speed does not depend on the picture
     images = (torch.rand(batch_size, 3, size, size, generator=source) * 2 - 1).to(device, dtype)
     try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,17 +31,22 @@ _PARALLEL = 1e-6
 
 
 def _nearest_latents(
-    latents: Tensor, training: Tensor, neighbours: int = _NEIGHBOURS, own: Tensor | None = None
+    latents: Tensor,
+    training: Tensor,
+    neighbours: int = _NEIGHBOURS,
+    alike: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Returns the training latents nearest by cosine over the whole flattened latent, (B, k) int64.
 
-    `own` (B,) is the index among the training latents of the image itself, no neighbour of its own; else -1.
+    `alike` numbers the groups of near-duplicates of both, (B,) and (N,), which are no neighbours.
     """
     ours, theirs = (torch.nn.functional.normalize(z.flatten(1).float(), dim=1) for z in (latents, training))
     cosines = ours @ theirs.T  # (B, N)
-    if own is not None:
-        cosines[torch.arange(len(training)) == own[:, None]] = -torch.inf
-    return cosines.topk(min(neighbours, len(training) - (own is not None)), dim=1).indices
+    if alike is not None:
+        cosines[alike[0][:, None] == alike[1]] = -torch.inf
+    others = int(cosines.isfinite().sum(dim=1).min())
+    check_enough("iFID", 1, others, "training image beside an image's near-duplicates", "give more")
+    return cosines.topk(min(neighbours, others), dim=1).indices
 
 
 def _choose_neighbours(
@@ -86,18 +93,19 @@ def _measure(subject: Subject) -> Measured:
     check_enough("iFID", FEWEST_IMAGES, len(latents), "held-out images", "hold out more")
     check_enough("iFID", 2, len(training), "training images", "give more")
     assert extractor is not None  # which only too few images lack
-    own = None
+    alike = None
     if subject.train is subject.held_out:
-        places = {int(row): place for place, row in enumerate(subject.train_drawn)}
-        own = torch.tensor([places.get(int(row), -1) for row in subject.chosen])
+        group = getattr(subject.held_out, "group", None)
+        group = np.arange(len(subject.held_out)) if group is None else pd.factorize(np.asarray(group))[0]
+        alike = torch.tensor(group[subject.chosen]), torch.tensor(group[subject.train_drawn])
     keys = [subject.keys[row] for row in subject.chosen]
-    nearest = _nearest_latents(latents, training, own=own)
-    chosen = training[_choose_neighbours(latents, training, nearest, keys, config.seed)]
-    between = _slerp(latents, chosen, 0.5)
+    nearest = _nearest_latents(latents, training, alike=alike)
+    partners = _choose_neighbours(latents, training, nearest, keys, config.seed)
     decoded, originals, done = [], [], 0
     for rows, images in subject.batches("iFID"):
-        halfway = between[done : done + len(rows)].to(subject.device)
-        decoded.append(extractor(to_uint8(decode(subject.autoencoder, halfway))).cpu())
+        here = slice(done, done + len(rows))
+        halfway = _slerp(latents[here], training[partners[here]], 0.5)
+        decoded.append(extractor(to_uint8(decode(subject.autoencoder, halfway.to(subject.device)))).cpu())
         originals.append(extractor(to_uint8(images)).cpu())
         done += len(rows)
     how = extractor, config.seed, config.shrink_covariance, "i", subject.trained_on

@@ -137,7 +137,7 @@ class PairMetrics:
         labels = [*names, *([] if perceptual is None else [perceptual.label])]
         self._values: dict[str, list[float]] = {label: [] for label in labels}
         self._features: list[tuple[Tensor, Tensor]] = []
-        self._lowest = [math.inf, math.inf]
+        self._lowest, self._highest = [math.inf, math.inf], -math.inf
 
     @torch.no_grad()
     def update(
@@ -161,6 +161,7 @@ class PairMetrics:
         saved, made = as_saved(x, "an original"), as_saved(y, what)
         for side, images in enumerate((x, y)):
             self._lowest[side] = min(self._lowest[side], images.min().item())
+        self._highest = max(self._highest, y.max().item())
         for name, values in pair_values(saved, made, self._names, self._perceptual).items():
             self._values[name].extend(values)
         if self._extractor is None:
@@ -172,8 +173,8 @@ class PairMetrics:
     @property
     def range_note(self) -> str:
         """What to say of a decoder that seems to decode to [0, 1]; empty where it does not."""
-        if self._lowest[0] > -0.5 or self._lowest[1] < 0:
-            return ""
+        if self._lowest[0] > -0.5 or self._lowest[1] < 0 or self._highest - self._lowest[1] < 0.5:
+            return ""  # nor of one that decodes everything to the same grey
         return "all decoded values are in [0, 1], expected [-1, 1]: decode to 2 · images - 1"
 
     def compute(self) -> list[Metric]:

@@ -107,7 +107,7 @@ class Subject:
         """Posterior means (N, C, h, w) of the images to measure on, on the CPU."""
         return self._encoded(self.held_out, self.chosen, "encoding")[0]
 
-    @property
+    @cached_property
     def latent_std(self) -> Tensor:
         """Standard deviation of each channel (C, 1, 1) of latents drawn from training images' posteriors.
 

@@ -152,16 +152,23 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """Computes in float32: a figure must not depend on its caller's half precision or TF32."""
-    enabled, habit = torch.backends.cudnn.enabled, torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends = torch.backends
+    if hasattr(backends.mkldnn, "conv"):  # torch 2.9 and later; once they were set, the older calls raise
+        products = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+        name, exact = "fp32_precision", "ieee"
+    else:
+        products, name, exact = (backends.cuda.matmul, backends.cudnn), "allow_tf32", False
+    habits, deterministic = [getattr(of, name) for of in products], backends.cudnn.deterministic
     try:
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=enabled, deterministic=True, allow_tf32=False),
-        ):
+        for of in products:
+            setattr(of, name, exact)
+        backends.cudnn.deterministic = True
+        with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(habit)
+        for of, habit in zip(products, habits, strict=True):
+            setattr(of, name, habit)
+        backends.cudnn.deterministic = deterministic
 
 
 def published_weights(url: str, what: str, otherwise: str) -> tuple[Path, dict[str, Tensor]]:
