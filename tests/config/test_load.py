@@ -87,6 +87,8 @@ def test_presets_based_on_each_other_in_a_circle_are_refused(tmp_path):
         ("a.yaml", b"data: [1", r"a\.yaml is not YAML"),
         ("a.yaml", b"- 1\n- 2", r"a\.yaml must hold a mapping of settings, got list"),
         ("a.yaml", b"\xff\xfe\x00", r"a\.yaml is not YAML"),
+        ("a.yaml", b"data: {val: '0.1'}\nseed: 1\ndata: {source: emoji}", r"a\.yaml sets 'data' twice"),
+        ("a.yaml", b"data: {val: '0.1', val: '0.2'}", r"a\.yaml sets 'val' twice"),
         ("a.yaml", b"base: [smoke]", "base must be a preset or a YAML file"),
         ("a.yaml", b"base: smok", "no preset or YAML file 'smok'; did you mean 'smoke'"),
         ("a.yaml", b"image_sise: 3", "unknown setting image_sise; did you mean 'image_size'"),

@@ -56,6 +56,24 @@ def test_folder_of_splits_is_refused_with_the_settings_to_use(make, tmp_path):
     make.folder(tmp_path / "alone", {"train/cats": [1]})
     with pytest.raises(UserError, match=r"\(train\): use data.source=.*alone/train$"):
         FolderSource(tmp_path / "alone")
+    make.folder(tmp_path / "coco", {"train2017": [1], "val2017": [2]})
+    with pytest.raises(UserError, match=r"look like splits \(train2017, val2017\)"):
+        FolderSource(tmp_path / "coco")
+
+
+def test_a_subfolder_without_images_is_told(make, tmp_path):
+    make.folder(tmp_path, {"cats": [1], "dogs": [2]})
+    (tmp_path / "birds").mkdir()
+    assert FolderSource(tmp_path).facts == ["no image in 1 subfolder: birds"]
+
+
+def test_a_pattern_of_images_is_told_to_give_their_folder(make, tmp_path):
+    make.folder(tmp_path, {"cats": [1]})
+    for pattern, folder in ((f"{tmp_path}/cats/*.png", f"{tmp_path}/cats"), (f"{tmp_path}/*", tmp_path)):
+        with pytest.raises(
+            UserError, match=f"no tar shard; .* give their folder, such as data.source={folder}$"
+        ):
+            open_source(DataConfig(source=pattern))
 
 
 def test_folder_that_cannot_be_looked_into_is_named(make, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ldmae.core.errors import UserError
 from ldmae.images import streams
 from ldmae.images.dataset import StreamDataset
 from ldmae.images.streams import open_stream
+from ldmae.run.stream_cache import open_streamed
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -145,6 +146,17 @@ def test_classes_that_are_numbers_are_known_by_name_not_by_place(make, served, t
 def test_a_set_of_the_package_and_a_source_of_ones_own_are_not_streamed(name, what):
     with pytest.raises(UserError, match=f"data={name} {what} and is not streamed; omit data.stream"):
         open_stream(DataConfig(source=name, stream=True))
+
+
+def test_images_of_a_stream_in_folders_of_no_class_are_told(make, tmp_path):
+    members = [(f"{name}/{k}.png", make.encoded(make.image(k))) for k, name in enumerate(["cat", "dog"] * 20)]
+    make.tar(tmp_path / "a.tar", members)
+    named = DataConfig(source=f"{tmp_path}/a.tar", stream=True, val="0.3", classes=["cat", "dogs"])
+    _, kept, _ = open_streamed(named, tmp_path / "kept")
+    without, absent = kept.facts
+    assert without.startswith("of those kept: ")
+    assert without.endswith("images without a label")
+    assert absent == 'of those kept: class "dogs" has no image'
 
 
 def test_stream_without_classes_is_one_class_and_says_that_labels_are_passed_over(served, caplog):

@@ -264,6 +264,8 @@ def other_contents(pictures: Path, folder: Path) -> Path:
 
 def test_latents_of_images_of_equal_names_and_sizes_are_not_kept(pictures, tmp_path):
     source, settings = autoencoder(), [f"image_size={SIZE}"]
+    with pytest.raises(UserError, match=r"takes all images of data and holds none out; omit data\.val"):
+        encode_with(source, [f"data={pictures}", "data.val=0.5", *settings], Path("latents"))
     encode_with(source, [f"data={pictures}", *settings], Path("latents"))
     before = {path: path.read_bytes() for path in Path("latents").glob("*.safetensors")}
     other = other_contents(pictures, tmp_path / "other")

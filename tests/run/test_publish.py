@@ -175,6 +175,7 @@ def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):
         ("stages", ["--licence", "mit"], "run is not finished"),
         ("folder", ["--licence", "mit"], "out exists and is not empty"),
         ("older", ["--licence", "mit"], "the samples and evaluation of run are of an older pipeline"),
+        ("measured", ["--licence", "mit", "--autoencoder"], "metrics of run are of an older autoencoder"),
         ("limits", ["--licence", "mit", "--limits", "run/limits"], "limits is not text in UTF-8"),
         ("vae", ["--licence", "mit", "--allow-code"], "has a Own of .*publish your code as a package"),
     ],
@@ -193,6 +194,11 @@ def test_what_can_t_be_published_is_said_before_anything_is_written(
         for name in ("samples", "evaluation"):
             records.stages[name] = Record(inputs={"pipeline": "old"}, status="done")
         records.write()
+    if damage == "measured":
+        older = Record(inputs={"autoencoder": "old"}, status="done")
+        write_results(
+            run, "reconstruction", "Reconstruction", Measured([Metric(name="PSNR", value=21.5)]), older
+        )
     if damage == "folder":
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").touch()

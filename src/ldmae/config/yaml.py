@@ -37,13 +37,28 @@ def read_yaml(text: str, name: str) -> Any:
         _check_size(text, name)
         loader = _LOADER(text)
         try:
-            return loader.get_single_data()
+            node = loader.get_single_node()
+            _refuse_twice(node, name)
+            return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
     except UserError:
         raise
     except (yaml.YAMLError, *YAML_FAILURES) as error:
         raise UserError(f"{name} is not YAML: {reason_of(error)}") from error
+
+
+def _refuse_twice(node: Any, name: str) -> None:
+    """Raises for a key that a block has twice, of which YAML keeps the last alone."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise UserError(f"{name} sets {twice[0]!r} twice, and the first would be lost; join the two")
+        for _, value in node.value:
+            _refuse_twice(value, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_twice(value, name)
 
 
 def _check_size(text: str, name: str) -> None:

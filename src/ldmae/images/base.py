@@ -33,7 +33,7 @@ LABEL_NAMES = (
 )
 """What a table's column of labels may be called, or a label in a shard's JSON, whatever the case."""
 
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
 _PREPARED = {
@@ -45,8 +45,8 @@ _PREPARED = {
 
 
 def are_splits(names: Iterable[str]) -> bool:
-    """Returns whether names of folders are those of splits, not of classes."""
-    return {name.lower() for name in names} <= SPLIT_NAMES
+    """Returns whether names of folders are those of splits, not of classes; a year may follow."""
+    return {re.sub(r"\d{4}$", "", name.lower()) for name in names} <= SPLIT_NAMES
 
 
 def nfc(name: str) -> str:
@@ -247,12 +247,13 @@ def with_classes(source: ImageSource, classes: Sequence[str], *, strict: bool = 
     if source.classes == classes:
         return source
     position = {name: k for k, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in position]
+    borne = set(np.unique(np.asarray(source.labels)).tolist())  # a number may be a class of no image
+    unknown = [name for k, name in enumerate(source.classes) if k in borne and name not in position]
     if strict and unknown:
         raise UserError(
             f"data.val has the class {unknown[0]!r}, which the training images lack"
-            f"{nearest(unknown[0], classes)}; expected some of: {shortened(classes)}. Rename its "
-            f"subfolder, or remove it"
+            f"{nearest(unknown[0], classes)}; expected some of: {shortened(classes)}. Rename it, "
+            "or remove its images"
         )
     table = np.array([*(position.get(name, -1) for name in source.classes), -1], dtype=np.int64)
     return Subset(

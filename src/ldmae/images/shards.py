@@ -107,6 +107,11 @@ def find_shards(name: str, compressed: bool = False) -> list[Path]:
     else:
         paths = [Path(name).expanduser()]
     for path in paths:
+        if is_pattern(name) and (path.is_dir() or not is_tar(path.name)):
+            raise UserError(
+                f"{name} matches {path}, which is no tar shard; a pattern names .tar, .parquet or .arrow "
+                f"files. For images give their folder, such as data.source={path.parent}"
+            )
         if not path.is_file():
             raise missing_path(str(path))
         if not compressed and path.suffix.lower() != ".tar":

@@ -76,7 +76,10 @@ class FolderSource(FileSource):
         self.labels = np.array(labels, dtype=np.int64)
         self.classes = [*numbers] or [self.name]
         self.flat = not numbers
+        bare = [name for each in subfolders if (name := nfc(os.fsdecode(each.name))) not in numbers]
         self.facts = [*ignored.facts(), *self._deeper()]
+        if bare and numbers:
+            self.facts.append(f"no image in {counted(len(bare), 'subfolder')}: {shortened(bare, 3)}")
         self._refuse_odd_layouts(len(flat))
 
     def _deeper(self) -> list[str]:

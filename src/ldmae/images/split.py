@@ -87,10 +87,12 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
             )
         named = as_others(config, config.val)
     other = open_source(named, cache_dir)
-    if isinstance(other, FolderSource) and other.flat and len(source.classes) > 1:
+    bare = other.flat if isinstance(other, FolderSource) else other.classes == [other.name]
+    if bare and len(source.classes) > 1:
+        where = "not in subfolders" if isinstance(other, FolderSource) else "without labels"
         raise UserError(
-            f"the held-out images of data.val={config.val} are not in subfolders, so their classes are "
-            "unknown; put them into one subfolder per class, named like those of the training images"
+            f"the held-out images of data.val={config.val} are {where}, so their classes are unknown; put "
+            "them into one subfolder per class, named like those of the training images, or label them"
         )
     flat = any(getattr(each, "flat", True) for each in (source, other))  # and named after itself
     if len(source.classes) == 1 and len(other.classes) == 1 and flat:

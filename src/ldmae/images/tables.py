@@ -174,9 +174,10 @@ def load_table(
         local = Path(name).expanduser().exists() or is_pattern(name)
         hub = "from the Hugging Face Hub (nor is there such a folder here)"
         where = "as a parquet or arrow dataset" if local else hub
+        check = "the file" if local else "the network, and for private datasets `hf auth login`"
+        reason = reason_of(error.__cause__ or error)  # datasets hides what is wrong with a file
         raise UserError(
-            f"cannot open {name}, split {split!r}, {where}: {reason_of(error)}; check data.source, "
-            "data.split, the network, and for private datasets `hf auth login`"
+            f"cannot open {name}, split {split!r}, {where}: {reason}; check data.source, data.split, {check}"
         ) from error
     features = table.features
     if features is None:

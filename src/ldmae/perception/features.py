@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,7 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
     """Computes in float32: a figure must not depend on its caller's half precision or TF32."""
-    backends = torch.backends
+    backends: Any = torch.backends
     if hasattr(backends.mkldnn, "conv"):  # torch 2.9 and later; once they were set, the older calls raise
         products = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
         name, exact = "fp32_precision", "ieee"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
 from ldmae.core.locks import locked
 from ldmae.images.dataset import ImageDataset
@@ -27,6 +28,8 @@ def encode_with(source: str, overrides: list[str], folder: Path, allow_code: boo
     Returns:
         How many images were encoded.
     """
+    if any(each.startswith("data.val=") for each in overrides):
+        raise UserError("`ldmae encode` takes all images of data and holds none out; omit data.val")
     autoencoder, config, _ = open_autoencoder(source, overrides, allow_code)
     with locked(folder):
         accelerator = open_accelerator(config, folder)

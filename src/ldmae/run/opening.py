@@ -97,4 +97,5 @@ def describe_images(run: Run) -> None:
     write_json(run.folder / "data.json", description)
     if run.stream is not None:
         kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
-        tell(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}")
+        facts = "".join(f"; {fact}" for fact in getattr(run.train, "facts", []))
+        tell(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}{facts}")

@@ -16,11 +16,18 @@ from torch import nn
 from ldmae.autoencoders.onnx import export_onnx, require_onnx
 from ldmae.config import Config, load_config, to_yaml
 from ldmae.core.errors import UserError, reason_of
-from ldmae.core.files import atomic_folder, check_new_folder, read_json, write_json, write_text
+from ldmae.core.files import (
+    atomic_folder,
+    check_new_folder,
+    fingerprint_model,
+    read_json,
+    write_json,
+    write_text,
+)
 from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
-from ldmae.evaluation.results import read_results
+from ldmae.evaluation.results import read_results, results_record
 from ldmae.loading import check_run_folder, load_autoencoder, load_pipeline, may_be_hub_name
 from ldmae.report import grids
 from ldmae.report.card import Card, write_card
@@ -30,6 +37,9 @@ from ldmae.run.initial_diffusion import ADAPTER
 
 _PLAIN = ("ldmae", "diffusers")
 """Packages of the classes that a published folder can be loaded with."""
+
+_OF_SAMPLES = ("generation", "samples", "copies")
+"""Measurements of generated images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,8 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
     )
     _check_classes(run, model)
     measured = run if whole or (run / "results.json").is_file() else run / AFTER
+    if not whole:
+        _check_measured(run, measured / "results", fingerprint_model(model))
     path = measured / "results.json"
     results = read_results(path) if path.is_file() else []
     data = how.data or read_json(run / "data.json", dict)["name"]
@@ -109,8 +121,7 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
             command=f"ldmae evaluate {run.name}",
             onnx=shapes,
         )
-        generated = () if whole else ("generation", "samples", "copies")
-        shown = [entry for entry in results if entry["measurement"] not in generated]
+        shown = [entry for entry in results if whole or entry["measurement"] not in _OF_SAMPLES]
         write_card(temporary, card, run, shown)
     return None if how.push is None else _upload(folder, how.push, how.private)
 
@@ -259,6 +270,18 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
             "with `ldmae run`"
         )
     return load_config(str(run / "config.yaml")), whole
+
+
+def _check_measured(run: Path, results: Path, autoencoder: str) -> None:
+    """Raises for metrics of an autoencoder that the run has no longer; `autoencoder` is what it has."""
+    for path in results.glob("*.json"):
+        record = results_record(path)
+        own = record is None or record.inputs.get("autoencoder", autoencoder) == autoencoder
+        if not own and path.stem not in _OF_SAMPLES:
+            raise UserError(
+                f"the metrics of {run} are of an older autoencoder than is there; measure it again with "
+                f"`ldmae evaluate {run}`"
+            )
 
 
 def read_limits(path: Path | None) -> list[str]:

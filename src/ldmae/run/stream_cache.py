@@ -14,6 +14,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, fingerprint, stamp
 from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.images.base import Subset
+from ldmae.images.facts import label_facts
 from ldmae.images.sources import FolderSource
 from ldmae.images.streams import StreamSource, local_files, open_stream
 
@@ -79,4 +80,5 @@ def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:
     labels = np.array([int(name) for name in source.classes], dtype=np.int64)[source.labels]
     kept = Subset(source, np.arange(len(source)), labels=labels, classes=stream.classes)
     kept.name = stream.name
+    kept.facts = [f"of those kept: {fact}" for fact in label_facts(labels, stream.classes, "image")]
     return kept
