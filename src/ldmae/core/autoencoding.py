@@ -30,9 +30,8 @@ def placement(autoencoder: Any) -> tuple[torch.device, torch.dtype]:
     """Returns where an autoencoder computes, and in which number format; without weights CPU, fp32."""
     for tensor in chain(autoencoder.parameters(), autoencoder.buffers()):
         if tensor.is_floating_point():
-            # what is stored in 8 bits, by diffusers' layer-wise casting, computes in another format
-            stored_alone = tensor.dtype.itemsize == 1
-            return tensor.device, plain_module(autoencoder).dtype if stored_alone else tensor.dtype
+            stored = tensor.dtype.itemsize == 1  # in 8 bits, as diffusers' layer-wise casting does
+            return tensor.device, plain_module(autoencoder).dtype if stored else tensor.dtype
     return torch.device("cpu"), torch.float32
 
 
@@ -198,20 +197,12 @@ def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
     mean, std = (setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
         return (latents - (setting(autoencoder, "shift_factor") or 0.0)) * scale
-    mean, std = (
-        torch.as_tensor(t, dtype=latents.dtype, device=latents.device).reshape(1, -1, 1, 1)
-        for t in (mean, std)
-    )
+    mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
     return (latents - mean) / std * scale
 
 
 def denormalised(autoencoder: Any, latents: Tensor) -> Tensor:
-    """Returns the raw latents of what a diffusion model sees: the inverse of `normalised`.
-
-    Args:
-        autoencoder: any; without a config its latents are taken as they are.
-        latents: (B, C, h, w).
-    """
+    """Returns the raw latents of what a diffusion model sees, (B, C, h, w): the inverse of `normalised`."""
     if _is_kind(autoencoder, "AutoencoderRAE"):
         return latents
     if _is_kind(autoencoder, "AutoencoderKLFlux2"):
