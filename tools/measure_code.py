@@ -14,7 +14,7 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_183,
+    "lines under src/ldmae (.py, .j2, .css)": 32_174,
     "public top-level names": 892,
     "raise UserError": 364,
     "package modules that one file of run/ imports, largest": 14,
