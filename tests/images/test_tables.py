@@ -272,24 +272,24 @@ def test_settings_of_a_table_are_not_asked_of_held_out_images_of_another_kind(ma
 
 
 def test_held_out_tables_may_have_fewer_of_sparse_labels_and_must_have_some(make, tmp_path):
-    sparse = {"train": [10, 20, 500, 900], "val": [10, 20, 10, 20]}
-    for name, labels in sparse.items():
-        pq.write_table(pa.table(table(make, 4, len(name), label=labels)), tmp_path / f"{name}.parquet")
+    labels = {"train": [10, 20, 500, 900], "val": [10, 20] * 2, "two": ["ant", "bee"] * 2, "ant": ["ant"] * 4}
+    for first, (name, each) in enumerate(labels.items()):
+        pq.write_table(pa.table(table(make, 4, 9 * first, label=each)), tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table({"image": table(make, 3, 40)["image"]}), tmp_path / "bare.parquet")
     config = DataConfig(source=f"{tmp_path}/train.parquet", val=f"{tmp_path}/val.parquet")
     train, held_out = open_images(config, tmp_path / "cache")
     assert train.classes == held_out.classes == ["10", "20", "500", "900"]
     assert sorted(held_out.labels.tolist()) == [0, 0, 1, 1]
-    images = {"image": table(make, 3, 20)["image"]}
-    pq.write_table(pa.table(images), tmp_path / "bare.parquet")
+    called = config.replace(source=f"{tmp_path}/two.parquet", val=f"{tmp_path}/ant.parquet")
+    assert open_images(called, tmp_path / "cache")[1].labels.tolist() == [0] * 4  # a file after its class
     with pytest.raises(UserError, match="are without labels, so their classes are unknown"):
         open_images(config.replace(val=f"{tmp_path}/bare.parquet"), tmp_path / "cache")
 
 
 def test_what_is_wrong_with_a_damaged_table_is_told_and_the_network_is_not_blamed(make, tmp_path):
     pq.write_table(pa.table(table(make)), tmp_path / "a.parquet")
-    content = bytearray((tmp_path / "a.parquet").read_bytes())
-    content[8:400] = bytes(392)
-    (tmp_path / "a.parquet").write_bytes(content)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:8] + bytes(392) + content[400:])
     with pytest.raises(UserError, match=r"check data\.source, data\.split, the file$") as told:
         open_source(DataConfig(source=f"{tmp_path}/a.parquet"), tmp_path / "cache")
     assert "An error occurred while generating" not in str(told.value)

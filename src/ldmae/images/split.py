@@ -87,8 +87,8 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
             )
         named = as_others(config, config.val)
     other = open_source(named, cache_dir)
-    bare = other.flat if isinstance(other, FolderSource) else other.classes == [other.name]
-    if bare and len(source.classes) > 1:
+    bare = getattr(other, "flat", other.classes == [other.name] and other.name not in source.classes)
+    if bare and len(source.classes) > 1:  # but a file may be called after its only class
         where = "not in subfolders" if isinstance(other, FolderSource) else "without labels"
         raise UserError(
             f"the held-out images of data.val={config.val} are {where}, so their classes are unknown; put "
