@@ -17,8 +17,8 @@ from .small_features import small_features  # noqa: F401 - a fixture
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-LONGEST = ("run", "app", "examples", "report", "training")
-"""Folders that take longest: last, one would keep one process busy while others idle."""
+LONGEST = ("test_shipped.py", "run", "app", "examples", "report", "training")
+"""Files and folders that take longest: last, one would keep one process busy while others idle."""
 MEMORY = Path("/dev/shm")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -35,9 +35,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest folders first."""
+    """Puts the longest files and folders first."""
     order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    items.sort(key=lambda item: order.get(item.path.name, order.get(item.path.parent.name, len(order))))
 
 
 def pytest_collection_finish() -> None:

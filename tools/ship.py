@@ -64,8 +64,10 @@ PREPARED = {
 }
 """What puts the training images there, where they don't come with the package."""
 
-SAMPLES = Path(__file__).parents[1] / "tests" / "shipped"
-"""Where what the figures of generated images are of is kept, so that a test can hold the card to them."""
+KEPT = Path(__file__).parents[1] / "tests" / "shipped"
+"""What tests hold a shipped model to: samples, their features, and figures of few images."""
+FEW = ["evaluation.images=256", "evaluation.epsilons=[0.2]"]
+"""Settings of those figures, which a test measures again in seconds."""
 
 
 def ship(run: Path, name: str) -> Path:
@@ -87,6 +89,7 @@ def ship(run: Path, name: str) -> Path:
         measured = Path(temporary)
         evaluate_with(f"pretrained:{name}", [], measured)
         keep_samples(name, measured)
+        keep_figures(name, measured / "few")
         sample_from(f"pretrained:{name}", [], {}, measured / "samples")
         write_pictures(measured, folder, whole=True)
         results = read_json(measured / "results.json")["results"]
@@ -164,14 +167,22 @@ def keep_samples(name: str, folder: Path) -> None:
         "real": torch.cat([extractor(to_uint8(batch)) for _, batch in real]),
     }
     scale = max(float(of.max()) for of in features.values()) / 255  # a ReLU6 leaves none below 0
-    SAMPLES.mkdir(exist_ok=True)
+    KEPT.mkdir(exist_ok=True)
     np.savez_compressed(
-        SAMPLES / f"{name}.npz",
+        KEPT / f"{name}.npz",
         images=images[:COMPARED].permute(0, 2, 3, 1).numpy(),
         scale=scale,
         generated=(features["generated"] / scale).round().byte().numpy(),
         real=(features["real"] / scale).round().byte().numpy(),
     )
+
+
+def keep_figures(name: str, folder: Path) -> None:
+    """Keeps what `FEW` held-out images give of a shipped autoencoder."""
+    evaluate_with(f"pretrained:{name}", FEW, folder, ["reconstruction", "smoothness"])
+    figures = _checked(read_json(folder / "results.json")["results"])
+    text = json.dumps({"settings": FEW, "figures": figures}, indent=1)
+    (KEPT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _tried(stage: str, found: dict[int, float]) -> str:

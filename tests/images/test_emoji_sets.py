@@ -1,5 +1,6 @@
 import hashlib
 import json
+from contextlib import ExitStack
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from ldmae.images.index import open_images
 from ldmae.images.packages import Package, drawn, fetch
 
 from ..pictures import encoded, tarred
+from ..serving import Quiet, serving
 
 CODES = [
     "1f600",
@@ -113,34 +115,23 @@ def test_an_interrupted_download_continues(tmp_path, served):
 @pytest.fixture
 def served():
     """Serves one content, whatever is asked for, and notes the ranges."""
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+    with ExitStack() as opened:
 
-    servers = []
+        def serve(content):
+            asked = []
 
-    def serve(content):
-        asked = []
+            class Handler(Quiet):
+                def do_GET(self):
+                    wanted = self.headers["Range"]
+                    asked.append(wanted)
+                    start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                    self.send_response(206 if wanted else 200)
+                    self.end_headers()
+                    self.wfile.write(content[start:])
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                wanted = self.headers["Range"]
-                asked.append(wanted)
-                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-                self.send_response(206 if wanted else 200)
-                self.end_headers()
-                self.wfile.write(content[start:])
+            return opened.enter_context(serving(Handler)), asked
 
-            def log_message(self, *args):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}", asked
-
-    yield serve
-    for server in servers:
-        server.shutdown()
+        yield serve
 
 
 def test_images_of_ones_own_are_not_replaced(tmp_path, fluent):

@@ -1,7 +1,5 @@
 import functools
-import http.server
 import logging
-import threading
 
 import pytest
 from torch.utils.data import DataLoader
@@ -13,12 +11,11 @@ from ldmae.images.dataset import StreamDataset
 from ldmae.images.streams import open_stream
 from ldmae.run.stream_cache import open_streamed
 
+from ..serving import Quiet, serving
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+
+class Breaking(Quiet):
     cut_once: set[str] = set()  # noqa: RUF012, the test fills it
-
-    def log_message(self, *_):
-        pass
 
     def copyfile(self, source, outputfile):
         if self.path in self.cut_once:  # a connection that breaks half way, once
@@ -40,15 +37,8 @@ def served(make, tmp_path, monkeypatch):
                 (f"{k}{j}.cls", str(j % 3).encode()),
             ]
         make.tar(tmp_path / f"{k}.tar", members)
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(Breaking, directory=str(tmp_path))) as url:
+        yield url
 
 
 def config(served, **changes):
@@ -109,7 +99,7 @@ def test_workers_share_the_images(served):
 
 
 def test_broken_connection_is_taken_up_where_it_broke(make, served, caplog):
-    Quiet.cut_once.add("/2.tar")
+    Breaking.cut_once.add("/2.tar")
     with caplog.at_level(logging.WARNING):
         items = list(open_stream(config(served)).iterate(0, 0, part="all"))
     assert sorted(pixels(items)) == sorted(make.image(k).tobytes() for k in range(40))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from ..serving import Quiet
 
 TOKEN, COMMIT = "hf_of_a_test", "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,10 +20,7 @@ class FakeHub:
         self.private: dict[str, bool] = {}
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 hub.get(self)
 
@@ -33,13 +30,7 @@ class FakeHub:
                 length = int(self.headers.get("Content-Length") or 0)
                 hub.post(self, self.rfile.read(length))
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.handler, self.url = Handler, ""
 
     def get(self, request: Any) -> None:
         path = request.path.partition("?")[0].strip("/")

@@ -31,6 +31,7 @@ from ldmae.evaluation.results import write_results
 from ldmae.run.decoder_change import AFTER
 from ldmae.run.publish import Publication, _started, _without_paths, publish
 
+from ..serving import serving
 from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
 from .fake_hub import TOKEN, FakeHub
 
@@ -88,10 +89,10 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     made = FakeHub()
-    monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield made
-    made.close()
+    with serving(made.handler) as made.url:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        yield made
 
 
 def words(*arguments):

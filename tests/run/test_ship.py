@@ -34,7 +34,7 @@ def tool(tmp_path, preset, monkeypatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "TEXTS", tmp_path)
-    monkeypatch.setattr(module, "SAMPLES", tmp_path / "kept")
+    monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
     monkeypatch.setitem(module.DATA, "tiny", "noise")
     return module
 
@@ -50,6 +50,9 @@ def test_the_best_training_states_ship_with_a_card_of_what_they_are(tool, tmp_pa
     written = [path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md")]
     assert len(written) >= 5
     assert not any(str(run) in text or str(folder) in text for text in written)
+    few = json.loads((tmp_path / "kept" / "tiny.json").read_text())["figures"]
+    assert "smoothness/PSNR(eps=0.2)" in few
+    assert few.items() <= figures.items()  # fewer images than 256 are held out
     with np.load(tmp_path / "kept" / "tiny.npz") as kept:
         assert kept["images"].shape == (12, 24, 24, 3)
         assert kept["generated"].shape == (12, 1280)

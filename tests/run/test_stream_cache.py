@@ -1,5 +1,4 @@
-import http.server
-import threading
+from functools import partial
 
 import pytest
 
@@ -11,6 +10,7 @@ from ldmae.run import evaluate_samples, run_all
 from ldmae.run.opening import open_accelerator
 
 from ..pictures import write_shard
+from ..serving import Quiet, serving
 
 pytestmark = pytest.mark.usefixtures("blank")
 
@@ -23,17 +23,8 @@ def address(tmp_path):
     for shard in range(2):
         write_shard(folder / f"{shard:03d}.tar", 30, size=20, seed=shard)
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(partial(Quiet, directory=str(folder))) as url:
+        yield url
 
 
 def test_remote_shards_are_streamed_through_every_stage(address, preset, tmp_path):
