@@ -24,6 +24,7 @@ from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Record, Records
 from ldmae.loading import is_run_folder, load_autoencoder, load_pipeline
+from ldmae.run.external import open_autoencoder
 
 from .tiny import tiny_pipeline, tiny_vmae, vmae_sizes
 
@@ -103,6 +104,14 @@ def test_weights_are_in_fp32_whatever_the_file_holds(tmp_path):
 def test_a_source_without_an_autoencoder_says_what_was_expected(saved, source, message):
     with pytest.raises(UserError, match=message):
         load_autoencoder(str(saved / source))
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "emoji").mkdir(parents=True)
+    for load in (load_autoencoder, load_pipeline, lambda source: open_autoencoder(source, [], False)):
+        with pytest.raises(UserError, match=r"there is no runs/emojii; did you mean 'emoji'\?; expected"):
+            load("runs/emojii")
 
 
 @pytest.mark.parametrize("source", ["name", "./a/b", "/a/b", "a/b/c", "", "a//b"])
@@ -422,7 +431,7 @@ def test_a_saved_model_beside_a_config_yaml_of_somebody_s_own_is_no_run(saved, t
         ("empty", r"empty holds no pipeline \(no model_index\.json\)"),
         ("vmae", r"vmae holds no pipeline"),
         ("begun", r"there is no pipeline .*begun/pipeline; make it with `ldmae run`"),
-        ("missing", "there is no pipeline .*missing"),
+        ("missing", "there is no .*missing; expected"),
     ],
 )
 def test_a_source_without_a_pipeline_says_what_was_expected(saved, source, message):

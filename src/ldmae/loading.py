@@ -20,7 +20,7 @@ from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config.registry import DIFFUSION
 from ldmae.config.yaml import read_yaml
 from ldmae.conversion import load_official_vmae
-from ldmae.core.errors import UserError, check_known, reason_of
+from ldmae.core.errors import UserError, check_known, nearest, reason_of
 from ldmae.core.files import at_home, read_json
 from ldmae.core.imports import import_object, is_import_path, require
 from ldmae.core.provenance import Records
@@ -144,8 +144,7 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
         )
     if is_import_path(source):
         return _import(source)
-    if not may_be_hub_name(source):
-        raise UserError(f"there is no {source}; expected {_FORMS}")
+    check_source(source)
     return _from_hub(source, use_safetensors=use_safetensors)
 
 
@@ -164,8 +163,9 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
     folder = Path(source) / "pipeline" if is_run_folder(source) else Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"{source} holds no pipeline (no model_index.json); expected {_PIPELINE_FORMS}")
-    if not folder.exists() and (is_run_folder(source) or not may_be_hub_name(source)):
+    if not folder.exists() and is_run_folder(source):
         raise UserError(f"there is no pipeline {folder}; make it with `ldmae run`, or name {_PIPELINE_FORMS}")
+    check_source(source, _PIPELINE_FORMS)
     own = None
     if is_run_folder(source):
         if outdated := outdated_parts(source):
@@ -261,6 +261,20 @@ def _refuse_foreign_parts(index: Any, source: str) -> None:
 def may_be_hub_name(source: str) -> bool:
     """Says whether a source is of the form OWNER/NAME."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+
+
+def check_source(source: str, expected: str = _FORMS) -> None:
+    """Refuses what is not there and can't be on the Hub: a folder is meant where its parent is one here.
+
+    Raises:
+        UserError: there is no such thing; `expected` names what may be given.
+    """
+    path = Path(at_home(source))
+    here = path.parent.is_dir()
+    known = source.startswith(("official:", _SHIPPED_PREFIX)) or is_import_path(source) or path.exists()
+    if not known and (here or not may_be_hub_name(source)):
+        beside = [each.name for each in path.parent.iterdir()] if here else []
+        raise UserError(f"there is no {source}{nearest(path.name, beside)}; expected {expected}")
 
 
 def _unshipped(source: str) -> str:

@@ -257,11 +257,11 @@ def test_what_too_few_images_leave_out_stands_in_the_first_note():
     assert f"sFD-efficientnet_lite0: it {reason}" in results[0].note
     results = generation_metrics(measured(3, dimensions=32), referred(real), shrink=True)
     assert [result.name for result in results] == LITE0[2:3]
-    for text in (
-        "FD-efficientnet_lite0: it needs at least 10",
-        "recall-efficientnet_lite0: it needs at least 4",
-    ):
-        assert text in results[0].note
+    for shrink in (False, True):  # which would not help
+        note = generation_metrics(measured(3, dimensions=32), referred(real), shrink=shrink)[0].note
+        assert "FD-efficientnet_lite0: it needs at least 10 images of each kind, got 3 generated" in note
+        assert "recall-efficientnet_lite0: it needs at least 4" in note
+        assert "70 real; take more; " in note
 
 
 def test_a_set_needs_one_image_more_than_features():
@@ -292,7 +292,7 @@ def test_a_reference_that_keeps_a_part_of_too_few_images_is_not_shrunk():
     part = Reference(whole.extractor, whole.pooled, whole.spatial, few.select(torch.arange(15)))
     results = generation_metrics(many, part, shrink=True)
     assert [result.name for result in results] == LITE0[2:]
-    assert "the features of all real ones" in results[0].note
+    assert "it needs the features of all 20 real images (evaluation.real_images)" in results[0].note
 
 
 def test_statistics_alone_give_frechet_distances_and_the_inception_score():

@@ -73,3 +73,4 @@ def test_halves_do_not_hang_on_the_order_of_the_images():
     other = real[torch.randperm(30, generator=torch.manual_seed(1))]
     assert torch.equal(_drawn(real, 12, 5), _drawn(other, 12, 5))
     assert not torch.equal(_drawn(real, 12, 5), _drawn(real, 12, 6))
+    assert mind_metric(real, real, "MIND", 5).value > 0  # not the same ranks of both

@@ -360,13 +360,18 @@ def test_what_is_passed_over_among_held_out_images_is_said(make, tmp_path):
     )
     make.folder(tmp_path, {"a/cats": [5, 6, 7], "b/cats": [5, 20, 21, 22]})  # 5 is on both sides
     (tmp_path / "b" / "cats" / "more.heic").write_bytes(b"x")
-    train, _ = open_images(DataConfig(source=f"{tmp_path}/a", val=f"{tmp_path}/b"), tmp_path / "c")
-    for fact in (
-        "1 of 4 images are training images",
-        "1 file ignored (1 .heic)",
-        'class "dogs" has no image',
-    ):
-        assert any(told.startswith(f"held out: {fact}") for told in train.facts), train.facts
+    mirrored = make.image(6).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(tmp_path / "b" / "cats" / "mirrored.png")
+    for _ in range(2):  # the second time from what was kept
+        train, unseen = open_images(DataConfig(source=f"{tmp_path}/a", val=f"{tmp_path}/b"), tmp_path / "c")
+        for fact in (
+            "1 of 5 images are training images",
+            "1 of 5 images look like training images",
+            "1 file ignored (1 .heic)",
+            'class "dogs" has no image',
+        ):
+            assert any(told.startswith(f"held out: {fact}") for told in train.facts), train.facts
+        assert np.isin(unseen.group, train.group).sum() == 2
 
 
 def test_a_built_in_set_is_told_from_a_folder_of_its_name(make, tmp_path, monkeypatch):

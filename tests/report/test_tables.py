@@ -83,6 +83,14 @@ def test_a_mean_that_is_shown_like_another_is_not_best_whatever_the_deviation(tm
     assert not table.best.to_numpy().any()
 
 
+def test_a_mean_without_deviation_says_nothing_of_the_others_digits(tmp_path: Path):
+    for name, means in (("ae", (1, 1)), ("vae", (0.62, 0.64)), ("vmae", (0, 0))):
+        for seed, mean in enumerate(means):
+            write_figures(tmp_path, name, seed, [figure("SSIM", mean)])
+    table = make_table("T", read_comparison(tmp_path, []), tables.RECONSTRUCTION)
+    assert table.best.iloc[:, 0].to_dict() == {"ae": True, "vae": False, "vmae": False}
+
+
 def test_precisions_floor_says_how_many_images_it_is_of(tmp_path: Path):
     of = {"counts": {"one half": 1534, "other half": 1535}}
     results = [figure("precision", 0.5, measurement="samples"), figure("floor precision", 0.9) | of]

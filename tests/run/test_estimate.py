@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from ldmae.config import load_config
 from ldmae.run import loading_rate, timing, trials
@@ -100,16 +101,40 @@ def test_a_step_is_timed_with_its_averaged_weights_and_the_images_that_no_other_
     assert 0.2 <= diffusion < 4
 
 
-@pytest.mark.parametrize(("rate", "told"), [(5000.0, "loading does not limit it"), (1000.0, "num_workers=2")])
-def test_the_dry_run_asks_for_workers_only_where_loading_is_slow(rate, told, monkeypatch):
+@pytest.mark.parametrize(
+    ("preset", "rate", "told"),
+    [
+        ("emoji", 5000.0, "loading does not limit it"),
+        ("emoji", 1000.0, "set autoencoder.pretraining.training.num_workers=2"),
+        ("quick", 1500.0, "num_workers=1, as set, is enough"),
+    ],
+)
+def test_the_dry_run_asks_for_workers_only_where_loading_is_slow(preset, rate, told, monkeypatch):
     monkeypatch.setattr(loading_rate, "_images_per_second", lambda *of: (rate, 100))
     monkeypatch.setattr(loading_rate, "_operations_per_second", lambda config: 1e12)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)  # 1,103 images a second
-    (line,) = loading_rate.describe_loading(load_config("emoji"), [reading])
+    (line,) = loading_rate.describe_loading(load_config(preset, ["data=emoji"]), [reading])
     assert told in line
     (day, _) = loading_rate.describe_loading(load_config("emoji"), [reading._replace(images=10**6)])
     assert "12 images/s to finish in a day" in day
+
+
+def test_a_dry_run_says_which_images_it_is_about_and_leaves_out_what_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading_rate, "_SECONDS", 0.2)
+    reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)
+    named, timed = loading_rate.describe_loading(load_config("quick", ["data=photos"]), [reading])
+    assert "the built-in set, not the folder photos here, which is data.source=./photos" in named
+    assert "one process loads" in timed
+    Image.new("RGB", (64, 64)).save("photos/a.png")
+    (tmp_path / "photos" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (timed,) = loading_rate.describe_loading(load_config("quick", ["data=./photos"]), [reading])
+    assert "one process loads" in timed
+    (tmp_path / "photos" / "a.png").unlink()
+    (failed,) = loading_rate.describe_loading(load_config("quick", ["data=./photos"]), [reading])
+    assert "Loading was not timed: timing needs at least 1 readable images, got 0" in failed
 
 
 @pytest.mark.parametrize("name", ["nothing", "bad.tar"])
@@ -119,5 +144,5 @@ def test_a_dry_run_of_images_that_cannot_be_read_says_so_in_a_line(name, tmp_pat
     reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)
     config = load_config("quick", [f"data={tmp_path / name}"])
     (line,) = loading_rate.describe_loading(config, [reading])
-    assert line.startswith("Loading was not timed: ")
+    assert line.startswith("The run would stop: ")
     assert "\n" not in line

@@ -20,14 +20,18 @@ from ldmae.config import load_config
 from ldmae.config.diffusion import LoraConfig
 from ldmae.core.errors import UserError
 from ldmae.diffusion.lora import add_adapter, merged
+from ldmae.loading import load_autoencoder
+from ldmae.run import initial_diffusion
 from ldmae.run.initial_diffusion import (
     CLASSES,
     _initial_model,
     _with_initial_diffusion,
     check_initial_diffusion,
+    keep_initial_diffusion,
     without_adapter,
 )
 from ldmae.run.plan import plan_trainings
+from ldmae.run.run import autoencoder_fingerprints
 
 from ..processes import finish, kill_once
 from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
@@ -63,7 +67,13 @@ def opened(source, folder, classes=("bars", "discs", "waves"), **lora):
     settings = [f"diffusion.init={source}", *(f"diffusion.lora.{key}={value}" for key, value in lora.items())]
     config = load_config("smoke", [*settings, "image_size=24"])
     return SimpleNamespace(
-        config=config, folder=folder, main=True, train=SimpleNamespace(classes=[*classes]), source=source
+        config=config,
+        folder=folder,
+        main=True,
+        train=SimpleNamespace(classes=[*classes]),
+        source=source,
+        restart=None,
+        takes_autoencoder=False,
     )
 
 
@@ -127,7 +137,7 @@ def test_the_shape_is_the_source_s_and_a_setting_that_contradicts_it_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["diffusion.init=missing"], "there is no pipeline missing"),
+        (["diffusion.init=missing"], "there is no missing; expected a run folder"),
         (["diffusion.init=official:no.pt"], "no.pt"),
         (
             ["diffusion.init={source}", "autoencoder.model.latent_channels=3"],
@@ -154,7 +164,6 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(
 @needs_peft
 def test_lora_refuses_classes_that_the_source_does_not_have(source, tmp_path):
     run = opened(source, tmp_path, ("bars", "cats"), rank=4)
-    run.takes_autoencoder = False
     with pytest.raises(
         UserError, match=r"does not have cats; give the classes names that it has \(discs, bars"
     ):
@@ -162,9 +171,21 @@ def test_lora_refuses_classes_that_the_source_does_not_have(source, tmp_path):
 
 
 @needs_peft
+def test_lora_refuses_new_classes_of_a_source_that_is_to_be_copied_again(source, tmp_path, monkeypatch):
+    run = opened(source, tmp_path / "run", ("bars", "waves"), rank=4)
+    keep_initial_diffusion(run)
+    monkeypatch.setattr(initial_diffusion, "is_copied", lambda _, stage, source, restart: stage != restart)
+    other = save_source(tmp_path / "other", ("cats", "dogs", "owls"))
+    run.config = opened(other, tmp_path, rank=4).config
+    check_initial_diffusion(run)  # by the copy
+    run.restart = "diffusion.init"
+    with pytest.raises(UserError, match="does not have bars, waves; give the classes names that it has"):
+        check_initial_diffusion(run)
+
+
+@needs_peft
 def test_lora_trains_images_without_classes_with_the_null_class(source, tmp_path):
     run = opened(source, tmp_path, ("pictures",), rank=4)
-    run.takes_autoencoder = False
     check_initial_diffusion(run)
     table = state_of(source)[TABLE]
     assert torch.equal(_initial_model(run, 4, 6).state_dict()[TABLE], table[3:])
@@ -178,6 +199,17 @@ def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_f
     run.config = run.config.replace(autoencoder=auto)
     with pytest.raises(UserError, match="of 4 channels, the autoencoder has 3"):
         check_initial_diffusion(run)
+
+
+def test_a_model_that_knows_the_latents_of_another_autoencoder_is_told(source, tmp_path, capsys):
+    run, told = opened(source, tmp_path), "were trained on the latents of another autoencoder than this run's"
+    check_initial_diffusion(run)  # which trains one
+    assert f"diffusion.init={source}: its weights {told}; to take that one" in capsys.readouterr().err
+    run.takes_autoencoder = True
+    run.config = run.config.replace(autoencoder=run.config.autoencoder.replace(source=str(source)))
+    run.taken_autoencoder = autoencoder_fingerprints(load_autoencoder(str(source)), 24)
+    check_initial_diffusion(run)
+    assert told not in capsys.readouterr().err
 
 
 # ---- LoRA

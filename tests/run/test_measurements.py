@@ -44,6 +44,14 @@ class Means(torch.nn.Module):
     "Has no weights at all."
     def encode(self, images): return F.avg_pool2d(images, 4)
     def decode(self, latents): return F.interpolate(latents, scale_factor=4.0)
+
+class Finer(torch.nn.Module):
+    def encode(self, images): return F.interpolate(images, scale_factor=2.0)
+    def decode(self, latents): return F.avg_pool2d(latents, 2)
+
+class Single(torch.nn.Module):
+    def encode(self, images): return images.mean(dim=(2, 3), keepdim=True)
+    def decode(self, latents): return latents.expand(-1, -1, 24, 24)
 """
 
 
@@ -348,6 +356,19 @@ def test_noise_is_of_the_deviation_of_drawn_latents_not_of_their_means(pictures)
     assert noisy[far]["value"] < 6 < plain[far]["value"] - 6
 
 
+def test_what_an_own_autoencoders_latents_do_not_allow_is_said_and_the_rest_is_measured(pictures, capsys):
+    Path("own_autoencoder.py").write_text(OWN)
+    found = {name.split()[0] for name in evaluated("own_autoencoder:Finer", pictures, *FEWER)}
+    assert {"reconstruction", "components"} <= found
+    assert "compression" not in found
+    told = " ".join(capsys.readouterr().err.split())
+    assert "compression needs at least 48 pixels a side, got 24; measure without it" in told
+    with pytest.raises(UserError, match="deviation needs at least 2 cells, got 1; give more images"):
+        evaluated(
+            "own_autoencoder:Single", pictures, "evaluation.latent_images=1", only=["smoothness"], out="x"
+        )
+
+
 def test_near_duplicates_lie_in_one_half():
     keys = [f"{k:02d}" for k in range(40)]
     labels = np.arange(40) // 10 % 2
@@ -355,6 +376,8 @@ def test_near_duplicates_lie_in_one_half():
     half = _halves(labels, keys, pairs, 0)
     assert (half[::2] == half[1::2]).all()
     assert [int((half[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
+    uneven = _halves(np.repeat([0, 1, 2], 10), keys[:30], [0] * 10 + keys[:20], 0)  # all of one class alike
+    assert [int((uneven[k : k + 10] == 0).sum()) for k in (0, 10, 20)] == [10, 5, 5]
     alone = _halves(labels, keys, keys, 0)
     assert sorted(np.bincount(alone)) == [20, 20]
     assert (alone[::2] != alone[1::2]).any()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from ldmae.cli.main import app
 from ldmae.config import load_config, save_config, to_yaml
 from ldmae.contracts import Metric
+from ldmae.core.autoencoding import decode, encode_moments
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Record, Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
@@ -144,6 +145,15 @@ def test_an_autoencoder_is_published_alone_from_a_run_whose_diffusion_is_not_tra
     weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert 'AutoModel.from_pretrained("out", trust_remote_code=True)' in code_of(card)
+
+
+def test_an_abandoned_training_of_another_autoencoder_keeps_no_run_from_being_published(run, tmp_path):
+    write_stages(run, **{"autoencoder.pretraining": "running", "autoencoder.tuning": "absent"})
+    config = load_config(str(run / "config.yaml"))
+    auto = config.autoencoder.replace(source="OWNER/NAME")
+    save_config(config.replace(autoencoder=auto), run / "config.yaml")
+    publish(run, tmp_path / "out", Publication(licence="mit"))
+    assert (tmp_path / "out" / "model_index.json").is_file()
 
 
 def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):
@@ -271,7 +281,7 @@ def test_a_refused_login_or_upload_is_told_in_a_sentence(run, tmp_path, hub, mon
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("kind", ["vmae", "kl"])
+@pytest.mark.parametrize("kind", ["vmae", "kl", "dc"])
 def test_exported_encoder_and_decoder_give_what_the_model_gives(kind, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -279,12 +289,16 @@ def test_exported_encoder_and_decoder_give_what_the_model_gives(kind, tmp_path):
 
     torch.manual_seed(0)
     kl = AutoencoderKL(latent_channels=4, norm_num_groups=4, block_out_channels=(8, 8))
-    model = (tiny_vmae(sample_size=24) if kind == "vmae" else kl).requires_grad_(False)
+    both = {"block_out_channels": (8, 16), "layers_per_block": (1, 1), "qkv_multiscales": ((), (5,))}
+    both["block_types"] = ("ResBlock", "EfficientViTBlock")  # which divides by a sum that may be 0
+    sides: Any = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()}
+    dc = AutoencoderDC(latent_channels=4, attention_head_dim=8, **sides)
+    model = {"vmae": tiny_vmae(sample_size=24), "kl": kl, "dc": dc}[kind].requires_grad_(False)
     shapes = export_onnx(model, tmp_path / "onnx", 24)
     images = torch.rand(3, 3, 24, 24) * 2 - 1
-    latents = model.encode(images).latent_dist.mode()
+    latents = encode_moments(model, images)[0]
     assert shapes["latents"] == list(latents.shape[1:])
-    restored = model.decode(latents).sample.clamp(-1, 1)
+    restored = decode(model, latents).clamp(-1, 1)
     for name, given, expected in (("encoder", images, latents), ("decoder", latents, restored)):
         session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx")
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})

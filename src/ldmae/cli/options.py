@@ -52,7 +52,8 @@ AllowCode = Annotated[
 DataOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings as key=value: data=PATH (not for a run folder or pretrained:NAME), image_size=256, …"
+        help="Settings as key=value: data=PATH (a run folder and pretrained:NAME have images of their own), "
+        "image_size=256, …"
     ),
 ]
 

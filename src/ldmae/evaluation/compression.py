@@ -247,6 +247,7 @@ def _measure(subject: Subject) -> Measured:
     # Encoded among the others, as the probe's are: in other batches they would differ by rounding
     latents = subject.held_out_latents[places]
     grid = latents.shape[2], latents.shape[3]
+    check_enough("compression", max(grid), subject.size, "pixels a side", "measure without it")
     groups: dict[str, list[np.ndarray]] = {level: [] for level in subject.groups}
     for rows, images in subject.batches("compression", subject.chosen[places]):
         for row, pixels in zip(rows, hwc(images), strict=True):

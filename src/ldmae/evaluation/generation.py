@@ -125,10 +125,11 @@ def _frechet_metric(
     fitted = _regular(fit_gaussian(generated), generated, shrink), _regular(real, images, shrink)
     counts = {"generated": len(generated)} | ({} if real.count is None else {"real": real.count})
     if fitted[0] is None or fitted[1] is None:
-        fewest = FEWEST_IMAGES if shrink else generated.shape[1] + 1
-        hint = (
-            " and the features of all real ones" if shrink else ", or set evaluation.shrink_covariance=true"
-        )
+        few = min(counts.values()) < FEWEST_IMAGES
+        if shrink and not few:
+            return f"{name}: it needs the features of all {real.count} real images (evaluation.real_images)"
+        fewest = FEWEST_IMAGES if few else generated.shape[1] + 1
+        hint = "" if few else ", or set evaluation.shrink_covariance=true"
         return f"{name}: {_too_few(fewest, len(generated), real.count)}{hint}"
     notes = [f"against {origin}"] if origin else []
     shrunk = [
@@ -180,7 +181,7 @@ def _kernel_metric(generated: Tensor, real: Tensor, name: str, seed: int) -> Met
     note = f"mean of {SUBSETS} subsets of {size} images"
     if whole:
         note += (
-            f"; each holds all {' and '.join(whole)} images, so the deviation does not include their own "
+            f"; each holds all {' and '.join(whole)} images, so the standard deviation lacks their own "
             "variation"
         )
     spread = {"standard deviation over subsets": std}
@@ -212,15 +213,17 @@ def _mind_count(generated: int, real: int) -> int:
     return min(generated, real // 2)
 
 
-def _drawn(features: Tensor, count: int, seed: int) -> Tensor:
-    """Returns the features of some images, drawn by the seed; the order of all plays no part."""
-    return in_order(features)[torch.randperm(len(features), generator=generator(seed, "half"))[:count]]
+def _drawn(features: Tensor, count: int, seed: int, key: str = "half") -> Tensor:
+    """Returns the features of some images, drawn by seed and key; the order of all plays no part."""
+    return in_order(features)[torch.randperm(len(features), generator=generator(seed, key))[:count]]
 
 
 def mind_metric(generated: Tensor, real: Tensor, name: str, seed: int) -> Metric:
     """Measures MIND of generated features (N, D) against real ones (M, D), at equal numbers."""
     count = _mind_count(len(generated), len(real))
-    value, error = mind(_drawn(generated, count, seed), _drawn(real, count, seed), seed=seed)
+    # other ranks than of the real ones, or sets of equal numbers would be drawn matched
+    drawn = _drawn(generated, count, seed, "generated"), _drawn(real, count, seed)
+    value, error = mind(*drawn, seed=seed)
     return Metric(
         name=name,
         value=value,

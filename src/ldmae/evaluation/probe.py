@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,13 +62,14 @@ def _linear_probe(
         check_enough("a linear probe", _FEWEST_IMAGES, count, f"{kind} images that have a class", move)
     move = "sort the images into one subfolder per class, or measure without the probe"
     check_enough("a linear probe", 2, len(classes), "classes of training images", move)
+    unknown = int((~np.isin(truth, classes)).sum())
+    check_enough("a linear probe", 1, len(truth) - unknown, "held-out images of classes trained on", move)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-6))
     order = np.lexsort((*x.T, y))  # sums are rounded by their order: the images' must not matter
     named = probe.fit(x[order], y[order]).predict(unseen)
     held = np.unique(truth)
     counts = {"training": len(y), "held-out": len(truth), "classes": len(classes)}
     commonest = float(np.mean(truth == classes[frequency.argmax()]))
-    unknown = int((~np.isin(truth, classes)).sum())
     extra = f"; {unknown} held-out images are of classes that training lacks" if unknown else ""
     return [
         Metric(
@@ -103,10 +105,10 @@ def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int
     members: dict[Any, list[int]] = {}
     for k in order:
         members.setdefault(alike[k], []).append(k)
-    half_of, held = np.empty(len(keys), np.int64), [0, 0]
-    for group in members.values():
-        half = int(held[1] < held[0])
-        half_of[group] = half
+    half_of, sizes = np.empty(len(keys), np.int64), defaultdict(lambda: [0, 0])
+    for group in sorted(members.values(), key=len, reverse=True):
+        held = sizes[labels[group[0]]]
+        half_of[group] = half = int(held[1] < held[0])
         held[half] += len(group)
     return half_of
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import encode_moments, placement
+from ldmae.core.errors import check_enough
 from ldmae.core.progress import console, progress_bar
 from ldmae.core.random import key_seed
 from ldmae.evaluation.distances import FEWEST_IMAGES
@@ -115,6 +116,7 @@ class Subject:
         them.
         """
         means, variance = self._train_moments
+        check_enough("the latents' deviation", 2, means[:, 0].numel(), "cells", "give more images")
         return (means.double().var(dim=(0, 2, 3)) + variance).sqrt().float().view(-1, 1, 1)
 
     @cached_property

@@ -155,7 +155,7 @@ def build_index(
     share of unreadable images than `max_unreadable` no training can have begun: these are looked at again.
     """
     count, stamps = len(source), _stamps(source)
-    cache = None if cache_dir is None else Path(cache_dir) / f"images-{_place(source)}.npz"
+    cache = None if cache_dir is None else _looks_of(source, Path(cache_dir))
     kept = _load(cache, "stamps", "readable", "content", "span", "group", "reasons")
     known, before = _known(kept, stamps, max_unreadable)
     if kept is not None and known.all() and count == len(kept["stamps"]):
@@ -238,6 +238,10 @@ def _place(source: ImageSource) -> str:
     )
 
 
+def _looks_of(source: ImageSource, cache_dir: Path) -> Path:
+    return cache_dir / f"images-{_place(source)}.npz"
+
+
 def _load(cache: Path | None, *names: str) -> dict[str, np.ndarray] | None:
     """Returns what was found earlier; None where nothing is kept, or something of another shape."""
     kept = load_arrays(cache, *dict.fromkeys(("readable", *names)))
@@ -287,6 +291,7 @@ def open_images(
         train = _subset(source, usable, index)
         usable, index_of_others = _usable(other, config, cache_dir, progress)
         unseen = _subset(other, usable, index_of_others)
+        _group_together(train, unseen, cache_dir, progress)
         of_others = [*seen_facts(train, unseen, config), *_facts(other, index_of_others, unseen, "image")]
     train.unreadable = int(np.count_nonzero(~index.readable))
     train.facts = _facts(source, index, train, "training image")
@@ -329,6 +334,26 @@ def _subset(source: ImageSource, indices: np.ndarray, index: _Index) -> Subset:
     subset = Subset(source, indices)
     subset.content, subset.group = index.content[indices], index.group[indices]
     return subset
+
+
+def _group_together(train: Subset, unseen: Subset, cache_dir: Path, progress: bool) -> None:
+    """Gives near-duplicates of both sides one group, as where a share is held out; what was found is kept."""
+    assert train.content is not None
+    assert unseen.content is not None
+    kept = cache_dir / f"groups-{fingerprint([train.content.tobytes(), unseen.content.tobytes()])}.npz"
+    groups = load_arrays(kept, "train", "unseen")
+    if groups is None:
+        looks = [_load(_looks_of(side, cache_dir), *_FOUND) for side in (train, unseen)]
+        if not all(looks):
+            return  # nothing can be kept there, which was said
+        found = {name: np.concatenate([look[name] for look in looks if look]) for name in _FOUND}
+        group, order = group_near_duplicates(found, progress), np.argsort(found["content"])
+        groups = {
+            name: group[order[np.searchsorted(found["content"], content, sorter=order)]]
+            for name, content in (("train", train.content), ("unseen", unseen.content))
+        }
+        save_arrays(kept, groups)
+    train.group, unseen.group = groups["train"], groups["unseen"]
 
 
 def _usable(

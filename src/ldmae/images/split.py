@@ -101,17 +101,21 @@ def open_held_out(config: DataConfig, source: ImageSource, cache_dir: Path) -> I
 
 
 def seen_facts(train: Subset, unseen: Subset, config: DataConfig) -> list[str]:
-    """Returns how many held-out images are training images, to the byte.
+    """Returns how many held-out images are training images, to the byte or near-duplicates of one.
 
     Raises:
-        UserError: most are, as those of files that have no splits are.
+        UserError: most are the same to the byte, as those of files that have no splits are.
     """
     assert train.content is not None
+    assert train.group is not None
     assert unseen.content is not None
-    seen = int(np.isin(unseen.content, train.content).sum())
-    if 2 * seen > len(unseen):
+    assert unseen.group is not None
+    same, alike = np.isin(unseen.content, train.content), np.isin(unseen.group, train.group)
+    if 2 * same.sum() > len(unseen):
         raise UserError(
-            f"{seen} of the {len(unseen)} images that data.val={config.val} holds out are training images of "
-            f"data.source={config.source}; name others, or hold out a share of these, as with data.val=0.05"
+            f"{same.sum()} of the {len(unseen)} images that data.val={config.val} holds out are training "
+            f"images of data.source={config.source}; name others, or hold out a share of these, as with "
+            "data.val=0.05"
         )
-    return [f"{seen:,} of {counted(len(unseen), 'image')} are training images"] if seen else []
+    told = ((same, "are training images"), (alike & ~same, "look like training images"))
+    return [f"{of.sum():,} of {counted(len(unseen), 'image')} {what}" for of, what in told if of.any()]

@@ -331,7 +331,7 @@ def _best(texts: pd.Series, means: pd.Series, better: str) -> pd.Series:
     Means with deviations, which say where each one's digits end, are compared at the fewest digits of any.
     """
     leading = texts.str.split(r" ±| \(n", regex=True).str[0]
-    spread = leading[texts.str.contains("±") & ~texts.str.contains("×")]
+    spread = leading[texts.str.contains("±") & ~texts.str.contains(r"×|± 0(?: |$)")]
     digits = pd.Series([len(text.partition(".")[2]) for text in spread], dtype=float).min()
     values = leading if pd.isna(digits) else means.round(int(digits))
     shown = {value: mean for value, mean in zip(values, means, strict=True) if pd.notna(mean)}

@@ -11,7 +11,7 @@ from ldmae.config import Config, as_dict, load_config
 from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
-from ldmae.loading import is_run_folder, load_autoencoder, refuse_code, settings_of
+from ldmae.loading import check_source, is_run_folder, load_autoencoder, refuse_code, settings_of
 from ldmae.run.judging import teachers
 
 
@@ -25,6 +25,7 @@ def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tup
         UserError: there is no such autoencoder, no images are named, or it does not give back an image of
             their size.
     """
+    check_source(source)
     settings: dict[str, Any] = {"autoencoder": {"source": source}}
     trained_on: set[str] = set()
     run, made_with = is_run_folder(source), settings_of(source)

@@ -25,7 +25,14 @@ from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
 from ldmae.loading import load_autoencoder, load_model, load_pipeline
 from ldmae.run import initial as autoencoder
 from ldmae.run.initial import is_copied, refuse_contradictions, with_initial_autoencoder
-from ldmae.run.run import Run, kept_model, latent_channels, run_autoencoder, save_model
+from ldmae.run.run import (
+    Run,
+    kept_model,
+    latent_channels,
+    latents_fingerprint,
+    run_autoencoder,
+    save_model,
+)
 from ldmae.run.sampling import pipeline_classes
 
 INITIAL = "diffusion.init"
@@ -133,13 +140,33 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
 
 def check_initial_diffusion(run: Run) -> None:
     """Raises a UserError, before the first stage, where training could not start from `diffusion.init`."""
-    model, names = _open_initial(run.config, run.folder)
+    model, names = _open_initial(run.config, run.folder, run.restart)
     if run.takes_autoencoder:
         channels, grid = latent_channels(run_autoencoder(run), run.config.image_size)
         _check_latents(run.config, model, channels, grid)
+    if run.main:
+        _tell_of_other_latents(run)
     if run.config.diffusion.lora.rank:
         require_peft()
         _refuse_new(run, model, names, _matched(list(run.train.classes), names, model.config["num_classes"]))
+
+
+def _tell_of_other_latents(run: Run) -> None:
+    """Says where a diffusion model was trained on the latents of another autoencoder than the run's."""
+    source, auto = run.config.diffusion.init, run.config.autoencoder
+    assert source is not None
+    own = None
+    with contextlib.suppress(UserError):  # where a source is gone, it was said at the first start
+        vae = None if source.startswith(_OFFICIAL) else load_pipeline(source).vae
+        if run.takes_autoencoder:
+            own = run.taken_autoencoder["encoder"]
+        elif auto.kind == "decoder" and auto.init is not None:
+            own = latents_fingerprint(load_autoencoder(auto.init), run.config.image_size)
+        if vae is not None and own != latents_fingerprint(vae, run.config.image_size):
+            tell(
+                f"diffusion.init={source}: its weights were trained on the latents of another autoencoder "
+                f"than this run's; to take that one, too, add autoencoder.source={source}"
+            )
 
 
 def _check_latents(config: Config, model: LightningDiTTransformer2DModel, channels: int, grid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -19,7 +20,7 @@ from ldmae.config.data import DataConfig
 from ldmae.config.registry import SOURCES
 from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
-from ldmae.core.errors import UserError, reason_of
+from ldmae.core.errors import UserError, check_enough, reason_of
 from ldmae.core.files import EXTENSIONS
 from ldmae.images.base import FileSource
 from ldmae.images.dataset import ImageDataset
@@ -49,25 +50,33 @@ class _Sample(FileSource):
 
     def describe(self, index: int) -> str:
         """Returns what an error message calls the image."""
-        return f"{self.name}: image {index}"
+        file = self.files[index]
+        return f"{self.name}: image {index}" if isinstance(file, bytes) else str(file)
 
 
 def _sample(config: Config) -> ImageSource:
     """Returns some of the training images.
 
     Raises:
-        UserError: they are not on this machine, or cannot be opened.
+        UserError: they cannot be opened.
     """
-    data, path = config.data, Path(config.data.source).expanduser()
-    if data.source in SOURCES:
+    data = config.data
+    if data.source in SOURCES or kind_of(data.source) == "code":
         return open_source(data)
-    if is_stream(data) or not (path.exists() or (path.parent.is_dir() and data.source[-1:] in "}*]")):
-        raise UserError(f"the images of {data.source or 'data.source'} are not on this machine")
     kinds = {"folder": _in_folder, "shards": _in_shards, "table": _in_table}
     files = list(itertools.islice(kinds[kind_of(data.source)](data), _SAMPLE))
     if not files:
         raise UserError(f"there are no images in {data.source}")
     return _Sample(data.source, files)
+
+
+def _is_here(data: DataConfig) -> bool:
+    """Says whether images are on this machine."""
+    path = Path(data.source).expanduser()
+    if data.source in SOURCES or path.exists():
+        return True
+    in_folder = path.parent.is_dir() and data.source[-1:] in "}*]"
+    return not is_stream(data) and (in_folder or kind_of(data.source) == "code")
 
 
 def _in_folder(data: DataConfig) -> Iterator[Path]:
@@ -90,10 +99,14 @@ def _in_table(data: DataConfig) -> Iterator[bytes]:
 
 def _images_per_second(dataset: ImageDataset, seconds: float) -> tuple[float, int]:
     """Times one process; returns its images a second, and how many images it loaded."""
-    order, count, began = np.random.default_rng(0).permutation(len(dataset)), 0, time.perf_counter()
+    order, began = np.random.default_rng(0).permutation(len(dataset)), time.perf_counter()
+    count = tried = 0
     while (spent := time.perf_counter() - began) < seconds:
-        dataset[(0, int(order[count % len(order)]))]
-        count += 1
+        with contextlib.suppress(UserError):  # what can't be read a run leaves out, and says so
+            dataset[(0, int(order[tried % len(order)]))]
+            count += 1
+        tried += 1
+    check_enough("timing", 1, count, "readable images", "ldmae run names those that it can't read")
     return count / spent, count
 
 
@@ -135,14 +148,22 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         for name, images, _ in trainings
         if images >= _DAY  # of a small one it says nothing
     ]
-    threads = torch.get_num_threads()
+    if not _is_here(config.data):
+        where = config.data.source or "data.source"
+        return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
     try:
         source = _sample(config)
+    except (UserError, OSError, tarfile.TarError) as error:
+        return [*lines, f"The run would stop: {reason_of(error)}."]
+    if config.data.source in SOURCES:
+        lines += [f"{source.name}: {fact}." for fact in getattr(source, "facts", [])]
+    threads = torch.get_num_threads()
+    try:
         fastest = _operations_per_second(config)
         torch.set_num_threads(1)  # as a loading process
         for training in trainings:
             lines.append(_describe_training(config, training, source, fastest, _SECONDS / len(trainings)))
-    except (UserError, OSError, tarfile.TarError) as error:
+    except UserError as error:
         lines.append(f"Loading was not timed: {reason_of(error)}.")
     finally:
         torch.set_num_threads(threads)
@@ -166,8 +187,11 @@ def _describe_training(
     own = config.autoencoder.own_kind is not None
     setting = "its num_workers to " if own else f"{name}.training.num_workers="
     advice = f"set {setting}{workers}{enough}"
-    if rate >= 2 * needed and stage.config is not None and stage.config.num_workers <= workers:
-        advice = "loading does not limit it"
+    if stage.config is not None and stage.config.num_workers <= workers:
+        if rate >= 2 * needed:
+            advice = "loading does not limit it"
+        elif stage.config.num_workers == workers and not enough:
+            advice = f"num_workers={workers}, as set, is enough"
     return (
         f"{name}: this device takes at most {needed:,.0f} images/s ({fastest / 1e12:.2f} TFLOP/s in a matrix "
         f"product), one process loads {rate:,.0f} images/s (timed on {count:,} images): {advice}."

@@ -254,10 +254,17 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     check_new_folder(folder)
     if not how.licence.strip():
         raise UserError("--licence is empty; name the licence of the weights, such as --licence apache-2.0")
-    records = Records(run, writes=False)
-    whole = not how.autoencoder and "diffusion" in records.stages
+    records, config = Records(run, writes=False), load_config(str(run / "config.yaml"))
+    auto = config.autoencoder
+    own = [f"autoencoder.{part}" for part in ("init", *auto.stages)]  # others are of an abandoned training
+    found = {
+        name: record.status
+        for name, record in records.stages.items()
+        if not name.startswith("autoencoder.") or name in own or auto.own_kind is not None
+    }
+    whole = not how.autoencoder and "diffusion" in found
     wanted = ("autoencoder.", "diffusion", "pipeline") if whole else ("autoencoder.",)
-    status = {name: record.status for name, record in records.stages.items() if name.startswith(wanted)}
+    status = {name: state for name, state in found.items() if name.startswith(wanted)}
     status |= {"pipeline": "absent"} if whole and "pipeline" not in status else {}
     unfinished = [name for name, state in status.items() if state != "done"]
     if unfinished or not status:
@@ -269,7 +276,7 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
             f"the {' and '.join(stale)} of {run} are of an older pipeline than is there; make them again "
             "with `ldmae run`"
         )
-    return load_config(str(run / "config.yaml")), whole
+    return config, whole
 
 
 def _check_measured(run: Path, results: Path, autoencoder: str) -> None:

@@ -43,6 +43,8 @@ class Run:
     """What training reads where the images are streamed; `train` is then what is kept of it."""
     initial: Any = None
     """What the autoencoder's training starts from, without memory; None where it is drawn."""
+    restart: str | None = None
+    """The stage that this start forgets, and what it copied with it."""
     on_start: list[Callable[[Trainer], None]] = field(default_factory=list)
     """Called before the first step of each training that this start does."""
     on_step: list[Callable[[Trainer], None]] = field(default_factory=list)

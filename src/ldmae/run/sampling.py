@@ -59,9 +59,10 @@ def _save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingCo
     images = np.concatenate([*generated_batches(pipeline, labels, config, "sampling")])
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
+        digits = max(4, len(str(len(images) - 1)))  # so that names sort as labels lie
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             name = re.sub(r"[^\w.-]+", "_", names[label])[:60]
-            Image.fromarray(image).save(temporary / "images" / f"{i:04d}_{name}.png")
+            Image.fromarray(image).save(temporary / "images" / f"{i:0{digits}d}_{name}.png")
         save_png(class_grid(images, labels, names, config.per_class), temporary / "grid.png")
         made = {**plain(_guidable(pipeline, config)), "class_names": names, "labels": labels}
         write_json(temporary / "samples.json", made)

@@ -64,7 +64,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
         stream, train, held_out = open_run_images(config.data, folder / "data", accelerator.is_main_process)
     listed = stages(config, accelerator.mixed_precision)
     records.order = [stage.name for stage in listed]
-    run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial)
+    run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial, restart)
     standings = _check(run, restart)
     if run.main:
         report_changed_sources(run, restart)
@@ -178,7 +178,7 @@ def _lacking(run: Run, artefact: str) -> UserError:
     names = {"diffusion": "diffusion model", "encoder": "autoencoder"}
     what = names.get(artefact, f"result of {artefact}" if "." in artefact else artefact)
     return UserError(
-        f"{run.folder} has no {what} yet of these settings; make that with `{maker.command}`, or all with "
+        f"{run.folder} has no {what} for these settings yet; make it with `{maker.command}`, or all with "
         "`ldmae run`"
     )
 
