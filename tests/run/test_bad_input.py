@@ -185,7 +185,7 @@ def test_a_diffusion_model_on_an_autoencoder_that_was_put_there_goes_on(ldmae, p
         shutil.copytree(copied / name, tmp_path / "own" / name)
     words = ("train", "diffusion", preset, "latents.fingerprint=skip", "--out", tmp_path / "own")
     (tmp_path / "own" / "latents" / "latents_stats.pt").unlink()
-    assert "make that with `ldmae encode`" in refusal(ldmae.start(*words))
+    assert "make it with `ldmae encode`" in refusal(ldmae.start(*words))
     ldmae.run("encode", tmp_path / "own")
     for steps in (6, 8):
         ldmae.run(*words, f"diffusion.training.steps={steps}")

@@ -27,7 +27,9 @@ from ldmae.evaluation import compression, groupings
 from ldmae.evaluation.probe import _halves
 from ldmae.evaluation.subject import draw, image_keys
 from ldmae.run import describe_results, encode_with, evaluate_with
-from ldmae.run.judging import mark_taught, teachers
+from ldmae.run.initial import teachers
+from ldmae.run.initial_diffusion import with_initial_weights
+from ldmae.run.judging import mark_taught
 from ldmae.run.run import latents_fingerprint
 
 pytestmark = pytest.mark.usefixtures("blank")
@@ -429,6 +431,20 @@ def test_an_autoencoder_without_weights_is_encoded_with(pictures):
     Path("own_autoencoder.py").write_text(OWN)
     count = encode_with("own_autoencoder:Means", [f"data={pictures}", f"image_size={SIZE}"], Path("latents"))
     assert count == len(list(pictures.rglob("*.png")))
+
+
+def test_teachers_are_known_where_the_source_is_gone(tmp_path):
+    config = load_config("emoji", [f"autoencoder.source={tmp_path / 'source'}"])
+    save_config(load_config("emoji"), tmp_path / "source" / "config.yaml")
+    started, _ = with_initial_weights(config, tmp_path / "run")
+    assert started.autoencoder.taught_by == ["st-lpips-alex"]
+    save_config(started, tmp_path / "run" / "config.yaml")
+    (tmp_path / "source" / "config.yaml").unlink()
+    assert teachers(config) == set()
+    again, _ = with_initial_weights(config, tmp_path / "run")
+    assert teachers(again) == {"st-lpips-alex"}
+    other = load_config("emoji", ["autoencoder.source=OWNER/NAME", "autoencoder.taught_by=[lpips-vgg]"])
+    assert teachers(other) == {"lpips-vgg"}
 
 
 def test_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):

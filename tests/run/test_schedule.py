@@ -291,7 +291,7 @@ def test_a_kill_while_a_stage_is_forgotten_leaves_it_forgotten(begin, tmp_path, 
 
 
 def test_an_input_that_is_not_there_is_named_with_the_command_that_makes_it(begin):
-    with pytest.raises(UserError, match=r"has no latents yet .*make that with `ldmae encode`"):
+    with pytest.raises(UserError, match=r"has no latents yet .*make it with `ldmae encode`"):
         schedule.execute_stages(begin(), "diffusion")
 
 

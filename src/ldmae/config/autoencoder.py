@@ -310,6 +310,9 @@ class AutoencoderConfig(Settings):
     init: str | None = None
     """Start training from this autoencoder (same forms as `source`), whose shape is then that of `model`, or
     of `baseline.model`. The run folder keeps a copy."""
+    taught_by: list[str] | None = None
+    """Networks that `source` or `init` was trained with, such as `lpips-vgg`: metrics by them bear a mark.
+    null: what its settings say, where it has any."""
     model: VMAEConfig = VMAEConfig()
     """Its shape."""
     pretraining: PretrainingConfig = PretrainingConfig()

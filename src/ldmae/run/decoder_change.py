@@ -16,8 +16,7 @@ from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
 from ldmae.report.before_after import Section, write_change
 from ldmae.run.evaluate import subject_of
-from ldmae.run.initial import load_copy
-from ldmae.run.judging import teachers
+from ldmae.run.initial import load_copy, teachers
 from ldmae.run.run import Run, run_autoencoder
 
 CHANGE = "autoencoder.change"

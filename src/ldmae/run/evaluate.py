@@ -15,7 +15,8 @@ from ldmae.evaluation.reconstruction import RECONSTRUCTION
 from ldmae.evaluation.results import merge_results, remove_results
 from ldmae.evaluation.subject import Subject
 from ldmae.run.fidelity import measure_generation
-from ldmae.run.judging import mark_taught, teachers, write_metrics
+from ldmae.run.initial import teachers
+from ldmae.run.judging import mark_taught, write_metrics
 from ldmae.run.run import Run, run_autoencoder
 from ldmae.run.sample_cache import KEPT, forget_generated
 

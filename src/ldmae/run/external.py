@@ -12,7 +12,7 @@ from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.loading import check_source, is_run_folder, load_autoencoder, refuse_code, settings_of
-from ldmae.run.judging import teachers
+from ldmae.run.initial import teachers
 
 
 def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tuple[Any, Config, set[str]]:

@@ -1,4 +1,4 @@
-"""The autoencoder that training starts from, `autoencoder.init`: its shape, and the copy that a run keeps."""
+"""The autoencoder that training starts from, `autoencoder.init`: shape, copy, what it was trained with."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from ldmae.autoencoders.baselines import FULL_WIDTHS
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config
+from ldmae.config import Config, load_config
 from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Records
-from ldmae.loading import load_autoencoder
+from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.run import Run, Stage, kept_model, save_model
 
 INITIAL = "autoencoder.init"
@@ -119,6 +119,42 @@ def _settings_of(model: Any) -> VMAEConfig | BaselineConfig | None:
         width, factor = widths[0] / FULL_WIDTHS[0], 2 ** (len(widths) - 1)
         return BaselineConfig(factor=factor, latent_channels=channels, width=width)
     return None
+
+
+def teachers(config: Config, known: frozenset[str] = frozenset()) -> set[str]:
+    """Returns the networks that a run's autoencoder is trained with, in whatever stage.
+
+    They give a perceptual distance, or features that latents are aligned with. Those of the autoencoder that
+    it takes, or starts from, are among them where they are set or its settings are known, and not among the
+    `known`.
+    """
+    auto = config.autoencoder
+    before = auto.source or auto.init
+    found = {*(auto.taught_by or ())}
+    if auto.taught_by is None and before not in {None, *known} and (settings := settings_of(str(before))):
+        found = teachers(load_config(settings), known | {str(before)})
+    parts = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
+    for objective in [getattr(auto, part).objective for part in parts]:
+        taught = [term for term in ("perceptual", "alignment") if getattr(objective, f"{term}_weight", 0) > 0]
+        found |= {getattr(objective, term) for term in taught}
+    return found
+
+
+def with_teachers(config: Config, folder: Path) -> Config:
+    """Returns a run's settings with what the autoencoder before it was trained with.
+
+    Where that one is gone, it is what the settings in the run folder say of it.
+    """
+    auto, path = config.autoencoder, folder / "config.yaml"
+    before = auto.source or auto.init
+    if before is None or auto.taught_by is not None:
+        return config
+    taught = None
+    if (settings := settings_of(before)) is not None:
+        taught = sorted(teachers(load_config(settings)))
+    elif path.is_file() and before == ((kept := load_config(str(path)).autoencoder).source or kept.init):
+        taught = kept.taught_by
+    return config.replace(autoencoder=auto.replace(taught_by=taught))
 
 
 def refuse_contradictions(

@@ -24,7 +24,7 @@ from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
 from ldmae.loading import load_autoencoder, load_model, load_pipeline
 from ldmae.run import initial as autoencoder
-from ldmae.run.initial import is_copied, refuse_contradictions, with_initial_autoencoder
+from ldmae.run.initial import is_copied, refuse_contradictions, with_initial_autoencoder, with_teachers
 from ldmae.run.run import (
     Run,
     kept_model,
@@ -112,9 +112,12 @@ def with_initial_weights(
 ) -> tuple[Config, Any]:
     """Returns a run's settings with the shapes of what its trainings start from, and that autoencoder.
 
+    What that one, or the one that it takes, was trained with is in them, too.
+
     Raises:
         UserError: a source can't be loaded, does not fit, or contradicts what the user wrote, `typed`.
     """
+    config = with_teachers(config, folder)
     config, initial = with_initial_autoencoder(config, folder, typed, restart)
     return _with_initial_diffusion(config, folder, typed, restart), initial
 

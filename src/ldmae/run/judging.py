@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ldmae.config import Config, load_config
+from ldmae.config import Config
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import Metric
 from ldmae.core.provenance import Record
@@ -19,8 +19,8 @@ from ldmae.evaluation.distances import FEWEST_IMAGES
 from ldmae.evaluation.generation import fidelity_metrics, floor_metrics, generation_metrics, mind_metric
 from ldmae.evaluation.references import Reference
 from ldmae.evaluation.results import merge_results, remove_results, write_results
-from ldmae.loading import settings_of
 from ldmae.perception.features import FeatureExtractor, Features
+from ldmae.run.initial import teachers
 from ldmae.run.real_images import Trained
 from ldmae.run.sample_cache import SampleSet
 
@@ -28,23 +28,6 @@ from ldmae.run.sample_cache import SampleSet
 def write_metrics(folder: Path, name: str, metrics: list[Metric], record: Record | None = None) -> None:
     """Writes metrics of generated images, with the record of those."""
     write_results(folder, name, OF_GENERATED[name], Measured(metrics), record)
-
-
-def teachers(config: Config, known: frozenset[str] = frozenset()) -> set[str]:
-    """Returns the networks that a run's autoencoder is trained with, in whatever stage.
-
-    They give a perceptual distance, or features that latents are aligned with. Those of the autoencoder that
-    it takes, or starts from, are among them where its settings are known, and not among the `known`.
-    """
-    auto = config.autoencoder
-    before = auto.source or auto.init
-    made_with = None if before is None or before in known else settings_of(before)
-    found = set() if made_with is None else teachers(load_config(made_with), known | {str(before)})
-    parts = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
-    for objective in [getattr(auto, part).objective for part in parts]:
-        taught = [term for term in ("perceptual", "alignment") if getattr(objective, f"{term}_weight", 0) > 0]
-        found |= {getattr(objective, term) for term in taught}
-    return found
 
 
 def mark_taught(metrics: list[Metric], config: Config) -> list[Metric]:
