@@ -178,7 +178,7 @@ def _lacking(run: Run, artefact: str) -> UserError:
     names = {"diffusion": "diffusion model", "encoder": "autoencoder"}
     what = names.get(artefact, f"result of {artefact}" if "." in artefact else artefact)
     return UserError(
-        f"{run.folder} has no {what} for these settings yet; make it with `{maker.command}`, or all with "
+        f"{run.folder} has no {what} yet for these settings; make it with `{maker.command}`, or all with "
         "`ldmae run`"
     )
 
