@@ -186,8 +186,8 @@ def test_official_imagenet_preset_differs_from_the_papers_as_stated():
 
 
 @pytest.mark.parametrize("name", ["imagenet-256", "celebahq-256"])
-def test_plus_presets_are_the_papers_with_noise_in_decoder_tuning_alone(name):
-    paper = load_config(name, ["autoencoder.tuning.objective.latent_noise=0.25"])
+def test_plus_presets_are_the_papers_without_the_perceptual_term_in_decoder_tuning(name):
+    paper = load_config(name, ["autoencoder.tuning.objective.perceptual_weight=0"])
     assert load_config(f"{name}-plus") == paper != load_config(name)
 
 
