@@ -110,8 +110,11 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "emoji").mkdir(parents=True)
     for load in (load_autoencoder, load_pipeline, lambda source: open_autoencoder(source, [], False)):
-        with pytest.raises(UserError, match=r"there is no runs/emojii; did you mean 'emoji'\?; expected"):
+        with pytest.raises(UserError, match=r"runs/emojii in the folder runs here; did you mean 'emoji'"):
             load("runs/emojii")
+    for source in ("official:x.pt", "own.module:Name"):
+        with pytest.raises(UserError, match=f"there is no {source}; expected a run folder"):
+            load_pipeline(source)
 
 
 @pytest.mark.parametrize("source", ["name", "./a/b", "/a/b", "a/b/c", "", "a//b"])

@@ -271,10 +271,13 @@ def check_source(source: str, expected: str = _FORMS) -> None:
     """
     path = Path(at_home(source))
     here = path.parent.is_dir()
-    known = source.startswith(("official:", _SHIPPED_PREFIX)) or is_import_path(source) or path.exists()
-    if not known and (here or not may_be_hub_name(source)):
-        beside = [each.name for each in path.parent.iterdir()] if here else []
-        raise UserError(f"there is no {source}{nearest(path.name, beside)}; expected {expected}")
+    code = expected is _FORMS and (source.startswith("official:") or is_import_path(source))
+    if not (code or is_shipped(source) or path.exists()) and (here or not may_be_hub_name(source)):
+        beside: list[str] = []
+        with contextlib.suppress(OSError):  # it may not be listed
+            beside = [each.name for each in path.parent.iterdir()]
+        why = f" in the folder {path.parent} here" if may_be_hub_name(source) else ""
+        raise UserError(f"there is no {source}{why}{nearest(path.name, beside)}; expected {expected}")
 
 
 def _unshipped(source: str) -> str:

@@ -91,7 +91,7 @@ def test_one_class_too_few_images_and_nan_are_refused(data):
         _linear_probe(x, y, unseen[:9], truth[:9])
     with pytest.raises(UserError, match=r"training images .* got 0;"):
         _linear_probe(x, np.full(200, -1), unseen, truth)
-    with pytest.raises(UserError, match="at least 1 held-out images of classes trained on, got 0"):
+    with pytest.raises(UserError, match="at least 1 held-out image of a class trained on, got 0"):
         _linear_probe(x, y, unseen, truth + 3)
     with pytest.raises(UserError, match="NaN"):
         _linear_probe(x * math.inf, y, unseen, truth)

@@ -262,6 +262,15 @@ def test_held_out_images_that_are_training_images_are_refused(make, tmp_path):
         opened(tmp_path / "train", tmp_path / "cache", val=str(make.folder(tmp_path / "b", {"b": [3, 4]})))
 
 
+def test_two_sources_that_keep_what_was_found_in_one_place_stay_apart(make, tmp_path, monkeypatch):
+    make.folder(tmp_path / "train", {"a": [1, 2]})
+    make.folder(tmp_path / "val", {"a": [3, 4, 5]})  # as sources of one's own by the same name do
+    monkeypatch.setattr(module, "_looks_of", lambda source, folder: folder / "images.npz")
+    train, held_out = opened(tmp_path / "train", tmp_path / "cache", val=str(tmp_path / "val"))
+    assert not np.isin(held_out.group, train.group).any()
+    assert not any("look like" in fact for fact in train.facts)
+
+
 def test_held_out_images_without_subfolders_are_refused(make, tmp_path):
     make.folder(tmp_path / "train", {"a": [1], "b": [2]})
     make.folder(tmp_path / "val", {"": [4, 5]})

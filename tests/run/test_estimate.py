@@ -133,8 +133,11 @@ def test_a_dry_run_says_which_images_it_is_about_and_leaves_out_what_cannot_be_r
     (timed,) = loading_rate.describe_loading(load_config("quick", ["data=./photos"]), [reading])
     assert "one process loads" in timed
     (tmp_path / "photos" / "a.png").unlink()
+    for absent in ("celebahq", "/none/imagenet/train", "OWNER/NAME"):
+        (told,) = loading_rate.describe_loading(load_config("quick", [f"data={absent}"]), [reading])
+        assert told == f"Loading was not timed: the images of {absent} are not on this machine."
     (failed,) = loading_rate.describe_loading(load_config("quick", ["data=./photos"]), [reading])
-    assert "Loading was not timed: timing needs at least 1 readable images, got 0" in failed
+    assert "Loading was not timed: timing needs at least 1 readable image, got 0" in failed
 
 
 @pytest.mark.parametrize("name", ["nothing", "bad.tar"])

@@ -380,6 +380,8 @@ def test_near_duplicates_lie_in_one_half():
     assert [int((half[labels == label] == 0).sum()) for label in (0, 1)] == [10, 10]
     uneven = _halves(np.repeat([0, 1, 2], 10), keys[:30], [0] * 10 + keys[:20], 0)  # all of one class alike
     assert [int((uneven[k : k + 10] == 0).sum()) for k in (0, 10, 20)] == [10, 5, 5]
+    threes = _halves(np.arange(39) // 3, keys[:39], keys[:39], 0)
+    assert sorted(np.bincount(threes)) == [19, 20]
     alone = _halves(labels, keys, keys, 0)
     assert sorted(np.bincount(alone)) == [20, 20]
     assert (alone[::2] != alone[1::2]).any()
@@ -444,7 +446,12 @@ def test_teachers_are_known_where_the_source_is_gone(tmp_path):
     again, _ = with_initial_weights(config, tmp_path / "run")
     assert teachers(again) == {"st-lpips-alex"}
     other = load_config("emoji", ["autoencoder.source=OWNER/NAME", "autoencoder.taught_by=[lpips-vgg]"])
-    assert teachers(other) == {"lpips-vgg"}
+    assert teachers(with_initial_weights(other, tmp_path / "other")[0]) == {"lpips-vgg"}
+    wrong = load_config("emoji", [f"autoencoder.source={tmp_path / 'source'}", "autoencoder.taught_by=[]"])
+    save_config(load_config("emoji"), tmp_path / "source" / "config.yaml")
+    assert teachers(with_initial_weights(wrong, tmp_path / "other")[0]) == {"st-lpips-alex"}
+    (tmp_path / "source" / "config.yaml").write_text("renamed: 1")  # of another version
+    assert teachers(with_initial_weights(config, tmp_path / "run")[0]) == {"st-lpips-alex"}
 
 
 def test_teachers_are_those_of_every_stage_and_of_what_it_started_from(tmp_path):

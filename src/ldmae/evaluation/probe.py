@@ -63,7 +63,7 @@ def _linear_probe(
     move = "sort the images into one subfolder per class, or measure without the probe"
     check_enough("a linear probe", 2, len(classes), "classes of training images", move)
     unknown = int((~np.isin(truth, classes)).sum())
-    check_enough("a linear probe", 1, len(truth) - unknown, "held-out images of classes trained on", move)
+    check_enough("a linear probe", 1, len(truth) - unknown, "held-out image of a class trained on", move)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=1e-6))
     order = np.lexsort((*x.T, y))  # sums are rounded by their order: the images' must not matter
     named = probe.fit(x[order], y[order]).predict(unseen)
@@ -105,11 +105,12 @@ def _halves(labels: np.ndarray, keys: list[str], alike: Sequence[Any], seed: int
     members: dict[Any, list[int]] = {}
     for k in order:
         members.setdefault(alike[k], []).append(k)
-    half_of, sizes = np.empty(len(keys), np.int64), defaultdict(lambda: [0, 0])
+    half_of, sizes, total = np.empty(len(keys), np.int64), defaultdict(lambda: [0, 0]), [0, 0]
     for group in sorted(members.values(), key=len, reverse=True):
         held = sizes[labels[group[0]]]
-        half_of[group] = half = int(held[1] < held[0])
+        half_of[group] = half = int((held[1], total[1]) < (held[0], total[0]))
         held[half] += len(group)
+        total[half] += len(group)
     return half_of
 
 

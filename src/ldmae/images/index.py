@@ -347,6 +347,8 @@ def _group_together(train: Subset, unseen: Subset, cache_dir: Path, progress: bo
         if not all(looks):
             return  # nothing can be kept there, which was said
         found = {name: np.concatenate([look[name] for look in looks if look]) for name in _FOUND}
+        if not np.isin(np.concatenate([train.content, unseen.content]), found["content"]).all():
+            return  # two sources of one's own by the same name: what was found in the first is kept no more
         group, order = group_near_duplicates(found, progress), np.argsort(found["content"])
         groups = {
             name: group[order[np.searchsorted(found["content"], content, sorter=order)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def teachers(config: Config, known: frozenset[str] = frozenset()) -> set[str]:
     """
     auto = config.autoencoder
     before = auto.source or auto.init
-    found = {*(auto.taught_by or ())}
+    found = set() if before is None else {*(auto.taught_by or ())}
     if auto.taught_by is None and before not in {None, *known} and (settings := settings_of(str(before))):
         found = teachers(load_config(settings), known | {str(before)})
     parts = [part for part in auto.stages if part != "tuning" or auto.tuning.enabled]
@@ -146,14 +147,15 @@ def with_teachers(config: Config, folder: Path) -> Config:
     Where that one is gone, it is what the settings in the run folder say of it.
     """
     auto, path = config.autoencoder, folder / "config.yaml"
-    before = auto.source or auto.init
-    if before is None or auto.taught_by is not None:
-        return config
-    taught = None
-    if (settings := settings_of(before)) is not None:
-        taught = sorted(teachers(load_config(settings)))
-    elif path.is_file() and before == ((kept := load_config(str(path)).autoencoder).source or kept.init):
-        taught = kept.taught_by
+    before, taught = auto.source or auto.init, auto.taught_by
+    if before is None:
+        return config.replace(autoencoder=auto.replace(taught_by=None))
+    with contextlib.suppress(UserError):  # settings of another version: no reason not to resume
+        kept = load_config(str(path)).autoencoder if path.is_file() else auto
+        taught = kept.taught_by if taught is None and before == (kept.source or kept.init) else taught
+    with contextlib.suppress(UserError):
+        if (settings := settings_of(before)) is not None:
+            taught = sorted(teachers(load_config(settings)))
     return config.replace(autoencoder=auto.replace(taught_by=taught))
 
 

@@ -22,7 +22,8 @@ from ldmae.contracts import ImageSource
 from ldmae.core.device import pick_device, resolve_precision
 from ldmae.core.errors import UserError, check_enough, reason_of
 from ldmae.core.files import EXTENSIONS
-from ldmae.images.base import FileSource
+from ldmae.core.imports import is_import_path
+from ldmae.images.base import FileSource, is_pattern
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.shards import find_shards
 from ldmae.images.sources import is_stream, kind_of, open_source
@@ -75,8 +76,8 @@ def _is_here(data: DataConfig) -> bool:
     path = Path(data.source).expanduser()
     if data.source in SOURCES or path.exists():
         return True
-    in_folder = path.parent.is_dir() and data.source[-1:] in "}*]"
-    return not is_stream(data) and (in_folder or kind_of(data.source) == "code")
+    in_folder = path.parent.is_dir() and is_pattern(data.source)
+    return not is_stream(data) and (in_folder or is_import_path(data.source))
 
 
 def _in_folder(data: DataConfig) -> Iterator[Path]:
@@ -85,16 +86,19 @@ def _in_folder(data: DataConfig) -> Iterator[Path]:
 
 
 def _in_shards(data: DataConfig) -> Iterator[bytes]:
-    with tarfile.open(find_shards(data.source)[0]) as tar:
-        for member in tar:
-            if member.name.lower().endswith(EXTENSIONS) and (file := tar.extractfile(member)):
-                yield file.read()
+    for path in find_shards(data.source):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.lower().endswith(EXTENSIONS) and (file := tar.extractfile(member)):
+                    yield file.read()
 
 
 def _in_table(data: DataConfig) -> Iterator[bytes]:
     columns = (data.image_column, data.label_column)
     rows, column, *_ = load_table(data.source, data.split, *columns, streaming=True)
-    yield from (picture_bytes(row[column]) for row in rows)
+    for row in rows:
+        with contextlib.suppress(OSError):  # no image in it
+            yield picture_bytes(row[column])
 
 
 def _images_per_second(dataset: ImageDataset, seconds: float) -> tuple[float, int]:
@@ -106,7 +110,7 @@ def _images_per_second(dataset: ImageDataset, seconds: float) -> tuple[float, in
             dataset[(0, int(order[tried % len(order)]))]
             count += 1
         tried += 1
-    check_enough("timing", 1, count, "readable images", "ldmae run names those that it can't read")
+    check_enough("timing", 1, count, "readable image", "ldmae run names those that it can't read")
     return count / spent, count
 
 
