@@ -1,6 +1,6 @@
 """Latents: reading them beside a loader that opens the shard for each item, and encoding beside its parts.
 
-Usage: python benchmarks/latents.py [reading] [encoding] [--images 4096]
+Usage: python benchmarks/latents.py [reading] [encoding] [--images 4096] [--preset NAME]
 
 The plain loader does what LightningDiT's and LDMAE's official loaders do for an item: it opens the shard,
 takes one row of `latents` or `latents_flip` and its label, draws from the posterior, normalises. A batch is
@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from _timing import print_head, print_row, side_by_side
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldmae import AutoencoderVMAE
+from ldmae.config import as_dict, load_config
 from ldmae.config.data import LatentsConfig
 from ldmae.core.device import reuse_freed_memory
 from ldmae.images.dataset import ImageDataset
@@ -88,20 +90,23 @@ def reading() -> None:
             print_row(title, side_by_side(rivals, turns=5), "opened for each", BATCH, "latents")
 
 
-def encoding(count: int) -> None:
+def encoding(count: int, preset: str | None) -> None:
     """Times loading alone, the device alone, and `encode_images`, which overlaps the two and writing.
 
     "Both at once" is loading beside the device, where neither waits for the other: what processes take from
     each other, as cores that share caches and clock do, it shows too.
     """
-    print("\nEncoding 500 x 400 JPEG at 128 px, one loading process, one thread on the device\n")
+    shape, size = SMALL, 128
+    if preset is not None:
+        config = load_config(preset)
+        shape, size = as_dict(config.autoencoder.model), config.image_size
+    print(f"\nEncoding 500 x 400 JPEG at {size} px, one loading process, one thread on the device\n")
     torch.manual_seed(0)
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in SMALL.items()}
-    autoencoder = AutoencoderVMAE(sample_size=128, **sides).eval()
+    autoencoder = AutoencoderVMAE(sample_size=size, **shape).eval()
     config = LatentsConfig(batch_size=16, num_workers=1)
     with tempfile.TemporaryDirectory() as name:
         write_photos(Path(name) / "photos", "jpg", {"quality": 90}, count=count)
-        images = ImageDataset(FolderSource(name), 128)
+        images = ImageDataset(FolderSource(name), size)
         keys = [(0, index) for index in range(len(images))]
         batch = images.finish(default_collate([images[key] for key in keys[:16]]), "cpu")["images"]
 
@@ -137,13 +142,18 @@ def encoding(count: int) -> None:
     print(f"| {rates} | {' | '.join(shares)} |")
 
 
-SMALL = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL: dict[str, Any] = {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in (("hidden_size", 96), ("num_hidden_layers", 2), ("num_attention_heads", 4))
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["reading", "encoding", []], help="by default both")
     parser.add_argument("--images", type=int, default=4096, help="images to encode")
+    parser.add_argument("--preset", help="encode with its VMAE at its size; by default a small one at 128 px")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as the loading processes do
     reuse_freed_memory()  # as the command line does
@@ -151,7 +161,7 @@ def main() -> None:
     if "reading" in parts:
         reading()
     if "encoding" in parts:
-        encoding(arguments.images)
+        encoding(arguments.images, arguments.preset)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_a_wrong_host_name_is_told_before_anything_is_loaded():
 def test_a_wrong_source_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "put back afterwards")
-    with pytest.raises(UserError, match="there is no pipeline nowhere"):
+    with pytest.raises(UserError, match="there is no nowhere"):
         serve("nowhere", port=0)
     assert list(tmp_path.glob("ldmae-app-*")) == []
 

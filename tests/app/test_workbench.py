@@ -78,7 +78,7 @@ def test_a_model_of_one_class_begins_without_guidance(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("nowhere", {}, "there is no pipeline nowhere"),
+        ("nowhere", {}, "there is no nowhere"),
         ("PIPELINE", {"device": "tpu"}, "no device 'tpu'"),
         ("PIPELINE", {"perceptual": "lpips"}, "no perceptual distance 'lpips'"),
         ("PIPELINE", {"offered": ("nowhere",)}, "there is no nowhere"),

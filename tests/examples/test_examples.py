@@ -379,7 +379,7 @@ def test_a_run_takes_parts_of_ones_own(tmp_path, monkeypatch, capsys):
     assert run_app(lambda: app(["run", *arguments, "diffusion.options.widht=3", "--dry-run"])) == 2
     assert "did you mean 'diffusion.options.width'" in " ".join(capsys.readouterr().err.split())
     assert run_app(lambda: app(["run", *arguments, "--dry-run"])) == 0
-    assert "Loading was not timed: the images of my_source:Pairs" in capsys.readouterr().out
+    assert "one process loads" in capsys.readouterr().out
     assert run_app(lambda: app(["sample", str(run_folder)])) == 2
     assert "names code to run, my_ae:MyAutoencoder, my_source:Pairs, my_dit:TinySiT" in " ".join(
         capsys.readouterr().err.split()
