@@ -137,7 +137,7 @@ def encoding(count: int, preset: str | None) -> None:
         "| encode_images | loading alone | device alone | both at once | of the slower one's rate | of both |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
-    rates = " | ".join(f"{count / value:,.0f} images/s" for value in seconds.values())
+    rates = " | ".join(f"{count / value:,.3g} images/s" for value in seconds.values())
     shares = [f"{limit / seconds['encode_images']:.0%}" for limit in (slower, seconds["both"])]
     print(f"| {rates} | {' | '.join(shares)} |")
 
