@@ -155,17 +155,17 @@ def check_initial_diffusion(run: Run) -> None:
 
 
 def _tell_of_other_latents(run: Run) -> None:
-    """Says where a diffusion model was trained on the latents of another autoencoder than the run's."""
-    source, auto = run.config.diffusion.init, run.config.autoencoder
+    """Says, before it is copied, that a diffusion model knows other latents than the run's autoencoder's."""
+    source, auto, own = run.config.diffusion.init, run.config.autoencoder, None
     assert source is not None
-    own = None
-    with contextlib.suppress(UserError):  # where a source is gone, it was said at the first start
-        vae = None if source.startswith(_OFFICIAL) else load_pipeline(source).vae
+    if source.startswith(_OFFICIAL) or is_copied(Records(run.folder), INITIAL, source, run.restart):
+        return
+    with contextlib.suppress(UserError):  # its autoencoder is code that is not allowed
         if run.takes_autoencoder:
             own = run.taken_autoencoder["encoder"]
         elif auto.kind == "decoder" and auto.init is not None:
             own = latents_fingerprint(load_autoencoder(auto.init), run.config.image_size)
-        if vae is not None and own != latents_fingerprint(vae, run.config.image_size):
+        if own != latents_fingerprint(load_pipeline(source).vae, run.config.image_size):
             tell(
                 f"diffusion.init={source}: its weights were trained on the latents of another autoencoder "
                 f"than this run's; to take that one, too, add autoencoder.source={source}"
