@@ -94,13 +94,13 @@ def test_a_dark_page_has_light_text_and_plots_for_it(page: Page):
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )
         levels[scheme] = [sum(int(part) for part in colour[4:-1].split(",")) for colour in colours]
-        plots = page.evaluate(
-            """() => [...document.querySelectorAll("picture")].map(each => [
-                each.querySelector("img").currentSrc === each.querySelector("source").srcset,
-                each.querySelector("img").currentSrc === each.querySelector("img").src])"""
+        page.wait_for_function(  # a picture is chosen after the page has heard of the scheme
+            """dark => [...document.querySelectorAll("picture")].map(plot => {
+                const wanted = plot.querySelector(dark ? "source" : "img")[dark ? "srcset" : "src"];
+                return plot.querySelector("img").currentSrc === wanted;
+            }).reduce((all, one) => all && one)""",  # of no plots it fails
+            arg=scheme == "dark",
         )
-        assert plots
-        assert all(plot == ([True, False] if scheme == "dark" else [False, True]) for plot in plots)
     assert levels["light"][0] > 600 > 200 > levels["light"][1]
     assert levels["dark"][0] < 200 < 600 < levels["dark"][1]
 
