@@ -14,9 +14,9 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_326,
+    "lines under src/ldmae (.py, .j2, .css)": 32_325,
     "public top-level names": 894,
-    "raise UserError": 364,
+    "raise UserError": 362,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
     "lines of tests": 27_749,

@@ -6,6 +6,8 @@ import re
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -17,6 +19,7 @@ from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
 from ldmae.training.averaging import AveragedWeights
 
+from ..pictures import write_shard
 from ..tiny import tiny_vmae
 
 BASELINE = (
@@ -132,6 +135,13 @@ def test_a_dry_run_says_which_images_it_is_about_and_leaves_out_what_cannot_be_r
     (tmp_path / "photos" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     (timed,) = loading_rate.describe_loading(load_config("quick", ["data=./photos"]), [reading])
     assert "one process loads" in timed
+    rows = [{"bytes": (tmp_path / "photos" / "a.png").read_bytes(), "path": None}, None]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1]}), "part.parquet")
+    for number in range(2):
+        write_shard(tmp_path / f"{number}.tar", 3 * number, size=20)  # the first has no picture
+    for here in ("part.parquet", f"{tmp_path}/{{0..1}}.tar"):
+        (timed,) = loading_rate.describe_loading(load_config("quick", [f"data={here}"]), [reading])
+        assert "one process loads" in timed
     (tmp_path / "photos" / "a.png").unlink()
     for absent in ("celebahq", "/none/imagenet/train", "OWNER/NAME"):
         (told,) = loading_rate.describe_loading(load_config("quick", [f"data={absent}"]), [reading])

@@ -66,15 +66,8 @@ def source(tmp_path_factory):
 def opened(source, folder, classes=("bars", "discs", "waves"), **lora):
     settings = [f"diffusion.init={source}", *(f"diffusion.lora.{key}={value}" for key, value in lora.items())]
     config = load_config("smoke", [*settings, "image_size=24"])
-    return SimpleNamespace(
-        config=config,
-        folder=folder,
-        main=True,
-        train=SimpleNamespace(classes=[*classes]),
-        source=source,
-        restart=None,
-        takes_autoencoder=False,
-    )
+    made: dict[str, Any] = {"train": SimpleNamespace(classes=[*classes]), "restart": None, "main": True}
+    return SimpleNamespace(config=config, folder=folder, source=source, takes_autoencoder=False, **made)
 
 
 def state_of(source):

@@ -51,7 +51,7 @@ class Finer(torch.nn.Module):
     def encode(self, images): return F.interpolate(images, scale_factor=2.0)
     def decode(self, latents): return F.avg_pool2d(latents, 2)
 
-class Single(torch.nn.Module):
+class One(torch.nn.Module):
     def encode(self, images): return images.mean(dim=(2, 3), keepdim=True)
     def decode(self, latents): return latents.expand(-1, -1, 24, 24)
 """
@@ -366,9 +366,7 @@ def test_what_an_own_autoencoders_latents_do_not_allow_is_said_and_the_rest_is_m
     told = " ".join(capsys.readouterr().err.split())
     assert "compression needs at least 48 pixels a side, got 24; measure without it" in told
     with pytest.raises(UserError, match="deviation needs at least 2 cells, got 1; give more images"):
-        evaluated(
-            "own_autoencoder:Single", pictures, "evaluation.latent_images=1", only=["smoothness"], out="x"
-        )
+        evaluated("own_autoencoder:One", pictures, "evaluation.latent_images=1", only=["smoothness"], out="x")
 
 
 def test_near_duplicates_lie_in_one_half():

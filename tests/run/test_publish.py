@@ -149,9 +149,8 @@ def test_an_autoencoder_is_published_alone_from_a_run_whose_diffusion_is_not_tra
 
 def test_an_abandoned_training_of_another_autoencoder_keeps_no_run_from_being_published(run, tmp_path):
     write_stages(run, **{"autoencoder.pretraining": "running", "autoencoder.tuning": "absent"})
-    config = load_config(str(run / "config.yaml"))
-    auto = config.autoencoder.replace(source="OWNER/NAME")
-    save_config(config.replace(autoencoder=auto), run / "config.yaml")
+    config = load_config(str(run / "config.yaml"), ["autoencoder.source=OWNER/NAME"])
+    save_config(config, run / "config.yaml")
     publish(run, tmp_path / "out", Publication(licence="mit"))
     assert (tmp_path / "out" / "model_index.json").is_file()
 

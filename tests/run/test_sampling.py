@@ -60,11 +60,11 @@ def test_guidance_that_one_class_cannot_have_is_refused_or_not_recorded(tmp_path
 
 def test_the_names_of_very_many_images_sort_as_their_labels_lie(tmp_path, monkeypatch):
     labels = [0] * 9000 + [1] * 1001
-    dots = np.zeros((len(labels), 1, 1, 3), np.uint8)
-    monkeypatch.setattr("ldmae.run.sampling.generated_batches", lambda *_: [dots])
+    dots = [np.zeros((len(labels), 1, 1, 3), np.uint8)]
+    monkeypatch.setattr("ldmae.run.sampling.generated_batches", lambda *_: dots)
     _save_samples(tiny_pipeline(transformer=tiny_transformer()), labels, SamplingConfig(), tmp_path / "many")
-    names = sorted(path.stem for path in (tmp_path / "many" / "images").iterdir())
-    assert [name.split("_", 1)[1] for name in names] == sorted(name.split("_", 1)[1] for name in names)
+    names = [path.stem.split("_", 1)[1] for path in sorted((tmp_path / "many" / "images").iterdir())]
+    assert names == sorted(names)
 
 
 def test_a_pipeline_s_own_dynamic_shift_is_kept(tmp_path):

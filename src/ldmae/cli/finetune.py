@@ -9,7 +9,6 @@ import typer
 
 from ldmae.cli.options import (
     AutoencoderSource,
-    DataOverrides,
     DryRun,
     Restart,
     examples,
@@ -32,7 +31,10 @@ app = typer.Typer(help="Train a part of an existing model on your images.", no_a
 )
 def _decoder(
     source: AutoencoderSource,
-    overrides: DataOverrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings as key=value: data=PATH (needed), against=PATH, image_size=256, …"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-decoder.")] = None,
     restart: Restart = None,
     dry_run: DryRun = False,

@@ -14,7 +14,7 @@ from ldmae.core.locks import locked
 from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.results import read_results
-from ldmae.loading import is_run_folder, is_shipped, refuse_code, settings_of
+from ldmae.loading import check_source, is_run_folder, refuse_code, settings_of
 from ldmae.perception.features import load_features
 from ldmae.report.run import render_report
 from ldmae.run.judging import features_of, judged, mark_taught, write_copies, write_metrics
@@ -66,7 +66,7 @@ def evaluate_samples(
     if made_with is not None:
         refuse_code(made_with, load_config(made_with).code, allow_code)
         told = [*vars(config.sampling)]
-    _check(source, images, config, reference, npz, folder)
+    _check(source, config, reference, npz, folder)
     with locked(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
         extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
@@ -107,19 +107,16 @@ def evaluate_samples(
         return metrics
 
 
-def _check(
-    source: str, images: bool, config: Config, reference: Path | None, npz: Path | None, folder: Path
-) -> None:
+def _check(source: str, config: Config, reference: Path | None, npz: Path | None, folder: Path) -> None:
     """Raises a UserError for what would otherwise fail when all is generated."""
     if npz is not None and npz.suffix != ".npz":
         raise UserError(f"--npz {npz} must end in .npz, as numpy and ADM's evaluator require")
     if reference is not None and not reference.exists():
         raise UserError(f"there is no reference {reference}; expected a folder of images or an .npz file")
-    if not images and not Path(source).exists() and "/" not in source and not is_shipped(source):
-        raise UserError(
-            f"there is no {source}; expected a run folder, a pipeline's folder or Hub name, pretrained:NAME, "
-            "a folder of images, or an .npz file"
-        )
+    check_source(
+        source,
+        "a run folder, a pipeline's folder or Hub name, pretrained:NAME, a folder of images, or an .npz file",
+    )
     if config.evaluation.sample_labels == "training" and not is_run_folder(source):
         raise UserError(
             "evaluation.sample_labels=training takes the classes' proportion from a run folder, which "
