@@ -12,6 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 import ldmae
+from ldmae.core.errors import UserError
 from ldmae.core.saving import PLACES
 
 from ..tiny import tiny_pipeline, tiny_transformer, tiny_vmae
@@ -82,6 +83,19 @@ def test_a_class_that_extends_one_of_the_package_s_is_not_said_to_be_that_one(tm
     Wider.from_config(tiny_vmae().config).save_pretrained(tmp_path)
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
     assert not (tmp_path / "pipeline.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "names no class, as diffusers' `_class_name`"),
+        ({"_class_name": "Own"}, "a model of the class Own"),
+    ],
+)
+def test_a_folder_of_no_known_class_is_said_to_be_one(config, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        ldmae.AnyModel.from_pretrained(str(tmp_path))
 
 
 def test_the_classes_of_saved_parts_are_where_saved_files_say():

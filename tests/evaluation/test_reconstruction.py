@@ -102,6 +102,16 @@ def test_single_images_have_single_values(pairs):
     assert psnr(x, y).shape == ssim(x, y).shape == (1,)
 
 
+def test_psnr_is_exact_in_float64():
+    black, white = (
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.full((1, 3, 8, 8), 255, dtype=torch.uint8),
+    )
+    one = black + 1
+    assert psnr(black, white).item() == 0
+    assert psnr(black, one).item() == pytest.approx(20 * math.log10(255), rel=1e-15)
+
+
 def test_no_images_small_images_and_nan_are_refused():
     with pytest.raises(UserError, match="no images"):
         PairMetrics().compute()

@@ -65,6 +65,14 @@ def test_mirror_images_are_read_from_their_own_tensor(tmp_path):
     assert shards.read(1, flip=True)[0, 0, 0] == -1
 
 
+@pytest.mark.parametrize("index", [-1, 4])
+def test_a_latent_that_is_not_there_is_not_replaced_by_another(tmp_path, index):
+    for first in (0, 2):
+        write_shard(tmp_path, numbered(first, 2))
+    with pytest.raises(IndexError, match=f"no latent {index} among the 4"):
+        LatentShards(tmp_path).read(index)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_every_number_format_is_read_as_fp32(tmp_path, dtype):
     write_shard(tmp_path, numbered(0, 3).to(dtype) / 4, torch.arange(3, dtype=torch.int32))

@@ -129,7 +129,7 @@ class MaskedObjectiveConfig(Settings):
     """γ: (1 − τ) z + τ γ s ε is decoded, with τ drawn evenly from [0, 1] for each image, s the standard
     deviation of the image's own latents and ε normal noise (l-DeTok, arXiv 2507.15856, takes 3)."""
     expansion_weight: Weight = 0.0
-    """λ_V, weight of the mean of 1 / σ², which keeps the posterior's variance from collapsing (arXiv
+    """λ_V, weight of the mean of 1 / (σ² + 10⁻⁴), which keeps the posterior's variance from collapsing (arXiv
     2603.21085). It is meant to replace L_reg: set `kl_weight` to 0."""
     expansion: Literal["absolute", "relative"] = "relative"
     """What σ² is there: `absolute`, as in that paper, with a guard of the latents' scale; or `relative`, as a

@@ -34,7 +34,7 @@ class EvaluationConfig(Settings):
     """Training images (at most, drawn at random) that the generated ones are compared with; null: all. In
     `evaluate-samples`: real images whose own features are kept, null: 10,000; FID and sFID take all."""
     batch_size: Batch = 64
-    """Images at a time; no metric depends on it."""
+    """Images at a time; metrics depend on it by no more than float32 rounding."""
     guidance_scale: Guidance | None = None
     """Guidance of the generated images; null takes the sampling settings'."""
     recogniser: bool = False

@@ -33,9 +33,9 @@ class ComparisonConfig(Settings):
     """Steps on the way to VMAE: `vmae-mse`, `vmae-lm`, `vmae-lm-lreg`, then `vmae` itself. Beyond the paper,
     VMAE with one change: `vmae-noise`, `vmae-no-perceptual`, `vmae-noise-no-perceptual` (all in tuning),
     `vmae-noise-pretraining`, `vmae-interpolation`, `vmae-expansion`, `vmae-expansion-absolute`,
-    `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`, `vmae-alignment`, `vmae-spectrum`. Objectives
-    on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-ae-noise`, `vit-vmae-no-mask`,
-    `vit-vmae-no-noise`. On convolutions: `conv-vmae-loss`, `sd-vae-no-perceptual`,
+    `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`, `vmae-alignment`, `vmae-spectrum`,
+    `vmae-long` (more steps). Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-ae-noise`,
+    `vit-vmae-no-mask`, `vit-vmae-no-noise`. On convolutions: `conv-vmae-loss`, `sd-vae-no-perceptual`,
     `sd-vae-no-adversarial`."""
     ablation_seeds: list[Seed] = [0]
     """The seeds of the ablation."""

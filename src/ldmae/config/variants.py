@@ -112,6 +112,11 @@ VARIANTS = {
     "vmae-noise-no-perceptual": Variant(
         "VMAE, noise and no L_P in tuning", "ablation", (*_NO_PERCEPTUAL, _NOISE)
     ),
+    "vmae-long": Variant(
+        "VMAE, 6,000 + 2,300 steps",  # in the arenas: as long as SD-VAE-style takes
+        "ablation",
+        ("autoencoder.pretraining.training.steps=6000", "autoencoder.tuning.training.steps=2300"),
+    ),
     "vmae-discriminator": _beyond("discriminator in tuning", f"{_TUNED}adversarial_weight=0.5"),
     "vmae-wide-head": _beyond("wider pixel head", "autoencoder.model.head_features=16"),
     "vmae-equivariance": _beyond("equivariance", f"{_PRETRAINED}equivariance=0.5"),

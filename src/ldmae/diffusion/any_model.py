@@ -25,10 +25,15 @@ class AnyModel(ConfigMixin):
             kwargs: as diffusers' models take them, such as `subfolder="vae"`.
 
         Raises:
-            UserError: neither this package nor diffusers has the class.
+            UserError: its config names no class, or one that neither this package nor diffusers has.
         """
         config: Any = cls.load_config(pretrained_model_name_or_path, **kwargs)
-        name = str(config.get("_class_name"))
+        name = config.get("_class_name")
+        if not isinstance(name, str):
+            raise UserError(
+                f"the config.json of {pretrained_model_name_or_path} names no class, as diffusers' "
+                "`_class_name`; load the model by its own class"
+            )
         module = importlib.import_module(PLACES.get(name, "diffusers"))
         kind = getattr(module, name, None)
         if kind is None:

@@ -36,7 +36,7 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
     Guaranteed: with the same weights, images, settings, device and number of threads the metrics are the same
     to the bit, but for the times and memory of `efficiency`; whatever the images' files are called and in
     whatever order they come. At another `evaluation.batch_size` they are the same up to the rounding of the
-    networks' float32 arithmetic.
+    networks' float32 arithmetic, and to the subsets that are drawn of more than 1,000 images so rounded.
 
     Raises:
         UserError: a network or the masks that were asked for are not there, before anything is measured; or

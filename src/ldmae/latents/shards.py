@@ -122,7 +122,13 @@ class LatentShards:
         """Returns stored latents, (B, C, h, w) or moments (B, 2C, h, w), as they are stored; copied once.
 
         Both `indices` and `flips`, which are those of the mirror image, are (B,).
+
+        Raises:
+            IndexError: an index is not in [0, N).
         """
+        outside = (indices < 0) | (indices >= len(self))
+        if outside.any():
+            raise IndexError(f"no latent {indices[outside][0]} among the {len(self)} of {self.folder}")
         out = np.empty((len(indices), *self.shape), _NUMPY[self.dtype])
         places = np.searchsorted(self._ends, indices, side="right")
         starts = np.concatenate([[0], self._ends])[places]

@@ -266,6 +266,11 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     wanted = ("autoencoder.", "diffusion", "pipeline") if whole else ("autoencoder.",)
     status = {name: state for name, state in found.items() if name.startswith(wanted)}
     status |= {"pipeline": "absent"} if whole and "pipeline" not in status else {}
+    if auto.source is not None and not status:
+        raise UserError(
+            f"{run} trains no autoencoder: it takes that of {auto.source}; publish it from where it was "
+            "trained, or the whole pipeline without --autoencoder"
+        )
     unfinished = [name for name, state in status.items() if state != "done"]
     if unfinished or not status:
         what = ", ".join(unfinished) or "nothing is trained yet"
