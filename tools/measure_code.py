@@ -14,12 +14,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_347,
-    "public top-level names": 894,
-    "raise UserError": 364,
+    "lines under src/ldmae (.py, .j2, .css)": 32_512,
+    "public top-level names": 900,
+    "raise UserError": 370,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 27_783,
+    "lines of tests": 27_936,
 }
 """None may grow, but by a commit of its own that says why."""
 
