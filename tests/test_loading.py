@@ -89,6 +89,22 @@ def test_weights_are_in_fp32_whatever_the_file_holds(tmp_path):
     assert {p.dtype for p in load_autoencoder(str(tmp_path)).parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}])
+def test_weights_of_one_variant_alone_are_loaded(shards, tmp_path):
+    model = vae().half()
+    model.save_pretrained(tmp_path / "alone", variant="fp16", **shards)
+    loaded = load_autoencoder(str(tmp_path / "alone")).state_dict()
+    assert all(torch.equal(loaded[name], value.float()) for name, value in model.state_dict().items())
+    pipeline = tiny_pipeline(vae())
+    pipeline.save_pretrained(tmp_path / "pipeline", variant="fp16", **shards)
+    loaded = load_pipeline(str(tmp_path / "pipeline")).transformer.state_dict()
+    assert all(torch.equal(loaded[k], value) for k, value in pipeline.transformer.state_dict().items())
+    other = vae()
+    torch.nn.init.ones_(other.to_latent.weight)
+    other.save_pretrained(tmp_path / "alone")  # beside the variant: this one counts
+    assert load_autoencoder(str(tmp_path / "alone")).to_latent.weight.eq(1).all()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

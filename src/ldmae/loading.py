@@ -42,6 +42,8 @@ _LIBRARIES = (
     OwnAutoencoder.__module__,
 )
 """Where the classes of a pipeline's parts come from."""
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+"""A file of weights as diffusers names it, with its variant."""
 _PIPELINE_FORMS = "a run folder, the folder or Hub name of a saved LDMAEPipeline, or pretrained:NAME"
 
 
@@ -184,7 +186,8 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
             index = LDMAEPipeline.load_config(where)
         _refuse_foreign_parts(index, source)
     with _explained(f"the pipeline {source}", expected):
-        parts = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
+        parts: dict[str, Any] = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
+        parts |= _only_variant(folder / "transformer")
         pipeline = LDMAEPipeline.from_pretrained(where, local_files_only=folder.exists(), **parts)
     for part in (pipeline.transformer, pipeline.vae):
         _check_weights(part, source)
@@ -340,13 +343,21 @@ def load_model(kind: Any, source: str | Path, **arguments: Any) -> Any:
         f"the {kind.__name__} in {source}",
         "Make or fetch it again: a file is missing, damaged, or does not belong to its config.json",
     ):
-        model, found = kind.from_pretrained(source, output_loading_info=True, **arguments)
+        variant = _only_variant(Path(source) / arguments.get("subfolder", ""))
+        model, found = kind.from_pretrained(source, output_loading_info=True, **variant, **arguments)
     model.eval()
     _check_weights(model, source)
     if lacking := [name for name, _ in model.named_buffers() if name in found["missing_keys"]]:
         # tables and statistics, which diffusers leaves as an untrained model has them
         raise UserError(f"the {kind.__name__} in {source} lacks {', '.join(lacking)}; download it again")
     return model
+
+
+def _only_variant(folder: Path) -> dict[str, str]:
+    """Returns the `variant` for diffusers to load, such as fp16, where a folder has weights of no other."""
+    names = (_WEIGHTS.fullmatch(path.name) for path in folder.glob("diffusion_pytorch_model*"))
+    found = {name[1] for name in names if name}
+    return {"variant": found.pop()} if len(found) == 1 and None not in found else {}
 
 
 @contextlib.contextmanager

@@ -215,6 +215,14 @@ def test_image_size_that_is_no_multiple_of_the_patch_size_is_refused(height, wid
         tiny().encode(images(1, height, width))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 16), (1, 5, 4, 4), (3, 4, 4)])
+def test_latents_of_another_shape_are_refused(shape):
+    with pytest.raises(UserError, match=r"latents are \(B, 3, h, w\) here, as encode gives them, got \("):
+        tiny().decode(torch.zeros(shape))
+    with pytest.raises(UserError, match=r"latents are \(B, 3, V\) here"):
+        tiny().decode(torch.zeros(2, 5, 4), visible_indices=VISIBLE)
+
+
 def test_images_of_other_channels_are_refused():
     with pytest.raises(UserError, match=r"\(B, 3, H, W\), got \(1, 1, 16, 16\)"):
         tiny().encode(torch.zeros(1, 1, 16, 16))

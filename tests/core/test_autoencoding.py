@@ -15,6 +15,7 @@ from torch import nn
 from ldmae.contracts import Autoencoder
 from ldmae.core.autoencoding import (
     decode,
+    denormalised,
     encode_moments,
     normalised,
     placement,
@@ -23,7 +24,7 @@ from ldmae.core.autoencoding import (
 )
 from ldmae.core.errors import UserError
 
-from .tiny import IMAGES, THERE, tiny, tiny_kl, tiny_rae, tiny_vmae
+from .tiny import CONSISTENCY, IMAGES, THERE, tiny, tiny_kl, tiny_rae, tiny_vmae
 
 # ---- the classes of diffusers, and ours
 
@@ -117,7 +118,7 @@ def test_an_rae_gets_images_in_zero_to_one_and_normalises_once():
     latent = model.encode((IMAGES + 1) / 2).latent
     torch.testing.assert_close(mean, latent)
     assert logvar is None
-    assert normalised(model, mean) is mean
+    assert torch.equal(normalised(model, mean), mean)
     expected = (model.decode(latent).sample * 2 - 1).clamp(-1, 1)
     torch.testing.assert_close(reconstruct(model, IMAGES), expected)
 
@@ -311,6 +312,9 @@ def test_the_statistics_of_flux_2_are_those_of_patches_of_cells():
     patches = rearrange(LATENTS, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)  # as its pipeline does it
     expected = rearrange(model.bn(patches), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
     torch.testing.assert_close(normalised(model, LATENTS), expected)
+    for change in (normalised, denormalised):
+        with pytest.raises(UserError, match=r"patches of 2 x 2 cells, got 3 x 4 cells; .* a multiple of 4$"):
+            change(model, torch.zeros(1, 4, 3, 4))
 
 
 def test_classes_that_are_named_in_tests_are_there():
@@ -380,17 +384,7 @@ def test_a_decoder_that_draws_noise_gets_the_generator():
 
 def test_a_consistency_decoder_without_a_generator_gives_each_image_the_same_noise_in_any_batch():
     torch.manual_seed(0)
-    model = ConsistencyDecoderVAE(
-        encoder_block_out_channels=(4,),
-        encoder_down_block_types=("DownEncoderBlock2D",),
-        encoder_norm_num_groups=2,
-        encoder_layers_per_block=1,
-        decoder_block_out_channels=(8, 8),
-        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
-        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
-        decoder_layers_per_block=1,
-        decoder_norm_num_groups=2,
-    ).eval()
+    model = ConsistencyDecoderVAE(**CONSISTENCY).eval()
     latents = torch.ones(1, 4, 8, 8)
     alone = decode(model, latents)
     torch.testing.assert_close(decode(model, latents.repeat(2, 1, 1, 1)), alone.repeat(2, 1, 1, 1))
@@ -411,6 +405,7 @@ def test_an_autoencoder_of_sound_or_videos_is_named_as_one():
             {"encoder_channels": 8, "encoder_transformer_depths": [1], "dim_heads": 8},
         ),
         ("AutoencoderKLCogVideoX", "videos", {"block_out_channels": (4, 4, 4, 4), "norm_num_groups": 2}),
+        ("AutoencoderKLTemporalDecoder", "videos", {"block_out_channels": (32,)}),
     ):
         kind = getattr(diffusers, name, None)
         if kind is not None:

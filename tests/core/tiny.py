@@ -70,6 +70,19 @@ DIFFUSERS = {
 }
 """Tiny models of every 2-D autoencoder class, of two stages; those that this diffusers lacks are left out."""
 
+CONSISTENCY = {
+    "encoder_block_out_channels": (4,),
+    "encoder_down_block_types": ("DownEncoderBlock2D",),
+    "encoder_norm_num_groups": 2,
+    "encoder_layers_per_block": 1,
+    "decoder_block_out_channels": (8, 8),
+    "decoder_down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+    "decoder_up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+    "decoder_layers_per_block": 1,
+    "decoder_norm_num_groups": 2,
+}
+"""A tiny ConsistencyDecoderVAE, which has no module of its own that is its decoder."""
+
 THERE = [name for name in DIFFUSERS if hasattr(diffusers, name)]
 
 

@@ -568,6 +568,7 @@ def test_a_transformer_that_overflows_raises_also_where_latents_are_asked_for():
         ([1], {"timestep_shift": -1.0}, "timestep_shift"),
         ([1], {"output_type": "pill"}, "did you mean 'pil'"),
         ([1], {"callback_on_step_end_tensor_inputs": ["velocity"]}, "callback_on_step_end_tensor_inputs"),
+        ([1], {"callback_on_step_end_tensor_inputs": "velocity"}, "tensor_inputs 'velocity'"),
         ([1, 2], {"generator": [torch.Generator()]}, "one for each image, got 1 for 2"),
         ([1, 2], {"generator": (torch.Generator(),)}, "one for each image, got 1 for 2"),
         ([1], {"generator": 5}, r"got 5; make one of a seed with torch\.Generator\(\)\.manual_seed"),
@@ -582,7 +583,8 @@ def test_a_transformer_that_overflows_raises_also_where_latents_are_asked_for():
         ([1], {"num_inference_steps": 10**15}, "to 1,000,000, got"),
         ([1], {"timestep_shift": float("nan")}, "timestep_shift must be a finite number"),
         ([1], {"timestep_shift": float("inf")}, "timestep_shift must be a finite number"),
-        ([1], {"timestep_shift": 1e-320}, "timestep_shift must be 0 or at least 1e-06"),
+        ([1], {"timestep_shift": 1e-320}, "timestep_shift must be 0 or from 1e-06 to 1e\\+06"),
+        ([1], {"timestep_shift": 1e9}, "timestep_shift must be 0 or from"),
         ([1], {"latents": torch.full((1, 4, 4, 4), float("nan"))}, "latents hold NaN"),
         ([1], {"latents": np.zeros((1, 4, 4, 4))}, "got ndarray"),
     ],
@@ -590,6 +592,27 @@ def test_a_transformer_that_overflows_raises_also_where_latents_are_asked_for():
 def test_mistakes_are_named(labels, options, message):
     with pytest.raises(UserError, match=message):
         pipeline(id2label=NAMES)(labels, **{"num_inference_steps": 1, **options})
+
+
+@pytest.mark.parametrize("number", [2, 3, 99, -1])
+def test_a_name_of_a_class_that_the_transformer_lacks_is_refused(number):
+    transformer = tiny_transformer(num_classes=2)  # 2 is its null class
+    with pytest.raises(UserError, match=f"class label {number} is out of range; this model knows classes 0"):
+        pipeline(transformer=transformer, id2label={number: "cat"})("cat", num_inference_steps=1)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], {"x": "cat"}])
+def test_names_of_another_form_are_refused(names):
+    with pytest.raises(UserError, match="id2label must be a dictionary from class numbers to names"):
+        pipeline(id2label=names)
+
+
+def test_a_callback_may_return_nothing():
+    seen = []
+    pipe = pipeline()
+    made = sampled(pipe, callback_on_step_end=lambda pipe, i, timestep, tensors: seen.append(i))
+    assert seen
+    torch.testing.assert_close(made, sampled(pipe))
 
 
 def test_names_without_a_list_of_names_are_refused():
@@ -616,6 +639,8 @@ def test_parts_that_do_not_fit_are_refused():
         pipeline(latents_mean=MEAN)
     with pytest.raises(UserError, match="latents_mean has 3 numbers for 4 channels"):
         pipeline(latents_mean=MEAN[:3], latents_std=STD[:3])([1])
+    with pytest.raises(UserError, match="latents_std has 3 numbers for 4 channels"):
+        pipeline(latents_mean=MEAN, latents_std=STD[:3])([1])
 
 
 def test_a_failed_call_leaves_the_scheduler_as_it_was():

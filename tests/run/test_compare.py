@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,22 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from ldmae.config import load_config, preset_names
+from ldmae.config import load_config, preset_names, save_config
 from ldmae.config import plain as plain_settings
 from ldmae.config.autoencoder import KINDS
 from ldmae.config.schema import _TRAINED, ABLATION
 from ldmae.config.variants import VARIANTS
 from ldmae.core.errors import UserError
-from ldmae.core.provenance import changed
+from ldmae.core.provenance import Records, changed
 from ldmae.report.comparison import render_comparison
+from ldmae.run.commands import evaluate_run, run_all, run_stages
 from ldmae.run.comparison import compare
-from ldmae.run.comparison_plan import _unit_changes, chosen_units, plan_comparison
+from ldmae.run.comparison_plan import _unit_changes, chosen_units, describe_comparison, plan_comparison
+from ldmae.run.external_metrics import evaluate_with
+from ldmae.run.flatness import train_diffusion_with_curve
+from ldmae.run.plan import describe_plan
+from ldmae.run.real_images import trained_images
+from ldmae.run.schedule import open_run
 from ldmae.run.trainings import training_steps
 
 from ..drawings import leave_blank
@@ -397,27 +404,110 @@ def test_unit_of_other_settings_is_named_with_what_changed(made, tmp_path):
         )
 
 
-def test_a_unit_s_diffusion_model_is_trained_again_on_the_same_latents(made, tmp_path):
+def test_a_unit_s_diffusion_model_is_trained_again_on_the_same_latents(made, tmp_path, monkeypatch):
     shutil.copytree(made / "runs", tmp_path / "runs")
     run, old = (folder / "runs" / "vmae" / "seed-3" for folder in (tmp_path, made))
     settings = [*TINY, "diffusion.training.optimizer.learning_rate=0.3"]
     call = functools.partial(
-        compare, str(made / "tiny.yaml"), settings, tmp_path / "runs", tmp_path / "results", ["vmae"]
+        compare, str(made / "tiny.yaml"), settings, tmp_path / "runs", tmp_path / "results"
     )
     with pytest.raises(UserError, match=r"learning_rate: \S+ -> 0\.3\. .*--restart diffusion"):
-        call()
+        call(["vmae"])
     with pytest.raises(UserError, match=r"no stage 'autoencoder\.baseline' in this run"):
-        call(restart="autoencoder.baseline")  # before the first unit, of whichever the stage would be
+        call(["vmae"], restart="autoencoder.baseline")  # before the first unit
     (run / "measured.json").write_text('{"source": "as an older version wrote it"}')
     with pytest.raises(UserError, match=r"measured\.json was written by another version"):
-        call(restart="diffusion")
+        call(["vmae"], restart="diffusion")
     shutil.copy(old / "measured.json", run)
-    call(restart="diffusion")
+    with monkeypatch.context() as patch:  # a kill after the stage was forgotten
+        patch.setattr("ldmae.run.comparison.make_unit", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            call(["vmae-mse", "vmae"], restart="diffusion")
+    for name in ("vmae", "vmae-mse"):
+        assert "diffusion" not in Records(tmp_path / "runs" / name / "seed-3").stages
+    call(["vmae"])  # it resumes without --restart
     for path in (old / "latents").glob("*.safetensors"):
         assert (run / "latents" / path.name).read_bytes() == path.read_bytes()
     points, before = (json.loads((folder / "kid_curve.json").read_text()) for folder in (run, old))
     for new, past in zip(points, before, strict=True):
         assert (new["step"], new["value"] != past["value"]) == (past["step"], True)
+
+
+def test_restarting_what_is_finished_says_that_it_stays(made, tmp_path, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(made / "results", results)
+    call = functools.partial(compare, str(made / "tiny.yaml"), TINY, tmp_path / "runs", results, ["vmae"])
+    with pytest.raises(UserError, match=r"no stage 'diffusoin' in this run; did you mean 'diffusion'"):
+        call(restart="diffusoin")
+    call(restart="diffusion")
+    assert "--restart diffusion: finished units stay as they are: vmae seed 3" in capsys.readouterr().err
+
+
+def test_images_that_change_after_the_comparison_began_are_not_mixed_with_those_before(
+    made, tmp_path, monkeypatch
+):
+    for name in ("results", "runs"):
+        shutil.copytree(made / name, tmp_path / name)
+    shutil.rmtree(tmp_path / "results" / "units" / "sd-vae")
+    path = tmp_path / "results" / "units" / "vmae" / "seed-3" / "unit.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["data"]["fingerprint"], "other"))
+    monkeypatch.setattr("ldmae.run.comparison._refuse_other_images", lambda *_: None)  # so far all is well
+    with pytest.raises(UserError, match=r"vmae/seed-3: made of other images than .*pictures holds now"):
+        compare(str(made / "tiny.yaml"), TINY, tmp_path / "runs", tmp_path / "results")
+    run = tmp_path / "runs" / "vmae" / "seed-3"
+    config = load_config(str(run / "config.yaml"))
+    assert trained_images(str(run), config, tmp_path) is not None
+    described = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(described | {"fingerprint": "other"}))
+    with pytest.raises(UserError, match=r"pictures does not hold the images that .*seed-3 was trained on"):
+        trained_images(str(run), config, tmp_path)
+
+
+def test_points_of_other_settings_are_dropped_from_a_curve(made, tmp_path):
+    shutil.copytree(made / "runs" / "vmae" / "seed-3", tmp_path / "run")
+    path = tmp_path / "run" / "kid_curve.json"
+    before = json.loads(path.read_text())
+    units, _ = plan_comparison(str(made / "tiny.yaml"), TINY)
+    unit = next(unit for unit in units if unit.name == "vmae")
+    train_diffusion_with_curve(open_run(unit.config, tmp_path / "run"))
+    assert json.loads(path.read_text()) == before
+    more = unit.config.replace(comparison=unit.config.comparison.replace(checkpoint_samples=12))
+    train_diffusion_with_curve(open_run(more, tmp_path / "run"))
+    (last,) = json.loads(path.read_text())
+    assert last["step"] == 3
+    assert last["made_of"] != before[-1]["made_of"]
+
+
+def test_a_run_and_a_comparison_do_not_share_a_folder(made, tmp_path):
+    shutil.copytree(made / "results", tmp_path / "mine" / "results")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    config = load_config(str(made / "tiny.yaml"), TINY)
+    told = "mine holds a comparison's results, which this would replace; name another folder with --out"
+    for call in (
+        lambda: run_all(config, tmp_path / "mine", "evaluation"),
+        lambda: run_stages(config, tmp_path / "mine", "autoencoder"),
+        lambda: evaluate_run(config, tmp_path / "mine"),
+        lambda: describe_plan(config, tmp_path / "mine"),
+        lambda: evaluate_with("pretrained:emoji", ["evaluation.images=10"], tmp_path / "mine", ["probe"]),
+    ):
+        with pytest.raises(UserError, match=told):
+            call()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(config, run / "config.yaml")
+    for folder, results in ((run, tmp_path / "other"), (tmp_path / "other", run / "results")):
+        with pytest.raises(UserError, match=r"run is the folder of a run; name another one with --(out|res)"):
+            compare(str(made / "tiny.yaml"), TINY, folder, results)
+
+
+def test_the_dry_run_says_which_units_are_finished_and_which_would_be_refused(made):
+    text = describe_comparison(str(made / "tiny.yaml"), TINY, made / "results")
+    assert text.count(" steps), finished\n") == 3
+    text = describe_comparison(str(made / "tiny.yaml"), TINY, made / "nowhere")
+    assert "finished" not in text
+    with pytest.raises(UserError, match=r"made with other settings: steps\.diffusion: 3 -> 8"):
+        describe_comparison(str(made / "tiny.yaml"), [*TINY, "diffusion.training.steps=8"], made / "results")
 
 
 def test_an_autoencoder_of_ones_own_is_compared_and_shown(made, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from ldmae.core.provenance import Records
 from ldmae.loading import load_autoencoder
 from ldmae.run import decoder_config, describe_change, describe_decoder, run_stages
 
-from ..core.tiny import tiny, tiny_vmae
+from ..core.tiny import CONSISTENCY, tiny, tiny_vmae
 
 IMAGES = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 FEW = (
@@ -161,6 +161,7 @@ def test_the_dry_run_counts_the_decoder_and_times_it(pictures, tmp_path):
             ["autoencoder.decoder.gradient_checkpointing=true"],
             r"AutoencoderDC has no gradient checkpointing; set autoencoder.decoder.gradient_check",
         ),
+        ("ConsistencyDecoderVAE", [], r"^ConsistencyDecoderVAE has no encoder and decoder of these names"),
         ("own_to_tune:Own", [], r"is of the class Own, of which a run can keep no copy; name an Auto"),
         ("nothing", [], r"there is no .*nothing; expected a run folder"),
     ],
@@ -171,7 +172,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     Path("own_to_tune.py").write_text("from diffusers import AutoencoderKL\nclass Own(AutoencoderKL): pass\n")
     source, folder = Path(name), tmp_path / "run"
-    if hasattr(diffusers, name):
+    if name == "ConsistencyDecoderVAE":
+        saved(diffusers.ConsistencyDecoderVAE(**CONSISTENCY), source)
+    elif hasattr(diffusers, name):
         saved(tiny(name), source)
     with pytest.raises(UserError, match=message):
         tune(str(source), folder, pictures, *changes)

@@ -141,6 +141,9 @@ def test_the_shape_is_the_source_s_and_a_setting_that_contradicts_it_is_refused(
             r"do not divide the latent grid of 7 x 7; set image_size",
         ),
         (["diffusion.lora.rank=4"], "adapts weights that exist; set diffusion.init"),
+        (["diffusion.init={source}", "diffusion.lora.targets=[attn.qkv]"], "are for an adapter; set diff"),
+        (["diffusion.lora.alpha=8"], "are for an adapter; set diffusion.lora.rank=16, or omit them"),
+        (["sampling.timestep_shift=1e-9"], "timestep_shift must be 0 or at least 1e-06, got 1e-09"),
         (["diffusion.init={source}", "diffusion.kind=my_models:Mine"], "is for a LightningDiT"),
     ],
 )

@@ -292,15 +292,16 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
             `sample`, images (B, 3, h·p, w·p), about in [-1, 1], not clamped.
 
         Raises:
-            UserError: a part of the patches for a model without mask token.
+            UserError: latents of another shape, or a part of the patches for a model without mask token.
         """
-        if visible_indices is None:
-            assert z.ndim == 4, (
-                f"latents are (B, C, h, w), or (B, C, V) with visible_indices; got {tuple(z.shape)}"
+        channels, sides = self.config["latent_channels"], "h, w" if visible_indices is None else "V"
+        if z.ndim != (4 if visible_indices is None else 3) or z.shape[1] != channels:
+            raise UserError(
+                f"latents are (B, {channels}, {sides}) here, as encode gives them, got {tuple(z.shape)}"
             )
+        if visible_indices is None:
             grid = (z.shape[2], z.shape[3])
         else:
-            assert z.ndim == 3, f"latents with visible_indices are (B, C, V), got {tuple(z.shape)}"
             assert visible_indices.shape == (z.shape[0], z.shape[2]), "visible_indices is (B, V)"
             grid = grid or self._own_grid()
             if self.mask_token is None:

@@ -159,10 +159,10 @@ def _compare(
     """
     _, folder = resolve(preset, overrides, out)
     runs = open_runs()
-    if dry_run:
-        say(runs.describe_comparison(preset, overrides or [], only, seed, restart))
-        return
     results = results or folder / "results"
+    if dry_run:
+        say(runs.describe_comparison(preset, overrides or [], results, only, seed, restart))
+        return
     runs.compare(preset, overrides or [], folder, results, only, seed, ["ldmae", *sys.argv[1:]], restart)
     say(f"report: {results / 'comparison.html'}\ntables: {results / 'tables.md'}")
 

@@ -125,6 +125,10 @@ class DiffusionConfig(Settings):
             raise ValueError(
                 "lora.rank adapts weights that exist; set diffusion.init, or diffusion.lora.rank=0"
             )
+        if not self.lora.rank and self.lora != LoraConfig():
+            raise ValueError(
+                "lora.alpha and lora.targets are for an adapter; set diffusion.lora.rank=16, or omit them"
+            )
         if self.init is not None and self.other_kind is not None:
             raise ValueError(f"init is for a LightningDiT, not for kind={self.kind}; omit one of the two")
         return self
@@ -160,3 +164,9 @@ class SamplingConfig(Settings):
     """Images generated at once on each process."""
     seed: Seed = 0
     """Of the noise; each image has its own from it."""
+
+    @model_validator(mode="after")
+    def _shift_leaves_times(self) -> Self:
+        if self.timestep_shift and self.timestep_shift < 1e-6:
+            raise ValueError(f"timestep_shift must be 0 or at least 1e-06, got {self.timestep_shift}")
+        return self

@@ -5,7 +5,7 @@ takes what `encode` gave. Latents that are handed around are RAW: as `encode` gi
 `normalised` makes of them what a diffusion model sees.
 """
 
-# B batch, C latent channels, h w latent grid, H W image, p patch of latent cells, side p
+# B batch, C latent channels, h w latent grid, H W image, p side of a patch of latent cells
 
 from __future__ import annotations
 
@@ -185,36 +185,40 @@ def normalised(autoencoder: Any, latents: Tensor) -> Tensor:
     Args:
         autoencoder: any; without a config its latents are taken as they are.
         latents: (B, C, h, w), as `encode_moments` gives them.
+
+    Raises:
+        UserError: the patches do not divide the latent grid.
     """
-    if _is_kind(autoencoder, "AutoencoderRAE"):
-        return latents
-    if _is_kind(autoencoder, "AutoencoderKLFlux2"):
-        p, bn = setting(autoencoder, "patch_size")[0], autoencoder.bn
-        patches = F.pixel_unshuffle(latents, p)  # (B, C·p·p, h/p, w/p)
-        mean, variance = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
-        return F.pixel_shuffle((patches - mean) / (variance + bn.eps).sqrt(), p)
-    scale = setting(autoencoder, "scaling_factor") or 1.0
-    mean, std = (setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
-    if mean is None or std is None:
-        return (latents - (setting(autoencoder, "shift_factor") or 0.0)) * scale
-    mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
+    mean, std, scale = _statistics(autoencoder, latents)
     return (latents - mean) / std * scale
 
 
 def denormalised(autoencoder: Any, latents: Tensor) -> Tensor:
     """Returns the raw latents of what a diffusion model sees, (B, C, h, w): the inverse of `normalised`."""
-    if _is_kind(autoencoder, "AutoencoderRAE"):
-        return latents
-    if _is_kind(autoencoder, "AutoencoderKLFlux2"):
-        p, bn = setting(autoencoder, "patch_size")[0], autoencoder.bn
-        mean, variance = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
-        return F.pixel_shuffle(F.pixel_unshuffle(latents, p) * (variance + bn.eps).sqrt() + mean, p)
-    scale = setting(autoencoder, "scaling_factor") or 1.0
-    mean, std = (setting(autoencoder, name) for name in ("latents_mean", "latents_std"))
-    if mean is None or std is None:
-        return latents / scale + (setting(autoencoder, "shift_factor") or 0.0)
-    mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in (mean, std))
+    mean, std, scale = _statistics(autoencoder, latents)
     return latents * std / scale + mean
+
+
+def _statistics(autoencoder: Any, latents: Tensor) -> tuple[Any, Any, float]:
+    """Returns mean, standard deviation and factor of `normalised`: numbers, (1, C, 1, 1) or (1, C, h, w)."""
+    if _is_kind(autoencoder, "AutoencoderRAE"):
+        return 0.0, 1.0, 1.0
+    if _is_kind(autoencoder, "AutoencoderKLFlux2"):
+        p, bn, (h, w) = setting(autoencoder, "patch_size")[0], autoencoder.bn, latents.shape[-2:]
+        if h % p or w % p:
+            raise UserError(
+                f"the latents of {_name(autoencoder)} are normalised in patches of {p} x {p} cells, got "
+                f"{h} x {w} cells; give image_size a multiple of {p * (size_multiple(autoencoder) or 1)}"
+            )
+        found = (t.to(latents).reshape(1, -1, 1, 1) for t in (bn.running_mean, bn.running_var))
+        mean, variance = (F.pixel_shuffle(t.expand(-1, -1, h // p, w // p), p) for t in found)
+        return mean, (variance + bn.eps).sqrt(), 1.0
+    scale = setting(autoencoder, "scaling_factor") or 1.0
+    found = [setting(autoencoder, name) for name in ("latents_mean", "latents_std")]
+    if None in found:
+        return setting(autoencoder, "shift_factor") or 0.0, 1.0, scale
+    mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in found)
+    return mean, std, scale
 
 
 def decoder_modules(autoencoder: Any) -> list[torch.nn.Module]:
@@ -252,16 +256,13 @@ def size_multiple(autoencoder: Any) -> int | None:
     return patch if isinstance(patch, int) else None
 
 
-# ---------------------------------------------------------------------------------------- what it takes
-
-
 def _check_images(autoencoder: Any, images: Tensor) -> None:
     """Raises a UserError for images that a known autoencoder would not take, or not give back as large."""
     assert images.ndim == 4, f"images are (B, 3, H, W), got {tuple(images.shape)}"
     size, name = f"{images.shape[-2]}x{images.shape[-1]}", _name(autoencoder)
     if _is_known(autoencoder):
         for medium, names in _OTHER_MEDIA.items():
-            if any(setting(autoencoder, entry) is not None for entry in names):
+            if name in names or any(setting(autoencoder, entry) is not None for entry in names):
                 raise UserError(
                     f"{name} is an autoencoder of {medium}; name one of images, such as an AutoencoderKL"
                 )
@@ -296,9 +297,10 @@ _OTHER_MEDIA = {
         "temporal_expansions",
         "spatio_temporal_scaling",
         "temporal_compress_times",
+        "AutoencoderKLTemporalDecoder",
     ),
 }
-"""Entries of a diffusers autoencoder's config that tell what it is of."""
+"""Entries of a diffusers autoencoder's config that tell what it is of; a class whose config has none."""
 
 
 @contextlib.contextmanager
@@ -338,9 +340,6 @@ def setting(autoencoder: Any, name: str) -> Any:
     """Returns an entry of an autoencoder's config; None where it has none, or no config."""
     config = getattr(autoencoder, "config", None)
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-
-
-# --------------------------------------------------------------------------------------- what it returns
 
 
 def _moments(output: Any) -> tuple[Tensor, Tensor | None] | None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ldmae.core.errors import UserError
 
-_SMALLEST_SHIFT = 1e-6
-"""Below it the shifted times are all the same in float32."""
+_SHIFTS = (1e-6, 1e6)
+"""Outside of them the shifted times are all the same in float32."""
 
 
 def number(name: str, value: Any, usual: str) -> float:
@@ -65,14 +65,15 @@ def timestep_shift(value: Any) -> float | None:
     """Returns the time shift s; None: the scheduler's own.
 
     Raises:
-        UserError: it is negative, or so small that no times would be left.
+        UserError: it is negative, or so small or large that no times would be left.
     """
     if value is None:
         return None
     usual = "0.3 is usual; 0 and 1 turn it off"
     shift = number("timestep_shift", value, usual)
-    if shift < 0 or 0 < shift < _SMALLEST_SHIFT:
-        raise UserError(f"timestep_shift must be 0 or at least {_SMALLEST_SHIFT:g}, got {value!r}; {usual}")
+    least, most = _SHIFTS
+    if shift and not least <= shift <= most:
+        raise UserError(f"timestep_shift must be 0 or from {least:g} to {most:g}, got {value!r}; {usual}")
     return shift
 
 
@@ -97,6 +98,22 @@ def generators(value: Any, batch: int) -> torch.Generator | list[torch.Generator
             "labels; give as many, or a single generator"
         )
     return several
+
+
+def names_by_number(id2label: Any) -> dict[int, str] | None:
+    """Returns the names of the classes by number; JSON turns the numbers into strings.
+
+    Raises:
+        UserError: it is no dictionary, or a key is no number.
+    """
+    if id2label is None:
+        return None
+    try:
+        return {int(key): str(name) for key, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"id2label must be a dictionary from class numbers to names, {{0: 'cat', …}}, got {id2label!r}"
+        ) from error
 
 
 def flattened(labels: Any) -> Iterator[Any]:

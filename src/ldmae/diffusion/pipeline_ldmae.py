@@ -81,8 +81,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         if not isinstance(plain_module(vae), ModelMixin):
             vae = OwnAutoencoder(vae)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        # JSON turns the numbers into strings, which a loaded pipeline hands in again
-        names = None if id2label is None else {int(key): str(name) for key, name in id2label.items()}
+        names = arguments.names_by_number(id2label)
         self.register_to_config(
             id2label=names, latents_mean=_as_floats(latents_mean), latents_std=_as_floats(latents_std)
         )
@@ -150,7 +149,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 float32 in [0, 1]) or `latent` ((B, C, h, w) float32, normalised).
             return_dict: return an object with `images` instead of a tuple.
             callback_on_step_end: called as `callback(pipe, i, timestep, tensors)` after each evaluation; the
-                tensors that it returns replace the pipeline's.
+                tensors that it returns, if any, replace the pipeline's.
             callback_on_step_end_tensor_inputs: names of the tensors it is given; only `latents`.
 
         Returns:
@@ -170,7 +169,8 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         shift = arguments.timestep_shift(timestep_shift)
         noises = arguments.generators(generator, len(labels))
         guided_channels = self._guided_channels(guidance_channels)
-        for name in callback_on_step_end_tensor_inputs or ():
+        wanted = callback_on_step_end_tensor_inputs or ()
+        for name in [wanted] if isinstance(wanted, str) else wanted:
             kind = "tensor for callback_on_step_end_tensor_inputs"
             check_known(kind, name, self._callback_tensor_inputs, "the pipeline")
         self._guidance_scale = arguments.number("guidance_scale", guidance_scale, "1 is none")
@@ -206,7 +206,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 x = self.scheduler.step(-velocity, timestep, x, generator=noises, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                    tensors = callback_on_step_end(self, i, timestep, tensors)
+                    tensors = callback_on_step_end(self, i, timestep, tensors) or {}
                     x = tensors.pop("latents", x)
                 bar.update()
 
@@ -298,7 +298,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             ids = self._ids_by_name[label]
             if len(ids) > 1:
                 raise UserError(f"class name {label!r} stands for classes {ids}; give one of these numbers")
-            return ids[0]
+            label = ids[0]
         if isinstance(label, str) and not label.isdecimal():
             if not self._ids_by_name:
                 raise UserError(
@@ -334,11 +334,12 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 f"the autoencoder's latents have {own} channels, the transformer's {channels}; "
                 "take the autoencoder that the transformer was trained with"
             )
-        mean = self.config["latents_mean"] or setting(self.vae, "latents_mean")
-        if mean is not None and len(mean) not in (1, channels):
-            raise UserError(
-                f"latents_mean has {len(mean)} numbers for {channels} channels; give one for each channel"
-            )
+        for name in ("latents_mean", "latents_std"):
+            numbers = self.config[name] or setting(self.vae, name)
+            if numbers is not None and len(numbers) not in (1, channels):
+                raise UserError(
+                    f"{name} has {len(numbers)} numbers for {channels} channels; give one for each channel"
+                )
 
     def _guided_channels(self, channels: Any) -> int | None:
         if channels is None:

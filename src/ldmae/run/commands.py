@@ -6,12 +6,12 @@ from pathlib import Path
 from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import write_json
-from ldmae.core.locks import locked
 from ldmae.core.progress import tell
 from ldmae.evaluation.measuring import named_measurements
 from ldmae.report.run import render_report
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import measure_autoencoder
+from ldmae.run.folders import writing
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, find, open_run, select
 from ldmae.run.stages import stages
@@ -27,7 +27,7 @@ def run_all(config: Config, folder: Path, restart: str | None = None) -> Run:
         UserError: a mistake that the user can fix.
     """
     names = [stage.name for stage in stages(config)]
-    with locked(folder):
+    with writing(folder):
         run = open_run(config, folder, names, restart)
         if run.main:
             if Path(sys.argv[0]).name in ("ldmae", "__main__.py"):
@@ -51,7 +51,7 @@ def run_stages(config: Config, folder: Path, *names: str, restart: str | None = 
             f"this command makes {', '.join(made) or 'nothing'} and not {restart}; start that again with "
             f"`ldmae run PRESET --restart {restart}`"
         )
-    with locked(folder):
+    with writing(folder):
         run = open_run(config, folder, names, restart)
         execute_stages(run, *names)
         run.accelerator.end_training()
@@ -72,7 +72,7 @@ def evaluate_run(config: Config, folder: Path, only: list[str] | None = None) ->
         tell(f"{folder} has no diffusion model yet: only its autoencoder is measured")
     elif only is None or "generation" in only:
         names = ("pipeline", "evaluation")
-    with locked(folder):
+    with writing(folder):
         run = open_run(config, folder, names)
         execute_stages(run, *names)
         measure_autoencoder(run, chosen)

@@ -16,7 +16,7 @@ from ldmae.config import Config, as_dict, load_config, plain
 from ldmae.config.autoencoder import AutoencoderConfig, BaselineConfig, VMAEConfig
 from ldmae.config.schema import ABLATION
 from ldmae.config.variants import Variant, variant
-from ldmae.core.errors import UserError, counted, nearest
+from ldmae.core.errors import UserError, counted, nearest, shortened
 from ldmae.core.files import read_json
 from ldmae.core.flops import count_autoencoder_flops
 from ldmae.core.provenance import changed
@@ -138,18 +138,25 @@ def _match(vmae: VMAEConfig, shape: BaselineConfig | None, size: int, match_flop
 def describe_comparison(
     preset: str,
     overrides: list[str],
+    results: Path,
     only: list[str] | None = None,
     seeds: list[int] | None = None,
     restart: str | None = None,
 ) -> str:
-    """Returns the text of `--dry-run`: each unit with its steps, and what the autoencoders cost."""
+    """Returns the text of `--dry-run`: each unit with its steps, and what the autoencoders cost.
+
+    Raises:
+        UserError: a setting is wrong, or a unit in `results` was made with other settings.
+    """
     units, matching = plan_comparison(preset, overrides)
     units, lines = chosen_units(units, only, seeds), list[str]()
     for unit in units:
         if restart is not None:
             find(stages(unit.config), restart)
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
-        lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps)")
+        refuse_changes(unit, results)
+        done = ", finished" if (results / "units" / unit.place / "unit.json").exists() else ""
+        lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps){done}")
     lines.append(f"{counted(len(units), 'unit')}, each an autoencoder with its diffusion model at a seed")
     return "\n".join([*lines, *cost_lines(matching, units[0].config.image_size)])
 
@@ -217,6 +224,22 @@ def chosen_units(units: list[Unit], only: list[str] | None, seeds: list[int] | N
                 f"it to comparison.{'ablation_seeds' if name in ABLATION else 'seeds'}"
             )
     return chosen
+
+
+def refuse_other_images(unit: Unit, images: str, results: Path) -> list[str]:
+    """Raises a UserError where finished units are of other images; returns those that record none.
+
+    `images` is the fingerprint of those that the settings name now.
+    """
+    paths = sorted((results / "units").glob("*/*/unit.json"))
+    data = {str(path.parent): read_json(path, dict).get("data") for path in paths}
+    known = {place: of.get("fingerprint") if isinstance(of, dict) else None for place, of in data.items()}
+    if others := [place for place, fingerprint in known.items() if fingerprint not in (None, images)]:
+        raise UserError(
+            f"{shortened(others)}: made of other images than {unit.config.data.source} holds now. Put those "
+            "back, name another folder with --results (and --out), or delete these to make them again"
+        )
+    return [place for place, fingerprint in known.items() if fingerprint is None]
 
 
 def refuse_changes(unit: Unit, results: Path) -> None:

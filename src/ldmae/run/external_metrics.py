@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldmae.core.locks import locked
 from ldmae.core.provenance import Record, read_record, refuse_others, write_record
 from ldmae.evaluation.measuring import measure, named_measurements
 from ldmae.evaluation.subject import Subject
@@ -15,6 +14,7 @@ from ldmae.loading import is_shipped
 from ldmae.report.run import render_report
 from ldmae.run.external import names_data, open_autoencoder
 from ldmae.run.external_samples import MEASURED, evaluate_samples
+from ldmae.run.folders import writing
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import images_fingerprint
 from ldmae.run.threads import encoding, settle_alone
@@ -49,7 +49,7 @@ def evaluate_with(
     whole = is_shipped(source) and not names_data(overrides)
     own = named_measurements(only, ("generation",) if whole else ())
     autoencoder, config, trained_on = open_autoencoder(source, overrides, allow_code)
-    with locked(folder):
+    with writing(folder):
         accelerator = open_accelerator(config, folder)
         of = {"autoencoder": source, "data": config.data.source, "image_size": config.image_size}
         _recorded(folder, of, {})

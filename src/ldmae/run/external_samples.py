@@ -10,13 +10,13 @@ from pathlib import Path
 from ldmae.config import Config, as_dict, load_config
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError
-from ldmae.core.locks import locked
 from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.results import read_results
 from ldmae.loading import check_source, is_run_folder, refuse_code, settings_of
 from ldmae.perception.features import load_features
 from ldmae.report.run import render_report
+from ldmae.run.folders import writing
 from ldmae.run.judging import features_of, judged, mark_taught, write_copies, write_metrics
 from ldmae.run.opening import open_accelerator
 from ldmae.run.real_images import Trained, other_size, reference_of, trained_images
@@ -67,7 +67,7 @@ def evaluate_samples(
         refuse_code(made_with, load_config(made_with).code, allow_code)
         told = [*vars(config.sampling)]
     _check(source, config, reference, npz, folder)
-    with locked(folder):
+    with writing(folder):
         accelerator, kept = open_accelerator(config, folder), folder / KEPT
         extractors = [load_features(name, accelerator.device) for name in config.evaluation.judges]
         made = (

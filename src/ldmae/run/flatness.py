@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldmae.config import Config
+from ldmae.config import Config, plain
 from ldmae.core.errors import UserError
-from ldmae.core.files import read_json, write_json
+from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import tell
 from ldmae.run.evaluate import measure_generation
 from ldmae.run.run import Run
@@ -28,11 +28,19 @@ def train_diffusion_with_curve(run: Run) -> None:
     """Trains the diffusion model, and stops at `comparison.checkpoints` to measure KID of a few samples.
 
     Each point is of the averaged weights, as the final model's are. The points go to `kid_curve.json`; they
-    change no weight, for a training that is extended goes on as if it had not stopped.
+    change no weight, for a training that is extended goes on as if it had not stopped. Points that were
+    measured with other settings or images are dropped.
     """
     training, wanted = run.config.diffusion.training, run.config.comparison
+    few = run.config.evaluation.replace(
+        samples=wanted.checkpoint_samples, real_images=wanted.checkpoint_samples, recogniser=False
+    )
+    made_of = fingerprint([json.dumps([plain(few), plain(run.config.sampling)], sort_keys=True), run.images])
     path = run.folder / "kid_curve.json"
     points = read_json(path, list) if path.exists() and run.records.stages.get("diffusion") else []
+    points = [point for point in points if point.get("made_of", made_of) == made_of]
+    if run.main:
+        write_json(path, points)
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))
         record = run.records.stages.get("diffusion")
@@ -43,13 +51,11 @@ def train_diffusion_with_curve(run: Run) -> None:
         config = run.config.replace(diffusion=run.config.diffusion.replace(training=part))
         here = replace(run, config=config, stages=stages(config, run.accelerator.mixed_precision))
         execute_stages(here, "diffusion", "pipeline")
-        few = run.config.evaluation.replace(
-            samples=wanted.checkpoint_samples, real_images=wanted.checkpoint_samples, recogniser=False
-        )
         results = measure_generation(here, few)[0]
         if run.main:
             forget_generated(run.folder / KEPT)
-            points.append({"step": steps, "name": results[0].name, "value": results[0].value})
+            point = {"step": steps, "name": results[0].name, "value": results[0].value, "made_of": made_of}
+            points.append(point)
             write_json(path, points)
             tell(f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}")
         run.accelerator.wait_for_everyone()

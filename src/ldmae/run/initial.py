@@ -12,6 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from ldmae.autoencoders.baselines import FULL_WIDTHS
+from ldmae.autoencoders.decoder_training import freeze_all_but_decoder
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, load_config
 from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
@@ -94,6 +95,7 @@ def with_initial_autoencoder(
         shape: Any = kind.from_config(model.config)
         shape.eval()
         if auto.kind == "decoder":
+            freeze_all_but_decoder(shape)
             reconstruct(shape, torch.zeros(1, 3, config.image_size, config.image_size))
     found = _settings_of(shape)
     if found is None:

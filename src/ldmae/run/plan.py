@@ -18,6 +18,7 @@ from ldmae.contracts import BatchKeys
 from ldmae.diffusion.backbones import build_backbone, patch_size
 from ldmae.diffusion.flow import FlowMatchingObjective
 from ldmae.diffusion.lora import add_adapter
+from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.loading_rate import Reading, describe_loading
 from ldmae.run.run import latent_channels
@@ -160,6 +161,7 @@ def describe_training(plan: _TrainingPlan) -> str:
 
 def describe_plan(config: Config, folder: Path) -> str:
     """Returns the text of `--dry-run`: resolved settings, then a line a training."""
+    refuse_comparison(folder)
     config, initial = with_initial_weights(config, folder)
     lines = [to_yaml(config), f"# run folder: {folder}"]
     plans = plan_trainings(config, initial=initial)

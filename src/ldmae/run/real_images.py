@@ -20,6 +20,7 @@ from ldmae.loading import is_run_folder, settings_of
 from ldmae.perception.features import FeatureExtractor
 from ldmae.run.opening import open_run_images
 from ldmae.run.sample_cache import SampleSet
+from ldmae.run.trained_on import open_images_of
 
 Trained = tuple[ImageSource, ImageSource] | None
 """The images that a model was trained on, and those held out; None where they are not known."""
@@ -64,12 +65,17 @@ def reference_of(
 
 
 def trained_images(source: str, config: Config, folder: Path) -> Trained:
-    """Returns the images that a source was trained on and those held out, where no others are named."""
+    """Returns the images that a source was trained on and those held out, where no others are named.
+
+    Raises:
+        UserError: they are not those that a run was trained on.
+    """
     made_with = settings_of(source)
     if made_with is None or config.data != load_config(made_with).data:
         return None
-    cache = (Path(source) if is_run_folder(source) else folder) / "data"
-    return open_run_images(config.data, cache)[1:]
+    if is_run_folder(source):
+        return open_images_of(Path(source), config.data)
+    return open_run_images(config.data, folder / "data")[1:]
 
 
 def other_size(made: SampleSet, known: Reference) -> str:

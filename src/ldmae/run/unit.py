@@ -14,7 +14,7 @@ from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.locks import locked
 from ldmae.evaluation.results import read_results
 from ldmae.report.data import read_arrays, samples_of
-from ldmae.run.comparison_plan import Matching, Unit
+from ldmae.run.comparison_plan import Matching, Unit, refuse_other_images
 from ldmae.run.estimate import RunEstimate
 from ldmae.run.evaluate import check_evaluation, measure_autoencoder
 from ldmae.run.external_samples import evaluate_samples
@@ -24,14 +24,11 @@ from ldmae.run.schedule import execute_stages, open_run
 from ldmae.run.trainings import training_steps
 
 
-def make_unit(
-    unit: Unit, folder: Path, made: Path, made_by: dict[str, str], matching: Matching, restart: str | None
-) -> None:
+def make_unit(unit: Unit, folder: Path, made: Path, made_by: dict[str, str], matching: Matching) -> None:
     """Trains, samples and measures in a run folder, and keeps what the report needs."""
     with locked(folder):
-        run = open_run(unit.config, folder, restart=restart)
-        if restart is not None and run.main:
-            (folder / "kid_curve.json").unlink(missing_ok=True)  # of the pipeline that there was
+        run = open_run(unit.config, folder)
+        refuse_other_images(unit, run.images, made.parents[2])
         check_evaluation(run)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
         execute_stages(run, "autoencoder", "latents")
@@ -40,8 +37,7 @@ def make_unit(
         began = time.monotonic()
         measure_autoencoder(run)
         execute_stages(run, "report")
-        for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
-            tracker.finish()
+        _finish_trackers(run)
     evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references", allow_code=True)
     if run.main:
         seconds = time.monotonic() - began
@@ -49,6 +45,20 @@ def make_unit(
             np.savez_compressed(temporary / "images.npz", **_images(folder))
             write_json(temporary / "unit.json", made_by | _document(unit, run, seconds, matching))
     run.accelerator.wait_for_everyone()
+
+
+def restart_unit(unit: Unit, folder: Path, stage: str) -> None:
+    """Forgets a stage of a unit that was begun, so that it is made again whenever the unit goes on."""
+    with locked(folder):
+        run = open_run(unit.config, folder, restart=stage)
+        if run.main:
+            (folder / "kid_curve.json").unlink(missing_ok=True)  # of the pipeline that there was
+        _finish_trackers(run)
+
+
+def _finish_trackers(run: Run) -> None:
+    for tracker in run.accelerator.trackers:  # the processes go on together: this is no end of training
+        tracker.finish()
 
 
 def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dict[str, Any]:
