@@ -71,9 +71,8 @@ def timestep_shift(value: Any) -> float | None:
         return None
     usual = "0.3 is usual; 0 and 1 turn it off"
     shift = number("timestep_shift", value, usual)
-    least, most = _SHIFTS
-    if shift and not least <= shift <= most:
-        raise UserError(f"timestep_shift must be 0 or from {least:g} to {most:g}, got {value!r}; {usual}")
+    if shift and not _SHIFTS[0] <= shift <= _SHIFTS[1]:
+        raise UserError(f"timestep_shift must be 0 or from 1e-06 to 1e+06, got {value!r}; {usual}")
     return shift
 
 

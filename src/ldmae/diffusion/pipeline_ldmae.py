@@ -169,10 +169,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         shift = arguments.timestep_shift(timestep_shift)
         noises = arguments.generators(generator, len(labels))
         guided_channels = self._guided_channels(guidance_channels)
-        wanted = callback_on_step_end_tensor_inputs or ()
-        for name in [wanted] if isinstance(wanted, str) else wanted:
-            kind = "tensor for callback_on_step_end_tensor_inputs"
-            check_known(kind, name, self._callback_tensor_inputs, "the pipeline")
+        self._check_callback(callback_on_step_end_tensor_inputs or ())
         self._guidance_scale = arguments.number("guidance_scale", guidance_scale, "1 is none")
         self._check_guidance(self._guidance_scale)
         self._interrupt = False
@@ -340,6 +337,11 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 raise UserError(
                     f"{name} has {len(numbers)} numbers for {channels} channels; give one for each channel"
                 )
+
+    def _check_callback(self, wanted: str | Sequence[str]) -> None:
+        for name in [wanted] if isinstance(wanted, str) else wanted:
+            kind = "tensor for callback_on_step_end_tensor_inputs"
+            check_known(kind, name, self._callback_tensor_inputs, "the pipeline")
 
     def _guided_channels(self, channels: Any) -> int | None:
         if channels is None:
