@@ -14,12 +14,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_512,
-    "public top-level names": 900,
-    "raise UserError": 370,
+    "lines under src/ldmae (.py, .j2, .css)": 32_551,
+    "public top-level names": 904,
+    "raise UserError": 373,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 27_936,
+    "lines of tests": 28_005,
 }
 """None may grow, but by a commit of its own that says why."""
 
