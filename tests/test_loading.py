@@ -97,6 +97,12 @@ def test_weights_of_one_variant_alone_are_loaded(shards, tmp_path):
     assert all(torch.equal(loaded[name], value.float()) for name, value in model.state_dict().items())
     pipeline = tiny_pipeline(vae())
     pipeline.save_pretrained(tmp_path / "pipeline", variant="fp16", **shards)
+    for part in ("vae", "transformer"):  # and where the other part has plain weights
+        mixed = tmp_path / part
+        pipeline.save_pretrained(mixed)
+        shutil.rmtree(mixed / part)
+        shutil.copytree(tmp_path / "pipeline" / part, mixed / part)
+        load_pipeline(str(mixed))
     loaded = load_pipeline(str(tmp_path / "pipeline")).transformer.state_dict()
     assert all(torch.equal(loaded[k], value) for k, value in pipeline.transformer.state_dict().items())
     other = vae()

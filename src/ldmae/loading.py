@@ -187,7 +187,7 @@ def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
         _refuse_foreign_parts(index, source)
     with _explained(f"the pipeline {source}", expected):
         parts: dict[str, Any] = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
-        parts |= _only_variant(folder / "transformer")
+        parts |= _only_variant(folder / "transformer") or _only_variant(folder / "vae")
         pipeline = LDMAEPipeline.from_pretrained(where, local_files_only=folder.exists(), **parts)
     for part in (pipeline.transformer, pipeline.vae):
         _check_weights(part, source)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ConsistencyDecoderVAE, VQModel
@@ -273,6 +274,14 @@ LATENTS = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 )
 def test_shift_scale_and_statistics_are_applied_once(settings, expected):
     torch.testing.assert_close(normalised(tiny_kl(**settings), LATENTS), expected)
+
+
+def test_statistics_of_one_s_own_autoencoder_may_be_arrays():
+    model = Plain()
+    model.config = {"latents_mean": np.array([1.0, 2, 3, 4]), "latents_std": np.full(4, 2.0)}
+    expected = (LATENTS - torch.arange(1.0, 5).view(4, 1, 1)) / 2
+    torch.testing.assert_close(normalised(model, LATENTS), expected)
+    torch.testing.assert_close(denormalised(model, expected), LATENTS)
 
 
 def test_our_pipeline_undoes_the_normalised_form():

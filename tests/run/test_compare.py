@@ -23,8 +23,16 @@ from ldmae.core.provenance import Records, changed
 from ldmae.report.comparison import render_comparison
 from ldmae.run.commands import evaluate_run, run_all, run_stages
 from ldmae.run.comparison import compare
-from ldmae.run.comparison_plan import _unit_changes, chosen_units, describe_comparison, plan_comparison
+from ldmae.run.comparison_plan import (
+    _unit_changes,
+    check_restart,
+    chosen_units,
+    describe_comparison,
+    plan_comparison,
+    refuse_run,
+)
 from ldmae.run.external_metrics import evaluate_with
+from ldmae.run.external_samples import evaluate_samples
 from ldmae.run.flatness import train_diffusion_with_curve
 from ldmae.run.plan import describe_plan
 from ldmae.run.real_images import trained_images
@@ -424,6 +432,7 @@ def test_a_unit_s_diffusion_model_is_trained_again_on_the_same_latents(made, tmp
         with pytest.raises(SystemExit, match="killed"):
             call(["vmae-mse", "vmae"], restart="diffusion")
     for name in ("vmae", "vmae-mse"):
+        assert not (tmp_path / "runs" / name / "seed-3" / "kid_curve.json").exists()
         assert "diffusion" not in Records(tmp_path / "runs" / name / "seed-3").stages
     call(["vmae"])  # it resumes without --restart
     for path in (old / "latents").glob("*.safetensors"):
@@ -439,8 +448,27 @@ def test_restarting_what_is_finished_says_that_it_stays(made, tmp_path, capsys):
     call = functools.partial(compare, str(made / "tiny.yaml"), TINY, tmp_path / "runs", results, ["vmae"])
     with pytest.raises(UserError, match=r"no stage 'diffusoin' in this run; did you mean 'diffusion'"):
         call(restart="diffusoin")
+    with pytest.raises(UserError, match=r"^vmae: no stage 'autoencoder\.baseline' in .*with --only$"):
+        call(restart="autoencoder.baseline")
     call(restart="diffusion")
     assert "--restart diffusion: finished units stay as they are: vmae seed 3" in capsys.readouterr().err
+
+
+def test_a_restart_that_one_unit_refuses_changes_none(made, tmp_path):
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("stages.json")}
+    changes = ["diffusion.training.optimizer.learning_rate=0.3", "autoencoder.tuning.training.batch_size=3"]
+    call = functools.partial(compare, str(made / "tiny.yaml"), [*TINY, *changes], tmp_path / "runs")
+    told = "vmae/seed-3: autoencoder.tuning: refused without --restart autoencoder.tuning .*nothing was rest"
+    with pytest.raises(UserError, match=told):
+        call(tmp_path / "results", restart="diffusion")
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("stages.json")} == before
+    shutil.copytree(made / "results", tmp_path / "results")
+    for name in ("vmae", "vmae-mse"):  # what is finished need not have the stage
+        shutil.rmtree(tmp_path / "results" / "units" / name)
+    changes = ["autoencoder.tuning.training.batch_size=3"]
+    units, _ = plan_comparison(str(made / "tiny.yaml"), [*TINY, *changes])
+    check_restart(units, tmp_path / "results", "autoencoder.tuning")
 
 
 def test_images_that_change_after_the_comparison_began_are_not_mixed_with_those_before(
@@ -460,7 +488,7 @@ def test_images_that_change_after_the_comparison_began_are_not_mixed_with_those_
     described = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps(described | {"fingerprint": "other"}))
     with pytest.raises(UserError, match=r"pictures does not hold the images that .*seed-3 was trained on"):
-        trained_images(str(run), config, tmp_path)
+        evaluate_samples(str(run), [], tmp_path / "out", allow_code=True)
 
 
 def test_points_of_other_settings_are_dropped_from_a_curve(made, tmp_path):
@@ -470,6 +498,12 @@ def test_points_of_other_settings_are_dropped_from_a_curve(made, tmp_path):
     units, _ = plan_comparison(str(made / "tiny.yaml"), TINY)
     unit = next(unit for unit in units if unit.name == "vmae")
     train_diffusion_with_curve(open_run(unit.config, tmp_path / "run"))
+    assert json.loads(path.read_text()) == before
+    other = unit.config.replace(
+        evaluation=unit.config.evaluation.replace(batch_size=3, epsilons=[0.1], pairs=2),
+        sampling=unit.config.sampling.replace(batch_size=3, per_class=2, seed=7),
+    )
+    train_diffusion_with_curve(open_run(other, tmp_path / "run"))  # on which no KID hangs
     assert json.loads(path.read_text()) == before
     more = unit.config.replace(comparison=unit.config.comparison.replace(checkpoint_samples=12))
     train_diffusion_with_curve(open_run(more, tmp_path / "run"))
@@ -496,9 +530,19 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(made, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     save_config(config, run / "config.yaml")
-    for folder, results in ((run, tmp_path / "other"), (tmp_path / "other", run / "results")):
-        with pytest.raises(UserError, match=r"run is the folder of a run; name another one with --(out|res)"):
-            compare(str(made / "tiny.yaml"), TINY, folder, results)
+    refuse_run(run / "results")  # a file of settings that somebody called so
+    (run / "stages.json").write_text("{}")
+    refuse_run(run / "comparison")
+    with pytest.raises(UserError, match=r"results belongs to the run in .*run; name another folder"):
+        compare(str(made / "tiny.yaml"), TINY, run, run / "results")
+
+
+def test_a_folder_is_a_comparison_s_before_its_first_unit_is_finished(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("ldmae.run.unit.execute_stages", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        compare(str(made / "tiny.yaml"), TINY, tmp_path, tmp_path / "results", ["vmae"])
+    with pytest.raises(UserError, match="holds a comparison's results"):
+        run_all(load_config(str(made / "tiny.yaml"), TINY), tmp_path)
 
 
 def test_the_dry_run_says_which_units_are_finished_and_which_would_be_refused(made):

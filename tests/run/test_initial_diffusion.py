@@ -141,8 +141,6 @@ def test_the_shape_is_the_source_s_and_a_setting_that_contradicts_it_is_refused(
             r"do not divide the latent grid of 7 x 7; set image_size",
         ),
         (["diffusion.lora.rank=4"], "adapts weights that exist; set diffusion.init"),
-        (["diffusion.init={source}", "diffusion.lora.targets=[attn.qkv]"], "are for an adapter; set diff"),
-        (["diffusion.lora.alpha=8"], "are for an adapter; set diffusion.lora.rank=16, or omit them"),
         (["sampling.timestep_shift=1e-9"], "timestep_shift must be 0 or at least 1e-06, got 1e-09"),
         (["diffusion.init={source}", "diffusion.kind=my_models:Mine"], "is for a LightningDiT"),
     ],
@@ -155,6 +153,15 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         _with_initial_diffusion(load_config("smoke", written), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_an_adapter_s_alone_is_refused_where_none_is_trained(tmp_path):
+    for setting in ("diffusion.lora.alpha=8", "diffusion.lora.targets=[attn.qkv]"):
+        name = setting.partition("=")[0]
+        with pytest.raises(UserError, match=f"^{name} is for an adapter; set diffusion.lora.rank=16, or om"):
+            resolve("smoke", [setting], tmp_path)
+        resolve("smoke", [setting, "diffusion.lora.rank=0"], tmp_path)  # an adapter's, turned off
+    load_config({"diffusion": {"lora": {"alpha": 8}}})  # a run of an older version
 
 
 @needs_peft

@@ -155,6 +155,9 @@ def test_an_abandoned_training_of_another_autoencoder_keeps_no_run_from_being_pu
     assert (tmp_path / "out" / "model_index.json").is_file()
     with pytest.raises(UserError, match=r"run trains no autoencoder: it takes that of OWNER/NAME"):
         publish(run, tmp_path / "alone", Publication(licence="mit", autoencoder=True))
+    write_stages(run, **dict.fromkeys(STAGES, "absent"))
+    with pytest.raises(UserError, match=r"run is not finished \(nothing is trained yet\); finish it with"):
+        publish(run, tmp_path / "alone", Publication(licence="mit"))
 
 
 def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):

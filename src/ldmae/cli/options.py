@@ -115,10 +115,16 @@ def resolve(preset: str, overrides: list[str] | None, out: Path | None) -> tuple
     from ldmae.config import load_config, typed_settings
 
     config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+    typed = typed_settings(preset, overrides)
+    adapter = (typed.get("diffusion") or {}).get("lora") or {}
+    if adapter and "rank" not in adapter and not config.diffusion.lora.rank:
+        raise UserError(
+            f"diffusion.lora.{next(iter(adapter))} is for an adapter; set diffusion.lora.rank=16, or omit it"
+        )
     if config.autoencoder.init is not None or config.diffusion.init is not None:
         from ldmae.run.initial_diffusion import with_initial_weights
 
-        config, _ = with_initial_weights(config, folder, typed_settings(preset, overrides))
+        config, _ = with_initial_weights(config, folder, typed)
     return config, folder
 
 

@@ -125,10 +125,6 @@ class DiffusionConfig(Settings):
             raise ValueError(
                 "lora.rank adapts weights that exist; set diffusion.init, or diffusion.lora.rank=0"
             )
-        if not self.lora.rank and self.lora != LoraConfig():
-            raise ValueError(
-                "lora.alpha and lora.targets are for an adapter; set diffusion.lora.rank=16, or omit them"
-            )
         if self.init is not None and self.other_kind is not None:
             raise ValueError(f"init is for a LightningDiT, not for kind={self.kind}; omit one of the two")
         return self

@@ -8,23 +8,25 @@ from pathlib import Path
 
 from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import write_json
+from ldmae.core.locks import locked
 from ldmae.core.progress import console, tell
 from ldmae.core.provenance import read_record
-from ldmae.loading import is_run_folder
 from ldmae.report.comparison import render_comparison
 from ldmae.run.comparison_plan import (
     Unit,
+    check_restart,
     chosen_units,
     cost_lines,
+    finished_images,
     plan_comparison,
     refuse_changes,
     refuse_other_images,
+    refuse_run,
 )
 from ldmae.run.external_samples import MEASURED
 from ldmae.run.opening import open_accelerator, open_run_images
 from ldmae.run.run import images_fingerprint
-from ldmae.run.schedule import find
-from ldmae.run.stages import stages
+from ldmae.run.schedule import REFUSED, describe_standings
 from ldmae.run.unit import make_unit, restart_unit
 
 
@@ -51,22 +53,23 @@ def compare(
     """
     units, matching = plan_comparison(preset, overrides)
     chosen = chosen_units(units, only, seeds)
-    _refuse_run(folder, results)
-    done = [unit for unit in chosen if (results / "units" / unit.place / "unit.json").exists()]
+    refuse_run(results)
+    done = [unit for unit in chosen if unit.is_finished(results)]
     for unit in chosen:
         refuse_changes(unit, results)
-        if restart is not None:
-            find(stages(unit.config), restart)
         if unit not in done:
             read_record(folder / unit.place / MEASURED)  # what can't be read is refused now
+    check_restart(chosen, results, restart)
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
         _refuse_other_images(units[0], folder, results, main)
     if restart is not None:
-        for unit in chosen:
-            if unit not in done and (folder / unit.place / "config.yaml").exists():
-                restart_unit(unit, folder / unit.place, restart)
+        begun = [u for u in chosen if u not in done and (folder / u.place / "config.yaml").exists()]
+        for unit in begun:  # all are looked at before the first is changed
+            _refuse_restart(unit, folder / unit.place, restart)
+        for unit in begun:
+            restart_unit(unit, folder / unit.place, restart)
         if main and done:
             names = shortened([f"{unit.name} seed {unit.seed}" for unit in done])
             tell(f"--restart {restart}: finished units stay as they are: {names}")
@@ -80,7 +83,7 @@ def compare(
         if not (made / "unit.json").exists():
             if main:
                 console.rule(f"{unit.variant.title}, seed {unit.seed} ({number} of {len(chosen)})")
-            make_unit(unit, folder / unit.place, made, made_by, matching)
+            make_unit(unit, folder / unit.place, made, description, matching)
         elif number < len(chosen):
             continue
         if main:
@@ -89,20 +92,19 @@ def compare(
     accelerator.end_training()
 
 
-def _refuse_run(folder: Path, results: Path) -> None:
-    """Raises a UserError where a comparison would begin in the folder of a run, or beside its metrics."""
-    if (results / "units").exists():
-        return
-    for place, name in ((folder, "--out"), (results.parent, "--results")):
-        if is_run_folder(str(place)):
-            raise UserError(f"{place} is the folder of a run; name another one with {name}")
+def _refuse_restart(unit: Unit, folder: Path, stage: str) -> None:
+    """Raises a UserError where a unit would not go on with the stage begun again."""
+    with locked(folder):
+        standings = describe_standings(unit.config, folder, stage)
+    if refused := [line for line in standings if REFUSED in line]:
+        raise UserError(f"{folder}: {'; '.join(refused)}; nothing was restarted")
 
 
 def _refuse_other_images(unit: Unit, folder: Path, results: Path, say: bool) -> None:
     """Raises a UserError where finished units are of other images than the settings name now."""
-    if not (results / "units").exists():
-        return
-    opened = open_run_images(unit.config.data, folder / unit.place / "data", say)
-    silent = refuse_other_images(unit, images_fingerprint(*opened[1:]), results)
-    if say and silent:
+    known = finished_images(results)
+    if any(known.values()):
+        opened = open_run_images(unit.config.data, folder / unit.place / "data", say)
+        refuse_other_images(unit, images_fingerprint(*opened[1:]), results)
+    if say and (silent := [place for place, fingerprint in known.items() if fingerprint is None]):
         tell(f"units that record no fingerprint of their images: {shortened(silent)}")

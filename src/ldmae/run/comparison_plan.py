@@ -58,6 +58,10 @@ class Unit:
         """Where it lies in a folder of units."""
         return Path(self.name.replace(":", ".")) / f"seed-{self.seed}"
 
+    def is_finished(self, results: Path) -> bool:
+        """Says whether it lies in a folder of results."""
+        return (results / "units" / self.place / "unit.json").exists()
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that its figures follow from, as JSON holds it."""
@@ -150,12 +154,12 @@ def describe_comparison(
     """
     units, matching = plan_comparison(preset, overrides)
     units, lines = chosen_units(units, only, seeds), list[str]()
+    refuse_run(results)
+    check_restart(units, results, restart)
     for unit in units:
-        if restart is not None:
-            find(stages(unit.config), restart)
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         refuse_changes(unit, results)
-        done = ", finished" if (results / "units" / unit.place / "unit.json").exists() else ""
+        done = ", finished" if unit.is_finished(results) else ""
         lines.append(f"{unit.name}, seed {unit.seed}: {unit.variant.title} ({steps} steps){done}")
     lines.append(f"{counted(len(units), 'unit')}, each an autoencoder with its diffusion model at a seed")
     return "\n".join([*lines, *cost_lines(matching, units[0].config.image_size)])
@@ -226,26 +230,46 @@ def chosen_units(units: list[Unit], only: list[str] | None, seeds: list[int] | N
     return chosen
 
 
-def refuse_other_images(unit: Unit, images: str, results: Path) -> list[str]:
-    """Raises a UserError where finished units are of other images; returns those that record none.
+def refuse_run(results: Path) -> None:
+    """Raises a UserError where a comparison would begin in the results of a run, which replaces them."""
+    begun = any((results / name).exists() for name in ("units", "comparison.json"))
+    if not begun and results.name == "results" and (results.parent / "stages.json").is_file():
+        raise UserError(
+            f"{results} belongs to the run in {results.parent}; name another folder with --results, or with "
+            "--out for all of the comparison"
+        )
 
-    `images` is the fingerprint of those that the settings name now.
-    """
-    paths = sorted((results / "units").glob("*/*/unit.json"))
-    data = {str(path.parent): read_json(path, dict).get("data") for path in paths}
-    known = {place: of.get("fingerprint") if isinstance(of, dict) else None for place, of in data.items()}
+
+def check_restart(units: list[Unit], results: Path, stage: str | None) -> None:
+    """Raises a UserError where a unit to be made, or a finished one where all are, has no such stage."""
+    for unit in [unit for unit in units if not unit.is_finished(results)] or units:
+        try:
+            find(stages(unit.config), stage or "diffusion")
+        except UserError as error:
+            raise UserError(f"{unit.name}: {error}; choose the units that have it with --only") from error
+
+
+def refuse_other_images(unit: Unit, images: str, results: Path) -> None:
+    """Raises a UserError where finished units are not of the images with this fingerprint."""
+    known = finished_images(results)
     if others := [place for place, fingerprint in known.items() if fingerprint not in (None, images)]:
         raise UserError(
             f"{shortened(others)}: made of other images than {unit.config.data.source} holds now. Put those "
             "back, name another folder with --results (and --out), or delete these to make them again"
         )
-    return [place for place, fingerprint in known.items() if fingerprint is None]
+
+
+def finished_images(results: Path) -> dict[str, str | None]:
+    """Returns the fingerprint of each finished unit's images, where it records one, by its folder."""
+    paths = sorted((results / "units").glob("*/*/unit.json"))
+    data = {str(path.parent): read_json(path, dict).get("data") for path in paths}
+    return {place: of.get("fingerprint") if isinstance(of, dict) else None for place, of in data.items()}
 
 
 def refuse_changes(unit: Unit, results: Path) -> None:
     """Raises a UserError for a finished unit that other settings made."""
     path = results / "units" / unit.place / "unit.json"
-    if not path.exists():
+    if not unit.is_finished(results):
         return
     if changes := _unit_changes(unit, read_json(path, {"settings": dict})):
         raise UserError(

@@ -11,6 +11,7 @@ from ldmae.core.autoencoding import setting
 from ldmae.core.progress import duration
 from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.external import require_data
+from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial import with_initial_autoencoder
 from ldmae.run.opening import check_models, open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
@@ -50,6 +51,7 @@ def describe_decoder(config: Config, folder: Path) -> str:
 
     A few steps are timed, on random weights and black images.
     """
+    refuse_comparison(folder)
     config, initial = with_initial_autoencoder(config, folder)
     check_models(config, initial)
     accelerator = open_accelerator(config, folder)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldmae.config import Config, plain
+from ldmae.config import Config
 from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, read_json, write_json
 from ldmae.core.progress import tell
-from ldmae.run.evaluate import measure_generation
+from ldmae.run.evaluate import evaluation_settings, measure_generation
 from ldmae.run.run import Run
 from ldmae.run.sample_cache import KEPT, forget_generated
 from ldmae.run.schedule import execute_stages
@@ -35,11 +35,13 @@ def train_diffusion_with_curve(run: Run) -> None:
     few = run.config.evaluation.replace(
         samples=wanted.checkpoint_samples, real_images=wanted.checkpoint_samples, recogniser=False
     )
-    made_of = fingerprint([json.dumps([plain(few), plain(run.config.sampling)], sort_keys=True), run.images])
+    read = evaluation_settings(run.config.replace(evaluation=few))
+    made_of = fingerprint([json.dumps(read, sort_keys=True), run.images])
     path = run.folder / "kid_curve.json"
-    points = read_json(path, list) if path.exists() and run.records.stages.get("diffusion") else []
-    points = [point for point in points if point.get("made_of", made_of) == made_of]
-    if run.main:
+    before = read_json(path, list) if path.exists() and run.records.stages.get("diffusion") else []
+    points = [point for point in before if point.get("made_of", made_of) == made_of]
+    if run.main and points != before:
+        tell(f"{path.name}: points of other settings or images are dropped; those passed are not made again")
         write_json(path, points)
     for share in sorted(wanted.checkpoints):
         steps = max(1, round(share * training.steps))

@@ -266,7 +266,7 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     wanted = ("autoencoder.", "diffusion", "pipeline") if whole else ("autoencoder.",)
     status = {name: state for name, state in found.items() if name.startswith(wanted)}
     status |= {"pipeline": "absent"} if whole and "pipeline" not in status else {}
-    if auto.source is not None and not status:
+    if how.autoencoder and auto.source is not None and not status:
         raise UserError(
             f"{run} trains no autoencoder: it takes that of {auto.source}; publish it from where it was "
             "trained, or the whole pipeline without --autoencoder"

@@ -74,7 +74,7 @@ def trained_images(source: str, config: Config, folder: Path) -> Trained:
     if made_with is None or config.data != load_config(made_with).data:
         return None
     if is_run_folder(source):
-        return open_images_of(Path(source), config.data)
+        return open_images_of(source, config.data)
     return open_run_images(config.data, folder / "data")[1:]
 
 

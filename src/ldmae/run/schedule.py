@@ -39,6 +39,10 @@ class _Standing:
     """Of one that is stale: settings and inputs that changed, old -> new."""
 
 
+REFUSED = "refused without --restart"
+"""What `describe_standings` says of a stage that stops a run."""
+
+
 def open_run(config: Config, folder: Path, names: Collection[str] = (), restart: str | None = None) -> Run:
     """Opens a run folder: device, images, stages, and the record of what is done.
 
@@ -386,7 +390,7 @@ def describe_standings(config: Config, folder: Path, restart: str | None = None)
         step = f" at step {states[-1][0]:,} of {stage.steps:,}" if states else ""
         text = {"absent": "to be made", "fresh": "done", "unfinished": f"resumed{step}"}.get(standing.state)
         if text is None and stage.costly and stage.name not in released:
-            text = f"refused without --restart {stage.name} ({changes})"
+            text = f"{REFUSED} {stage.name} ({changes})"
         if not stage.always:
             lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
     return lines

@@ -24,11 +24,16 @@ from ldmae.run.schedule import execute_stages, open_run
 from ldmae.run.trainings import training_steps
 
 
-def make_unit(unit: Unit, folder: Path, made: Path, made_by: dict[str, str], matching: Matching) -> None:
-    """Trains, samples and measures in a run folder, and keeps what the report needs."""
+def make_unit(unit: Unit, folder: Path, made: Path, plan: dict[str, Any], matching: Matching) -> None:
+    """Trains, samples and measures in a run folder, and keeps what the report needs.
+
+    `plan` is what `comparison.json` holds, which is written once settings and images are known to be sound.
+    """
     with locked(folder):
         run = open_run(unit.config, folder)
         refuse_other_images(unit, run.images, made.parents[2])
+        if run.main:
+            write_json(made.parents[2] / "comparison.json", plan)
         check_evaluation(run)
         RunEstimate.watch(run, uncounted="the measurements of a comparison alone")
         execute_stages(run, "autoencoder", "latents")
@@ -37,12 +42,14 @@ def make_unit(unit: Unit, folder: Path, made: Path, made_by: dict[str, str], mat
         began = time.monotonic()
         measure_autoencoder(run)
         execute_stages(run, "report")
-        _finish_trackers(run)
+        for tracker in run.accelerator.trackers:  # the processes go on together: this was no end of training
+            tracker.finish()
     evaluate_samples(str(folder), [], folder, references=folder.parents[1] / "references", allow_code=True)
     if run.main:
         seconds = time.monotonic() - began
         with atomic_folder(made) as temporary:
             np.savez_compressed(temporary / "images.npz", **_images(folder))
+            made_by = {name: plan[name] for name in ("preset", "command")}
             write_json(temporary / "unit.json", made_by | _document(unit, run, seconds, matching))
     run.accelerator.wait_for_everyone()
 
@@ -50,15 +57,10 @@ def make_unit(unit: Unit, folder: Path, made: Path, made_by: dict[str, str], mat
 def restart_unit(unit: Unit, folder: Path, stage: str) -> None:
     """Forgets a stage of a unit that was begun, so that it is made again whenever the unit goes on."""
     with locked(folder):
-        run = open_run(unit.config, folder, restart=stage)
-        if run.main:
+        run = open_run(unit.config.replace(tracker="none"), folder, restart=stage)
+        record = run.records.stages.get("diffusion")
+        if run.main and (record is None or record.replaceable):
             (folder / "kid_curve.json").unlink(missing_ok=True)  # of the pipeline that there was
-        _finish_trackers(run)
-
-
-def _finish_trackers(run: Run) -> None:
-    for tracker in run.accelerator.trackers:  # the processes go on together: this is no end of training
-        tracker.finish()
 
 
 def _document(unit: Unit, run: Run, measuring: float, matching: Matching) -> dict[str, Any]:
