@@ -88,7 +88,7 @@ def test_a_class_that_extends_one_of_the_package_s_is_not_said_to_be_that_one(tm
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "names no class, as diffusers' `_class_name`"),
+        ({}, "has no _class_name in its config.json"),
         ({"_class_name": "Own"}, "a model of the class Own"),
     ],
 )

@@ -135,6 +135,9 @@ class DiffusionConfig(Settings):
         return None if self.kind == "lightningdit" else self.kind
 
 
+SHIFTS = (1e-6, 1e6)  # outside of them all times are the same in float32; 0 is no shift
+
+
 class SamplingConfig(Settings):
     """What is generated after training, and how."""
 
@@ -163,6 +166,6 @@ class SamplingConfig(Settings):
 
     @model_validator(mode="after")
     def _shift_leaves_times(self) -> Self:
-        if self.timestep_shift and self.timestep_shift < 1e-6:
-            raise ValueError(f"timestep_shift must be 0 or at least 1e-06, got {self.timestep_shift}")
+        if self.timestep_shift and self.timestep_shift < SHIFTS[0]:  # Weight has the upper bound
+            raise ValueError(f"timestep_shift must be 0 or at least {SHIFTS[0]:g}, got {self.timestep_shift}")
         return self

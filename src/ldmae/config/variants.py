@@ -113,7 +113,7 @@ VARIANTS = {
         "VMAE, noise and no L_P in tuning", "ablation", (*_NO_PERCEPTUAL, _NOISE)
     ),
     "vmae-long": Variant(
-        "VMAE, 6,000 + 2,300 steps",  # in the arenas: as long as SD-VAE-style takes
+        "VMAE, 6,000 + 2,300 steps",  # in the arenas: about as long as SD-VAE-style takes
         "ablation",
         ("autoencoder.pretraining.training.steps=6000", "autoencoder.tuning.training.steps=2300"),
     ),

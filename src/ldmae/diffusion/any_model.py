@@ -31,8 +31,7 @@ class AnyModel(ConfigMixin):
         name = config.get("_class_name")
         if not isinstance(name, str):
             raise UserError(
-                f"the config.json of {pretrained_model_name_or_path} names no class, as diffusers' "
-                "`_class_name`; load the model by its own class"
+                f"{pretrained_model_name_or_path} has no _class_name in its config.json; load it by its class"
             )
         module = importlib.import_module(PLACES.get(name, "diffusers"))
         kind = getattr(module, name, None)

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmae.config.diffusion import SHIFTS
 from ldmae.core.errors import UserError
-
-_SHIFTS = (1e-6, 1e6)
-"""Outside of them the shifted times are all the same in float32."""
 
 
 def number(name: str, value: Any, usual: str) -> float:
@@ -70,9 +68,9 @@ def timestep_shift(value: Any) -> float | None:
     if value is None:
         return None
     usual = "0.3 is usual; 0 and 1 turn it off"
-    shift = number("timestep_shift", value, usual)
-    if shift and not _SHIFTS[0] <= shift <= _SHIFTS[1]:
-        raise UserError(f"timestep_shift must be 0 or from 1e-06 to 1e+06, got {value!r}; {usual}")
+    shift, (least, most) = number("timestep_shift", value, usual), SHIFTS
+    if shift and not least <= shift <= most:
+        raise UserError(f"timestep_shift must be 0 or from {least:g} to {most:g}, got {value!r}; {usual}")
     return shift
 
 

@@ -26,7 +26,7 @@ from ldmae.run.comparison_plan import (
 from ldmae.run.external_samples import MEASURED
 from ldmae.run.opening import open_accelerator, open_run_images
 from ldmae.run.run import images_fingerprint
-from ldmae.run.schedule import REFUSED, describe_standings
+from ldmae.run.schedule import describe_standings
 from ldmae.run.unit import make_unit, restart_unit
 
 
@@ -59,7 +59,8 @@ def compare(
         refuse_changes(unit, results)
         if unit not in done:
             read_record(folder / unit.place / MEASURED)  # what can't be read is refused now
-    check_restart(chosen, results, restart)
+    if restart is not None:
+        check_restart(chosen, results, restart)
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
@@ -95,8 +96,8 @@ def compare(
 def _refuse_restart(unit: Unit, folder: Path, stage: str) -> None:
     """Raises a UserError where a unit would not go on with the stage begun again."""
     with locked(folder):
-        standings = describe_standings(unit.config, folder, stage)
-    if refused := [line for line in standings if REFUSED in line]:
+        refused = describe_standings(unit.config, folder, stage, refused=True)
+    if refused:
         raise UserError(f"{folder}: {'; '.join(refused)}; nothing was restarted")
 
 

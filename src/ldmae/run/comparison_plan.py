@@ -155,7 +155,8 @@ def describe_comparison(
     units, matching = plan_comparison(preset, overrides)
     units, lines = chosen_units(units, only, seeds), list[str]()
     refuse_run(results)
-    check_restart(units, results, restart)
+    if restart is not None:
+        check_restart(units, results, restart)
     for unit in units:
         steps = ", ".join(f"{name} {count:,}" for name, count in training_steps(unit.config).items())
         refuse_changes(unit, results)
@@ -240,11 +241,11 @@ def refuse_run(results: Path) -> None:
         )
 
 
-def check_restart(units: list[Unit], results: Path, stage: str | None) -> None:
+def check_restart(units: list[Unit], results: Path, stage: str) -> None:
     """Raises a UserError where a unit to be made, or a finished one where all are, has no such stage."""
     for unit in [unit for unit in units if not unit.is_finished(results)] or units:
         try:
-            find(stages(unit.config), stage or "diffusion")
+            find(stages(unit.config), stage)
         except UserError as error:
             raise UserError(f"{unit.name}: {error}; choose the units that have it with --only") from error
 

@@ -53,13 +53,12 @@ def train_diffusion_with_curve(run: Run) -> None:
         config = run.config.replace(diffusion=run.config.diffusion.replace(training=part))
         here = replace(run, config=config, stages=stages(config, run.accelerator.mixed_precision))
         execute_stages(here, "diffusion", "pipeline")
-        results = measure_generation(here, few)[0]
+        kid = measure_generation(here, few)[0][0]
         if run.main:
             forget_generated(run.folder / KEPT)
-            point = {"step": steps, "name": results[0].name, "value": results[0].value, "made_of": made_of}
-            points.append(point)
+            points.append({"step": steps, "name": kid.name, "value": kid.value, "made_of": made_of})
             write_json(path, points)
-            tell(f"after {steps:,} steps {results[0].name} is {results[0].value:.4f}")
+            tell(f"after {steps:,} steps {kid.name} is {kid.value:.4f}")
         run.accelerator.wait_for_everyone()
     execute_stages(run, "diffusion")
 

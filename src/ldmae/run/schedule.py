@@ -39,10 +39,6 @@ class _Standing:
     """Of one that is stale: settings and inputs that changed, old -> new."""
 
 
-REFUSED = "refused without --restart"
-"""What `describe_standings` says of a stage that stops a run."""
-
-
 def open_run(config: Config, folder: Path, names: Collection[str] = (), restart: str | None = None) -> Run:
     """Opens a run folder: device, images, stages, and the record of what is done.
 
@@ -368,10 +364,13 @@ def _forget(run: Run, stage: Stage) -> None:
 # ---- what is told
 
 
-def describe_standings(config: Config, folder: Path, restart: str | None = None) -> list[str]:
+def describe_standings(
+    config: Config, folder: Path, restart: str | None = None, refused: bool = False
+) -> list[str]:
     """Returns a line for each stage that `ldmae run` would skip, resume, make again or refuse in a folder.
 
-    Images are not opened: whether they changed is not told.
+    With `refused` they are of those alone that it would refuse. Images are not opened: whether they changed
+    is not told.
 
     Raises:
         UserError: there is no stage `restart`, or the folder's record is damaged or of another version.
@@ -389,8 +388,8 @@ def describe_standings(config: Config, folder: Path, restart: str | None = None)
         states = list_checkpoints(folder / "checkpoints" / stage.name)
         step = f" at step {states[-1][0]:,} of {stage.steps:,}" if states else ""
         text = {"absent": "to be made", "fresh": "done", "unfinished": f"resumed{step}"}.get(standing.state)
-        if text is None and stage.costly and stage.name not in released:
-            text = f"{REFUSED} {stage.name} ({changes})"
-        if not stage.always:
+        stops = text is None and stage.costly and stage.name not in released
+        text = f"refused without --restart {stage.name} ({changes})" if stops else text
+        if not stage.always and (stops or not refused):
             lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
     return lines
