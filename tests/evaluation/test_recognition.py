@@ -22,7 +22,7 @@ def recogniser(digits):
 
 def test_most_held_out_digits_are_recognised(recogniser, digits):
     images, labels = digits
-    assert recogniser.accuracy(images[1000:], labels[1000:]) > 0.95
+    assert recogniser.score(images[1000:], labels[1000:]) > 0.95
 
 
 def test_share_counts_what_was_asked_and_not_what_is_there(recogniser, digits):
@@ -33,7 +33,7 @@ def test_share_counts_what_was_asked_and_not_what_is_there(recogniser, digits):
     assert result.name == "recognised-as-asked"
     assert 0.45 < result.value < 0.52
     assert result.counts == {"generated": 100, "real": 1000, "held-out": 400}
-    accuracy = recogniser.accuracy(images[1100:], labels[1100:])
+    accuracy = recogniser.score(images[1100:], labels[1100:])
     assert result.reference == {"held-out images": accuracy}
     assert result.better == "higher"
 
@@ -55,7 +55,7 @@ def test_grey_images_and_their_rgb_copies_are_the_same(recogniser, digits):
 def test_noise_is_recognised_no_better_than_by_chance(recogniser):
     generator = np.random.default_rng(0)
     noise = torch.from_numpy(generator.integers(0, 256, (300, 28, 28), dtype=np.uint8))
-    assert recogniser.accuracy(noise, generator.integers(0, 10, 300)) < 0.2
+    assert recogniser.score(noise, generator.integers(0, 10, 300)) < 0.2
 
 
 def test_bad_input_is_refused_with_the_next_move(recogniser, digits):

@@ -9,11 +9,11 @@ the same every time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 from torch import Tensor
 
@@ -33,27 +33,6 @@ _PENALTY = 10.0
 """The support vector machine's C; from 1 to 100 it changes the accuracy on digits by 0.4 %."""
 
 
-@dataclass(frozen=True)
-class _Recogniser:
-    """A classifier of images of one size, made by `train_recogniser`."""
-
-    machine: SVC
-    size: tuple[int, int]
-    """Height and width of the images it was trained on."""
-    trained_on: int
-    """How many images it was trained on."""
-
-    def predict(self, images: Tensor) -> np.ndarray:
-        """Returns the labels (N,) that images (N, 3, H, W) or (N, H, W) in uint8 are taken for."""
-        size = tuple(images.shape[-2:])
-        assert size == self.size, f"the recogniser was trained on images of {self.size} pixels, got {size}"
-        return self.machine.predict(_gradient_histograms(images))
-
-    def accuracy(self, images: Tensor, labels: np.ndarray) -> float:
-        """Returns the share of images, in [0, 1], that are taken for their labels."""
-        return float(np.mean(self.predict(images) == labels))
-
-
 def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
     """Checks before any image is made that a classifier can be trained on images of these labels, and judged.
 
@@ -71,8 +50,8 @@ def check_recognisable(labels: np.ndarray, size: int, held_out: int) -> None:
         raise UserError(f"a recogniser needs {wanted}; set evaluation.recogniser=false")
 
 
-def train_recogniser(images: Tensor, labels: np.ndarray) -> _Recogniser:
-    """Trains a classifier on real images; deterministic.
+def train_recogniser(images: Tensor, labels: np.ndarray) -> Pipeline:
+    """Trains a classifier on real images; deterministic. What it predicts and scores is of the same size.
 
     Args:
         images: (N, 3, H, W) or (N, H, W) uint8 on the CPU, at least 16 px a side. Colour is not looked at.
@@ -83,13 +62,13 @@ def train_recogniser(images: Tensor, labels: np.ndarray) -> _Recogniser:
     """
     assert len(images) == len(labels), f"{len(images)} images, {len(labels)} labels"
     check_recognisable(labels, min(images.shape[-2:]), held_out=1)
+    histograms = FunctionTransformer(_gradient_histograms, kw_args={"size": tuple(images.shape[-2:])})
     machine = SVC(kernel="rbf", C=_PENALTY, gamma="scale", cache_size=500)
-    machine.fit(_gradient_histograms(images), labels)
-    return _Recogniser(machine, (images.shape[-2], images.shape[-1]), len(images))
+    return make_pipeline(histograms, machine).fit(images, labels)
 
 
 def recognition_metric(
-    recogniser: _Recogniser,
+    recogniser: Pipeline,
     generated: Tensor,
     generated_labels: np.ndarray,
     held_out: Tensor,
@@ -102,24 +81,27 @@ def recognition_metric(
     Raises:
         UserError: there are no images of either kind.
     """
-    counts = {"generated": len(generated), "real": recogniser.trained_on, "held-out": len(held_out)}
+    trained_on, _ = recogniser.steps[-1][1].shape_fit_  # images, numbers of each
+    counts = {"generated": len(generated), "real": trained_on, "held-out": len(held_out)}
     for kind in ("generated", "held-out"):
         move = "raise evaluation.samples or data.val"
         check_enough("recognition", 1, counts[kind], f"{kind} image", move)
     return Metric(
         name="recognised-as-asked",
-        value=recogniser.accuracy(generated, generated_labels),
+        value=recogniser.score(generated, generated_labels),
         better="higher",
         counts=counts,
-        reference={"held-out images": recogniser.accuracy(held_out, held_out_labels)},
+        reference={"held-out images": recogniser.score(held_out, held_out_labels)},
         note="share in [0, 1]",
     )
 
 
-def _gradient_histograms(images: Tensor) -> np.ndarray:
-    """Returns (N, K · cells) histograms of gradient directions, of length 1 for each image."""
+def _gradient_histograms(images: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Returns (N, K · cells) histograms of gradient directions, of length 1 for each image of `size`."""
     assert images.dtype == torch.uint8, f"expected uint8 images, got {images.dtype}"
     assert images.ndim in (3, 4), f"expected (N, 3, H, W) or (N, H, W), got {tuple(images.shape)}"
+    found = tuple(images.shape[-2:])
+    assert found == size, f"the recogniser was trained on images of {size} pixels, got {found}"
     chunks = [_histograms_of(chunk) for chunk in images.split(1024)]  # bounds the memory, not the result
     return torch.cat(chunks).numpy()
 
