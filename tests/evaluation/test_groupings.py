@@ -17,7 +17,7 @@ from ldmae.evaluation.groupings import (
     cell_groups,
     enlarged,
 )
-from ldmae.evaluation.masks import _MaskFolder
+from ldmae.evaluation.masks import _check_sizes, _masks_of, _read_mask
 from ldmae.images.builtin import open_builtin
 from ldmae.images.transforms import center_crop
 
@@ -161,9 +161,9 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
     save(tmp_path, "deep.tif", labels.astype(np.uint16) * 257)
     save(tmp_path, "rgb.bmp", colours[labels])
     names = ["a/grey.jpg", "a/index.jpeg", "deep.webp", "rgb.png", "animated.png"]
-    masks = _MaskFolder(tmp_path, names, ignore=[255, 65535])
-    masks.check_sizes([(2, 4)] * 5)
-    grey, index, deep, rgb, gif = (masks.read(k) for k in range(5))
+    masks = _masks_of(names, tmp_path)
+    _check_sizes(masks, names, [(2, 4)] * 5, tmp_path)
+    grey, index, deep, rgb, gif = (_read_mask(path, [255, 65535]) for path in masks)
     assert grey.tolist() == index.tolist() == [[0, 1, 1, 3], [0, 0, -1, 3]]
     assert deep.tolist() == [[0, 257, 257, 771], [0, 0, -1, 771]]
     assert rgb.tolist() == [[0, 589825, 589825, 51200], [0, 0, 460551, 51200]]
@@ -174,25 +174,25 @@ def test_masks_hold_values_palette_indices_or_colours(tmp_path):
 
 def test_masks_of_names_with_dots_and_of_one_bit_are_read(tmp_path):
     save(tmp_path, "a.b.png", np.array([[True, False]]))
-    assert _MaskFolder(tmp_path, ["a.b.jpg"]).read(0).tolist() == [[1, 0]]
+    assert _read_mask(*_masks_of(["a.b.jpg"], tmp_path)).tolist() == [[1, 0]]
 
 
 def test_masks_that_do_not_match_the_images_are_named(tmp_path):
     with pytest.raises(UserError, match="no folder of masks"):
-        _MaskFolder(tmp_path / "nothing", ["one.jpg"])
+        _masks_of(["one.jpg"], tmp_path / "nothing")
     mask = np.zeros((4, 6), np.uint8)
     save(tmp_path, "one.png", mask)
     save(tmp_path, "two.jpg", mask)
     with pytest.raises(
         UserError, match=r"2 of 3 images have no mask in .*: two.jpg, sub/three.jpg; .*two.png"
     ):
-        _MaskFolder(tmp_path, ["one.jpg", "two.jpg", "sub/three.jpg"])
-    masks = _MaskFolder(tmp_path, ["one.jpg"])
+        _masks_of(["one.jpg", "two.jpg", "sub/three.jpg"], tmp_path)
+    masks = _masks_of(["one.jpg"], tmp_path)
     with pytest.raises(UserError, match=r"1 of 1 masks .* one.png is 4x6, one.jpg 6x4"):
-        masks.check_sizes([(6, 4)])
+        _check_sizes(masks, ["one.jpg"], [(6, 4)], tmp_path)
     save(tmp_path, "one.tif", mask)
     with pytest.raises(UserError, match=r"1 images have more than one mask .* one: one.png and one.tif"):
-        _MaskFolder(tmp_path, ["one.jpg"])
+        _masks_of(["one.jpg"], tmp_path)
 
 
 def test_masks_that_hold_no_labels_are_refused(tmp_path):
@@ -200,15 +200,15 @@ def test_masks_that_hold_no_labels_are_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     save(tmp_path, "short.png", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
     (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:1000])
-    masks = _MaskFolder(tmp_path, ["half.jpg", "broken.jpg", "short.jpg"])
+    masks = _masks_of(names := ["half.jpg", "broken.jpg", "short.jpg"], tmp_path)
     with pytest.raises(UserError, match="holds fractions, not labels"):
-        masks.read(0)
+        _read_mask(masks[0])
     with pytest.raises(UserError, match=r"cannot read the mask .*broken.png"):
-        masks.read(1)
+        _read_mask(masks[1])
     with pytest.raises(UserError, match=r"cannot read the mask .*short.png"):
-        masks.read(2)
+        _read_mask(masks[2])
     with pytest.raises(UserError, match=r"cannot read the mask .*broken.png"):
-        masks.check_sizes([(2, 2), (2, 2), (64, 64)])
+        _check_sizes(masks, names, [(2, 2), (2, 2), (64, 64)], tmp_path)
 
 
 # ---- the way to the latent grid

@@ -52,9 +52,8 @@ def level_maps(
         maps["object"] = lambda index, _: _crop_labels(_objects_from_alpha(_alpha(source, index)), size)
         maps["part"] = lambda index, _: _crop_labels(_parts_from_flat_colours(_alpha(source, index)), size)
     if config.masks is not None:
-        masks = open_masks(source, indices, config)
-        place = {index: k for k, index in enumerate(indices)}
-        maps[config.mask_level] = lambda index, _: _crop_labels(masks.read(place[index]), size)
+        read_mask = open_masks(source, indices, config)
+        maps[config.mask_level] = lambda index, _: _crop_labels(read_mask(index), size)
     return {level: maps[level] for level in ("object", "part", "pattern") if level in maps}
 
 

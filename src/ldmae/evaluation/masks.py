@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,10 @@ def masks_fingerprint(config: EvaluationConfig) -> str:
     return fingerprint(f"{stamp(path):016x}" for path in files)
 
 
-def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationConfig) -> _MaskFolder:
-    """Opens the masks of some images of a folder, in the order of `indices`.
+def open_masks(
+    source: ImageSource, indices: Sequence[int], config: EvaluationConfig
+) -> Callable[[int], np.ndarray]:
+    """Finds the masks of some images of a folder; returns what reads one by its image's index (`_read_mask`).
 
     Raises:
         UserError: the images lie in no folder, or the masks do not match them.
@@ -45,95 +47,88 @@ def open_masks(source: ImageSource, indices: Sequence[int], config: EvaluationCo
             f"evaluation.masks={config.masks} needs images in a folder, whose names the masks share; "
             f"got {source.name}. Unpack the images into a folder, or leave the masks out"
         )
-    if Path(at_home(str(config.masks))).resolve() == images.folder.resolve():
+    folder = Path(at_home(str(config.masks)))
+    if folder.resolve() == images.folder.resolve():
         raise UserError(
             f"evaluation.masks={config.masks} is the images' own folder; name the one with label images"
         )
     names = [str(Path(source.describe(index)).relative_to(images.folder)) for index in indices]
-    masks = _MaskFolder(at_home(str(config.masks)), names, config.ignored_labels)
-    masks.check_sizes([(image.height, image.width) for image in map(source.read, indices)])
-    return masks
+    paths = _masks_of(names, folder)
+    sizes = [(image.height, image.width) for image in map(source.read, indices)]
+    _check_sizes(paths, names, sizes, folder)
+    masks = dict(zip(indices, paths, strict=True))
+    return lambda index: _read_mask(masks[index], config.ignored_labels)
 
 
-class _MaskFolder:
-    """Label images, one for each of some images: `folder/NAME.png` belongs to the image `NAME.jpg`.
+def _masks_of(names: Sequence[str], folder: Path) -> list[Path]:
+    """Returns the label image (`_MASK_EXTENSIONS`) of each name: `folder/NAME.png` belongs to `NAME.jpg`.
 
-    A label is a grey value, a palette's index, or a colour; every value is a group.
-
-    Args:
-        folder: holds the label images (`_MASK_EXTENSIONS`), in the same subfolders as the images.
-        names: the images' paths relative to their own folder, with any extension.
-        ignore: values that mean "no group", such as 255 in PASCAL VOC's. A colour's value is 65536 · red +
-            256 · green + blue.
+    Names are the images' paths relative to their own folder, with any extension; their masks are in the same
+    subfolders.
 
     Raises:
         UserError: the folder is not there, or an image has no mask or several.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder of masks {folder}; expected one with a label image for each image"
+        )
+    found: dict[str, list[Path]] = {}
+    for parent in {folder / Path(name).parent for name in names}:
+        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if path.suffix.lower() in _MASK_EXTENSIONS:
+                found.setdefault(_stem(path.relative_to(folder)), []).append(path)
+    stems = [_stem(name) for name in names]
+    missing = [name for name, stem in zip(names, stems, strict=True) if stem not in found]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(stems)} images have no mask in {folder}: "
+            f"{shortened(missing, 4)}; expected files of the same name, such as {_stem(missing[0])}.png "
+            f"(one of {', '.join(_MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure "
+            "images that have masks"
+        )
+    several = [stem for stem in stems if len(found[stem]) > 1]
+    if several:
+        both = " and ".join(path.name for path in found[several[0]])
+        raise UserError(
+            f"{len(several)} images have more than one mask in {folder}, such as {several[0]}: "
+            f"{both}; remove all but one"
+        )
+    return [found[stem][0] for stem in stems]
 
-    def __init__(self, folder: Path | str, names: Sequence[str], ignore: Collection[int] = ()) -> None:
-        self.folder = Path(folder)
-        self.names = list(names)
-        self._ignore = sorted(ignore)
-        if not self.folder.is_dir():
-            raise UserError(
-                f"there is no folder of masks {self.folder}; expected one with a label image for each image"
-            )
-        found: dict[str, list[Path]] = {}
-        for parent in {self.folder / Path(name).parent for name in self.names}:
-            for path in sorted(parent.iterdir()) if parent.is_dir() else ():
-                if path.suffix.lower() in _MASK_EXTENSIONS:
-                    found.setdefault(_stem(path.relative_to(self.folder)), []).append(path)
-        stems = [_stem(name) for name in self.names]
-        missing = [name for name, stem in zip(self.names, stems, strict=True) if stem not in found]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(stems)} images have no mask in {self.folder}: "
-                f"{shortened(missing, 4)}; expected files of the same name, such as {_stem(missing[0])}.png "
-                f"(one of {', '.join(_MASK_EXTENSIONS)}: other formats blur labels). Add them, or measure "
-                "images that have masks"
-            )
-        several = [stem for stem in stems if len(found[stem]) > 1]
-        if several:
-            both = " and ".join(path.name for path in found[several[0]])
-            raise UserError(
-                f"{len(several)} images have more than one mask in {self.folder}, such as {several[0]}: "
-                f"{both}; remove all but one"
-            )
-        self.paths = [found[stem][0] for stem in stems]
 
-    def __len__(self) -> int:
-        return len(self.paths)
+def _check_sizes(paths: list[Path], names: list[str], sizes: list[tuple[int, int]], folder: Path) -> None:
+    """Checks that masks are as large (height, width) as their unprocessed images; reads only their headers.
 
-    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Checks that masks are as large as their unprocessed images; reads only the files' headers.
-
-        Raises:
-            UserError: some are not, or a mask can't be read.
-        """
-        assert len(sizes) == len(self), f"{len(sizes)} sizes, {len(self)} masks"
-        wrong = []
-        for path, name, (height, width) in zip(self.paths, self.names, sizes, strict=True):
-            with _opened(path) as mask:
-                if mask.size != (width, height):
-                    wrong.append(f"{path.name} is {mask.height}x{mask.width}, {name} {height}x{width}")
-        if wrong:
-            raise UserError(
-                f"{len(wrong)} of {len(self)} masks in {self.folder} differ in size from their images: "
-                f"{shortened(wrong, 4)}; expected masks of the images as they are before any cropping. Make "
-                "them again"
-            )
-
-    def read(self, index: int) -> np.ndarray:
-        """Returns a mask as a label map (H, W) int64; `groupings` crops it as images are cropped.
-
-        Raises:
-            UserError: it can't be read, or holds no labels.
-        """
-        path = self.paths[index]
+    Raises:
+        UserError: some are not, or a mask can't be read.
+    """
+    wrong = []
+    for path, name, (height, width) in zip(paths, names, sizes, strict=True):
         with _opened(path) as mask:
-            values = np.asarray(mask)
-        labels = _as_labels(values, path)
-        return np.where(np.isin(labels, self._ignore), NO_GROUP, labels) if self._ignore else labels
+            if mask.size != (width, height):
+                wrong.append(f"{path.name} is {mask.height}x{mask.width}, {name} {height}x{width}")
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(paths)} masks in {folder} differ in size from their images: "
+            f"{shortened(wrong, 4)}; expected masks of the images as they are before any cropping. Make "
+            "them again"
+        )
+
+
+def _read_mask(path: Path, ignore: Sequence[int] = ()) -> np.ndarray:
+    """Returns a mask as a label map (H, W) int64; `groupings` crops it as images are cropped.
+
+    A label is a grey value, a palette's index, or a colour (65536 · red + 256 · green + blue); every value is
+    a group, but those of `ignore` mean "no group", such as 255 in PASCAL VOC's.
+
+    Raises:
+        UserError: it can't be read, or holds no labels.
+    """
+    with _opened(path) as mask:
+        values = np.asarray(mask)
+    labels = _as_labels(values, path)
+    return np.where(np.isin(labels, ignore), NO_GROUP, labels)
 
 
 def _as_labels(values: np.ndarray, path: Path) -> np.ndarray:
