@@ -6,14 +6,17 @@ python examples/another_autoencoder.py --autoencoder OWNER/NAME --data PATH --va
 """
 
 import argparse
+import sys
 from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
 from diffusers import AutoencoderKL
 
-# --8<-- [start:imports]
 from ldmae import LDMAEPipeline
+
+# --8<-- [start:imports]
+from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
@@ -74,4 +77,4 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

@@ -7,6 +7,7 @@ python examples/draw_three_properties.py runs/emoji --out docs/pictures
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.masking import random_visible_indices
+from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.contracts import BatchKeys
 from ldmae.core.autoencoding import decode, encode_moments, reconstruct
@@ -199,4 +201,4 @@ def main(arguments: list[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

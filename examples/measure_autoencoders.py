@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from ldmae.cli.output import run_app
 from ldmae.run import evaluate_with
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -76,4 +77,4 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

@@ -6,6 +6,7 @@ python examples/official_checkpoints.py --vmae vmaef8d16.pth --transformer light
 """
 
 import argparse
+import sys
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -13,6 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmae import AutoencoderVMAE, LDMAEPipeline, LightningDiTTransformer2DModel
+from ldmae.cli.output import run_app
 from ldmae.conversion import load_official_lightningdit, load_official_vmae
 from ldmae.conversion.lightningdit import to_official_lightningdit
 from ldmae.conversion.vmae import to_official_checkpoint, to_official_vmae
@@ -88,4 +90,4 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

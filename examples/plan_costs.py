@@ -4,7 +4,9 @@ python examples/plan_costs.py imagenet-256 celebahq-256 --devices 8 --teraflops 
 """
 
 import argparse
+import sys
 
+from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.run.plan import plan_trainings
 
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
         "--teraflops", type=float, default=100.0, help="10¹² operations a second that ONE device really does"
     )
     options = parser.parse_args(arguments)
+    if options.devices < 1 or not options.teraflops > 0:
+        parser.error("--devices and --teraflops must be positive")
     lines = ["| preset | training | parameters | steps | PFLOP | memory a device | time |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for preset in options.presets:
@@ -49,4 +53,4 @@ def main(arguments: list[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

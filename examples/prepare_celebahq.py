@@ -6,11 +6,15 @@ Images that already exist are not written again, so the command can be interrupt
 """
 
 import argparse
+import sys
+from collections import Counter
 from pathlib import Path
 
-from ldmae.images.transforms import center_crop, open_picture, to_rgb
+from PIL import Image
 
-ENDINGS = {".jpg", ".jpeg", ".png"}
+from ldmae.cli.output import run_app
+from ldmae.core.files import EXTENSIONS
+from ldmae.images.transforms import UnreadablePictureError, center_crop, open_picture, to_rgb
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,19 +24,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--size", type=int, default=256, help="pixels along a side")
     options = parser.parse_args(arguments)
-    pictures = sorted(path for path in options.images.glob("*") if path.suffix.lower() in ENDINGS)
+    if options.size < 1:
+        parser.error(f"--size {options.size}: it takes at least one pixel")
+    found = sorted(path for path in options.images.glob("*") if path.is_file())
+    pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
     if not pictures:
-        raise SystemExit(f"{options.images} holds no images ({', '.join(sorted(ENDINGS))})")
+        raise SystemExit(f"{options.images} holds no images ({', '.join(EXTENSIONS)})")
+    names = Counter(path.stem for path in pictures)
+    if twice := [path.name for path in pictures if names[path.stem] > 1]:
+        raise SystemExit(f"{', '.join(twice)}: some would become the same file; rename or remove all but one")
     options.out.mkdir(parents=True, exist_ok=True)
     for path in pictures:
-        made = options.out / f"{path.stem}.png"
-        if not made.exists():
-            half = made.with_suffix(".part")
-            center_crop(to_rgb(open_picture(path.read_bytes())), options.size).save(half, format="PNG")
-            half.rename(made)
-    print(f"{len(pictures):,} images of {options.size} px in {options.out}")
+        prepare(path, options.out / f"{path.stem}.png", options.size)
+    ignored = f"; {len(found) - len(pictures):,} other files ignored" if len(found) > len(pictures) else ""
+    print(f"{len(pictures):,} images of {options.size} px in {options.out}{ignored}")
     return len(pictures)
 
 
+def prepare(path: Path, made: Path, size: int) -> None:
+    """Writes a picture as a PNG of `size` pixels a side, where that isn't there yet."""
+    if made.exists():
+        with Image.open(made) as old:
+            if old.size != (size, size):
+                raise SystemExit(f"{made} has {old.width} × {old.height} px; name another folder")
+        return
+    try:
+        picture = center_crop(to_rgb(open_picture(path.read_bytes())), size)
+    except UnreadablePictureError as error:
+        raise SystemExit(f"{path}: {error}; remove it, or replace it") from error
+    half = made.with_suffix(".part")
+    picture.save(half, format="PNG")
+    half.rename(made)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

@@ -8,10 +8,13 @@ ILSVRC2012_devkit_t12.tar.gz (which class each validation image is of), as image
 
 import argparse
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 from scipy.io import loadmat
+
+from ldmae.cli.output import run_app
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -43,13 +46,17 @@ def unpack_train(archive: Path, out: Path) -> int:
 
 def unpack_val(archive: Path, classes: list[str], out: Path) -> int:
     """Writes each image into its class's folder: ILSVRC2012_val_00000001.JPEG is the first of `classes`."""
+    count = 0
     with tarfile.open(archive) as images:
         for image in images:
             number = int(Path(image.name).stem.rpartition("_")[2])
             folder = out / classes[number - 1]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / Path(image.name).name).write_bytes(images.extractfile(image).read())
-    return len(classes)
+            count += 1
+    if count != len(classes):
+        raise SystemExit(f"{archive} holds {count:,} images, expected {len(classes):,}; download it again")
+    return count
 
 
 def main(arguments: list[str] | None = None) -> tuple[int, int]:
@@ -71,4 +78,4 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

@@ -6,9 +6,11 @@ python examples/train_on_your_images.py --data PATH      # your folder, at the s
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ldmae import LDMAEPipeline
+from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.run import run_all
@@ -71,4 +73,4 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

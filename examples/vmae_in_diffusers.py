@@ -7,6 +7,7 @@ python examples/vmae_in_diffusers.py --vae runs/emoji/autoencoder   # any saved 
 # B batch, C latent channels, h w latent grid
 
 import argparse
+import sys
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ldmae import AutoencoderVMAE
 from ldmae.autoencoders.masked_objective import MaskedObjective
+from ldmae.cli.output import run_app
 from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
 
@@ -159,4 +161,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_app(main))

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -538,6 +540,21 @@ def test_interrupt_exits_with_130(server, made, tmp_path):
         started.stderr.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
     )
     assert "Traceback" not in started.output
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["schema"]])
+def test_a_terminal_that_knows_ascii_alone_is_written_to(words, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert run_app(lambda: app(words)) == 0
+    if words == ["schema"]:
+        assert json.loads(cast(io.BytesIO, terminal.buffer).getvalue())["properties"]
+
+
+def test_a_program_s_own_word_of_refusal_is_printed(capfd):
+    assert run_app(lambda: sys.exit("no images")) == 2
+    assert "no images" in capfd.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback():

@@ -89,10 +89,11 @@ def test_controls_and_wishes_say_the_same():
     assert _values_of(_request_of(own)) == list(own)
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("place", range(len(VALUES)))
-def test_an_empty_field_is_told(place):
-    with pytest.raises(UserError, match="a setting is empty"):
-        _request_of((*VALUES[:place], None, *VALUES[place + 1 :]))
+def test_an_empty_field_is_told(place, value):
+    with pytest.raises(UserError, match="a setting is empty or no finite number"):
+        _request_of((*VALUES[:place], value, *VALUES[place + 1 :]))
 
 
 def test_an_interval_that_ends_before_it_begins_is_told():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.files import (
     TEMPORARY_PREFIX,
     atomic_folder,
@@ -133,7 +133,7 @@ def test_a_write_that_the_system_refuses_midway_loses_nothing(tmp_path):
 
 def test_a_folder_that_refuses_is_named(tmp_path):
     write_text(tmp_path / "file", "")
-    with pytest.raises(UserError, match=r"cannot write .*a\.txt.*permissions"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt.*a file is where a folder should be"):
         write_text(tmp_path / "file" / "a.txt", "new")  # a file stands where a folder should
     with pytest.raises(UserError, match="cannot write"), disk_errors(tmp_path):
         (tmp_path / "file" / "x").mkdir()
@@ -142,8 +142,20 @@ def test_a_folder_that_refuses_is_named(tmp_path):
 def test_other_errors_of_the_block_pass_through(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), atomic_path(tmp_path / "a"):
         raise RuntimeError("shapes do not match")
+    shared = (
+        "unable to write to file </torch_1_2_3>: No space left on device (28)"  # what torch says of /dev/shm
+    )
+    with pytest.raises(UserError, match="shm-size"), loading_errors(), atomic_path(tmp_path / "a"):
+        raise RuntimeError(shared)
     with pytest.raises(UserError, match=r"^mine$"), atomic_folder(tmp_path / "a"):
         raise UserError("mine")
+
+
+def test_what_cannot_be_read_on_the_way_is_named_as_such(tmp_path):
+    (tmp_path / "package").mkdir()
+    told = r"cannot write .*out: Is a directory; see what is wrong with .*package, which it is made from"
+    with pytest.raises(UserError, match=told), atomic_folder(tmp_path / "out"):
+        (tmp_path / "package").read_bytes()
 
 
 # ---- folders
@@ -233,6 +245,17 @@ def test_leftovers_in_a_folder_that_another_program_has_locked_are_left_alone(tm
     assert names(tmp_path) == [".lock", f"{TEMPORARY_PREFIX}being-written.pt", "emoji", "runs"]
     remove_leftovers(run)
     assert names(tmp_path) == [".lock", "emoji", "runs"]
+
+
+def test_a_folder_that_another_program_is_writing_is_left_alone_and_one_of_a_killed_program_is_not(tmp_path):
+    (tmp_path / f"{TEMPORARY_PREFIX}x").mkdir()
+    with atomic_folder(tmp_path / "published") as temporary:
+        assert names(tmp_path) == [temporary.name]
+        (temporary / f"{TEMPORARY_PREFIX}y").write_text("")
+        remove_leftovers(tmp_path)  # as whoever locks the folder above does
+        with atomic_folder(tmp_path / "another"):
+            assert (temporary / f"{TEMPORARY_PREFIX}y").exists()
+    assert names(tmp_path) == [f"{TEMPORARY_PREFIX}y", "another", "published"]
 
 
 def test_a_current_directory_is_filled_where_it_is(tmp_path, monkeypatch):

@@ -85,8 +85,11 @@ def test_a_disk_that_cannot_lock_files_is_used_with_a_word_of_warning(tmp_path, 
 def test_a_folder_or_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / ".lock").mkdir()
-    for folder, named in ((tmp_path / "file", "file"), (tmp_path, r"\.lock")):
-        with pytest.raises(UserError, match=rf"cannot write .*{named}.*permissions"), locked(folder):
+    for folder, told in (
+        (tmp_path / "file", "file: .*a file is where a folder should be"),
+        (tmp_path, r"\.lock: .*permissions"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write .*{told}"), locked(folder):
             pass
 
 

@@ -362,6 +362,12 @@ def test_decoder_never_sees_more_than_a_few_latents_at_once():
 # ---- saving and loading
 
 
+def test_classes_keep_the_order_of_their_numbers_when_saved(tmp_path):
+    named = {number: f"class {number}" for number in range(12)}  # JSON sorts 10 before 2
+    pipeline(transformer=tiny_transformer(num_classes=12), id2label=named).save_pretrained(tmp_path)
+    assert [*LDMAEPipeline.from_pretrained(tmp_path).config.id2label] == [*range(12)]
+
+
 def test_saved_pipeline_loads_as_it_was_without_warnings(tmp_path, caplog):
     options = {"id2label": {0: "a", 1: "b"}, "latents_mean": MEAN, "latents_std": STD}
     pipe = pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0), **options)

@@ -255,6 +255,9 @@ def test_imagenet_archives_become_class_folders(tmp_path):
     assert sorted(path.name for path in (out / "train").iterdir()) == ["n01440764", "n01443537"]
     assert [path.name for path in (out / "val" / "n01440764").iterdir()] == ["ILSVRC2012_val_00000002.JPEG"]
     assert len(list((out / "val" / "n01443537").iterdir())) == 2
+    (archives / "ILSVRC2012_img_val.tar").write_bytes(tarred(dict.fromkeys([*held_out][:2], picture)))
+    with pytest.raises(SystemExit, match="holds 2 images, expected 3; download it again"):
+        run("prepare_imagenet.py", archives, out)
 
 
 def test_imagenet_archives_that_lack_are_named(tmp_path):
@@ -262,7 +265,7 @@ def test_imagenet_archives_that_lack_are_named(tmp_path):
         run("prepare_imagenet.py", tmp_path, tmp_path / "out")
 
 
-def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path):
+def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path, capsys):
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     picture = Image.effect_noise((96, 70), 80).convert("RGB")
@@ -275,8 +278,19 @@ def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path):
     before = made.stat().st_mtime_ns
     assert run("prepare_celebahq.py", images, out, "--size", "32") == 1
     assert made.stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="holds no images"):
-        run("prepare_celebahq.py", out.parent, out)
+    assert "1 other files ignored" in capsys.readouterr().out
+    for arguments, told in (
+        ([out.parent, out], "holds no images"),
+        ([images, out, "--size", "16"], r"7\.png has 32 × 32 px"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            run("prepare_celebahq.py", *arguments)
+    (images / "8.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match=r"8\.png: "):
+        run("prepare_celebahq.py", images, out, "--size", "32")
+    picture.save(images / "7.webp")
+    with pytest.raises(SystemExit, match=r"7\.jpg, 7\.webp: some would become the same file"):
+        run("prepare_celebahq.py", images, tmp_path / "other")
 
 
 def test_the_three_properties_are_drawn_from_a_run(trained, tmp_path, monkeypatch):
@@ -426,7 +440,7 @@ def test_every_script_is_tested_here():
 def test_every_script_tells_how_to_run_it(script):
     text = (EXAMPLES / script).read_text(encoding="utf-8")
     assert f"python examples/{script}" in text.split('"""')[1]
-    assert 'if __name__ == "__main__":\n    main()\n' in text
+    assert 'if __name__ == "__main__":\n    sys.exit(run_app(main))\n' in text  # mistakes without a traceback
 
 
 def test_a_script_runs_as_a_program(tmp_path):

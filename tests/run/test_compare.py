@@ -218,6 +218,8 @@ def test_settings_of_one_autoencoder_reach_it_alone():
         (["comparison.autoencoders=[vmea]"], "did you mean 'vmae'"),
         (["comparison.ablation=[vmae]"], "ablation[0] must be vmae-mse, vmae-lm, vmae-lm-lreg"),
         (["comparison.seeds=[1,1]"], "holds a seed twice"),
+        (["comparison.seeds=[]", "comparison.ablation=[]"], "it compares nothing"),
+        (["comparison.autoencoders=[]", "comparison.ablation_seeds=[]"], "it compares nothing"),
         (["autoencoder.kind=ae"], "leave autoencoder.source and autoencoder.kind out"),
         (["image_size=48", "autoencoder.model.patch_size=6"], "factor must be a power of two"),
     ],
@@ -395,8 +397,9 @@ def test_units_of_other_images_of_the_same_settings_are_refused(made, tmp_path, 
     assert "units that record no fingerprint of their images" in capsys.readouterr().err
 
 
-def test_images_of_one_unit_alone_cannot_be_changed():
-    settings = {"base": "compare-photos", "comparison": {"settings": {"dae": ["data.val=0.2"]}}}
+@pytest.mark.parametrize("change", ["data.val=0.2", "image_size=32"])
+def test_images_of_one_unit_alone_cannot_be_changed(change):
+    settings = {"base": "compare-photos", "comparison": {"settings": {"dae": [change]}}}
     with pytest.raises(UserError, match=r"comparison\.settings\.dae changes the images"):
         plan_comparison(settings, [])
 

@@ -285,7 +285,7 @@ def test_a_refused_login_or_upload_is_told_in_a_sentence(run, tmp_path, hub, mon
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("kind", ["vmae", "kl", "dc"])
+@pytest.mark.parametrize("kind", ["vmae", "vmae of another size", "kl", "dc"])
 def test_exported_encoder_and_decoder_give_what_the_model_gives(kind, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -297,7 +297,8 @@ def test_exported_encoder_and_decoder_give_what_the_model_gives(kind, tmp_path):
     both["block_types"] = ("ResBlock", "EfficientViTBlock")  # which divides by a sum that may be 0
     sides: Any = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()}
     dc = AutoencoderDC(latent_channels=4, attention_head_dim=8, **sides)
-    model = {"vmae": tiny_vmae(sample_size=24), "kl": kl, "dc": dc}[kind].requires_grad_(False)
+    models = {"vmae": tiny_vmae(sample_size=24), "vmae of another size": tiny_vmae(sample_size=32)}
+    model = {**models, "kl": kl, "dc": dc}[kind].requires_grad_(False)
     shapes = export_onnx(model, tmp_path / "onnx", 24)
     images = torch.rand(3, 3, 24, 24) * 2 - 1
     latents = encode_moments(model, images)[0]

@@ -93,6 +93,20 @@ def test_samples_replace_samples_and_never_files_that_lie_beside_them(tmp_path):
     assert (tmp_path / "samples" / "notes.txt").exists()
 
 
+def test_a_class_given_twice_is_one_class(tmp_path):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
+    sample_from(source, ["1", "0", "1"], {"per_class": 1, "num_inference_steps": 1}, tmp_path / "made", "cpu")
+    assert json.loads((tmp_path / "made" / "samples.json").read_text())["labels"] == [1, 0]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_generated(tmp_path, monkeypatch):
+    source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ldmae.run.sampling.generated_batches", lambda *_: pytest.fail("it generated"))
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        sampled(source, tmp_path / "file" / "samples")
+
+
 def test_samples_may_go_into_the_current_directory(tmp_path, monkeypatch):
     source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
     (tmp_path / "here").mkdir()

@@ -28,7 +28,7 @@ from ldmae.app.lines import answered
 from ldmae.app.markup import Card
 from ldmae.app.workbench import Workbench
 from ldmae.config.evaluation import EPSILONS, FRACTIONS
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_range
 from ldmae.report.grids import difference
 
 _NOISE, _HIDDEN, _HALF_WAY, _STRENGTH = 0.1, 0.6, 0.5, 4.0
@@ -55,6 +55,7 @@ class _Views:
         return markup.cards(shown, "the image and its latents")
 
     def gap(self, latent: Latent, strength: float) -> str:
+        check_range("the amplification", strength, 1, 100, "10 shows most differences")
         restored = self.explorer.reconstruction(latent).picture
         lost = difference(latent.picture, restored, strength)
         return markup.cards(

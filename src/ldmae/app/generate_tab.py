@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import Counter
@@ -217,8 +218,8 @@ def _class_choices(names: list[str], known: Sequence[int]) -> list[tuple[str, in
 
 def _request_of(values: Sequence[Any]) -> GenerationRequest:
     """Returns what the controls ask for, in their order; a UserError says what is empty or out of range."""
-    if any(value is None for value in values):
-        raise UserError("a setting is empty; fill in all of them")
+    if any(value is None or (isinstance(value, float) and not math.isfinite(value)) for value in values):
+        raise UserError("a setting is empty or no finite number; fill in all of them")
     label, count, seed, steps, guidance, start, end, solver, shift, channels = values
     if start > end:
         raise UserError(f"guidance ends at t = {end}, before its start at {start}; swap the two")

@@ -18,8 +18,8 @@ from ldmae.core.errors import UserError, reason_of
 from ldmae.images.transforms import center_crop, open_picture, to_rgb, to_tensor
 
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-"""What `ldmae.images` reads from folders, by Pillow's names. Others are not decoded for visitors: Pillow
-would start Ghostscript for EPS, and ICO and ICNS may hold larger pictures than they say."""
+"""What browsers and cameras save, by Pillow's names. Others are not decoded for visitors: Pillow would start
+Ghostscript for EPS, and ICO and ICNS may hold larger pictures than they say."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323  # tags
 

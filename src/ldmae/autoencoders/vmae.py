@@ -390,7 +390,7 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
 
     def _is_sincos(self, table: Tensor) -> Tensor:
         expected = sincos_2d(table.shape[2], *self._own_grid(), device=table.device, dtype=torch.float32)
-        return (table.float() - expected).abs().amax() < _SINCOS_TOLERANCE  # ()
+        return (table.float() - expected).abs().max() < _SINCOS_TOLERANCE  # ()
 
     def _check_images(self, x: Tensor) -> None:
         p, channels = self.config["patch_size"], self.config["in_channels"]

@@ -319,7 +319,7 @@ def _schema() -> None:
 
     from ldmae.config import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 @app.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def name_of(source: str) -> str:
     source = source.removeprefix("official:")
     if source.startswith("pretrained:"):
         return source.replace(":", "-")
-    last = Path(source).resolve().name
+    last = Path(os.path.realpath(source)).name  # unlike Path.resolve also for links in a circle
     return re.sub(r"\.(pth|pt)$", "", last)
 
 

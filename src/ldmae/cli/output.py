@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -25,6 +26,8 @@ def run_app(application: Callable[..., Any]) -> int:
     # Not spinning is a fifth slower when idle; 20,000 turns are not. torch reads it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    with contextlib.suppress(AttributeError):  # replaced by something that is no text file
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # to a terminal that knows ASCII alone
     sys.argv[1:] = map(at_home, sys.argv[1:])  # the shell leaves it in quotes and behind `key=`
     try:
         application()
@@ -37,7 +40,9 @@ def run_app(application: Callable[..., Any]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        if isinstance(stop.code, str):  # of a program of one's own
+            return _refused(stop.code)
+        code = 0 if stop.code is None else stop.code
         return _interrupted() if code == 130 else code
     return 0
 

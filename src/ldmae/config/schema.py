@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -51,11 +52,13 @@ class ComparisonConfig(Settings):
     `sd-vae: [autoencoder.baseline.objective.perceptual_weight=0.5]`."""
 
     @model_validator(mode="after")
-    def _seeds_are_distinct(self) -> Self:
+    def _units_are_distinct(self) -> Self:
         for name in ("seeds", "ablation_seeds"):
             seeds = getattr(self, name)
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{name} holds a seed twice: {seeds}; remove one")
+        if not [*product(self.autoencoders, self.seeds), *product(self.ablation, self.ablation_seeds)]:
+            raise ValueError("it compares nothing: give autoencoders with seeds, or an ablation with seeds")
         return self
 
 

@@ -30,7 +30,7 @@ def loading_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _LOADER_DIED.search(str(error)):
+        if not LOADER_DIED.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
         raise UserError(
@@ -40,9 +40,8 @@ def loading_errors() -> Iterator[None]:
         ) from error
 
 
-_LOADER_DIED = re.compile(
-    r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|</torch_|shm_open"
-)
+LOADER_DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|</torch_|shm_open")
+"""What torch says of a data loading process that died or found no shared memory."""
 
 
 def check_range(name: str, value: float, low: float, high: float, move: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ldmae.core.errors import UserError, reason_of
+from ldmae.core.errors import LOADER_DIED, UserError, reason_of
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
@@ -53,11 +54,16 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(path) from error
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; check the folder's permissions"
-        ) from error
+        path, name = Path(path), Path(os.fsdecode(error.filename or path))
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            move = "a file is where a folder should be: name another, or move it away"
+        elif name in (path, *path.parents) or name.is_relative_to(path) or TEMPORARY_PREFIX in str(name):
+            move = "check the folder's permissions"
+        else:
+            move = f"see what is wrong with {name}, which it is made from"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {move}") from error
     except (RuntimeError, SafetensorError) as error:  # both wrap the operating system's error in a text
-        if _DISK.search(str(error)):
+        if _DISK.search(str(error)) and not LOADER_DIED.search(str(error)):
             raise _full(path) from error
         raise
 
@@ -112,9 +118,15 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stays = path.is_dir() and (path.samefile(Path.cwd()) or path.is_mount())
         place = path if stays else path.parent
+        for left in place.glob(f"{TEMPORARY_PREFIX}*/"):  # by killed programs
+            if not left.name.startswith(_REPLACED_PREFIX) and not _is_held(left):
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
         old = path.with_name(f"{_REPLACED_PREFIX}{path.name}")
+        held = os.open(temporary, os.O_RDONLY)
         try:
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
             yield temporary
             temporary.chmod(0o755)
             for written in (*temporary.rglob("*"), temporary):
@@ -133,8 +145,22 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 raise
             _sync(path.parent)
         finally:
+            os.close(held)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_held(temporary: Path) -> bool:
+    """Returns whether a program is still writing into a temporary folder."""
+    with contextlib.suppress(FileNotFoundError):  # it has just taken its place
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+        finally:
+            os.close(handle)
+    return False
 
 
 def _fill(folder: Path, temporary: Path) -> None:
@@ -160,8 +186,9 @@ def check_new_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files that a killed process left in a folder; only for whoever holds its lock.
 
-    A folder that had stepped aside for one that never came takes its place again. A folder further down that
-    has a lock of its own is left alone: another program may be writing there.
+    A folder that had stepped aside for one that never came takes its place again. Left alone are a folder
+    further down that has a lock of its own, for another program may be writing there, and a temporary folder
+    that one is writing into.
     """
     for path in sorted(_leftovers(folder)):
         replaced = path.with_name(path.name.removeprefix(_REPLACED_PREFIX))
@@ -178,7 +205,10 @@ def _leftovers(folder: Path) -> Iterator[Path]:
         if LOCK in files and Path(root) != folder:
             folders.clear()
             continue
-        yield from (Path(root, name) for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX))
+        left = {name for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX)}
+        left -= (held := {name for name in left & {*folders} if _is_held(Path(root, name))})
+        folders[:] = {*folders} - held
+        yield from (Path(root, name) for name in left)
 
 
 def _sync(path: Path) -> None:

@@ -381,7 +381,7 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
             return self.pos_embed
         stored, width = self.pos_embed, self.pos_embed.shape[-1]
         like = {"device": stored.device, "dtype": stored.dtype}
-        distance = (stored - sincos_2d(width, own, own, **like)[None]).abs().amax()
+        distance = (stored - sincos_2d(width, own, own, **like)[None]).abs().max()
         square = rearrange(stored, "1 (h w) d -> 1 d h w", h=own)
         stretched = F.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=False)
         stretched = rearrange(stretched, "1 d h w -> 1 (h w) d")

@@ -106,7 +106,7 @@ def names_by_number(id2label: Any) -> dict[int, str] | None:
     if id2label is None:
         return None
     try:
-        return {int(key): str(name) for key, name in id2label.items()}
+        return dict(sorted((int(key), str(name)) for key, name in id2label.items()))
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"id2label must be a dictionary from class numbers to names, {{0: 'cat', …}}, got {id2label!r}"

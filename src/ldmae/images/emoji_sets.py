@@ -15,10 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from ldmae.core.errors import UserError, check_known
-from ldmae.core.files import atomic_folder, write_json, write_text
+from ldmae.core.files import write_json, write_text
 from ldmae.core.imports import package_folder, require
 from ldmae.images.emoji_classes import EmojiClasses, code_points
-from ldmae.images.packages import Package, claim, drawn, fetch
+from ldmae.images.packages import Package, drawn, fetch, prepared
 from ldmae.images.transforms import to_rgb
 
 _OTHER = "other"
@@ -130,17 +130,15 @@ def prepare_emoji_sets(
     if {"openmoji", "noto"} & set(names):
         require("SVG", "resvg_py", install="'ldmae[emoji-sets]'")
 
-    claim(folder, size)
-
     def get(package: Package) -> Path:
         return fetch(package, folder / "packages", given)
 
     known = EmojiClasses()
-    drawn = [(name, *picture) for name in names for picture in _characters(name, size, known, get)]
-    unseen = _held_out({points for _, points, _ in drawn}, known, held_out)
     counts: dict[str, dict[str, Counter[str]]] = {side: defaultdict(Counter) for side in ("train", "val")}
     seen = set()
-    with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
+    with prepared(folder, size) as (train, val):
+        drawn = [(name, *picture) for name in names for picture in _characters(name, size, known, get)]
+        unseen = _held_out({points for _, points, _ in drawn}, known, held_out)
         # those with a class first, so that of two equal pictures the one with a class stays
         for name, points, image in sorted(drawn, key=lambda one: (known.label(one[1]) < 0, one[1], one[0])):
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()

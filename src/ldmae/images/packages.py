@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import read_json, write_json
+from ldmae.core.files import atomic_folder, read_json, write_json
 from ldmae.core.progress import console
 
 _PIECE = 2**20
@@ -58,20 +59,25 @@ def drawn(names: Iterable[str], share: float) -> list[str]:
     return order[: min(len(order) - 1, max(1, round(share * len(order))))]
 
 
-def claim(folder: Path, size: int) -> None:
-    """Makes a folder that of a prepared set, before its images: one that is stopped can be made again.
+@contextlib.contextmanager
+def prepared(folder: Path, size: int) -> Iterator[tuple[Path, Path]]:
+    """Yields folders for the images of a prepared set, which become its `train` and `val` on leaving.
+
+    A set that is stopped meanwhile can be made again; one that fails leaves no trace.
 
     Raises:
         UserError: its `train` or `val` is somebody's own.
     """
     counts = folder / "counts.json"
-    ours = counts.is_file() and {"size", "counts"} <= set(read_json(counts))
+    ours = counts.is_file() and {"size", "counts"} <= set(read_json(counts, dict))
     for side in () if ours else ("train", "val"):
         if (folder / side).exists():
             raise UserError(
                 f"{folder / side} exists, and `ldmae prepare` did not make it; name another folder"
             )
-    write_json(counts, {"size": size, "counts": {}})
+    with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
+        yield train, val
+        write_json(counts, {"size": size, "counts": {}})
 
 
 def _download(package: Package, path: Path) -> None:

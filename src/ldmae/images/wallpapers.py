@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, write_json, write_text
-from ldmae.images.packages import Package, claim, drawn, fetch
+from ldmae.core.files import write_json, write_text
+from ldmae.images.packages import Package, drawn, fetch, prepared
 
 _POOL = "http://deb.debian.org/debian/pool/main"  # as apt: what is fetched is checked by its hash
 _PACKAGES = {
@@ -77,12 +77,11 @@ def prepare_wallpapers(
         UserError: a package is missing, can't be downloaded, or lacks a photograph; the folder holds
             images of one's own.
     """
-    claim(folder, size)
     subjects = {name: subject for subject, names in _SUBJECTS.items() for name in names.split()}
     unseen = {name for names in _SUBJECTS.values() for name in drawn(names.split(), held_out)}
     counts: dict[str, dict[str, dict[str, int]]] = {"train": {}, "val": {}}
     copyrights, missing = [], set(subjects)
-    with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
+    with prepared(folder, size) as (train, val):
         for title, package in _PACKAGES.items():
             for name, content in _files(fetch(package, folder / "packages", given)):
                 if name == "copyright":

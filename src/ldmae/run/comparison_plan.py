@@ -117,8 +117,10 @@ def plan_comparison(preset: str, overrides: list[str]) -> tuple[list[Unit], Matc
         own = [*(shared if of.is_baseline else ()), *of.settings, *wanted.settings.get(name, ())]
         units.append(Unit(name, seed, load_config(preset, [*overrides, *own, f"seed={seed}"])))
         check_checkpoints(units[-1].config)
-        if units[-1].config.data != base.data:
-            raise UserError(f"comparison.settings.{name} changes the images; set data for all units")
+        if (units[-1].config.data, units[-1].config.image_size) != (base.data, base.image_size):
+            raise UserError(
+                f"comparison.settings.{name} changes the images; set data or image_size for all units"
+            )
     return units, matching
 
 
@@ -262,7 +264,7 @@ def refuse_other_images(unit: Unit, images: str, results: Path) -> None:
 
 def finished_images(results: Path) -> dict[str, str | None]:
     """Returns the fingerprint of each finished unit's images, where it records one, by its folder."""
-    paths = sorted((results / "units").glob("*/*/unit.json"))
+    paths = sorted((results / "units").glob("*/seed-*/unit.json"))
     data = {str(path.parent): read_json(path, dict).get("data") for path in paths}
     return {place: of.get("fingerprint") if isinstance(of, dict) else None for place, of in data.items()}
 

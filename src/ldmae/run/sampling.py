@@ -56,8 +56,8 @@ def _class_choice(classes: list[int], at_most: int) -> list[int]:
 def _save_samples(pipeline: LDMAEPipeline, labels: list[int], config: SamplingConfig, folder: Path) -> None:
     """Writes `images/*.png`, `grid.png` and `samples.json` into a folder, which replaces an older one."""
     names = pipeline_classes(pipeline)
-    images = np.concatenate([*generated_batches(pipeline, labels, config, "sampling")])
     with atomic_folder(folder) as temporary:
+        images = np.concatenate([*generated_batches(pipeline, labels, config, "sampling")])
         (temporary / "images").mkdir()
         digits = max(4, len(str(len(images) - 1)))  # so that names sort as labels lie
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -179,7 +179,7 @@ def sample_from(
     if changes.get("guidance_scale", 1) != 1 and _guidable(pipeline, config) != config:
         raise UserError(f"{source} has one class, none to be guided away from; leave guidance 1")
     every = _class_choice(known_classes(pipeline), config.max_classes)
-    chosen = [pipeline.class_id(name) for name in classes] or every
+    chosen = [*dict.fromkeys(pipeline.class_id(name) for name in classes)] or every
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = there and ("samples.json" not in there or there - _MADE)  # all of it would be replaced
     if foreign or (folder.exists() and not folder.is_dir()):
