@@ -179,10 +179,19 @@ def figures_of(run: Path) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Draws all pictures; returns their paths."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="a finished run folder")
+    parser.add_argument("run", type=Path, help="a finished run folder, of a VMAE trained in two stages")
     parser.add_argument("--out", type=Path, default=Path("pictures"))
     parser.add_argument("--images", type=int, default=5, help="how many are shown")
     options = parser.parse_args(arguments)
+    if options.images < 2:
+        parser.error(f"--images {options.images}: it mixes pairs; take at least 2")
+    for needed in ("results.json", "checkpoints/autoencoder.pretraining/model"):
+        if not (options.run / needed).exists():
+            parser.error(
+                f"{options.run} has no {needed}; name a finished run that trained a VMAE in two stages"
+            )
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"{options.out} is a file; name another folder with --out")
     options.out.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(options.run, options.images)
     drawings: dict[str, Callable[[], Image.Image | Figure]] = {

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ldmae.cli.output import run_app
 from ldmae.core.files import EXTENSIONS
@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.size < 1:
         parser.error(f"--size {options.size}: it takes at least one pixel")
+    if options.out.resolve() == options.images.resolve():
+        parser.error(f"{options.out} holds the images themselves; name another folder")
     found = sorted(path for path in options.images.glob("*") if path.is_file())
     pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
     if not pictures:
@@ -43,14 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(path: Path, made: Path, size: int) -> None:
     """Writes a picture as a PNG of `size` pixels a side, where that isn't there yet."""
-    if made.exists():
-        with Image.open(made) as old:
-            if old.size != (size, size):
-                raise SystemExit(f"{made} has {old.width} × {old.height} px; name another folder")
-        return
     try:
+        if made.exists():
+            with Image.open(made) as old:
+                if old.size != (size, size):
+                    raise SystemExit(f"{made} has {old.width} × {old.height} px; name another folder")
+            return
         picture = center_crop(to_rgb(open_picture(path.read_bytes())), size)
-    except UnreadablePictureError as error:
+    except (UnreadablePictureError, UnidentifiedImageError) as error:
         raise SystemExit(f"{path}: {error}; remove it, or replace it") from error
     half = made.with_suffix(".part")
     picture.save(half, format="PNG")

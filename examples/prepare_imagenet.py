@@ -69,10 +69,15 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
     if missing:
         raise SystemExit(f"{options.archives} lacks {', '.join(missing)}")
     val = classes_of_validation(options.archives / DEVKIT)
-    counts = (
-        unpack_train(options.archives / TRAIN, options.out / "train"),
-        unpack_val(options.archives / VAL, val, options.out / "val"),
-    )
+    try:
+        counts = (
+            unpack_train(options.archives / TRAIN, options.out / "train"),
+            unpack_val(options.archives / VAL, val, options.out / "val"),
+        )
+    except (tarfile.ReadError, IndexError) as error:
+        raise SystemExit(
+            f"an archive in {options.archives} is damaged ({error}); download it again"
+        ) from error
     print(f"{counts[0]:,} training and {counts[1]:,} validation images in {options.out}")
     return counts
 

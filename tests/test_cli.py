@@ -536,15 +536,16 @@ def test_interrupt_exits_with_130(server, made, tmp_path):
         time.sleep(0.05)
     os.kill(started.process, signal.SIGINT)
     assert started.wait(60) == 130  # which ends one that did not hear it
-    assert (
-        started.stderr.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
+    assert started.stderr.splitlines()[-1].startswith(
+        "interrupted; what was saved is kept, and a command that"
     )
     assert "Traceback" not in started.output
 
 
 @pytest.mark.parametrize("words", [["run", "--help"], ["schema"]])
-def test_a_terminal_that_knows_ascii_alone_is_written_to(words, monkeypatch):
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_knows_few_characters_is_written_to(words, encoding, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
         assert run_app(lambda: app(words)) == 0
@@ -555,6 +556,11 @@ def test_a_terminal_that_knows_ascii_alone_is_written_to(words, monkeypatch):
 def test_a_program_s_own_word_of_refusal_is_printed(capfd):
     assert run_app(lambda: sys.exit("no images")) == 2
     assert "no images" in capfd.readouterr().err
+
+
+def test_a_part_of_ones_own_that_ends_the_program_is_no_success(capfd):
+    assert run_app(lambda: sys.exit(0)) == 2
+    assert "test_cli.py ended the program; take sys.exit() out of it" in capfd.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback():

@@ -116,6 +116,7 @@ def test_runs_beside_a_run_are_suggested(folders, tmp_path, monkeypatch):
     assert runs_nearby(str(folders.run)) == []
     (tmp_path / "runs").symlink_to(folders.base / "runs")
     assert runs_nearby("owner/name") == ["runs/small"]
+    assert runs_nearby("owner/name", "runs/../runs/small") == []
 
 
 def test_a_model_of_emoji_or_digits_is_shown_such(tmp_path):

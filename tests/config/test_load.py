@@ -224,7 +224,7 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ),
         ("diffusion.model.num_layers=0", r"diffusion\.model\.num_layers must be at least 1"),
         ("diffusion.model.attention_head_dim=15", "multiple of 4 .* take 16"),
-        ("diffusion.model.mlp_ratio=1e-9", "must leave hidden units"),
+        ("diffusion.model.mlp_ratio=0.02", "must leave hidden units"),
         ("diffusion.model.class_dropout_prob=0", "guidance needs .*class_dropout_prob above 0"),
         ("mixed_precision=fp8", "mixed_precision must be auto, no, bf16 or fp16, got 'fp8'"),
         ("device=tpu", "device must be auto, cpu, cuda or mps, got 'tpu'"),

@@ -133,7 +133,7 @@ def test_a_write_that_the_system_refuses_midway_loses_nothing(tmp_path):
 
 def test_a_folder_that_refuses_is_named(tmp_path):
     write_text(tmp_path / "file", "")
-    with pytest.raises(UserError, match=r"cannot write .*a\.txt.*a file is where a folder should be"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt.*file is a file"):
         write_text(tmp_path / "file" / "a.txt", "new")  # a file stands where a folder should
     with pytest.raises(UserError, match="cannot write"), disk_errors(tmp_path):
         (tmp_path / "file" / "x").mkdir()
@@ -147,13 +147,17 @@ def test_other_errors_of_the_block_pass_through(tmp_path):
     )
     with pytest.raises(UserError, match="shm-size"), loading_errors(), atomic_path(tmp_path / "a"):
         raise RuntimeError(shared)
+    with pytest.raises(BrokenPipeError), atomic_folder(tmp_path / "a"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(OSError, match=r"^image file is truncated$"), atomic_folder(tmp_path / "a"):
+        raise OSError("image file is truncated")
     with pytest.raises(UserError, match=r"^mine$"), atomic_folder(tmp_path / "a"):
         raise UserError("mine")
 
 
 def test_what_cannot_be_read_on_the_way_is_named_as_such(tmp_path):
     (tmp_path / "package").mkdir()
-    told = r"cannot write .*out: Is a directory; see what is wrong with .*package, which it is made from"
+    told = r"cannot write .*out: Is a directory; look at .*package, which it is made from"
     with pytest.raises(UserError, match=told), atomic_folder(tmp_path / "out"):
         (tmp_path / "package").read_bytes()
 
@@ -247,15 +251,52 @@ def test_leftovers_in_a_folder_that_another_program_has_locked_are_left_alone(tm
     assert names(tmp_path) == [".lock", "emoji", "runs"]
 
 
-def test_a_folder_that_another_program_is_writing_is_left_alone_and_one_of_a_killed_program_is_not(tmp_path):
-    (tmp_path / f"{TEMPORARY_PREFIX}x").mkdir()
+def left_by_a_kill(folder):
+    """Leaves what a program that was to write a folder leaves when it is killed; returns its path."""
+    code = "import os, sys; from ldmae.core.files import atomic_folder\n"
+    code += (
+        "with atomic_folder(sys.argv[1]) as temporary: print(temporary, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    return Path(done.stdout.strip())
+
+
+def test_a_folder_that_is_being_written_is_left_alone_and_one_of_a_killed_program_is_not(tmp_path):
+    left, other = left_by_a_kill(tmp_path / "published"), left_by_a_kill(tmp_path / "other")
+    (tmp_path / f"{TEMPORARY_PREFIX}novel").mkdir()  # by whoever it is
     with atomic_folder(tmp_path / "published") as temporary:
-        assert names(tmp_path) == [temporary.name]
+        assert not left.exists()
+        assert other.exists()
         (temporary / f"{TEMPORARY_PREFIX}y").write_text("")
         remove_leftovers(tmp_path)  # as whoever locks the folder above does
-        with atomic_folder(tmp_path / "another"):
+        with atomic_folder(tmp_path / "another"), atomic_folder(tmp_path / "published-too"):
             assert (temporary / f"{TEMPORARY_PREFIX}y").exists()
-    assert names(tmp_path) == [f"{TEMPORARY_PREFIX}y", "another", "published"]
+    assert names(tmp_path) == [f"{TEMPORARY_PREFIX}y", "another", "published", "published-too"]
+
+
+@pytest.mark.parametrize("refused", ["flock", "open"])
+def test_on_disks_without_locks_and_beside_folders_of_others_nothing_is_deleted(
+    tmp_path, monkeypatch, refused
+):
+    left = left_by_a_kill(tmp_path / "train")
+    opened = os.open
+
+    def refuse(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def refuse_others(path, *arguments):
+        return refuse() if path == left else opened(path, *arguments)
+
+    if refused == "flock":
+        monkeypatch.setattr("ldmae.core.files.fcntl.flock", refuse)
+    else:
+        monkeypatch.setattr("ldmae.core.files.os.open", refuse_others)
+    with atomic_folder(tmp_path / "train") as train, atomic_folder(tmp_path / "val"):
+        remove_leftovers(tmp_path)
+        (train / "a").write_text("")
+    assert names(tmp_path) == [left.name, "a", "train", "val"]
 
 
 def test_a_current_directory_is_filled_where_it_is(tmp_path, monkeypatch):

@@ -86,8 +86,8 @@ def test_a_folder_or_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / ".lock").mkdir()
     for folder, told in (
-        (tmp_path / "file", "file: .*a file is where a folder should be"),
-        (tmp_path, r"\.lock: .*permissions"),
+        (tmp_path / "file", "file: .*file is a file"),
+        (tmp_path, r"\.lock: .*\.lock is a folder"),
     ):
         with pytest.raises(UserError, match=f"cannot write .*{told}"), locked(folder):
             pass

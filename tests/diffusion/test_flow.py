@@ -3,11 +3,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import nn
 
-from ldmae.config.diffusion import FlowConfig
+from ldmae.config.diffusion import DiffusionConfig, FlowConfig
 from ldmae.contracts import BatchKeys
 from ldmae.core.errors import UserError
 from ldmae.core.random import normal
+from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import FlowMatchingObjective, interpolate, scheduler_shift, set_sampling_times
+from ldmae.diffusion.solvers import solver_class
 
 from ..tiny import tiny_transformer
 
@@ -61,6 +63,46 @@ def test_network_sees_points_between_keyed_noise_and_data_and_loss_is_their_velo
     t = network.t.view(-1, 1, 1, 1)
     torch.testing.assert_close(network.x, t * z + (1 - t) * noise)
     torch.testing.assert_close(output.loss, (z - noise).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda x: (x[:, :1],), r"got one of \(8, 1, 4, 4\)"),  # its loss would be broadcast
+        (lambda x: x, "got Tensor"),
+        (lambda x: None, "got NoneType"),
+    ],
+)
+def test_a_network_that_returns_something_else_than_the_velocity_is_refused(returned, told):
+    class Wrong(Recorder):
+        def forward(self, x, t, labels, return_dict):
+            return returned(x)
+
+    with pytest.raises(UserError, match=rf"Wrong must return a tuple .* of \(8, 3, 4, 4\), {told}"):
+        FlowMatchingObjective(Wrong(), FlowConfig())(batch(), keys())
+
+
+def test_parts_of_ones_own_that_cannot_be_built_are_named(tmp_path, monkeypatch):
+    (tmp_path / "odd_parts.py").write_text(ODD_PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"solver=odd_parts:Needs can't be built without arguments"):
+        solver_class("odd_parts:Needs")
+    with pytest.raises(UserError, match=r"kind=odd_parts:Plain lacks .*null_class"):
+        build_backbone(DiffusionConfig(kind="odd_parts:Plain"), 4, 3, 5)
+
+
+ODD_PARTS = """
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+class Needs(FlowMatchEulerDiscreteScheduler):
+    def __init__(self, order):
+        super().__init__()
+
+class Plain(nn.Module):
+    def __init__(self, sample_size, in_channels, num_classes):
+        super().__init__()
+"""
 
 
 def test_path_runs_from_noise_to_data():

@@ -258,6 +258,9 @@ def test_imagenet_archives_become_class_folders(tmp_path):
     (archives / "ILSVRC2012_img_val.tar").write_bytes(tarred(dict.fromkeys([*held_out][:2], picture)))
     with pytest.raises(SystemExit, match="holds 2 images, expected 3; download it again"):
         run("prepare_imagenet.py", archives, out)
+    (archives / "ILSVRC2012_img_val.tar").write_bytes(tarred(held_out)[:700])
+    with pytest.raises(SystemExit, match="is damaged"):
+        run("prepare_imagenet.py", archives, out)
 
 
 def test_imagenet_archives_that_lack_are_named(tmp_path):
@@ -279,6 +282,8 @@ def test_celebahq_is_reduced_by_the_packages_own_crop_and_once(tmp_path, capsys)
     assert run("prepare_celebahq.py", images, out, "--size", "32") == 1
     assert made.stat().st_mtime_ns == before
     assert "1 other files ignored" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run("prepare_celebahq.py", images, images)
     for arguments, told in (
         ([out.parent, out], "holds no images"),
         ([images, out, "--size", "16"], r"7\.png has 32 × 32 px"),
@@ -311,6 +316,11 @@ def test_the_three_properties_are_drawn_from_a_run(trained, tmp_path, monkeypatc
             assert len(picture.getcolors(256) or []) > 8, path
         committed = EXAMPLES.parent / "docs" / "pictures" / path.name
         assert committed.stat().st_size < 120_000, committed
+    file = tmp_path / "file"
+    file.touch()
+    for arguments in ([trained, "--images", "1"], [trained, "--out", file], [tmp_path]):
+        with pytest.raises(SystemExit, match="2"):
+            run("draw_three_properties.py", *arguments)
 
 
 # ---- extensions

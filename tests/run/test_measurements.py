@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint_model
 from ldmae.core.provenance import Record
 from ldmae.evaluation import compression, groupings
+from ldmae.evaluation.api import Measured, checked
 from ldmae.evaluation.probe import _halves
 from ldmae.evaluation.subject import draw, image_keys
 from ldmae.run import describe_results, encode_with, evaluate_with
@@ -516,13 +518,34 @@ def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
         ("smothness", "no measurement 'smothness'; did you mean 'smoothness'"),
         ("my_metric:Blur", "has no Blur"),
         ("my_metric:measure", "expected a Measurement"),
-        ("my_metric:Taken", "is called 'probe', as one of the package is"),
+        ("my_metric:Taken", "is called 'Probe', as one of the package is"),
+        ("my_metric:Outside", r"is called '\.\./x', which can't name a file"),
+        ("my_metric:Sharpness my_metric:Again", "several measurements are called 'sharpness'"),
     ],
 )
 def test_a_measurement_that_is_none_is_refused_before_anything_is_loaded(pictures, name, told):
-    Path("my_metric.py").write_text(
-        SHARPNESS + 'Taken = Measurement(name="probe", title="Probe", measure=measure)\n'
-    )
+    called = {"Taken": "Probe", "Outside": "../x", "Again": "Sharpness"}
+    more = [f'{key} = Measurement(name="{of}", title="", measure=measure)\n' for key, of in called.items()]
+    Path("my_metric.py").write_text(SHARPNESS + "".join(more))
     sys.modules.pop("my_metric", None)
     with pytest.raises(UserError, match=told):
-        evaluated("nothing", pictures, only=[name])
+        evaluated("nothing", pictures, only=name.split())
+
+
+def test_numbers_of_ones_own_become_plain_ones_and_what_is_none_is_refused():
+    metric = Metric(name="A", value=torch.tensor(0.5), counts={"images": np.int64(3)})  # type: ignore
+    (found,) = checked(Measured([metric]), "mine").metrics
+    plain = Metric(name="A", value=0.5, counts={"images": 3})
+    assert json.dumps(found.to_dict()) == json.dumps(plain.to_dict())
+    for wrong, told in (
+        (0.5, "no attribute 'metrics'"),
+        (Measured([0.5]), "no attribute"),  # type: ignore
+        (Measured([Metric(name="A", value=math.nan)]), "A is nan"),
+        (Measured([Metric(name="A", value=1.0, spread={"over images": math.inf})]), "A is inf"),
+        (Measured([Metric(name="A", value=None)]), "float"),  # type: ignore
+        (Measured([Metric(name="A", value=1.0, better="sideways")]), "better='sideways'"),
+        (Measured([Metric(name="A", value=1.0, counts={"images": -4})]), "counts=.*-4"),
+        (Measured([], {"file": np.zeros(3)}), "can't be called 'file'"),
+    ):
+        with pytest.raises(UserError, match=f"the measurement mine must return a Measured .*{told}"):
+            checked(wrong, "mine")

@@ -103,7 +103,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_generated(
     source = saved(tmp_path / "pipeline", FlowMatchEulerDiscreteScheduler())
     (tmp_path / "file").touch()
     monkeypatch.setattr("ldmae.run.sampling.generated_batches", lambda *_: pytest.fail("it generated"))
-    with pytest.raises(UserError, match="a file is where a folder should be"):
+    with pytest.raises(UserError, match="file is a file: name another folder"):
         sampled(source, tmp_path / "file" / "samples")
 
 

@@ -62,7 +62,9 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
             "(downloaded once) and press Enter."
         )
-        choices += [(short_name(name), name) for name in [*runs_nearby(bench.source), *_WELL_KNOWN]]
+        further = [*runs_nearby(bench.source, *bench.offered.values()), *_WELL_KNOWN]
+        called = Counter([*bench.choices, *map(short_name, further)])
+        choices += [(name if called[short_name(name)] > 1 else short_name(name), name) for name in further]
     enough = len(choices) >= FEWEST
     controls, results = work_columns()
     with controls:

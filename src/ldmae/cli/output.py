@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,9 @@ def run_app(application: Callable[..., Any]) -> int:
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success
         if isinstance(stop.code, str):  # of a program of one's own
             return _refused(stop.code)
-        code = 0 if stop.code is None else stop.code
+        code, place = stop.code or 0, [*traceback.walk_tb(stop.__traceback__)][-1][0]
+        if code == 0 and place.f_globals["__name__"].partition(".")[0] not in ("click", "typer", "argparse"):
+            return _refused(f"{place.f_code.co_filename} ended the program; take sys.exit() out of it")
         return _interrupted() if code == 130 else code
     return 0
 
@@ -55,7 +58,7 @@ def _refused(message: str) -> int:
 
 
 def _interrupted() -> int:
-    _print_error("interrupted; finished work is kept, and the same command resumes")
+    _print_error("interrupted; what was saved is kept, and a command that can resume goes on from there")
     return 130
 
 

@@ -68,7 +68,8 @@ class LightningDiTConfig(Settings):
                 f"num_attention_heads={heads} times attention_head_dim={head} must be a multiple of 4 (sine-"
                 "cosine positions); change one of them"
             )
-        if int(heads * head * self.mlp_ratio) < 2:  # SwiGLU takes two thirds
+        hidden = int(heads * head * self.mlp_ratio)
+        if (int(2 / 3 * hidden) if self.use_swiglu else hidden) < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} must leave hidden units; 4 is usual")
         return self
 

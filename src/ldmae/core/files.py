@@ -54,18 +54,30 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(path) from error
-        path, name = Path(path), Path(os.fsdecode(error.filename or path))
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            move = "a file is where a folder should be: name another, or move it away"
-        elif name in (path, *path.parents) or name.is_relative_to(path) or TEMPORARY_PREFIX in str(name):
-            move = "check the folder's permissions"
-        else:
-            move = f"see what is wrong with {name}, which it is made from"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {move}") from error
+        if error.errno is None or isinstance(error, ConnectionError):  # no disk's: a damaged picture, a pipe
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}; {_move(Path(path), error)}") from error
     except (RuntimeError, SafetensorError) as error:  # both wrap the operating system's error in a text
         if _DISK.search(str(error)) and not LOADER_DIED.search(str(error)):
             raise _full(path) from error
         raise
+
+
+def _move(path: Path, error: OSError) -> str:
+    """Returns what to do about an error that writing a path met."""
+    name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    above = (path, *path.parents)
+    if name not in above and not name.is_relative_to(path) and TEMPORARY_PREFIX not in str(name):
+        return f"look at {name}, which it is made from"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        for place in above:
+            if place.exists() and not place.is_dir():
+                return f"{place} is a file: name another folder, or move it away"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder: move it away"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the folder's permissions"
+    return "put that right, then run the same command again"
 
 
 _DISK = re.compile(r"No space left|os error \d+|PytorchStreamWriter|inline_container")
@@ -118,10 +130,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stays = path.is_dir() and (path.samefile(Path.cwd()) or path.is_mount())
         place = path if stays else path.parent
-        for left in place.glob(f"{TEMPORARY_PREFIX}*/"):  # by killed programs
-            if not left.name.startswith(_REPLACED_PREFIX) and not _is_held(left):
+        own = f"{TEMPORARY_PREFIX}{path.name}-"
+        for left in place.iterdir():  # by killed programs that were to write the same folder
+            if re.fullmatch(re.escape(own) + r"[a-z0-9_]{8}", left.name) and not _is_held(left):
                 shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
+        temporary = Path(tempfile.mkdtemp(prefix=own, dir=place))
         old = path.with_name(f"{_REPLACED_PREFIX}{path.name}")
         held = os.open(temporary, os.O_RDONLY)
         try:
@@ -151,15 +164,17 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 
 def _is_held(temporary: Path) -> bool:
-    """Returns whether a program is still writing into a temporary folder."""
-    with contextlib.suppress(FileNotFoundError):  # it has just taken its place
+    """Returns whether a program may be writing into a temporary folder: where that can't be told, too."""
+    try:
         handle = os.open(temporary, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EACCES, errno.EAGAIN)
-        finally:
-            os.close(handle)
+    except OSError:  # another user's, or gone
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or on a disk without locks
+        return True
+    finally:
+        os.close(handle)
     return False
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ldmae.config.base import as_dict
 from ldmae.config.diffusion import DiffusionConfig
 from ldmae.config.registry import DIFFUSION, own_settings, resolve
+from ldmae.core.errors import UserError, reason_of
 
 _GIVEN = ("self", "sample_size", "in_channels", "num_classes")
 """What the latents and the images decide of a diffusion model."""
@@ -37,10 +38,19 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
     """Builds a diffusion model: takes x_t (B, C, h, w), t (B,), labels (B,) and gives the velocity.
 
     `sample_size` is that of the latents, in cells along a side; `in_channels` is C.
+
+    Raises:
+        UserError: a user's own class can't be built so, or lacks what training and guidance need.
     """
-    return backbone_class(config)(
-        sample_size=sample_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        **backbone_settings(config),
-    )
+    kind, given = backbone_class(config), {"sample_size": sample_size, "in_channels": in_channels}
+    try:
+        model = kind(**given, num_classes=num_classes, **backbone_settings(config))
+        _ = model.null_class, model.config.class_dropout_prob
+    except (TypeError, AttributeError) as error:
+        if config.other_kind is None:
+            raise
+        raise UserError(
+            f"diffusion.kind={config.kind} lacks what a diffusion model has here: {reason_of(error)}; see "
+            "docs/how-to/extend.md"
+        ) from error
+    return model

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ldmae.config.diffusion import FlowConfig
 from ldmae.contracts import BatchKeys, ObjectiveOutput
+from ldmae.core.errors import UserError
 from ldmae.core.random import normal, uniform
 
 
@@ -103,6 +104,23 @@ def _shift_overridden(scheduler: Any, timestep_shift: float | None) -> Iterator[
             scheduler.register_to_config(use_dynamic_shifting=dynamic)
 
 
+def predict_velocity(model: Any, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Returns the velocity (B, C, h, w) that a diffusion model predicts for x_t (B, C, h, w), in float32.
+
+    Raises:
+        UserError: the model returns something else.
+    """
+    output = model(x, t, labels, return_dict=False)
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    if not isinstance(first, Tensor) or first.shape != x.shape:
+        got = f"one of {tuple(first.shape)}" if isinstance(first, Tensor) else type(output).__name__
+        raise UserError(
+            f"{type(model).__name__} must return a tuple of the velocity, a tensor of {tuple(x.shape)}, got "
+            f"{got}; change what its forward returns"
+        )
+    return first.float()
+
+
 class FlowMatchingObjective(nn.Module):
     """The mean squared error of the predicted velocity (arXiv 2210.02747).
 
@@ -133,9 +151,9 @@ class FlowMatchingObjective(nn.Module):
         noise = normal(tuple(latents.shape[1:]), keys, "noise", latents.device)
         t = self._times(keys, latents.device)  # (b,)
         labels = self._drop_labels(batch["labels"], keys)
-        predicted = self.model(interpolate(latents, noise, t), t, labels, return_dict=False)[0]
+        predicted = predict_velocity(self.model, interpolate(latents, noise, t), t, labels)
         share = len(keys.rows) / keys.batch_size
-        mse = F.mse_loss(predicted.float(), latents - noise) * share
+        mse = F.mse_loss(predicted, latents - noise) * share
         return ObjectiveOutput(loss=mse, terms={"velocity": mse.detach()})
 
     def _times(self, keys: BatchKeys, device: torch.device) -> Tensor:

@@ -28,7 +28,7 @@ from ldmae.core.autoencoding import decode, denormalised, plain_module, require_
 from ldmae.core.errors import UserError, check_known, nearest, shortened
 from ldmae.core.saving import SavedPipeline
 from ldmae.diffusion import pipeline_arguments as arguments
-from ldmae.diffusion.flow import set_sampling_times
+from ldmae.diffusion.flow import predict_velocity, set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
@@ -67,7 +67,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
     def __init__(
         self,
         vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module,
-        transformer: LightningDiTTransformer2DModel,
+        transformer: LightningDiTTransformer2DModel | ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
         id2label: dict[int, str] | dict[str, str] | None = None,
         latents_mean: list[float] | None = None,
@@ -231,7 +231,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
 
     def _velocity(self, dtype: torch.dtype, latents: Tensor, t: float, class_labels: Tensor) -> Tensor:
         times = torch.full((len(latents),), t, device=latents.device)
-        return self.transformer(latents.to(dtype), times, class_labels, return_dict=False)[0].float()
+        return predict_velocity(self.transformer, latents.to(dtype), times, class_labels)
 
     @torch.no_grad()
     def decode_latents(

@@ -25,6 +25,12 @@ def solver_class(name: str) -> Any:
         raise UserError(
             f"sampling.solver={name} must be a class that extends FlowMatchEulerDiscreteScheduler"
         )
+    try:
+        kind()
+    except TypeError as error:
+        raise UserError(
+            f"sampling.solver={name} can't be built without arguments ({error}); give each a default"
+        ) from error
     return kind
 
 

@@ -6,13 +6,16 @@ a `Measurement`. Those of the package are listed in `MEASUREMENTS`; one's own is
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError, check_known
+from ldmae.core.errors import UserError, check_known, reason_of
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.evaluation.subject import Subject
 
@@ -79,6 +82,45 @@ def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
         raise UserError(
             f"{path} is of type {type(found).__name__}; expected a Measurement (ldmae.evaluation.api)"
         )
-    if path == name and found.name in {*MEASUREMENTS, *OF_GENERATED}:
+    if path == name and found.name.casefold() in {*MEASUREMENTS, *OF_GENERATED}:
         raise UserError(f"{path} is called {found.name!r}, as one of the package is; give it another name")
+    if not re.fullmatch(r"\w[\w.-]*", found.name):
+        raise UserError(f"{path} is called {found.name!r}, which can't name a file; take letters and hyphens")
     return found
+
+
+def checked(measured: Any, name: str) -> Measured:
+    """Returns what a measurement of one's own found, its numbers as Python's own.
+
+    Raises:
+        UserError: it is no `Measured` of `Metric`s, or a number in them is none.
+    """
+    try:
+        metrics = [_plain_metric(metric) for metric in measured.metrics]
+        pictures = {str(key): np.asarray(array) for key, array in measured.pictures.items()}
+        if "file" in pictures:
+            raise ValueError("a picture can't be called 'file'")
+        return Measured(metrics, pictures, [*map(str, measured.left_out)])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the measurement {name} must return a Measured of Metrics with finite numbers "
+            f"(ldmae.evaluation.api): {reason_of(error)}"
+        ) from error
+
+
+def _plain_metric(metric: Metric) -> Metric:
+    def finite(number: Any) -> float:
+        if not math.isfinite(plain := float(number)):
+            raise ValueError(f"{metric.name} is {plain}")
+        return plain
+
+    counts = {kind: int(count) for kind, count in metric.counts.items()}
+    if metric.better not in ("higher", "lower", "") or min(counts.values(), default=0) < 0:
+        raise ValueError(f"{metric.name}: better={metric.better!r}, counts={counts}")
+    return replace(
+        metric,
+        value=finite(metric.value),
+        counts=counts,
+        spread={kind: finite(number) for kind, number in metric.spread.items()},
+        reference={kind: finite(number) for kind, number in metric.reference.items()},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,14 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import fingerprint, fingerprint_model, fingerprint_tensors
 from ldmae.core.progress import console
 from ldmae.core.provenance import Record
-from ldmae.evaluation.api import MEASUREMENTS, OF_GENERATED, Measured, Measurement, load_measurement
+from ldmae.evaluation.api import (
+    MEASUREMENTS,
+    OF_GENERATED,
+    Measured,
+    Measurement,
+    checked,
+    load_measurement,
+)
 from ldmae.evaluation.distances import FEWEST_IMAGES
 from ldmae.evaluation.recognition import check_recognisable
 from ldmae.evaluation.reconstruction import PairMetrics
@@ -57,6 +65,7 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
         remove_results(folder, each.name)
         try:
             measured = each.measure(subject)
+            measured = measured if each.name in MEASUREMENTS else checked(measured, each.name)
         except UserError as error:
             merge_results(folder)
             if only is not None:
@@ -76,7 +85,11 @@ def named_measurements(only: Sequence[str] | None, others: Sequence[str] = ()) -
     """
     if only is None:
         return None
-    return [load_measurement(name, others) for name in only if name not in others]
+    found = [load_measurement(name, others) for name in dict.fromkeys(only) if name not in others]
+    names = Counter(each.name.casefold() for each in found)
+    if twice := [each.name for each in found if names[each.name.casefold()] > 1]:
+        raise UserError(f"several measurements are called {twice[0]!r}; give each a name of its own")
+    return found
 
 
 def _common_record(subject: Subject) -> Record:

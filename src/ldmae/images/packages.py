@@ -63,7 +63,7 @@ def drawn(names: Iterable[str], share: float) -> list[str]:
 def prepared(folder: Path, size: int) -> Iterator[tuple[Path, Path]]:
     """Yields folders for the images of a prepared set, which become its `train` and `val` on leaving.
 
-    A set that is stopped meanwhile can be made again; one that fails leaves no trace.
+    A set that is stopped meanwhile can be made again; one that fails claims nothing.
 
     Raises:
         UserError: its `train` or `val` is somebody's own.

@@ -303,7 +303,7 @@ def read_limits(path: Path | None) -> list[str]:
     if not path.is_file():
         raise UserError(f"--limits={path} is no file; write a sentence a line into it, or omit it")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as Windows saves it, too
     except UnicodeDecodeError as error:
         raise UserError(f"--limits={path} is not text in UTF-8; save it as that") from error
     lines = (line.strip().removeprefix("- ") for line in text.splitlines())

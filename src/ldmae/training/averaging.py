@@ -56,7 +56,7 @@ def report_long_average(stage: str, config: TrainingConfig) -> None:
     age = (1 - decay**config.steps) / (1 - decay) - 1  # of the steps, or of the start that is left
     if age > _LONGEST * config.steps:
         tell(
-            f"{stage}: the saved weights are averages (ema_decay={decay}), {age:,.0f} steps old "
+            f"{stage}: the saved weights are averages (ema_decay={decay}), {age:,.{age < 10:d}f} steps old "
             f"on average, and the training has {config.steps:,}: they lag; set {stage}.training.ema_decay to "
             f"{max(0.0, 1 - 10 / config.steps):.3g}, or train longer"
         )
