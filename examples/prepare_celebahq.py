@@ -45,14 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(path: Path, made: Path, size: int) -> None:
     """Writes a picture as a PNG of `size` pixels a side, where that isn't there yet."""
-    try:
-        if made.exists():
+    if made.exists():
+        try:
             with Image.open(made) as old:
-                if old.size != (size, size):
-                    raise SystemExit(f"{made} has {old.width} × {old.height} px; name another folder")
-            return
+                size_of_old = old.size
+        except UnidentifiedImageError as error:
+            raise SystemExit(f"{made} is no image; remove it") from error
+        if size_of_old != (size, size):
+            raise SystemExit(f"{made} has {size_of_old[0]} × {size_of_old[1]} px; name another folder")
+        return
+    try:
         picture = center_crop(to_rgb(open_picture(path.read_bytes())), size)
-    except (UnreadablePictureError, UnidentifiedImageError) as error:
+    except UnreadablePictureError as error:
         raise SystemExit(f"{path}: {error}; remove it, or replace it") from error
     half = made.with_suffix(".part")
     picture.save(half, format="PNG")

@@ -10,6 +10,7 @@ import argparse
 import io
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 from scipy.io import loadmat
@@ -68,13 +69,13 @@ def main(arguments: list[str] | None = None) -> tuple[int, int]:
     missing = [name for name in (TRAIN, VAL, DEVKIT) if not (options.archives / name).is_file()]
     if missing:
         raise SystemExit(f"{options.archives} lacks {', '.join(missing)}")
-    val = classes_of_validation(options.archives / DEVKIT)
     try:
+        val = classes_of_validation(options.archives / DEVKIT)
         counts = (
             unpack_train(options.archives / TRAIN, options.out / "train"),
             unpack_val(options.archives / VAL, val, options.out / "val"),
         )
-    except (tarfile.ReadError, IndexError) as error:
+    except (tarfile.ReadError, EOFError, zlib.error, IndexError) as error:
         raise SystemExit(
             f"an archive in {options.archives} is damaged ({error}); download it again"
         ) from error

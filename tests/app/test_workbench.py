@@ -117,6 +117,9 @@ def test_runs_beside_a_run_are_suggested(folders, tmp_path, monkeypatch):
     (tmp_path / "runs").symlink_to(folders.base / "runs")
     assert runs_nearby("owner/name") == ["runs/small"]
     assert runs_nearby("owner/name", "runs/../runs/small") == []
+    (tmp_path / "runs" / "other").touch()
+    assert runs_nearby(str(tmp_path / "runs" / "other")) == [str(tmp_path / "runs" / "small")]  # once
+    (tmp_path / "runs" / "other").unlink()
 
 
 def test_a_model_of_emoji_or_digits_is_shown_such(tmp_path):

@@ -135,6 +135,9 @@ def test_a_folder_that_refuses_is_named(tmp_path):
     write_text(tmp_path / "file", "")
     with pytest.raises(UserError, match=r"cannot write .*a\.txt.*file is a file"):
         write_text(tmp_path / "file" / "a.txt", "new")  # a file stands where a folder should
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder: Is a directory; \S*/folder is a folder: move it away"):
+        write_text(tmp_path / "folder", "new")
     with pytest.raises(UserError, match="cannot write"), disk_errors(tmp_path):
         (tmp_path / "file" / "x").mkdir()
 

@@ -87,7 +87,7 @@ def test_parts_of_ones_own_that_cannot_be_built_are_named(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"solver=odd_parts:Needs can't be built without arguments"):
         solver_class("odd_parts:Needs")
-    with pytest.raises(UserError, match=r"kind=odd_parts:Plain lacks .*null_class"):
+    with pytest.raises(UserError, match=r"kind=odd_parts:Plain can\'t be built, or lacks .*null_class"):
         build_backbone(DiffusionConfig(kind="odd_parts:Plain"), 4, 3, 5)
 
 

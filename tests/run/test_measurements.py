@@ -519,7 +519,7 @@ def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
         ("my_metric:Blur", "has no Blur"),
         ("my_metric:measure", "expected a Measurement"),
         ("my_metric:Taken", "is called 'Probe', as one of the package is"),
-        ("my_metric:Outside", r"is called '\.\./x', which can't name a file"),
+        ("my_metric:Outside", r"is called '\.\./x'; take letters"),
         ("my_metric:Sharpness my_metric:Again", "several measurements are called 'sharpness'"),
     ],
 )
@@ -546,6 +546,9 @@ def test_numbers_of_ones_own_become_plain_ones_and_what_is_none_is_refused():
         (Measured([Metric(name="A", value=1.0, better="sideways")]), "better='sideways'"),
         (Measured([Metric(name="A", value=1.0, counts={"images": -4})]), "counts=.*-4"),
         (Measured([], {"file": np.zeros(3)}), "can't be called 'file'"),
+        (Measured([], {"a": np.array([None])}), "must be an array of numbers"),
+        (Measured([Metric(name="A", value=1.0, counts={"images": math.inf})]), "infinity"),  # type: ignore
+        (Measured([Metric(name="A", value=1.0, note=None)]), "must be texts"),  # type: ignore
     ):
         with pytest.raises(UserError, match=f"the measurement mine must return a Measured .*{told}"):
             checked(wrong, "mine")

@@ -62,7 +62,8 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
             "(downloaded once) and press Enter."
         )
-        further = [*runs_nearby(bench.source, *bench.offered.values()), *_WELL_KNOWN]
+        known = (bench.source, *bench.offered.values())
+        further = [*runs_nearby(*known), *(name for name in _WELL_KNOWN if name not in known)]
         called = Counter([*bench.choices, *map(short_name, further)])
         choices += [(name if called[short_name(name)] > 1 else short_name(name), name) for name in further]
     enough = len(choices) >= FEWEST

@@ -252,7 +252,7 @@ def _named(sources: tuple[str, ...], own: str) -> dict[str, str]:
 def runs_nearby(source: str, *others: str) -> list[str]:
     """Returns run folders with a trained autoencoder beside a source and in `runs/`, without those named."""
     beside = [Path(source).parent] if Path(source).exists() else []
-    parents = dict.fromkeys([*beside, Path("runs")])
+    parents = {parent.resolve(): parent for parent in (Path("runs"), *beside)}.values()
     found = [path for parent in parents for path in sorted(parent.glob("*/autoencoder/config.json"))[:20]]
     known = {Path(one).resolve() for one in (source, *others)}
     return [str(path.parents[1]) for path in found if path.parents[1].resolve() not in known]

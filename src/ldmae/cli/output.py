@@ -43,9 +43,12 @@ def run_app(application: Callable[..., Any]) -> int:
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success
         if isinstance(stop.code, str):  # of a program of one's own
             return _refused(stop.code)
-        code, place = stop.code or 0, [*traceback.walk_tb(stop.__traceback__)][-1][0]
-        if code == 0 and place.f_globals["__name__"].partition(".")[0] not in ("click", "typer", "argparse"):
-            return _refused(f"{place.f_code.co_filename} ended the program; take sys.exit() out of it")
+        code, frames = stop.code or 0, [frame for frame, _ in traceback.walk_tb(stop.__traceback__)]
+        while frames[-1].f_globals.get("__name__") == "_sitebuiltins":  # exit() and quit()
+            frames.pop()
+        ended = str(frames[-1].f_globals.get("__name__")).partition(".")[0]
+        if code == 0 and ended not in ("click", "typer", "argparse"):
+            return _refused(f"{frames[-1].f_code.co_filename} ended the program; take sys.exit() out of it")
         return _interrupted() if code == 130 else code
     return 0
 

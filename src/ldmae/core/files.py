@@ -74,7 +74,7 @@ def _move(path: Path, error: OSError) -> str:
             if place.exists() and not place.is_dir():
                 return f"{place} is a file: name another folder, or move it away"
     if isinstance(error, IsADirectoryError):
-        return f"{name} is a folder: move it away"
+        return f"{path if TEMPORARY_PREFIX in str(name) else name} is a folder: move it away"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "check the folder's permissions"
     return "put that right, then run the same command again"
@@ -130,7 +130,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stays = path.is_dir() and (path.samefile(Path.cwd()) or path.is_mount())
         place = path if stays else path.parent
-        own = f"{TEMPORARY_PREFIX}{path.name}-"
+        own = f"{TEMPORARY_PREFIX}{path.name[:50]}-"  # a whole name may be as long as names can be
         for left in place.iterdir():  # by killed programs that were to write the same folder
             if re.fullmatch(re.escape(own) + r"[a-z0-9_]{8}", left.name) and not _is_held(left):
                 shutil.rmtree(left, ignore_errors=True)

@@ -42,15 +42,15 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
     Raises:
         UserError: a user's own class can't be built so, or lacks what training and guidance need.
     """
-    kind, given = backbone_class(config), {"sample_size": sample_size, "in_channels": in_channels}
+    kind, settings = backbone_class(config), backbone_settings(config)
     try:
-        model = kind(**given, num_classes=num_classes, **backbone_settings(config))
+        model = kind(sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **settings)
         _ = model.null_class, model.config.class_dropout_prob
     except (TypeError, AttributeError) as error:
         if config.other_kind is None:
             raise
         raise UserError(
-            f"diffusion.kind={config.kind} lacks what a diffusion model has here: {reason_of(error)}; see "
-            "docs/how-to/extend.md"
+            f"diffusion.kind={config.kind} can't be built, or lacks what it must have: {reason_of(error)}; "
+            "see docs/how-to/extend.md"
         ) from error
     return model

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
 from ldmae.config.diffusion import FlowConfig
@@ -111,7 +112,7 @@ def predict_velocity(model: Any, x: Tensor, t: Tensor, labels: Tensor) -> Tensor
         UserError: the model returns something else.
     """
     output = model(x, t, labels, return_dict=False)
-    first = output[0] if isinstance(output, tuple | list) and output else None
+    first = output[0] if isinstance(output, tuple | list | BaseOutput) and output else None
     if not isinstance(first, Tensor) or first.shape != x.shape:
         got = f"one of {tuple(first.shape)}" if isinstance(first, Tensor) else type(output).__name__
         raise UserError(

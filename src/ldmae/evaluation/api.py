@@ -56,7 +56,7 @@ class Measurement:
     """One way to measure an autoencoder."""
 
     name: str
-    """Of its results file, and for `--only`."""
+    """Of its results file, and for `--only`: letters, digits, `-`, `.` and `_`."""
     title: str
     """In reports."""
     measure: Callable[[Subject], Measured]
@@ -85,7 +85,7 @@ def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
     if path == name and found.name.casefold() in {*MEASUREMENTS, *OF_GENERATED}:
         raise UserError(f"{path} is called {found.name!r}, as one of the package is; give it another name")
     if not re.fullmatch(r"\w[\w.-]*", found.name):
-        raise UserError(f"{path} is called {found.name!r}, which can't name a file; take letters and hyphens")
+        raise UserError(f"{path} is called {found.name!r}; take letters, digits and hyphens")
     return found
 
 
@@ -98,10 +98,10 @@ def checked(measured: Any, name: str) -> Measured:
     try:
         metrics = [_plain_metric(metric) for metric in measured.metrics]
         pictures = {str(key): np.asarray(array) for key, array in measured.pictures.items()}
-        if "file" in pictures:
-            raise ValueError("a picture can't be called 'file'")
+        if "file" in pictures or any(array.dtype == object for array in pictures.values()):
+            raise ValueError("a picture must be an array of numbers, and can't be called 'file'")
         return Measured(metrics, pictures, [*map(str, measured.left_out)])
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
             f"the measurement {name} must return a Measured of Metrics with finite numbers "
             f"(ldmae.evaluation.api): {reason_of(error)}"
@@ -114,6 +114,8 @@ def _plain_metric(metric: Metric) -> Metric:
             raise ValueError(f"{metric.name} is {plain}")
         return plain
 
+    if not all(isinstance(text, str) for text in (metric.name, metric.unit, metric.note)):
+        raise ValueError(f"{metric.name}: its name, unit and note must be texts")
     counts = {kind: int(count) for kind, count in metric.counts.items()}
     if metric.better not in ("higher", "lower", "") or min(counts.values(), default=0) < 0:
         raise ValueError(f"{metric.name}: better={metric.better!r}, counts={counts}")
@@ -123,4 +125,5 @@ def _plain_metric(metric: Metric) -> Metric:
         counts=counts,
         spread={kind: finite(number) for kind, number in metric.spread.items()},
         reference={kind: finite(number) for kind, number in metric.reference.items()},
+        trained_on_metric=bool(metric.trained_on_metric),
     )
