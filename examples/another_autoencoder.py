@@ -13,16 +13,16 @@ from tempfile import mkdtemp
 import torch
 from diffusers import AutoencoderKL
 
-from ldmae import LDMAEPipeline
-
 # --8<-- [start:imports]
-from ldmae.cli.output import run_app
+from ldmae import LDMAEPipeline
 from ldmae.config import load_config
 from ldmae.images.builtin import open_builtin
 from ldmae.images.dataset import ImageDataset
 from ldmae.run import run_stages
 
 # --8<-- [end:imports]
+# isort: split
+from ldmae.cli.output import run_app
 
 
 def small_autoencoder(folder: Path, steps: int = 60) -> Path:

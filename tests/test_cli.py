@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from ldmae import AutoencoderVMAE, LightningDiTTransformer2DModel, __version__
 from ldmae.cli import output
 from ldmae.cli.main import app
-from ldmae.cli.options import next_folder
+from ldmae.cli.options import name_of, next_folder
 from ldmae.cli.output import run_app
 from ldmae.config import preset_names
 from ldmae.core.errors import UserError
@@ -551,6 +551,12 @@ def test_a_terminal_that_knows_few_characters_is_written_to(words, encoding, mon
         assert run_app(lambda: app(words)) == 0
     if words == ["schema"]:
         assert json.loads(cast(io.BytesIO, terminal.buffer).getvalue())["properties"]
+
+
+def test_links_in_a_circle_have_a_name(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert name_of(str(tmp_path / "a")) in ("a", "b")
 
 
 def test_a_program_s_own_word_of_refusal_is_printed(capfd):

@@ -1,6 +1,8 @@
 import contextlib
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,13 +24,14 @@ from ldmae.app.compare import (
     sizes_for,
     timed,
 )
-from ldmae.app.compare_tab import _is_best, _short_names, _side_by_side, _Value
+from ldmae.app.compare_tab import _is_best, _short_names, _side_by_side, _suggestions, _Value
+from ldmae.app.explorer_tab import _Views
 from ldmae.app.workbench import open_workbench
 from ldmae.core.errors import UserError
 from ldmae.evaluation.efficiency import count_parameters
 from ldmae.loading import load_autoencoder
 
-from .conftest import photo
+from .conftest import SIZE, photo
 
 OFFERED = ["small", "another"]
 
@@ -231,3 +234,23 @@ def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch):
         UserError, match="owner/name is not on this computer, and the Hugging Face Hub can't be reached"
     ):
         check_hub("owner/name")
+
+
+# ---- what is offered, and what is asked for
+
+
+def test_a_run_or_a_known_model_is_suggested_once_and_by_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("runs/small", "runs/offered", "other/small"):
+        (tmp_path / run / "autoencoder").mkdir(parents=True)
+        (tmp_path / run / "autoencoder" / "config.json").touch()
+    offered = {"offered": str(tmp_path / "runs" / "offered"), "taesd": "madebyollin/taesd"}
+    bench: Any = SimpleNamespace(source="other/small", offered=offered, choices=["small", *offered])
+    known = ("sd-vae-ft-mse", "stabilityai/sd-vae-ft-mse")
+    assert _suggestions(bench) == [("runs/small", "runs/small"), known]  # "small" is the page's own
+
+
+@pytest.mark.parametrize("strength", [float("nan"), 0.0, 21.0])
+def test_an_amplification_out_of_range_is_refused(bench, strength):
+    with pytest.raises(UserError, match="the amplification must be from 1 to 20"):
+        _Views(bench).gap(bench.explorer.encode(photo(SIZE)), strength)

@@ -300,6 +300,11 @@ def test_on_disks_without_locks_and_beside_folders_of_others_nothing_is_deleted(
         remove_leftovers(tmp_path)
         (train / "a").write_text("")
     assert names(tmp_path) == [left.name, "a", "train", "val"]
+    (tmp_path / "train").rename(
+        tmp_path / f"{TEMPORARY_PREFIX}replaced-train"
+    )  # killed while changing places
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [left.name, "a", "train", "val"]
 
 
 def test_a_current_directory_is_filled_where_it_is(tmp_path, monkeypatch):

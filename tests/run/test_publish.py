@@ -164,7 +164,7 @@ def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):
     for name in ("results", "samples"):
         shutil.rmtree(run / name)
     (run / "results.json").unlink()
-    (tmp_path / "limits.txt").write_text("- Wings may be missing.\n\n")
+    (tmp_path / "limits.txt").write_text("\ufeff- Wings may be missing.\n\n")  # as Windows saves it
     publish(run, tmp_path / "out", Publication(licence="mit", limits=tmp_path / "limits.txt"))
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "None were measured." in text

@@ -25,7 +25,11 @@ def test_a_training_too_short_for_its_average_says_so(capsys):
     report_long_average("diffusion", TrainingConfig(steps=300, ema_decay=0.98))
     report_long_average("diffusion", TrainingConfig(steps=300))
     assert capsys.readouterr().err == ""
-    for steps, decay, age, better in ((300, 0.9995, "278", "0.967"), (3200, 0.999, "958", "0.997")):
+    for steps, decay, age, better in (
+        (300, 0.9995, "278", "0.967"),
+        (3200, 0.999, "958", "0.997"),
+        (2, 0.5, "0.5", "0"),
+    ):
         report_long_average("diffusion", TrainingConfig(steps=steps, ema_decay=decay))
         said = " ".join(capsys.readouterr().err.split())
         assert f"{age} steps old on average, and the training has {steps:,}" in said

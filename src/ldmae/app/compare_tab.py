@@ -47,6 +47,14 @@ def build(bench: Workbench) -> None:
     _listen_to_go(bench, parts)
 
 
+def _suggestions(bench: Workbench) -> list[tuple[str, str]]:
+    """Returns what to call further autoencoders, and how they are loaded; each is offered once."""
+    known = (bench.source, *bench.offered.values())
+    further = [*runs_nearby(*known), *(name for name in _WELL_KNOWN if name not in known)]
+    called = Counter([*bench.choices, *map(short_name, further)])
+    return [(name if called[short_name(name)] > 1 else short_name(name), name) for name in further]
+
+
 def _layout(bench: Workbench) -> SimpleNamespace:
     """Returns the tab's components by name."""
     parts, sizes = SimpleNamespace(), bench.compared_sizes
@@ -62,10 +70,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
             f"{FEWEST} to {MOST}: choose, or type a run folder, a diffusers folder or OWNER/NAME on the Hub "
             "(downloaded once) and press Enter."
         )
-        known = (bench.source, *bench.offered.values())
-        further = [*runs_nearby(*known), *(name for name in _WELL_KNOWN if name not in known)]
-        called = Counter([*bench.choices, *map(short_name, further)])
-        choices += [(name if called[short_name(name)] > 1 else short_name(name), name) for name in further]
+        choices += _suggestions(bench)
     enough = len(choices) >= FEWEST
     controls, results = work_columns()
     with controls:

@@ -33,6 +33,8 @@ from ldmae.report.grids import difference
 
 _NOISE, _HIDDEN, _HALF_WAY, _STRENGTH = 0.1, 0.6, 0.5, 4.0
 """Where the sliders begin."""
+_STRENGTHS = (1, 20)
+"""The weakest and the strongest amplification."""
 _ASK_AGAIN = "() => { setTimeout(() => document.querySelector('#look-again').click(), 4000); }"
 """What the browser does where the first look failed."""
 
@@ -55,7 +57,7 @@ class _Views:
         return markup.cards(shown, "the image and its latents")
 
     def gap(self, latent: Latent, strength: float) -> str:
-        check_range("the amplification", strength, 1, 100, "10 shows most differences")
+        check_range("the amplification", strength, *_STRENGTHS, f"{_STRENGTH:g} is usual")
         restored = self.explorer.reconstruction(latent).picture
         lost = difference(latent.picture, restored, strength)
         return markup.cards(
@@ -120,7 +122,7 @@ def _layout(bench: Workbench) -> SimpleNamespace:
         with gr.Column(scale=1, min_width=200):
             parts.gap = gr.HTML(elem_id="look-gap")
             parts.strength = gr.Slider(
-                1, 20, value=_STRENGTH, step=1, label="Amplification", elem_id="strength"
+                *_STRENGTHS, value=_STRENGTH, step=1, label="Amplification", elem_id="strength"
             )
     with gr.Tabs():
         with gr.Tab("Latent noise"), _row():

@@ -130,7 +130,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stays = path.is_dir() and (path.samefile(Path.cwd()) or path.is_mount())
         place = path if stays else path.parent
-        own = f"{TEMPORARY_PREFIX}{path.name[:50]}-"  # a whole name may be as long as names can be
+        own = f"{TEMPORARY_PREFIX}to-{path.name[:50]}-"  # a whole name may be as long as names can be
         for left in place.iterdir():  # by killed programs that were to write the same folder
             if re.fullmatch(re.escape(own) + r"[a-z0-9_]{8}", left.name) and not _is_held(left):
                 shutil.rmtree(left, ignore_errors=True)
@@ -221,7 +221,8 @@ def _leftovers(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         left = {name for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX)}
-        left -= (held := {name for name in left & {*folders} if _is_held(Path(root, name))})
+        new = {name for name in left & {*folders} if not name.startswith(_REPLACED_PREFIX)}
+        left -= (held := {name for name in new if _is_held(Path(root, name))})
         folders[:] = {*folders} - held
         yield from (Path(root, name) for name in left)
 
