@@ -15,7 +15,7 @@ from ldmae.core.device import _PLAIN_ATTENTION_TOKENS, reuse_freed_memory
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
     return weights.to(v.dtype) @ v
 
 

@@ -53,4 +53,4 @@ def test_no_more_threads_are_tried_than_cores_are_allowed(monkeypatch: pytest.Mo
 
 
 def test_the_rates_seen_are_told():
-    assert TimedThreads(2, {1: 0.5, 2: 0.25}).rates(16, "images") == "64 images/s, 32 with 1"
+    assert TimedThreads(2, {1: 0.5, 2: 0.25}).said(16) == "computing with 2 threads (64 images/s, 32 with 1)"

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ldmae.core.autoencoding import encode_moments
 from ldmae.core.device import device_name
-from ldmae.core.errors import UserError, counted
+from ldmae.core.errors import UserError
 from ldmae.core.progress import tell
 from ldmae.core.provenance import Records
 from ldmae.core.threads import TimedThreads, fastest_threads, most_threads
@@ -59,12 +59,7 @@ def _settle_threads(run: Run, name: str, time_them: Callable[[], TimedThreads], 
             )
     else:
         timed = time_them()
-        count = timed.count
-        said = (
-            f"computing with {counted(count, 'thread')} ({timed.rates(amount, 'images')})"
-            if timed.seconds
-            else ""
-        )
+        count, said = timed.count, timed.said(amount)
     if said and run.main:
         tell(said)
     torch.set_num_threads(count)
@@ -113,8 +108,8 @@ def settle_alone(
     known = int(threads) if threads != "auto" else _recorded_threads(source)
     timed = TimedThreads(known, {}) if known else fastest_threads(work, most_threads(), 0.1)
     torch.set_num_threads(timed.count)
-    if timed.seconds:
-        tell(f"computing with {counted(timed.count, 'thread')} ({timed.rates(amount, 'images')})")
+    if said := timed.said(amount):
+        tell(said)
 
 
 def _recorded_threads(source: str) -> int:
