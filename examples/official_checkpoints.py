@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> LDMAEPipeline:
     options = parser.parse_args(arguments)
     if (options.vmae is None) != (options.transformer is None):
         parser.error("--vmae and --transformer belong together")
+    if options.vmae is None and options.latents_stats is not None:
+        parser.error("--latents-stats belongs to --vmae and --transformer")
     out = options.out or Path(mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
     if options.vmae is None:

@@ -5,16 +5,19 @@ python examples/plan_costs.py imagenet-256 celebahq-256 --devices 8 --teraflops 
 
 import argparse
 import sys
+from pathlib import Path
 
 from ldmae.cli.output import run_app
 from ldmae.config import load_config
+from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.plan import plan_trainings
 
 
 # --8<-- [start:plan]
 def rows(preset: str, devices: int, teraflops: float) -> list[tuple[str, ...]]:
     """Returns a row a training: name, million parameters, steps, PFLOP, GiB a device, hours."""
-    plans = plan_trainings(load_config(preset), processes=devices)
+    config, initial = with_initial_weights(load_config(preset), Path("runs", Path(preset).stem))
+    plans = plan_trainings(config, processes=devices, initial=initial)
     return [
         (
             preset,

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = sorted(path for path in options.images.glob("*") if path.is_file())
     pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
     if not pictures:
-        raise SystemExit(f"{options.images} holds no images ({', '.join(EXTENSIONS)})")
+        raise SystemExit(f"{options.images} holds no images itself ({', '.join(EXTENSIONS)})")
     names = Counter(path.stem for path in pictures)
     if twice := [path.name for path in pictures if names[path.stem] > 1]:
         raise SystemExit(f"{', '.join(twice)}: some would become the same file; rename or remove all but one")

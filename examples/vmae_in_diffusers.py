@@ -22,6 +22,7 @@ from ldmae.autoencoders.masked_objective import MaskedObjective
 from ldmae.cli.output import run_app
 from ldmae.config.autoencoder import MaskedObjectiveConfig, MaskingConfig
 from ldmae.contracts import BatchKeys
+from ldmae.loading import load_autoencoder
 
 
 def photo_crops(count: int, size: int) -> Tensor:
@@ -95,14 +96,19 @@ def dit_pipeline(vae: AutoencoderKL | AutoencoderVMAE, grid: int) -> DiTPipeline
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Goes through all uses; returns what was measured on the way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vae", help="folder or Hub name of a VMAE; by default a small one is trained")
-    parser.add_argument("--out", type=Path, help="where the small one is saved")
+    parser.add_argument("--vae", help="run, folder, Hub name or pretrained:NAME; else one is trained")
+    parser.add_argument("--out", type=Path, help="where it is saved")
     options = parser.parse_args(arguments)
-    folder = options.vae
-    if folder is None:
-        folder = options.out or Path(mkdtemp())
+    folder = options.out or Path(mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.vae is not None:
+        vae = load_autoencoder(options.vae)
+    else:
         with torch.enable_grad():
-            train_in_your_own_loop().save_pretrained(folder)
+            vae = train_in_your_own_loop()
+    if not isinstance(vae, AutoencoderVMAE):
+        parser.error(f"--vae {options.vae} holds a {type(vae).__name__}, not a VMAE")
+    vae.save_pretrained(folder)
     measured: dict[str, float] = {}
 
     # --8<-- [start:load]

@@ -574,6 +574,13 @@ def test_a_bug_keeps_its_traceback():
         run_app(lambda: 1 / 0)
 
 
+def test_a_file_in_a_folders_place_is_named(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        assert run_app((tmp_path / place).mkdir) == 2
+        assert f"cannot write {tmp_path / place}: a file is in its place" in capfd.readouterr().err
+
+
 def test_only_the_main_process_prints(monkeypatch, capfd):
     monkeypatch.setenv("RANK", "1")
     output.say("something was made")

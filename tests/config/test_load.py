@@ -208,9 +208,9 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("image_size=33", r"image_size=33 must be a multiple of .*patch_size=4; take 32"),
+        ("image_size=33", r"image_size=33 must be a multiple of .*patch_size=4; take image_size=32"),
         ("image_size=0", "image_size must be at least 1, got 0"),
-        ("autoencoder.pretraining.image_size=15", r"pretraining\.image_size=15 .* take 16"),
+        ("autoencoder.pretraining.image_size=15", r"pretraining\.image_size=15 .* take .*size=16"),
         ("autoencoder.model.patch_size=0", r"autoencoder\.model\.patch_size must be at least 1, got 0"),
         ("autoencoder.model.latent_channels=-1", r"latent_channels must be at least 1"),
         (
@@ -220,7 +220,7 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
         ("autoencoder.model.encoder_hidden_size=66", r"encoder_hidden_size=66 must be a multiple of 4"),
         (
             "diffusion.model.patch_size=3",
-            r"8 cells a side, which diffusion\.model\.patch_size=3 does not divide",
+            r"8 cells a side, which diffusion\.model\.patch_size=3 does not divide; take image_size=36",
         ),
         ("diffusion.model.num_layers=0", r"diffusion\.model\.num_layers must be at least 1"),
         ("diffusion.model.attention_head_dim=15", "multiple of 4 .* take 16"),

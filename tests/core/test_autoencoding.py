@@ -217,12 +217,13 @@ def test_images_stay_in_range():
         (lambda z: z.flatten(2), r"a tensor of shape \(2, 3, 256\)"),
         (lambda z: z.round().int(), r"a tensor of shape \(2, 3, 16, 16\)"),
         (lambda z: None, "NoneType"),
+        (lambda z: z[:1], r"a tensor of shape \(1, 3, 16, 16\)"),
     ],
 )
 def test_an_output_without_latents_or_images_is_named(wrap, described):
-    with pytest.raises(UserError, match=rf"Plain.encode returned {described}, which holds no latents; expec"):
+    with pytest.raises(UserError, match=rf"Plain.encode returned {described}, which holds no latents of 2"):
         encode_moments(Plain(wrap), IMAGES)
-    with pytest.raises(UserError, match=rf"Plain.decode returned {described}, which holds no images; expect"):
+    with pytest.raises(UserError, match=rf"Plain.decode returned {described}, which holds no images of 2"):
         decode(Plain(unwrap=wrap), IMAGES)
 
 

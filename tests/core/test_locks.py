@@ -42,7 +42,7 @@ def test_two_programs_cannot_work_on_a_folder_and_a_kill_frees_it_at_once(tmp_pa
     first, said = start(folder, "fork")
     try:
         assert said == "held\n"
-        with pytest.raises(UserError, match=r"another program is working on .*run; wait for it, .*--out"):
+        with pytest.raises(UserError, match=r"another program is working on .*run; wait for it, or name an"):
             locked(folder).__enter__()
         os.kill(first.pid, signal.SIGKILL)
         first.wait()

@@ -31,6 +31,7 @@ from ldmae.config import load_config
 from ldmae.config.diffusion import DiffusionConfig
 from ldmae.config.registry import DIFFUSION
 from ldmae.conversion import load_official_vmae
+from ldmae.core.errors import UserError
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
@@ -136,7 +137,9 @@ def test_vmae_in_a_diffusers_program_restores_saves_and_swaps(capsys):
 
 
 def test_vmae_of_a_run_goes_through_the_same_program(trained):
-    assert run("vmae_in_diffusers.py", "--vae", trained / "autoencoder")["saved"] == 0
+    assert run("vmae_in_diffusers.py", "--vae", trained)["saved"] == 0
+    with pytest.raises(UserError, match="holds no"):
+        run("vmae_in_diffusers.py", "--vae", trained / "latents")
 
 
 def test_diffusion_is_trained_on_the_latents_of_another_autoencoder(trained, tmp_path, monkeypatch):
@@ -193,6 +196,8 @@ def test_costs_are_those_of_the_dry_run(capsys):
     assert names == ["autoencoder.pretraining", "autoencoder.tuning", "diffusion"]
     assert capsys.readouterr().out.splitlines() == lines
     assert "30 × 32" in lines[2]
+    names = [line.split(" | ")[1] for line in run("plan_costs.py", "finetune")[2:]]  # from weights
+    assert names == ["autoencoder.decoder", "diffusion"]
 
 
 def test_official_files_become_a_pipeline_and_go_back(tmp_path):

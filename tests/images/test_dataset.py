@@ -1,4 +1,6 @@
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,15 @@ def test_without_augmentation_it_is_the_centre_crop_in_every_epoch(source):
     expected = np.asarray(center_crop(source.read(2), 24))
     assert np.array_equal(dataset[0, 2]["pixels"], expected)
     assert np.array_equal(dataset[5, 2]["pixels"], expected)
+
+
+def test_a_file_that_was_replaced_since_it_was_listed_is_refused(source):
+    file = Path(source.describe(2))
+    file.write_bytes(Path(source.describe(3)).read_bytes().ljust(file.stat().st_size, b"\0"))
+    os.utime(file, (1, 1))
+    with pytest.raises(UserError, match=rf"cannot read {file} \(it has been replaced or written to since\)"):
+        ImageDataset(source, 24)[0, 2]
+    ImageDataset(FolderSource(source.folder), 24)[0, 2]
 
 
 def test_a_batch_is_normalised_on_its_device(source):

@@ -395,13 +395,14 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
     (tmp_path / "own_images.py").write_text(
         "from PIL import Image\n"
         "class Own:\n"
-        "    name, licence, classes, labels = 'own', '', ['a', 'b'], [0, 1, -1]\n"
+        "    name, licence, classes, labels = 'own', '', ('a', 'b'), [0, 1, -1]\n"
         "    def __len__(self): return 3\n"
         "    def read(self, k): return Image.effect_noise((40, 40), 90 + k).convert('RGBA')\n"
         "    def describe(self, k): return str(k)\n"
         "    def fingerprint(self): return 'own'\n"
         "class Beyond(Own): labels = [0, 1, 2]\n"
         "class Short(Own): labels = [0, 1]\n"
+        "class Numbered(Own): classes = [7, 8]\n"
         "class Broken(Own):\n"
         "    def __init__(self): raise OSError('no disk')\n"
     )
@@ -413,6 +414,7 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
     for name, told in (
         ("Beyond", "one of them 2; expected 3 indices of its classes, up to 1, -1 for none"),
         ("Short", r"labels of shape \(2,\); expected 3 indices"),
+        ("Numbered", "gave Numbered, without texts as name, licence and classes"),
         ("Broken", r"own_images:Broken\(\) failed: OSError: no disk"),
     ):
         with pytest.raises(UserError, match=told):

@@ -63,8 +63,8 @@ def test_a_package_without_its_photographs_is_refused_and_nothing_is_left(tmp_pa
     monkeypatch.setattr(wallpapers, "_SUBJECTS", {"things": "A absent"})
     with pytest.raises(UserError, match="lack the photographs absent"):
         prepare_wallpapers(tmp_path / "out", size=16, given=given)
-    assert not list((tmp_path / "out").iterdir())
-    (tmp_path / "out" / "train").mkdir()  # by the user, after that
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "train").mkdir(parents=True)  # by the user, after that
     with pytest.raises(UserError, match="`ldmae prepare` did not make it"):
         prepare_wallpapers(tmp_path / "out", size=16, given=given)
     (tmp_path / "out" / "counts.json").write_text("3")

@@ -30,7 +30,7 @@ from ldmae.run.initial_diffusion import (
     keep_initial_diffusion,
     without_adapter,
 )
-from ldmae.run.plan import plan_trainings
+from ldmae.run.plan import describe_plan, plan_trainings
 from ldmae.run.run import autoencoder_fingerprints
 
 from ..processes import finish, kill_once
@@ -153,6 +153,14 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         _with_initial_diffusion(load_config("smoke", written), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_fits_what_training_starts_from_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"patch_size=6, that of .*=pretrained:emoji; take image_size=60"):
+        resolve("quick", ["data=emoji", "autoencoder.init=pretrained:emoji"], tmp_path)
+    config, _ = resolve("finetune", ["data=emoji", "image_size=66"], tmp_path)
+    with pytest.raises(UserError, match=r"11 cells a side, .*patch_size=2 does not divide; .* gives 12"):
+        describe_plan(config, tmp_path)
 
 
 def test_what_is_an_adapter_s_alone_is_refused_where_none_is_trained(tmp_path):

@@ -137,6 +137,10 @@ def test_an_autoencoder_is_published_alone_from_a_run_whose_diffusion_is_not_tra
     write_stages(run, diffusion="running", pipeline="absent")
     with pytest.raises(UserError, match=r"not finished \(diffusion, pipeline\).*--autoencoder"):
         publish(run, tmp_path / "out", Publication(licence="mit"))
+    write_stages(run, **{"autoencoder.tuning": "running"}, diffusion="running", pipeline="absent")
+    with pytest.raises(UserError, match=r"finish it with `ldmae run`$"):
+        publish(run, tmp_path / "out", Publication(licence="mit"))
+    write_stages(run, diffusion="running", pipeline="absent")
     publish(run, tmp_path / "out", Publication(licence="mit", autoencoder=True, half=True))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {result.metric_type for result in card.data.eval_results} == {"PSNR"}

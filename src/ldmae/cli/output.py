@@ -35,9 +35,11 @@ def run_app(application: Callable[..., Any]) -> int:
     except UserError as error:
         return _refused(str(error))
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
+            return _refused(f"a name is too long for the file system: {str(error.filename)[:100]}…")
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
             raise
-        return _refused(f"a name is too long for the file system: {str(error.filename)[:100]}…")
+        return _refused(f"cannot write {error.filename}: a file is in its place; name another folder")
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success

@@ -129,19 +129,24 @@ class Config(Settings):
         if not autoencoder.has_shape:
             return
         name = "model.patch_size" if autoencoder.is_vit else "baseline.model.factor"
-        patch = autoencoder.patch_size
-        sizes = {"image_size": self.image_size, "autoencoder.pretraining.image_size": self.pretraining_size}
-        for key, pixels in sizes.items():
+        patch, cells = autoencoder.patch_size, self.diffusion.model.patch_size
+        given = "" if autoencoder.init is None else f", that of autoencoder.init={autoencoder.init}"
+        unit = patch if self.diffusion.other_kind is not None else patch * cells
+        sizes = {
+            "image_size": (self.image_size, unit),
+            "autoencoder.pretraining.image_size": (self.pretraining_size, patch),
+        }
+        for key, (pixels, multiple) in sizes.items():
+            take = f"take {key}={max(1, round(pixels / multiple)) * multiple}"
             if pixels % patch:
                 raise ValueError(
-                    f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}; "
-                    f"take {max(1, round(pixels / patch)) * patch}"
+                    f"{key}={pixels} must be a multiple of autoencoder.{name}={patch}{given}; {take}"
                 )
-        if self.diffusion.other_kind is None and (self.image_size // patch) % self.diffusion.model.patch_size:
-            raise ValueError(
-                f"the latent grid has {self.image_size // patch} cells a side, which "
-                f"diffusion.model.patch_size={self.diffusion.model.patch_size} does not divide"
-            )
+            if pixels % multiple:
+                raise ValueError(
+                    f"the latent grid has {pixels // patch} cells a side, which diffusion.model.patch_size="
+                    f"{cells} does not divide; {take}"
+                )
 
     def _check_networks(self) -> None:
         """Raises for images too small for a perceptual distance, or for a training's discriminator."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, counted
 
 DECODER = ("decoder", "post_quant_conv")
 """Parts of a diffusers autoencoder that no latent depends on."""
@@ -62,11 +62,11 @@ def encode_moments(
     with _explained(autoencoder, "encode", images):
         output = autoencoder.encode(seen.to(device, dtype))
     moments = _moments(output)
-    if moments is None:
+    if moments is None or moments[0].shape[0] != images.shape[0]:
         raise UserError(
-            f"{_name(autoencoder)}.encode returned {_described(output)}, which holds no latents; expected a "
-            "tensor (B, C, h, w), a tuple that begins with one, or an object with latent_dist, latent or "
-            "latents"
+            f"{_name(autoencoder)}.encode returned {_described(output)}, which holds no latents of "
+            f"{counted(len(images), 'image')}; expected a tensor (B, C, h, w), a tuple that begins with one, "
+            "or an object with latent_dist, latent or latents"
         )
     mean, logvar = (None if moment is None else moment.float() for moment in moments)
     assert mean is not None
@@ -127,10 +127,11 @@ def decode(
             latents.to(device or where, dtype), **_noise(autoencoder, latents, generator)
         )
     images = _find(output, ("sample", "images"))
-    if images is None:
+    if images is None or images.shape[0] != latents.shape[0]:
         raise UserError(
-            f"{_name(autoencoder)}.decode returned {_described(output)}, which holds no images; expected a "
-            "tensor (B, 3, H, W), a tuple that begins with one, or an object with sample"
+            f"{_name(autoencoder)}.decode returned {_described(output)}, which holds no images of "
+            f"{counted(len(latents), 'latent')}; expected a tensor (B, 3, H, W), a tuple that begins with "
+            "one, or an object with sample"
         )
     images = images.float()
     require_finite(images, f"{_name(autoencoder)}.decode", dtype)

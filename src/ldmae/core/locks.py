@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(
-                    f"another program is working on {folder}; wait for it, or name another folder with --out"
+                    f"another program is working on {folder}; wait for it, or name another folder"
                 ) from error
             tell(  # as on some network disks
                 f"{folder} is on a disk that cannot lock files ({error.strerror}): let no second program "

@@ -40,9 +40,15 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
     `sample_size` is that of the latents, in cells along a side; `in_channels` is C.
 
     Raises:
-        UserError: a user's own class can't be built so, or lacks what training and guidance need.
+        UserError: the patches do not divide the grid; or a user's own class can't be built so, or lacks what
+            training and guidance need.
     """
     kind, settings = backbone_class(config), backbone_settings(config)
+    if config.other_kind is None and sample_size % (patch := settings["patch_size"]):
+        raise UserError(
+            f"the latent grid has {sample_size} cells a side, which diffusion.model.patch_size={patch} does "
+            f"not divide; take the image_size that gives {max(1, round(sample_size / patch)) * patch}"
+        )
     try:
         model = kind(sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **settings)
         _ = model.null_class, model.config.class_dropout_prob

@@ -207,7 +207,8 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                     x = tensors.pop("latents", x)
                 bar.update()
 
-        require_finite(x, type(self.transformer).__name__, dtype)
+        made_by = f"{type(self.transformer).__name__}, in steps of {type(self.scheduler).__name__},"
+        require_finite(x, made_by, dtype)
         images = x if output_type == "latent" else _as_output(self.decode_latents(x, noises), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]

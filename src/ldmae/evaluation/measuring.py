@@ -75,6 +75,7 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
             console.print(f"not measured: {sentence}", markup=False, soft_wrap=True)
         if measured.metrics:
             write_results(folder, each.name, each.title, measured, records[each.name])
+    merge_results(folder)  # also of what a killed one left
 
 
 def named_measurements(only: Sequence[str] | None, others: Sequence[str] = ()) -> list[Measurement] | None:

@@ -1,6 +1,7 @@
 """What is known of files from an earlier look, kept beside a run, and made again where it is damaged."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """
     if path.is_dir():  # not ours: what is known is found again at each start
         logger.warning("%s is a folder, so nothing can be cached there; remove it", path)
+        return
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):  # of a run that is only read
+        logger.warning("%s can't be written, so nothing is cached there", path.parent)
         return
     with atomic_path(path) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ldmae.core.errors import UserError
 from ldmae.core.files import atomic_folder, read_json, write_json
+from ldmae.core.locks import locked
 from ldmae.core.progress import console
 
 _PIECE = 2**20
@@ -66,7 +67,7 @@ def prepared(folder: Path, size: int) -> Iterator[tuple[Path, Path]]:
     A set that is stopped meanwhile can be made again; one that fails claims nothing.
 
     Raises:
-        UserError: its `train` or `val` is somebody's own.
+        UserError: its `train` or `val` is somebody's own, or another program works on it.
     """
     counts = folder / "counts.json"
     ours = counts.is_file() and {"size", "counts"} <= set(read_json(counts, dict))
@@ -75,7 +76,7 @@ def prepared(folder: Path, size: int) -> Iterator[tuple[Path, Path]]:
             raise UserError(
                 f"{folder / side} exists, and `ldmae prepare` did not make it; name another folder"
             )
-    with atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
+    with locked(folder), atomic_folder(folder / "train") as train, atomic_folder(folder / "val") as val:
         yield train, val
         write_json(counts, {"size": size, "counts": {}})
 

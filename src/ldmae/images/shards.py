@@ -78,7 +78,7 @@ def match_files(pattern: str) -> list[Path]:
     for one in expand_braces(pattern):
         found = glob.glob(str(Path(one).expanduser()))  # noqa: PTH207, Path.glob takes no absolute pattern
         if not found:
-            raise UserError(f"no file matches {pattern}: {one} does not exist; check data.source")
+            raise UserError(f"no file matches {pattern}: {one} does not exist; check the path")
         files += map(Path, sorted(found))
     return files
 
@@ -120,7 +120,7 @@ def find_shards(name: str, compressed: bool = False) -> list[Path]:
                 "like, or read it front to back with data.stream=true"
             )
     if not paths:
-        raise UserError(f"no .tar shards at {name}: check data.source")
+        raise UserError(f"no .tar shards at {name}: check the path")
     return paths
 
 

@@ -96,20 +96,22 @@ class FolderSource(FileSource):
             raise UserError(
                 f"no images in the folder {self.folder}: expected files ending in "
                 f"{', '.join(EXTENSIONS)}, directly or "
-                "in one subfolder per class; check data.source" + "".join(f" ({fact})" for fact in self.facts)
+                "in one subfolder per class; check the path" + "".join(f" ({fact})" for fact in self.facts)
             )
         if flat and len(self) > flat:
             raise UserError(
                 f"{self.folder} has {flat} images directly in it and {len(self) - flat} in subfolders; "
-                f"expected one or the other: move all into subfolders, one per class, or point data.source "
-                "at one of them"
+                f"expected one or the other: move all into subfolders, one per class, or name one of them"
             )
         if not self.flat and are_splits(self.classes):
             raise _splits_below(self.folder, self.classes)
 
     def read_bytes(self, index: int) -> bytes:
-        """Returns the picture file as it lies."""
+        """Returns the picture file as it lies; raises an OSError where it isn't the one that was listed."""
         with open(self._root + self._names[index], "rb") as file:  # noqa: PTH123, a bytes path
+            now, was = os.fstat(file.fileno()), self._states[index]
+            if now.st_size != was[0] or now.st_mtime_ns // 10**9 != was[1] // 10**9:  # some disks round
+                raise OSError("it has been replaced or written to since")
             return file.read()
 
     def describe(self, index: int) -> str:
@@ -150,8 +152,7 @@ def _list(folder: bytes, ignored: Ignored) -> tuple[list[os.DirEntry[bytes]], li
                     ignored.add(os.fsdecode(entry.path))
     except OSError as error:
         raise UserError(
-            f"cannot read the folder {os.fsdecode(folder)} ({error.strerror}); make it readable, or "
-            "point data.source elsewhere"
+            f"cannot read the folder {os.fsdecode(folder)} ({error.strerror}); make it readable"
         ) from error
     return sorted(files, key=lambda entry: entry.name), sorted(folders, key=lambda entry: entry.name)
 
@@ -296,12 +297,15 @@ def _own_source(name: str) -> ImageSource:
         raise UserError(f"{name}() failed: {type(error).__name__}: {error}") from error
     lacks = [part for part in dir(ImageSource) if part[0] != "_" and not hasattr(source, part)]
     lacks += [part for part in ("name", "licence", "classes", "labels") if not hasattr(source, part)]
+    classes = np.ravel(np.array(getattr(source, "classes", ()), object)).tolist()
+    if not lacks and not all(isinstance(text, str) for text in (source.name, source.licence, *classes)):
+        lacks = ["texts as name, licence and classes"]
     if lacks or not hasattr(source, "__len__"):
         raise UserError(
             f"{name}() gave {type(source).__name__}, without {', '.join(lacks) or 'length'}; expected an "
             "ldmae.contracts.ImageSource"
         )
-    labels, known = np.asarray(source.labels), range(-1, len(source.classes))
+    labels, known = np.asarray(source.labels), range(-1, len(classes))
     odd = {*labels.ravel().tolist()} - {*known}
     if labels.shape != (len(source),) or odd:
         one = f", one of them {min(odd, key=str)!r}" if odd else ""
@@ -309,8 +313,8 @@ def _own_source(name: str) -> ImageSource:
             f"{name}() has labels of shape {labels.shape}{one}; expected {len(source)} indices of its "
             f"classes, up to {known[-1]}, -1 for none"
         )
-    if getattr(source.labels, "dtype", None) != np.int64:
-        source.labels = labels.astype(np.int64)
+    if getattr(source.labels, "dtype", None) != np.int64 or not isinstance(source.classes, list):
+        source.labels, source.classes = labels.astype(np.int64), classes
     return source
 
 

@@ -26,8 +26,8 @@ def split_by_group(group: np.ndarray, share: float, labels: np.ndarray | None = 
     """
     if len(group) < 2:
         raise UserError(
-            f"{len(group)} usable images are too few to hold some out: expected 2 or more; add images, or "
-            f"name held-out ones with data.val=PATH"
+            f"too few usable images to hold some out: {len(group)}, expected 2 or more; add images, or name "
+            "held-out ones with data.val=PATH"
         )
     if group.min() == group.max():
         raise UserError(

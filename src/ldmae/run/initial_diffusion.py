@@ -166,9 +166,10 @@ def _tell_of_other_latents(run: Run) -> None:
         elif auto.kind == "decoder" and auto.init is not None:
             own = latents_fingerprint(load_autoencoder(auto.init), run.config.image_size)
         if own != latents_fingerprint(load_pipeline(source).vae, run.config.image_size):
+            setting = "source" if run.takes_autoencoder else "init"
             tell(
                 f"diffusion.init={source}: its weights were trained on the latents of another autoencoder "
-                f"than this run's; to take that one, too, add autoencoder.source={source}"
+                f"than this run's; to take that one, too, give autoencoder.{setting}={source}"
             )
 
 

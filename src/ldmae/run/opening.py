@@ -95,6 +95,8 @@ def describe_images(run: Run) -> None:
         "classes": classes,
     }
     write_json(run.folder / "data.json", description)
+    if run.config.data.against is not None and run.config.autoencoder.kind != "decoder":
+        tell("data.against is not looked at: images of a decoder's training (autoencoder.kind=decoder) are")
     if run.stream is not None:
         kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
         facts = "".join(f"; {fact}" for fact in getattr(run.train, "facts", []))

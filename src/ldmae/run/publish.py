@@ -274,7 +274,8 @@ def _checked(run: Path, folder: Path, how: Publication) -> tuple[Config, bool]:
     unfinished = [name for name, state in status.items() if state != "done"]
     if unfinished or not status:
         what = ", ".join(unfinished) or "nothing is trained yet"
-        alone = "; or publish its autoencoder alone with --autoencoder" if whole else ""
+        trained = whole and status and not any(name.startswith("autoencoder.") for name in unfinished)
+        alone = "; or publish its autoencoder alone with --autoencoder" if trained else ""
         raise UserError(f"{run} is not finished ({what}); finish it with `ldmae run`{alone}")
     if whole and (stale := [name for name in ("samples", "evaluation") if records.outdated(name)]):
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,8 @@ from ldmae.config import Config
 from ldmae.config.data import AugmentConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import DECODER, encode_moments, placement
-from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors
+from ldmae.core.errors import UserError, shortened
+from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, read_json
 from ldmae.core.imports import import_object
 from ldmae.core.provenance import Records
 from ldmae.images.dataset import ImageDataset, StreamDataset
@@ -59,6 +59,22 @@ class Run:
     def images(self) -> str:
         """Fingerprint of the images and their labels, in their order."""
         return images_fingerprint(self.train, self.held_out)
+
+    def told(self, changes: Sequence[str]) -> list[str]:
+        """Returns what has changed since a stage, in words where it is the images, by `data.json`."""
+        path = self.folder / "data.json"
+        words = [each for each in changes if not each.startswith("images: ")]
+        if len(words) == len(changes) or not path.is_file():
+            return [*changes]
+        then = read_json(path, {"train": int, "held_out": int, "classes": list})
+        now = {"train": len(self.train), "held_out": len(self.held_out)}
+        named, names = [each["name"] for each in then["classes"]], [*self.train.classes]
+        counts = "{train:,} training and {held_out:,} held-out images".format
+        if named != names:
+            return [*words, f"images: classes {shortened(named)} then, {shortened(names)} now"]
+        if counts(**then) != counts(**now):
+            return [*words, f"images: {counts(**then)} then, {counts(**now)} now"]
+        return [*words, f"images: some of the {counts(**now)} are others than before"]
 
     @property
     def takes_autoencoder(self) -> bool:

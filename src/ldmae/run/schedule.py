@@ -292,9 +292,9 @@ def _check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
             continue
         if record is not None and not record.replaceable and _has_trained(run, stage, record):
             raise UserError(
-                f"{stage.name} was started with other settings or inputs: {'; '.join(standing.changes)}. "
-                f"Run the command with the old ones, name another folder with --out, or add --restart "
-                f"{stage.name} to train it again"
+                f"{stage.name} was started with other settings or inputs: "
+                f"{'; '.join(run.told(standing.changes))}. Go back to the old ones, name another "
+                f"folder with --out, or add --restart {stage.name} to `ldmae run`"
             )
     return found
 
