@@ -469,7 +469,7 @@ def test_convert_finds_the_kind_of_official_files(ldmae, file, model, options):
         ("run smoke nonsense", "an override is key=value"),
         ("run smoke --restart latent", "did you mean 'latents'?"),
         ("run quick", "give data=PATH"),
-        ("run quick data=nowhere", "there is no folder or file nowhere"),
+        ("run quick data=nowhere", "there is no folder or file nowhere, seen from /"),
         ("train diffusion RUN/nothing.yaml", "no preset or YAML file"),
         ("encode RUN --out x", "--out cannot be used here"),
         ("encode RUN data=IMAGES", "--out is missing"),
@@ -578,7 +578,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path, capfd):
     (tmp_path / "file").touch()
     for place in ("file", "file/below"):
         assert run_app((tmp_path / place).mkdir) == 2
-        assert f"cannot write {tmp_path / place}: a file is in its place" in capfd.readouterr().err
+        assert f"{tmp_path / place} is no folder, or is below a file; name an" in capfd.readouterr().err
 
 
 def test_only_the_main_process_prints(monkeypatch, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -29,14 +30,16 @@ from ldmae.cli.main import app
 from ldmae.cli.output import run_app
 from ldmae.config import load_config
 from ldmae.config.diffusion import DiffusionConfig
-from ldmae.config.registry import DIFFUSION
+from ldmae.config.registry import DIFFUSION, own_settings
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError
+from ldmae.core.imports import import_object
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
+from ldmae.run.trainings import autoencoder_trainings
 
 from ..drawings import leave_blank
 from ..pictures import encoded, tarred
@@ -496,3 +499,14 @@ def test_an_autoencoder_of_ones_own_must_say_how_it_is_trained(monkeypatch, caps
     monkeypatch.chdir(EXAMPLES / "extend")
     assert run_app(lambda: app(["run", "smoke", "autoencoder.kind=my_ae:AbsoluteError", "--dry-run"])) == 2
     assert "must have a static method `trainings(config, image_size)`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("my/training",), ()])
+def test_trainings_of_ones_own_have_names_of_their_own(monkeypatch, names):
+    monkeypatch.chdir(EXAMPLES / "extend")
+    own = import_object("my_ae:MyAutoencoder")
+    (training,) = own.trainings(own_settings(own, {}, "options", ("sample_size",)), 32)
+    found = iter([dataclasses.replace(training, name=name) for name in names])
+    monkeypatch.setattr(own, "trainings", staticmethod(lambda *_: found if names else training))
+    with pytest.raises(UserError, match="each with a word of its own as name"):
+        autoencoder_trainings(load_config("smoke", ["autoencoder.kind=my_ae:MyAutoencoder"]))

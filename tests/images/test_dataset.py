@@ -40,10 +40,12 @@ def test_without_augmentation_it_is_the_centre_crop_in_every_epoch(source):
 
 def test_a_file_that_was_replaced_since_it_was_listed_is_refused(source):
     file = Path(source.describe(2))
-    file.write_bytes(Path(source.describe(3)).read_bytes().ljust(file.stat().st_size, b"\0"))
-    os.utime(file, (1, 1))
-    with pytest.raises(UserError, match=rf"cannot read {file} \(it has been replaced or written to since\)"):
-        ImageDataset(source, 24)[0, 2]
+    before, content = file.stat(), file.read_bytes()
+    for changed, time in ((content + b"\0", before.st_mtime), (content, 1)):  # its size, its time
+        file.write_bytes(changed)
+        os.utime(file, (time, time))
+        with pytest.raises(UserError, match=rf"^{file} has been replaced or written to since it was listed"):
+            ImageDataset(source, 24)[0, 2]
     ImageDataset(FolderSource(source.folder), 24)[0, 2]
 
 

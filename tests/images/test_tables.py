@@ -226,6 +226,11 @@ def test_column_that_holds_no_images_is_refused_in_a_line(make, tmp_path):
     pq.write_table(pa.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"the column 'image' .* expected images"):
         TableSource(str(tmp_path / "a.parquet"), image_column="image")
+    pq.write_table(
+        pa.table({"image": [make.encoded(make.image(1))], "label": ["cat"]}), tmp_path / "b.parquet"
+    )
+    with pytest.raises(UserError, match=r"'label' of .* would be both its images and its labels; name the"):
+        TableSource(str(tmp_path / "b.parquet"), image_column="label")
 
 
 def test_indices_of_classes_that_are_called_by_numbers_are_taken_as_indices(make, tmp_path):

@@ -522,12 +522,16 @@ def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
         ("my_metric:measure", "expected a Measurement"),
         ("my_metric:Taken", "is called 'Probe', as one of the package is"),
         ("my_metric:Outside", r"is called '\.\./x'; take letters"),
+        ("my_metric:Needs", r"my_metric:Needs needs it, has no attribute 'featurs'; did you mean 'features'"),
+        ("my_metric:Reads", r"my_metric:Reads reads, has no setting 'imagse'; did you mean 'images'"),
         ("my_metric:Sharpness my_metric:Again", "several measurements are called 'sharpness'"),
     ],
 )
 def test_a_measurement_that_is_none_is_refused_before_anything_is_loaded(pictures, name, told):
     called = {"Taken": "Probe", "Outside": "../x", "Again": "Sharpness"}
     more = [f'{key} = Measurement(name="{of}", title="", measure=measure)\n' for key, of in called.items()]
+    more.append('Needs = Measurement(name="n", title="", measure=measure, needs=("featurs",))\n')
+    more.append('Reads = Measurement(name="r", title="", measure=measure, reads=frozenset({"imagse"}))\n')
     Path("my_metric.py").write_text(SHARPNESS + "".join(more))
     sys.modules.pop("my_metric", None)
     with pytest.raises(UserError, match=told):

@@ -37,9 +37,9 @@ def run_app(application: Callable[..., Any]) -> int:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return _refused(f"a name is too long for the file system: {str(error.filename)[:100]}…")
-        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR) or error.filename is None:
             raise
-        return _refused(f"cannot write {error.filename}: a file is in its place; name another folder")
+        return _refused(f"{error.filename} is no folder, or is below a file; name another folder")
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:  # how Typer ends: after help, a wrong option, an interrupt, or success

@@ -86,7 +86,7 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+def closest(name: str, valid: Iterable[str], cutoff: float = 0.65) -> str | None:
     """Returns the valid name most like `name`; None where none is as like as `cutoff`, in [0, 1]."""
     return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)), None)
 

@@ -200,7 +200,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                     channels=guided_channels,
                 )
                 # float32 in, float32 out: steps of a half-precision sampler would round away
-                x = self.scheduler.step(-velocity, timestep, x, generator=noises, return_dict=False)[0]
+                x = _step(self.scheduler, -velocity, timestep, x, noises)
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     tensors = callback_on_step_end(self, i, timestep, tensors) or {}
@@ -373,6 +373,17 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     for number, label in id2label.items():
         whole.setdefault(label, []).append(number)
     return {**synonyms, **whole}
+
+
+def _step(scheduler: Any, velocity: Tensor, timestep: Tensor, x: Tensor, noises: Any) -> Tensor:
+    """Returns the latents after a scheduler's step; raises a UserError where it returns something else."""
+    moved = scheduler.step(velocity, timestep, x, generator=noises, return_dict=False)
+    if not isinstance(moved, tuple) or getattr(moved[0], "shape", None) != x.shape:
+        raise UserError(
+            f"{type(scheduler).__name__}.step must return a tuple that begins with the latents, of shape "
+            f"{tuple(x.shape)}; change what it returns"
+        )
+    return moved[0]
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ldmae.config.evaluation import EvaluationConfig
 from ldmae.contracts import Metric
 from ldmae.core.errors import UserError, check_known, reason_of
 from ldmae.core.imports import import_object, is_import_path
@@ -86,6 +87,11 @@ def load_measurement(name: str, others: Sequence[str] = ()) -> Measurement:
         raise UserError(f"{path} is called {found.name!r}, as one of the package is; give it another name")
     if not re.fullmatch(r"\w[\w.-]*", found.name):
         raise UserError(f"{path} is called {found.name!r}; take letters, digits and hyphens")
+    for need in found.needs:
+        has = (name for name in (*Subject.__annotations__, *dir(Subject)) if name[0] != "_")
+        check_known("attribute", need, has, f"the Subject, of which {path} needs it,")
+    for setting in found.reads:
+        check_known("setting", setting, EvaluationConfig.model_fields, f"evaluation, which {path} reads,")
     return found
 
 

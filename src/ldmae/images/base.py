@@ -158,6 +158,15 @@ class FileSource:
         content = np.fromiter((content_hash(self.read_bytes(k)) for k in range(len(self))), np.uint64)
         return _content_fingerprint(content, self.labels, self.classes)
 
+    def _refuse_replaced(self, index: int, descriptor: int, size: int, changed: int) -> None:
+        """Raises a UserError where an open file has another size or time, in ns, than when it was listed."""
+        now = os.fstat(descriptor)
+        if now.st_size != size or now.st_mtime_ns // 10**9 != changed // 10**9:  # some disks round
+            raise UserError(
+                f"{self.describe(index)} has been replaced or written to since it was listed; let that end, "
+                "then run the same command again, which looks at the images anew"
+            )
+
     def open(self, index: int) -> Picture:
         """Returns the image, to be decoded."""
         return Picture(self.read_bytes(index), self.span)
@@ -279,9 +288,10 @@ def missing_path(name: str) -> UserError:
     hint = nearest(path.name, siblings) or nearest(name, SOURCES)
     if path.parent.name in _PREPARED:
         hint = f"; make it with `ldmae prepare {_PREPARED[path.parent.name].format(path.parent)}`"
+    seen = "" if path.is_absolute() else f", seen from {Path.cwd()}"
     return UserError(
-        f"there is no folder or file {name[:1000]}{hint}; expected a folder of images, tar shards, parquet "
-        f"files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(SOURCES)}"
+        f"there is no folder or file {name[:1000]}{seen}{hint}; expected a folder of images, tar shards, "
+        f"parquet files, OWNER/NAME of a Hugging Face dataset, or a built-in set: {', '.join(SOURCES)}"
     )
 
 

@@ -72,6 +72,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
                 item = {"content": content, "crop": torch.tensor(crop)}
             else:
                 item = {"pixels": _sized(picture, self.size, self.augment, draws)}
+        except UserError:  # of a file that was replaced
+            raise
         except Exception as error:  # decoders raise whatever they like
             raise UserError(
                 f"cannot read {self.source.describe(index)} ({error}), which was readable when the images "

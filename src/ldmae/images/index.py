@@ -280,7 +280,7 @@ def open_images(
             console.print(
                 f"{source.name} has its own held-out images: data.val={config.val} is ignored", markup=False
             )
-        labels = root(source).labels[usable]  # whatever data.classes leaves of them
+        labels = np.asarray(root(source).labels)[usable]  # whatever data.classes leaves of them
         held_out = split_by_group(index.group[usable], share, labels) if own is None else own[usable]
         train, unseen = _subset(source, usable[~held_out], index), _subset(source, usable[held_out], index)
         share = share if own is None else None

@@ -147,6 +147,7 @@ class ShardSource(FileSource):
         self.name = self._paths[0].stem if len(self._paths) == 1 else self._paths[0].resolve().parent.name
         self.place = "\n".join([image_part or "", *(str(path.resolve()) for path in self._paths)])
         self._stamps = np.array([stamp(path) for path in self._paths], np.uint64)
+        self._states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths]
         key = fingerprint(("shards", _INDEX_VERSION, self.place))
         found = self._scan(None if cache_dir is None else Path(cache_dir) / f"shards-{key}.npz")
         self._shard = np.repeat(np.arange(len(self._paths), dtype=np.int32), found["count"])
@@ -237,8 +238,8 @@ class ShardSource(FileSource):
 
     def read_bytes(self, index: int) -> bytes:
         """Returns the picture file as it lies in its shard."""
-        file = self._file(int(self._shard[index]))
-        size = int(self._size[index])
+        file, size = self._file(int(self._shard[index])), int(self._size[index])
+        self._refuse_replaced(index, file.fileno(), *self._states[self._shard[index]])
         content = os.pread(file.fileno(), size, int(self._offset[index]))
         if len(content) != size:
             raise OSError(f"the shard ends after {len(content)} of the image's {size} bytes")

@@ -20,6 +20,7 @@ from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
     FileSource,
     Names,
+    Subset,
     are_splits,
     exists,
     is_pattern,
@@ -107,11 +108,9 @@ class FolderSource(FileSource):
             raise _splits_below(self.folder, self.classes)
 
     def read_bytes(self, index: int) -> bytes:
-        """Returns the picture file as it lies; raises an OSError where it isn't the one that was listed."""
+        """Returns the picture file as it lies; raises a UserError where it isn't the one that was listed."""
         with open(self._root + self._names[index], "rb") as file:  # noqa: PTH123, a bytes path
-            now, was = os.fstat(file.fileno()), self._states[index]
-            if now.st_size != was[0] or now.st_mtime_ns // 10**9 != was[1] // 10**9:  # some disks round
-                raise OSError("it has been replaced or written to since")
+            self._refuse_replaced(index, file.fileno(), *self._states[index, :2].tolist())
             return file.read()
 
     def describe(self, index: int) -> str:
@@ -313,9 +312,9 @@ def _own_source(name: str) -> ImageSource:
             f"{name}() has labels of shape {labels.shape}{one}; expected {len(source)} indices of its "
             f"classes, up to {known[-1]}, -1 for none"
         )
-    if getattr(source.labels, "dtype", None) != np.int64 or not isinstance(source.classes, list):
-        source.labels, source.classes = labels.astype(np.int64), classes
-    return source
+    if getattr(source.labels, "dtype", None) == np.int64 and isinstance(source.classes, list):
+        return source
+    return Subset(source, np.arange(len(labels)), labels=labels.astype(np.int64), classes=classes)
 
 
 # ---- what a folder holds: by what is in it, and not by what is listed first

@@ -187,6 +187,11 @@ def load_table(
         check_known("column", wanted, features, name)
     image_column = image_column or _find_image_column(name, features)
     label_column = label_column or _find_label_column(features)
+    if image_column == label_column:
+        raise UserError(
+            f"{image_column!r} of {name} would be both its images and its labels; name the other column with "
+            "data.image_column or data.label_column"
+        )
     feature = features[label_column] if label_column else None
     classes = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if feature is not None and classes is None and not _is_plain(feature):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -13,6 +14,7 @@ from ldmae.core.errors import UserError
 from ldmae.core.files import content_digests, fingerprint, fingerprint_tensors
 from ldmae.core.progress import progress_bar, tell
 from ldmae.core.provenance import Record, read_record, refuse_others, write_record
+from ldmae.diffusion.backbones import build_backbone
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.latents.encode import encode_images, encode_stream
 from ldmae.latents.shards import LatentShards
@@ -28,6 +30,10 @@ def encode(run: Run) -> dict[str, str]:
     """Encodes every training image, and its mirror image, into `latents/`, with statistics."""
     config, folder, record = run.config, run.folder / "latents", run.records.stages["latents"]
     autoencoder = run_autoencoder(run).to(run.accelerator.device)
+    if run.takes_autoencoder:  # a grid that its patches don't divide is said before all is encoded
+        channels, grid = latent_channels(autoencoder, config.image_size)
+        with torch.device("meta"):
+            build_backbone(config.diffusion, grid, channels, 2)
     settle_for_encoding(run, autoencoder)
     images = image_dataset(run, config.image_size, None)
     encode_into(folder, autoencoder, images, config, run.accelerator, record.inputs)

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
@@ -79,25 +78,20 @@ def check_models(config: Config, initial: Any) -> dict[str, nn.Module]:
 
 def describe_images(run: Run) -> None:
     """Writes `data.json`: what was trained on, and what was held out."""
-    train, held_out = np.asarray(run.train.labels), np.asarray(run.held_out.labels)
-    classes = [
-        {"name": name, "train": int((train == i).sum()), "held_out": int((held_out == i).sum())}
-        for i, name in enumerate(run.train.classes)
-    ]
+    counts = run.counts()
     description = {
         "name": run.train.name,
         "licence": run.train.licence,
-        "train": len(run.train),
-        "held_out": len(run.held_out),
         "fingerprint": run.images,
         "unreadable": getattr(run.train, "unreadable", 0),
         "facts": getattr(run.train, "facts", []),
-        "classes": classes,
+        **counts,
     }
     write_json(run.folder / "data.json", description)
     if run.config.data.against is not None and run.config.autoencoder.kind != "decoder":
-        tell("data.against is not looked at: images of a decoder's training (autoencoder.kind=decoder) are")
+        tell("data.against is not used: only a decoder's training (autoencoder.kind=decoder) measures it")
     if run.stream is not None:
-        kept = f"{len(train):,} training and {len(held_out):,} held-out images of it are kept for evaluation"
+        kept = "{train:,} training and {held_out:,} held-out images of it are kept for evaluation"
         facts = "".join(f"; {fact}" for fact in getattr(run.train, "facts", []))
-        tell(f"{run.train.name}: a stream in {len(classes):,} classes; {kept}{facts}")
+        kept = f"{len(counts['classes']):,} classes; {kept.format(**counts)}{facts}"
+        tell(f"{run.train.name}: a stream in {kept}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -26,6 +27,8 @@ from ldmae.images.streams import StreamSource
 from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import load_autoencoder, load_model
 from ldmae.training.engine import Trainer
+
+_COUNTS = {"train": int, "held_out": int, "classes": [{"name": str, "train": int, "held_out": int}]}
 
 
 @dataclass
@@ -60,21 +63,37 @@ class Run:
         """Fingerprint of the images and their labels, in their order."""
         return images_fingerprint(self.train, self.held_out)
 
+    def counts(self) -> dict[str, Any]:
+        """Returns how many images there are to train on and held out, of each class, too."""
+        train, held_out = np.asarray(self.train.labels), np.asarray(self.held_out.labels)
+        classes = [
+            {"name": name, "train": int((train == i).sum()), "held_out": int((held_out == i).sum())}
+            for i, name in enumerate(self.train.classes)
+        ]
+        return {"train": len(train), "held_out": len(held_out), "classes": classes}
+
     def told(self, changes: Sequence[str]) -> list[str]:
         """Returns what has changed since a stage, in words where it is the images, by `data.json`."""
-        path = self.folder / "data.json"
-        words = [each for each in changes if not each.startswith("images: ")]
-        if len(words) == len(changes) or not path.is_file():
+        try:
+            then, now = read_json(self.folder / "data.json", _COUNTS), self.counts()
+        except UserError:
             return [*changes]
-        then = read_json(path, {"train": int, "held_out": int, "classes": list})
-        now = {"train": len(self.train), "held_out": len(self.held_out)}
-        named, names = [each["name"] for each in then["classes"]], [*self.train.classes]
+        named, names = ([each["name"] for each in at["classes"]] for at in (then, now))
+        sums = [[each["train"] + each["held_out"] for each in at["classes"]] for at in (then, now)]
         counts = "{train:,} training and {held_out:,} held-out images".format
         if named != names:
-            return [*words, f"images: classes {shortened(named)} then, {shortened(names)} now"]
-        if counts(**then) != counts(**now):
-            return [*words, f"images: {counts(**then)} then, {counts(**now)} now"]
-        return [*words, f"images: some of the {counts(**now)} are others than before"]
+            words = f"classes {shortened(named)} then, {shortened(names)} now"
+        elif counts(**then) != counts(**now):
+            words = f"{counts(**then)} then, {counts(**now)} now"
+        elif sums[0] != sums[1]:
+            rows = zip(names, *sums, strict=True)
+            words = shortened(
+                (f"{name} {old:,} then, {new:,} now" for name, old, new in rows if old != new), 3
+            )
+        else:
+            words = f"some of the {counts(**now)} are others than before"
+        split = (each.partition("images: '") for each in changes)
+        return [f"{before}images: {words}" if found else before for before, found, _ in split]
 
     @property
     def takes_autoencoder(self) -> bool:

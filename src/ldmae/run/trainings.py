@@ -6,6 +6,7 @@ weights may not change on the way.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ldmae.autoencoders.trainings import Training
 from ldmae.config import Config, as_dict, plain
 from ldmae.config.registry import AUTOENCODERS, own_settings, resolve
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, reason_of
 from ldmae.diffusion.backbones import backbone_settings
 
 
@@ -31,15 +32,20 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
         return {}
     component, settings = resolve(AUTOENCODERS, auto.kind), auto
     trainings: Any = getattr(component, "trainings", None)
-    found: Any = []
+    found, why = [], ""
     if callable(trainings):
         if auto.own_kind is not None:
             settings = own_settings(component, auto.options, "autoencoder.options", ("sample_size",))
-        found = trainings(settings, config.image_size)
-    if not found or not all(isinstance(training, Training) for training in found):
+        try:
+            made: Any = trainings(settings, config.image_size)
+            found = [*made]
+        except TypeError as error:  # no static method, no list, or the user's own
+            why = f" ({reason_of(error)})"
+    names = {each.name for each in found if isinstance(each, Training) and re.fullmatch(r"[\w-]+", each.name)}
+    if not found or len(names) < len(found):
         raise UserError(
             f"autoencoder.kind={auto.kind} must have a static method `trainings(config, image_size)`: a "
-            "list of ldmae.autoencoders.trainings.Training"
+            f"list of ldmae.autoencoders.trainings.Training, each with a word of its own as name{why}"
         )
     if auto.own_kind is not None:
         found = [_with_options(training, auto.kind, settings) for training in found]
