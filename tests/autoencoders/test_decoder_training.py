@@ -46,9 +46,12 @@ def trained(module: DecoderObjective, steps: int = 3) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_decoder_learns_and_the_latents_stay_bit_for_bit(name: str):
     model = make(name)
+    module = objective(
+        model, adversarial_weight=0.5, latent_noise=0.1
+    )  # frozen, some CPUs take other kernels
     before, images = encode_moments(model, IMAGES), reconstruct(model, IMAGES)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trained(objective(model, adversarial_weight=0.5, latent_noise=0.1))
+    trained(module)
     after = encode_moments(model, IMAGES)
     assert torch.equal(before[0], after[0])
     assert before[1] is None or torch.equal(before[1], after[1])

@@ -324,12 +324,6 @@ class AutoencoderConfig(Settings):
     decoder: DecoderTrainingConfig = DecoderTrainingConfig()
     """The one stage of `kind=decoder`."""
 
-    @model_validator(mode="after")
-    def _has_options_of_its_own(self) -> Self:
-        if self.options and self.kind in AUTOENCODERS:
-            raise ValueError(f"options are for a class of yours; kind={self.kind} reads other settings")
-        return self
-
     @property
     def own_kind(self) -> str | None:
         """The user's own class that is trained; None where it is the package's, or taken as it is."""
