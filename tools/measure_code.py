@@ -19,7 +19,7 @@ BOUNDS = {
     "raise UserError": 383,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 28_330,
+    "lines of tests": 28_371,
 }
 """None may grow, but by a commit of its own that says why."""
 
