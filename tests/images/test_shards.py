@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_shard_that_has_not_changed_is_not_scanned_again(make, tmp_path, monkeyp
     assert again.labels.tolist() == first.labels.tolist()
     make.tar(folder / "003.tar", [("z.png", make.encoded(make.image(9)))])
     assert len(ShardSource(str(folder), cache_dir=tmp_path / "cache")) == 13
+
+
+def test_shard_that_was_written_to_since_is_refused(make, tmp_path):
+    folder = write_shards(make, tmp_path / "set")
+    source = ShardSource(str(folder))
+    os.utime(folder / "001.tar", (1, 1))
+    source.read(0)
+    with pytest.raises(UserError, match=r"001\.tar:sub/1001\.png has been replaced or written to since"):
+        source.read(5)
 
 
 def test_shard_labelled_again_is_scanned_again_and_no_other(make, tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """What is fresh, stale, refused and forgotten, by the list of stages and what is recorded."""
 
 import dataclasses
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -16,6 +19,34 @@ from ldmae.run import schedule
 from ldmae.run.run import Run, Stage
 
 EXECUTED: Counter[str] = Counter()
+_CLASSES = [{"name": "cats", "train": 5, "held_out": 1}, {"name": "dogs", "train": 3, "held_out": 1}]
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (
+            {"classes": [*_CLASSES, {"name": "owls", "train": 1, "held_out": 0}]},
+            "classes cats, dogs then, cats, d",
+        ),
+        ({"train": 7}, "8 training and 2 held-out images then, 7 training and 2"),
+        (
+            {"classes": [{**_CLASSES[0], "train": 4}, {**_CLASSES[1], "train": 4}]},
+            "cats 6 then, 5 now, dogs 4 then",
+        ),
+        ({}, "some of the 8 training and 2 held-out images are others than before"),
+    ],
+)
+def test_other_images_are_told_in_words(tmp_path, now, told):
+    then = {"train": 8, "held_out": 2, "classes": _CLASSES}
+    train = SimpleNamespace(classes=[each["name"] for each in (then | now)["classes"]])
+    run: Any = SimpleNamespace(folder=tmp_path, train=train, counts=lambda: then | now)
+    changes = ["seed: 0 -> 1", "latents: images: 'a1' -> 'b2'"]
+    assert Run.told(run, changes) == changes  # there is no data.json, or it is damaged
+    (tmp_path / "data.json").write_text(json.dumps(then))
+    first, second = Run.told(run, changes)
+    assert first == changes[0]
+    assert second.startswith(f"latents: images: {told}")
 
 
 def make(path, **outputs):
