@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
@@ -378,12 +379,12 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
 def _step(scheduler: Any, velocity: Tensor, timestep: Tensor, x: Tensor, noises: Any) -> Tensor:
     """Returns the latents after a scheduler's step; raises a UserError where it returns something else."""
     moved = scheduler.step(velocity, timestep, x, generator=noises, return_dict=False)
-    if not isinstance(moved, tuple) or getattr(moved[0], "shape", None) != x.shape:
+    first = moved[0] if isinstance(moved, tuple | list | BaseOutput) and moved else None
+    if not isinstance(first, Tensor) or first.shape != x.shape:
         raise UserError(
-            f"{type(scheduler).__name__}.step must return a tuple that begins with the latents, of shape "
-            f"{tuple(x.shape)}; change what it returns"
+            f"{type(scheduler).__name__}.step must return a tuple of latents of shape {tuple(x.shape)}"
         )
-    return moved[0]
+    return first
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

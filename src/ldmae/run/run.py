@@ -87,9 +87,8 @@ class Run:
             words = f"{counts(**then)} then, {counts(**now)} now"
         elif sums[0] != sums[1]:
             rows = zip(names, *sums, strict=True)
-            words = shortened(
-                (f"{name} {old:,} then, {new:,} now" for name, old, new in rows if old != new), 3
-            )
+            differ = [f"{name} {old:,} then, {new:,} now" for name, old, new in rows if old != new]
+            words = shortened(differ, 3)
         else:
             words = f"some of the {counts(**now)} are others than before"
         split = (each.partition("images: '") for each in changes)
