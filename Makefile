@@ -37,7 +37,7 @@ wheel-test: $(VENV)/installed-dev  ## build the wheel, look into it, use it in a
 	$(BIN)/python .ci/check_wheel.py
 
 bench: $(VENV)/installed  ## speed, each figure a ratio to a plain baseline of the same run
-	for script in startup attention models sampling latents memory_reuse threads; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in startup attention models sampling latents memory_reuse metrics threads; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -29,7 +29,6 @@ LATE = (
     "skimage.color",
     "skimage.segmentation",
     "torch_fidelity",
-    "torchmetrics.image",
 )
 """What runs import when they need it."""
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")

@@ -9,11 +9,11 @@ from ldmae.cli.main import app
 
 HEAVY = {
     *("accelerate", "datasets", "diffusers", "gradio", "jinja2", "matplotlib", "numpy", "pandas", "PIL"),
-    *("scipy", "skimage", "sklearn", "tensorboard", "torch", "torch_fidelity", "torchmetrics"),
+    *("scipy", "skimage", "sklearn", "tensorboard", "torch", "torch_fidelity"),
     *("torchvision", "transformers"),
 }
 # not jinja2, which transformers imports where it is installed
-MEASURING = {"matplotlib", "pandas", "skimage", "sklearn", "torch_fidelity", "torchmetrics"}
+MEASURING = {"matplotlib", "pandas", "skimage", "sklearn", "torch_fidelity"}
 
 IMPORTED = """
 import sys

@@ -1,8 +1,8 @@
 """How many threads are taken, of work that takes as long as it is told."""
 
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,22 +18,34 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def choice(milliseconds: dict[int, float], most: int) -> TimedThreads:
-    return fastest_threads(lambda: time.sleep(milliseconds[torch.get_num_threads()] / 1e3), most, seconds=0)
+@pytest.fixture
+def choice(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float], int], TimedThreads]:
+    """Returns what is chosen for work of so many milliseconds, by a clock that only this work moves."""
+    now = 0.0
+
+    def choose(milliseconds: dict[int, float], most: int) -> TimedThreads:
+        def work() -> None:
+            nonlocal now
+            now += milliseconds[torch.get_num_threads()] / 1e3
+
+        monkeypatch.setattr("ldmae.core.threads.time", SimpleNamespace(perf_counter=lambda: now))
+        return fastest_threads(work, most, seconds=0)
+
+    return choose
 
 
-def test_more_threads_are_taken_where_they_are_faster():
+def test_more_threads_are_taken_where_they_are_faster(choice):
     found = choice({1: 12, 2: 4}, 2)
     assert found.count == 2
     assert found.seconds[1] > found.seconds[2] > 0
 
 
-def test_one_thread_is_taken_where_more_are_slower_or_little_faster():
+def test_one_thread_is_taken_where_more_are_slower_or_little_faster(choice):
     assert choice({1: 4, 2: 12}, 2).count == 1
     assert choice({1: 20, 2: 19.5}, 2).count == 1
 
 
-def test_a_middle_number_of_threads_is_taken_where_all_are_too_many():
+def test_a_middle_number_of_threads_is_taken_where_all_are_too_many(choice):
     assert choice({1: 12, 4: 4, 6: 9}, 6).count == 4
 
 

@@ -47,13 +47,16 @@ def test_kernel_distance_on_whole_sets_is_the_unbiased_mmd():
     assert deviation == pytest.approx(0, abs=1e-12)
 
 
-def test_kernel_distance_matches_torch_fidelity_on_subsets():
+@pytest.mark.parametrize("subsets", [7, 3])  # computed for all at once, and one after another
+def test_kernel_distance_matches_torch_fidelity_on_subsets(subsets):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     a, b = features(60).double(), features(50, 0.5, seed=1).double()
     a, b = a[a.sum(1).argsort()], b[b.sum(1).argsort()]  # the order that ours makes of any
-    expected = kid_features_to_metric(a, b, kid_subsets=7, kid_subset_size=20, rng_seed=3, verbose=False)
-    assert kernel_distance(a, b, 20, 7, seed=3) == pytest.approx(tuple(expected.values()))
+    expected = kid_features_to_metric(
+        a, b, kid_subsets=subsets, kid_subset_size=20, rng_seed=3, verbose=False
+    )
+    assert kernel_distance(a, b, 20, subsets, seed=3) == pytest.approx(tuple(expected.values()))
 
 
 def test_kernel_distance_depends_on_the_seed_but_not_on_the_order():

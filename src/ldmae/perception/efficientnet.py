@@ -88,12 +88,13 @@ class EfficientNetLite(nn.Module):
         for piece in _pieces(images):
             middle.append(self._middle(piece))
             x = self.blocks[self.variant.middle_block + 1 :](middle[-1])
-            pooled.append(F.relu6(self.head(x)).mean(dim=(2, 3)))
+            pooled.append(F.relu6(self.head(x), inplace=True).mean(dim=(2, 3)))
         return torch.cat(pooled), torch.cat(middle)
 
     def _middle(self, images: Tensor) -> Tensor:
         x = ((images - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
-        return self.blocks[: self.variant.middle_block + 1](F.relu6(self.stem(x)))  # (B, C, h, w)
+        x = F.relu6(self.stem(x), inplace=True)
+        return self.blocks[: self.variant.middle_block + 1](x)  # (B, C, h, w)
 
     def classify(self, features: Tensor) -> Tensor:
         """Returns the logits (B, 1000) that belong to pooled features (B, 1280)."""
@@ -118,8 +119,8 @@ class _Block(nn.Module):
         self.residual = stride == 1 and channels_in == self.project.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x if self.expand is None else F.relu6(self.expand(x))
-        h = self.project(F.relu6(self.depthwise(h)))
+        h = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        h = self.project(F.relu6(self.depthwise(h), inplace=True))
         return x + h if self.residual else h
 
 
