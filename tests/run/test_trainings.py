@@ -1,9 +1,10 @@
-"""What a training's record holds."""
+"""What a training's record holds, and what it costs."""
 
 import pytest
 
 from ldmae.config import load_config
 from ldmae.core.provenance import changed
+from ldmae.run.plan import plan_trainings
 from ldmae.run.trainings import training_settings
 
 
@@ -37,3 +38,19 @@ def test_a_baselines_objective_on_vmaes_network_records_that_network():
     assert plain["model"]["factor"] == 8
     assert (vit["network"], vit["model"]["patch_size"]) == ("vit", 6)
     assert vit["objective"]["kl_weight"] == pytest.approx(plain["objective"]["kl_weight"] * 64 / 36)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "spectrum_weight=0.1",
+        "equivariance=1",
+        "alignment_weight=1",
+        "expansion_weight=1e-4",
+        "latent_noise=0.3",
+    ],
+)
+def test_every_term_beyond_the_paper_is_counted_in_the_plan_and_the_report(term):
+    config = load_config("smoke", [f"autoencoder.pretraining.objective.{term}"])
+    flops = {plan.stage: plan.flops for plan in plan_trainings(config)}
+    assert flops["autoencoder.pretraining"] > 0

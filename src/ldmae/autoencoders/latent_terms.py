@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
 import torch
@@ -100,6 +101,11 @@ def with_latent_noise(z: Tensor, keys: BatchKeys, largest: float) -> Tensor:
     return z + (largest * share * scaled_noise(z, keys, "latent noise")).to(z.dtype)
 
 
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Computes as the tensors are; those without values, on which work is counted, know no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def scale_guard(z: Tensor) -> Tensor:
     """Computes the mean of exp(|z| − 1) over latents (b, C, …), (b,): against large ones (2603.21085)."""
     return (z.abs() - 1).exp().flatten(1).mean(1)
@@ -135,7 +141,7 @@ def spectrum_kl(images: Tensor, latents: Tensor) -> Tensor:
 def _radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean power of each ring, (b, K), and which rings have coefficients, (K,)."""
     height, width = x.shape[2:]
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         rows, columns = (_dct(n).to(x.device) for n in (height, width))
         power = (rows @ x.float() @ columns.T).square().mean(1)  # (b, h, w)
         means, present = _rings(height, width)
@@ -181,7 +187,7 @@ def alignment(latents: Tensor, projected: Tensor, features: Tensor) -> Tensor:
     """
     near = F.relu(1 - _COSINE_MARGIN - F.cosine_similarity(projected, features, dim=1)).mean(1)
     z, f = (F.normalize(x, dim=1) for x in (latents, features))
-    with torch.autocast(latents.device.type, enabled=False):
+    with _no_autocast(latents):
         apart = (z.mT @ z - f.mT @ f).abs()  # (b, N, N)
     return near + F.relu(apart - _DISTANCE_MARGIN).mean((1, 2))
 
@@ -222,7 +228,7 @@ def _turned(x: Tensor, cell: int, turns: int) -> Tensor:
 
 def _scaled(x: Tensor, cell: int, cells: tuple[int, int]) -> Tensor:
     # as matrix products: the gradient of an interpolation is not deterministic on CUDA
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         rows, columns = (
             _resampling(before, after * cell).to(x.device)
             for before, after in zip(x.shape[-2:], cells, strict=True)
