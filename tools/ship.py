@@ -66,7 +66,7 @@ PREPARED = {
 
 KEPT = Path(__file__).parents[1] / "tests" / "shipped"
 """What tests hold a shipped model to: samples, their features, and figures of few images."""
-FEW = ["evaluation.images=256", "evaluation.epsilons=[0.2]"]
+FEW = ["evaluation.images=128", "evaluation.epsilons=[0.2]"]
 """Settings of those figures, which a test measures again in seconds."""
 
 
