@@ -390,6 +390,16 @@ def test_a_diffusion_model_inside_the_package_is_a_line_in_the_registry(monkeypa
     assert (type(model).__name__, model.config.width, model.null_class) == ("TinySiT", 16, 3)
 
 
+def test_a_diffusion_model_that_no_saved_pipeline_could_load_is_refused_at_once(monkeypatch, tmp_path):
+    text = (EXAMPLES / "extend" / "my_dit.py").read_text(encoding="utf-8")
+    (tmp_path / "dit_of_alias.py").write_text(
+        text.replace("import ModelMixin", "import ModelMixin as Model").replace("(ModelMixin,", "(Model,")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'dit_of_alias' has no attribute 'ModelMixin'; see docs"):
+        build_backbone(DiffusionConfig(kind="dit_of_alias:TinySiT"), 4, 2, num_classes=3)
+
+
 @pytest.mark.usefixtures("blank")
 def test_a_run_takes_parts_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(EXAMPLES / "extend")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ldmae.config.base import as_dict
@@ -52,6 +53,7 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
     try:
         model = kind(sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **settings)
         _ = model.null_class, model.config.class_dropout_prob
+        _ = sys.modules[type(model).__module__].ModelMixin  # where diffusers looks for it
     except (TypeError, AttributeError) as error:
         if config.other_kind is None:
             raise
