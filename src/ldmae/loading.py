@@ -234,7 +234,7 @@ def refuse_code(path: Path | str, names: Iterable[str], allow_code: bool) -> Non
     Raises:
         UserError: one of the names is code, which is not allowed.
     """
-    code = ", ".join(filter(is_import_path, names))
+    code = ", ".join(dict.fromkeys(filter(is_import_path, names)))
     if code and not allow_code:
         raise UserError(
             f"{path} names code to run, {code}, which is imported only if you name it yourself. If you "

@@ -6,9 +6,11 @@ from typing import get_args
 import pytest
 
 from ldmae.config.autoencoder import MaskedObjectiveConfig, VMAEConfig
+from ldmae.config.base import Settings
 from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.config.evaluation import EvaluationConfig
 from ldmae.config.registry import DIFFUSION, SOLVERS, SOURCES, own_settings, resolve
+from ldmae.config.training import OptimizerConfig, TrainingConfig
 from ldmae.core.errors import UserError
 from ldmae.perception.names import DISTANCES, FEATURES, SPATIAL
 
@@ -56,6 +58,31 @@ def test_settings_of_ones_own_component_follow_from_its_constructor():
     ):
         with pytest.raises(UserError, match=message):
             own_settings(Own, options, "x.options", ("in_channels",))
+
+
+class Grouped:
+    """A component with a group of settings that has defaults of its own."""
+
+    class Config(Settings):
+        """Its settings."""
+
+        training: TrainingConfig = TrainingConfig(steps=7, optimizer=OptimizerConfig(learning_rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "rate"),
+    [
+        ({}, 7, 0.5),
+        ({"steps": 3}, 3, 0.5),
+        ({"optimizer": {"weight_decay": 0.1}}, 7, 0.5),
+        ({"optimizer": {"learning_rate": 0.1}}, 7, 0.1),
+    ],
+)
+def test_options_of_a_group_leave_the_others_as_the_component_has_them(options, steps, rate):
+    training = own_settings(Grouped, {"training": options}, "autoencoder.options", ()).training
+    assert (training.steps, training.optimizer.learning_rate) == (steps, rate)
+    with pytest.raises(UserError, match=r"did you mean 'autoencoder\.options\.training\.steps'"):
+        own_settings(Grouped, {"training": {"step": 3}}, "autoencoder.options", ())
 
 
 class OfUnknownTypes:

@@ -35,9 +35,10 @@ def test_a_half_written_line_is_skipped():
 
 
 def test_stages_come_in_the_order_of_a_run():
-    names = ["extra", "diffusion", "autoencoder.tuning", "autoencoder.pretraining"]
+    names = ["extra", "diffusion", "autoencoder.own", "autoencoder.tuning", "autoencoder.pretraining"]
     collected = curves._collect_curves([record for name in names for record in records(2, name)])
-    assert list(collected) == ["autoencoder.pretraining", "autoencoder.tuning", "diffusion", "extra"]
+    ours = ["autoencoder.pretraining", "autoencoder.tuning"]
+    assert list(collected) == [*ours, "autoencoder.own", "diffusion", "extra"]
 
 
 def test_lines_are_thinned_and_peaks_survive():

@@ -217,7 +217,9 @@ def test_settings_of_one_autoencoder_reach_it_alone():
     [
         (["comparison.autoencoders=[vmea]"], "did you mean 'vmae'"),
         (["comparison.ablation=[vmae]"], "ablation[0] must be vmae-mse, vmae-lm, vmae-lm-lreg"),
-        (["comparison.seeds=[1,1]"], "holds a seed twice"),
+        (["comparison.seeds=[1,1]"], "seeds holds 1 twice"),
+        (["comparison.autoencoders=[vmae,ae,vmae]"], "autoencoders holds vmae twice"),
+        (["comparison.settings={'my_ae:Other': []}"], "my_ae:Other, which is not among the autoencoders"),
         (["comparison.seeds=[]", "comparison.ablation=[]"], "it compares nothing"),
         (["comparison.autoencoders=[]", "comparison.ablation_seeds=[]"], "it compares nothing"),
         (["autoencoder.kind=ae"], "leave autoencoder.source and autoencoder.kind out"),
@@ -564,7 +566,7 @@ def test_an_autoencoder_of_ones_own_is_compared_and_shown(made, tmp_path, monkey
     settings += ["autoencoder.options.training.steps=2", "evaluation.second_features=null"]
     compare(str(made / "tiny.yaml"), settings, tmp_path / "runs", tmp_path / "results", [mine])
     tables = (tmp_path / "results" / "tables.md").read_text()
-    assert "| MyAutoencoder | 1 |" in tables
+    assert r"| my\_ae:MyAutoencoder | 1 |" in tables
     assert "Not done yet: VMAE.\n" in tables
     assert "SD-VAE" not in tables.partition("## Reconstruction")[2].partition("## Cost")[0]
 

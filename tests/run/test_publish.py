@@ -177,6 +177,14 @@ def test_a_run_that_was_not_measured_says_so_on_its_card(run, tmp_path):
     assert ".png" not in text
 
 
+def test_a_card_names_the_solver_of_samples_that_the_published_pipeline_lacks(run, tmp_path):
+    config = load_config(str(run / "config.yaml"), ["sampling.solver=my_solver:Midpoint"])
+    save_config(config, run / "config.yaml")
+    publish(run, tmp_path / "out", Publication(licence="mit"))
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "- Its samples and metrics are by the solver my_solver:Midpoint, which it does not" in text
+
+
 @pytest.mark.parametrize(
     ("damage", "arguments", "message"),
     [

@@ -245,7 +245,10 @@ def stoppable(
     go.click(lambda: shown(True), None, [go, stop], js=begin, **INSTANT)
     running = go.click(job, inputs, outputs, **PICKING)
     _afterwards(running, lambda: shown(False), [go, stop])
-    stopped, failed = markup.note("Stopped."), markup.note("The request failed; try again.", "bad")
+    stopped, failed = (
+        markup.note("Stopped."),
+        markup.note("The request failed. Check the settings, or try again.", "bad"),
+    )
     # a job that is stopped fails, too, maybe before the server has said that it is stopped
     how = f"() => {stopping} ? {json.dumps(stopped)} : {json.dumps(failed)}"
     running.failure(None, None, status, js=how, **INSTANT)

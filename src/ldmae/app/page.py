@@ -41,10 +41,11 @@ class _Page(gr.Blocks):
         except gr.Error as error:
             error.print_exception = False
             raise
-        except Exception as error:  # handlers tell their own: this is of values that no control gives
-            logger.warning("a request with values that the page does not send: %s", type(error).__name__)
+        except Exception as error:  # handlers tell their own: a number was cleared, or the page sent no such
+            logger.warning("a request with values that can't be read: %s", type(error).__name__)
             raise gr.Error(
-                "The page can't read this request. Reload the page.", print_exception=False
+                "A setting is empty or can't be read. Fill it in; if none is empty, reload the page.",
+                print_exception=False,
             ) from None
 
 

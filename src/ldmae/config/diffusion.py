@@ -172,3 +172,8 @@ class SamplingConfig(Settings):
         if self.timestep_shift and self.timestep_shift < SHIFTS[0]:  # Weight has the upper bound
             raise ValueError(f"timestep_shift must be 0 or at least {SHIFTS[0]:g}, got {self.timestep_shift}")
         return self
+
+    @property
+    def own_solver(self) -> str | None:
+        """The class that `solver` names, which saved pipelines don't contain; None for the package's."""
+        return None if self.solver in SOLVERS else self.solver

@@ -70,10 +70,21 @@ def own_settings(component: Any, options: dict[str, Any], prefix: str, given: Co
                 f"the arguments of {component.__name__} can't be settings ({reason_of(error)}); give it "
                 "a class `Config` that extends ldmae.config.base.Settings"
             ) from error
+    defaults = {name: each.get_default(call_default_factory=True) for name, each in kind.model_fields.items()}
     try:
-        return kind.model_validate(options)
+        return kind.model_validate(_over(defaults, options))
     except ValidationError as error:
         raise UserError(explain(error.errors(), kind, prefix)) from error
+
+
+def _over(defaults: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns options, in which what is not set of a group has the group's own defaults."""
+    groups = {
+        name: {**dict(group), **_over(dict(group), value)}
+        for name, value in options.items()
+        if isinstance(value, dict) and isinstance(group := defaults.get(name), Settings)
+    }
+    return {**options, **groups}
 
 
 def _settings_of_constructor(component: Any, given: Collection[str]) -> type[Settings]:

@@ -53,10 +53,13 @@ class ComparisonConfig(Settings):
 
     @model_validator(mode="after")
     def _units_are_distinct(self) -> Self:
-        for name in ("seeds", "ablation_seeds"):
-            seeds = getattr(self, name)
-            if len(set(seeds)) < len(seeds):
-                raise ValueError(f"{name} holds a seed twice: {seeds}; remove one")
+        for name in ("autoencoders", "seeds", "ablation", "ablation_seeds"):
+            listed = getattr(self, name)
+            if len(set(listed)) < len(listed):
+                raise ValueError(f"{name} holds {max(listed, key=listed.count)} twice; remove one")
+        for name in self.settings:
+            if is_import_path(name) and name not in self.autoencoders:
+                raise ValueError(f"settings are of {name}, which is not among the autoencoders; add it there")
         if not [*product(self.autoencoders, self.seeds), *product(self.ablation, self.ablation_seeds)]:
             raise ValueError("it compares nothing: give autoencoders with seeds, or an ablation with seeds")
         return self

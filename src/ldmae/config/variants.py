@@ -132,4 +132,4 @@ def variant(name: str) -> Variant:
     """Returns what is compared under a name: of `VARIANTS`, or a user's own autoencoder."""
     if name in VARIANTS:
         return VARIANTS[name]
-    return Variant(name.rpartition(":")[2], "autoencoders", (f"autoencoder.kind={name}",))
+    return Variant(name, "autoencoders", (f"autoencoder.kind={name}",))

@@ -94,7 +94,9 @@ def _collect_curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, pd.DataFr
     frame = frame[frame.stage.map(lambda stage: isinstance(stage, str)).astype(bool)].dropna(subset="step")
     frame = frame.drop_duplicates(["stage", "kind", "name", "step"], keep="last")
     stages = dict(list(frame.sort_values("step", kind="stable").groupby("stage")))
-    order = dict.fromkeys([*STAGE_TITLES, *frame.stage])
+    order = sorted(
+        dict.fromkeys([*STAGE_TITLES, *frame.stage]), key=lambda name: not name.startswith("autoencoder.")
+    )
     return {name: stages[name] for name in order if name in stages}
 
 
@@ -147,6 +149,7 @@ def _loss_curves(curves: pd.DataFrame) -> Figure:
         subject = "loss and terms" if len(group) > 1 else figure_label(group[0])
         ax.set_ylabel(subject + (" (log)" if logarithmic else ""), color=INK, fontsize=9)
         _add_legend(ax, handles)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     left_out = curves.name.nunique() - len(names)
     note = f" ({left_out} more terms are not shown)" if left_out and len(names) == _MAX_LINES else ""
     axes[-1].set_xlabel("step" + note, color=INK, fontsize=9)

@@ -43,7 +43,7 @@ def gather_facts(comparison: Comparison, plan: dict[str, Any]) -> list[tuple[str
         ("Seeds", seeds_line(comparison.variants)),
         ("Autoencoder steps", by(lambda unit: format_value(unit.at("steps", "autoencoder")))),
         ("Diffusion model", by(_diffusion)),
-        ("Same cost", _matching(comparison, mapping(plan.get("matching")))),
+        ("Cost", _matching(comparison, mapping(plan.get("matching")))),
         ("Device", by(lambda unit: str(unit.at("device") or "not known"))),
         ("Time", _time(comparison.units)),
     ]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config.registry import SOLVERS
 from ldmae.core.files import atomic_folder
 from ldmae.diffusion.backbones import backbone_class
 from ldmae.diffusion.flow import scheduler_shift
@@ -23,7 +22,7 @@ def save_pipeline(run: Run) -> dict[str, str]:
     mean, std = load_statistics(run.folder / "latents")
     statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
     sampling = run.config.sampling
-    solver = solver_class(sampling.solver if sampling.solver in SOLVERS else "euler")
+    solver = solver_class("euler" if sampling.own_solver else sampling.solver)
     vae: Any = run_autoencoder(run)
     own = isinstance(vae, AutoencoderVMAE)
     if own:
