@@ -66,6 +66,17 @@ def test_the_best_mean_is_bold_by_each_figures_own_direction(tmp_path: Path):
     assert "| VAE | 1 | **0.0100** | 25 |" in text
 
 
+def test_what_is_said_of_a_metric_is_said_once(tmp_path: Path):
+    for seed in (0, 1, 2):
+        note = f"share in [0, 1]; standard deviation 0.1{seed}; on held-out images"
+        write_figures(
+            tmp_path, "ae", seed, [figure("PSNR", 30.0, note=note), figure("L1", 1.0, note="[0, 1]")]
+        )
+    on = {c.name: c.on for c in make_table("T", read_comparison(tmp_path, []), tables.RECONSTRUCTION).columns}
+    assert on["PSNR"] == "share in [0, 1]; on held-out images; other remarks differ from unit to unit"
+    assert on["L1"] == "[0, 1]"
+
+
 def test_figures_that_are_shown_alike_have_no_best(tmp_path: Path):
     for name, count in (("ae", 1_234_567), ("vae", 1_234_568)):
         write_figures(tmp_path, name, 0, [figure("parameters", count, "lower", measurement="efficiency")])

@@ -5,6 +5,7 @@ In a cell `**text**` is bold and `*text*` is set apart, in all three.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,10 +237,12 @@ def find_columns(comparison: Comparison, wanted: Sequence[Wanted]) -> list[Colum
 def _column(metrics: pd.DataFrame, wanted: Wanted, name: str) -> Column:
     known = metrics[(metrics.measurement == wanted.measurement) & (metrics["name"] == name)]
     better = next((better for better in known.better if better), "")
-    remarks = list(dict.fromkeys(filter(None, known.remarks)))
+    of_each = [text.split("; ") for text in dict.fromkeys(filter(None, known.remarks))]
+    remarks = list(dict.fromkeys(itertools.chain(*of_each)))
     counts = list(dict.fromkeys(filter(None, known.counts)))
-    if len(remarks) > 3:  # such as a standard deviation that each has of its own
-        remarks = [f"{remarks[0]} (each one's own remarks differ)"]
+    if len(remarks) > len(of_each[0] if of_each else []) + 1:  # such as a deviation that each has of its own
+        shared = [remark for remark in remarks if all(remark in each for each in of_each)]
+        remarks = [*shared, "other remarks differ from unit to unit"]
     return Column(wanted, name, better, "; ".join(filter(None, [" or ".join(counts), *remarks])))
 
 
