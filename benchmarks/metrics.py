@@ -5,6 +5,8 @@ Command: python benchmarks/metrics.py
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import torch
 from _timing import machine, print_head, print_row, side_by_side
@@ -45,6 +47,7 @@ def structure(size: int, count: int) -> dict[str, float]:
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}, one thread\n")
     print_head()

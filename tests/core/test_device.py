@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldmae.core.device import _PLAIN_ATTENTION_TOKENS, attention, pick_device, resolve_precision
+from ldmae.core.device import (
+    _PLAIN_ATTENTION_TOKENS,
+    attention,
+    check_processes,
+    pick_device,
+    resolve_precision,
+)
 from ldmae.core.errors import UserError
 
 
@@ -72,3 +78,13 @@ def test_precision_is_what_was_asked_for_or_what_the_device_computes_in():
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         resolve_precision("fp16", "cpu")
+
+
+def test_processes_that_were_launched_and_do_not_see_each_other_are_refused(monkeypatch):
+    for launched, joined in ((None, 1), ("1", 1), ("2", 2)):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if launched is not None:
+            monkeypatch.setenv("WORLD_SIZE", launched)
+        check_processes(joined)
+    with pytest.raises(UserError, match="2 processes were launched that do not see each other"):
+        check_processes(1)

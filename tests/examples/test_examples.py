@@ -391,13 +391,14 @@ def test_a_diffusion_model_inside_the_package_is_a_line_in_the_registry(monkeypa
 
 
 def test_a_diffusion_model_that_no_saved_pipeline_could_load_is_refused_at_once(monkeypatch, tmp_path):
-    text = (EXAMPLES / "extend" / "my_dit.py").read_text(encoding="utf-8")
-    (tmp_path / "dit_of_alias.py").write_text(
-        text.replace("import ModelMixin", "import ModelMixin as Model").replace("(ModelMixin,", "(Model,")
-    )
+    text = (EXAMPLES / PARTS["diffusion.kind"][0]).read_text(encoding="utf-8")
+    aliased = text.replace("import ModelMixin", "import ModelMixin as M").replace("(ModelMixin,", "(M,")
+    local = f"{text}\n\nHidden = type('Elsewhere', (TinySiT,), {{}})\n"
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"'dit_of_alias' has no attribute 'ModelMixin'; see docs"):
-        build_backbone(DiffusionConfig(kind="dit_of_alias:TinySiT"), 4, 2, num_classes=3)
+    for module, name, content in (("dit_of_alias", "TinySiT", aliased), ("dit_hidden", "Hidden", local)):
+        (tmp_path / module).with_suffix(".py").write_text(content)
+        with pytest.raises(UserError, match=f"{module} must import ModelMixin and have the class"):
+            build_backbone(DiffusionConfig(kind=f"{module}:{name}"), 4, 2, num_classes=3)
 
 
 @pytest.mark.usefixtures("blank")

@@ -217,8 +217,8 @@ def test_settings_of_one_autoencoder_reach_it_alone():
     [
         (["comparison.autoencoders=[vmea]"], "did you mean 'vmae'"),
         (["comparison.ablation=[vmae]"], "ablation[0] must be vmae-mse, vmae-lm, vmae-lm-lreg"),
-        (["comparison.seeds=[1,1]"], "seeds holds 1 twice"),
-        (["comparison.autoencoders=[vmae,ae,vmae]"], "autoencoders holds vmae twice"),
+        (["comparison.seeds=[1,1]"], "seeds holds 1 more than once"),
+        (["comparison.autoencoders=[vmae,ae,vmae]"], "autoencoders holds vmae more than once"),
         (["comparison.settings={'my_ae:Other': []}"], "my_ae:Other, which is not among the autoencoders"),
         (["comparison.seeds=[]", "comparison.ablation=[]"], "it compares nothing"),
         (["comparison.autoencoders=[]", "comparison.ablation_seeds=[]"], "it compares nothing"),

@@ -182,7 +182,7 @@ def test_a_card_names_the_solver_of_samples_that_the_published_pipeline_lacks(ru
     save_config(config, run / "config.yaml")
     publish(run, tmp_path / "out", Publication(licence="mit"))
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "- Its samples and metrics are by the solver my_solver:Midpoint, which it does not" in text
+    assert "- Its samples and their metrics are by the solver my_solver:Midpoint, which it does not" in text
 
 
 @pytest.mark.parametrize(

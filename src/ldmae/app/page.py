@@ -41,7 +41,7 @@ class _Page(gr.Blocks):
         except gr.Error as error:
             error.print_exception = False
             raise
-        except Exception as error:  # handlers tell their own: a number was cleared, or the page sent no such
+        except Exception as error:  # handlers tell their own: a number was cleared, or no page sent it
             logger.warning("a request with values that can't be read: %s", type(error).__name__)
             raise gr.Error(
                 "A setting is empty or can't be read. Fill it in; if none is empty, reload the page.",

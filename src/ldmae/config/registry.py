@@ -70,21 +70,23 @@ def own_settings(component: Any, options: dict[str, Any], prefix: str, given: Co
                 f"the arguments of {component.__name__} can't be settings ({reason_of(error)}); give it "
                 "a class `Config` that extends ldmae.config.base.Settings"
             ) from error
-    defaults = {name: each.get_default(call_default_factory=True) for name, each in kind.model_fields.items()}
     try:
-        return kind.model_validate(_over(defaults, options))
+        return kind.model_validate(_over(kind, options))
     except ValidationError as error:
         raise UserError(explain(error.errors(), kind, prefix)) from error
 
 
-def _over(defaults: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Returns options, in which what is not set of a group has the group's own defaults."""
-    groups = {
-        name: {**dict(group), **_over(dict(group), value)}
-        for name, value in options.items()
-        if isinstance(value, dict) and isinstance(group := defaults.get(name), Settings)
-    }
-    return {**options, **groups}
+def _over(kind: type[Settings], options: dict[str, Any], given: Settings | None = None) -> dict[str, Any]:
+    """Returns options, in which what is not set of a group is as in `given`, or has its defaults.
+
+    A group is a setting whose type is a single class of settings.
+    """
+    merged = dict(options)
+    for name, each in kind.model_fields.items():
+        group, some = each.default if given is None else getattr(given, name), options.get(name)
+        if isinstance(group, Settings) and type(group) is each.annotation and isinstance(some, dict):
+            merged[name] = {**dict(group), **_over(type(group), some, group)}
+    return merged
 
 
 def _settings_of_constructor(component: Any, given: Collection[str]) -> type[Settings]:

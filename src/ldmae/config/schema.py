@@ -56,7 +56,7 @@ class ComparisonConfig(Settings):
         for name in ("autoencoders", "seeds", "ablation", "ablation_seeds"):
             listed = getattr(self, name)
             if len(set(listed)) < len(listed):
-                raise ValueError(f"{name} holds {max(listed, key=listed.count)} twice; remove one")
+                raise ValueError(f"{name} holds {max(listed, key=listed.count)} more than once; remove it")
         for name in self.settings:
             if is_import_path(name) and name not in self.autoencoders:
                 raise ValueError(f"settings are of {name}, which is not among the autoencoders; add it there")

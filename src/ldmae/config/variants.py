@@ -132,4 +132,6 @@ def variant(name: str) -> Variant:
     """Returns what is compared under a name: of `VARIANTS`, or a user's own autoencoder."""
     if name in VARIANTS:
         return VARIANTS[name]
-    return Variant(name, "autoencoders", (f"autoencoder.kind={name}",))
+    module, _, kind = name.partition(":")
+    title = f"{module.rpartition('.')[2]}:{kind}"
+    return Variant(title, "autoencoders", (f"autoencoder.kind={name}",))

@@ -6,6 +6,7 @@ The choices were measured with `benchmarks/attention.py`; see docs/results/speed
 # B batch, H heads, N tokens, D head width
 
 import ctypes
+import os
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 _PLAIN_ATTENTION_TOKENS = {"with gradient": 1024, "without": 256}
 """On a CPU in half precision three plain products beat the fused kernel up to so many tokens; without
 gradients they would on some processors up to 1,024, in 25 times the memory."""
+
+
+def check_processes(joined: int) -> None:
+    """Refuses a launch of more processes than joined, each of which would train into the same folder."""
+    launched = os.environ.get("WORLD_SIZE", "")
+    if launched.isdigit() and int(launched) > joined:
+        raise UserError(
+            f"{launched} processes were launched that do not see each other: each would train alone; "
+            "without a GPU set ACCELERATE_USE_CPU=true, for one process unset WORLD_SIZE"
+        )
 
 
 def resolve_precision(wanted: str, device: str) -> str:

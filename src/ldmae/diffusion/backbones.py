@@ -53,7 +53,6 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
     try:
         model = kind(sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **settings)
         _ = model.null_class, model.config.class_dropout_prob
-        _ = sys.modules[type(model).__module__].ModelMixin  # where diffusers looks for it
     except (TypeError, AttributeError) as error:
         if config.other_kind is None:
             raise
@@ -61,4 +60,10 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
             f"diffusion.kind={config.kind} can't be built, or lacks what it must have: {reason_of(error)}; "
             "see docs/how-to/extend.md"
         ) from error
+    name, module = type(model).__name__, sys.modules.get(type(model).__module__)
+    if getattr(module, name, None) is not type(model) or not hasattr(module, "ModelMixin"):
+        raise UserError(  # diffusers looks for both there
+            f"{type(model).__module__} must import ModelMixin and have the class {name} at its top level; "
+            "else the pipeline could be saved, but not loaded"
+        )
     return model

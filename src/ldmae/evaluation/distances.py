@@ -90,40 +90,32 @@ def kernel_distance(
     draws = np.random.RandomState(seed if 0 <= seed < 2**32 else key_seed(seed, "KID") % 2**32)
     a, b = in_order(features_a), in_order(features_b)
     drawn = [[draws.choice(len(x), size, replace=False) for x in (a, b)] for _ in range(num_subsets)]
-    if len(a) ** 2 + len(b) ** 2 <= 2 * num_subsets * size**2:  # each pair of images once for all subsets
-        members = (torch.zeros(num_subsets, len(x), dtype=torch.float64) for x in (a, b))
-        chosen = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
-        distances = _squared_mmd(a, b, *(m.scatter_(1, i, 1) for m, i in zip(members, chosen, strict=True)))
-    else:
-        all_of_it = torch.ones(1, size, dtype=torch.float64)
-        distances = torch.cat([_squared_mmd(a[i], b[j], all_of_it, all_of_it) for i, j in drawn])
+    of_a, of_b = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))  # (S, size)
+    alone = (_kernel(x.square().sum(dim=1), x)[of].sum(dim=1) for x, of in ((a, of_a), (b, of_b)))
+    within = _kernel_sums(a, a, of_a, of_a) + _kernel_sums(b, b, of_b, of_b) - sum(alone)
+    distances = within / (size * (size - 1)) - 2 * _kernel_sums(a, b, of_a, of_b) / size**2
     return float(distances.mean()), float(distances.std(correction=0))
 
 
-def _squared_mmd(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor) -> Tensor:
-    """Returns KID's estimate (S,) for each of S pairs of subsets of a (N, D) and b (M, D).
+def _kernel_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+    """Returns KID's kernel summed over all pairs of a subset of x (N, D) and one of y (M, D), for S subsets.
 
-    Whether an image is in a subset is 1 or 0 in `in_a` (S, N) and `in_b` (S, M), all in float64.
+    The subsets are given by their images' places (S, size). Where that is less work, each pair of images is
+    computed once for all subsets.
     """
-
-    def total(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
-        """Returns the sum of the kernel over all pairs of each subset (S,)."""
-        sums = torch.zeros(len(in_x), dtype=x.dtype)
-        for rows, where in zip(x.split(_DISTANCE_ROWS), in_x.split(_DISTANCE_ROWS, dim=1), strict=True):
-            sums += ((where @ _kernel(rows @ y.T, x.shape[1])) * in_y).sum(dim=1)
-        return sums
-
-    def without_itself(x: Tensor, in_x: Tensor) -> Tensor:
-        return total(x, x, in_x, in_x) - in_x @ _kernel(x.square().sum(dim=1), x.shape[1])
-
-    size = in_a[0].sum()
-    within = without_itself(a, in_a) + without_itself(b, in_b)
-    return within / (size * (size - 1)) - 2 * total(a, b, in_a, in_b) / size**2
+    if len(x) * len(y) > of_x.numel() * of_y.shape[1]:
+        return torch.stack([_kernel(x[i] @ y[j].T, x).sum() for i, j in zip(of_x, of_y, strict=True)])
+    in_x, in_y = (x.new_zeros(len(of), len(z)).scatter_(1, of, 1) for z, of in ((x, of_x), (y, of_y)))
+    sums = x.new_zeros(len(of_x))
+    for rows, where in zip(x.split(_DISTANCE_ROWS), in_x.split(_DISTANCE_ROWS, dim=1), strict=True):
+        sums += ((where @ _kernel(rows @ y.T, x)) * in_y).sum(dim=1)
+    return sums
 
 
-def _kernel(products: Tensor, dimensions: int) -> Tensor:
-    base = products / dimensions + 1
-    return base * base * base  # a power takes far longer
+def _kernel(products: Tensor, features: Tensor) -> Tensor:
+    """Returns (x · y / D + 1)³ of the products x · y of features, overwriting these."""
+    base = products.div_(features.shape[1]).add_(1)
+    return base.square().mul_(base)  # a power takes far longer
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor, shrink: bool = False) -> float:

@@ -16,7 +16,7 @@ from torch import nn
 from ldmae.config import Config
 from ldmae.config.data import DataConfig
 from ldmae.contracts import ImageSource
-from ldmae.core.device import resolve_precision
+from ldmae.core.device import check_processes, resolve_precision
 from ldmae.core.files import write_json
 from ldmae.core.progress import tell
 from ldmae.diffusion.backbones import patch_size
@@ -41,7 +41,7 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
     if PartialState._shared_state.get("distributed_type") == DistributedType.FSDP:
         # and where it sharded, it would take the second for one that it need not set up
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=resolve_precision(config.mixed_precision, config.device),
         log_with=None if config.tracker == "none" else config.tracker,
@@ -49,6 +49,8 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
         # one process looks at the images while the others wait, longer than the usual ten minutes
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))],
     )
+    check_processes(accelerator.num_processes)
+    return accelerator
 
 
 def open_run_images(

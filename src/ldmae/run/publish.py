@@ -83,7 +83,7 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
     config, whole = _checked(run, folder, how)
     limits = read_limits(how.limits)
     if whole and (solver := config.sampling.own_solver):
-        limits.append(f"Its samples and metrics are by the solver {solver}, which it does not contain.")
+        limits.append(f"Its samples and their metrics are by the solver {solver}, which it does not contain.")
     if how.push is not None:
         _check_login(how.push)
     if how.onnx:

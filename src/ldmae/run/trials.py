@@ -127,7 +127,9 @@ def measuring_seconds(run: Run, autoencoder: Any, held_out: int, real: int) -> t
     some = min(8, config.batch_size)
     features = seconds_of_an_image(lambda count: extractor(pixels[:count]), some, device)
     restoring = seconds_of_an_image(measure, some, device)
-    rows, few = min(SUBSET_SIZE, config.samples, real), 2
+    rows = min(SUBSET_SIZE, config.samples, real)
     first, second = torch.rand(2, rows, extractor.dimensions)
-    distances = seconds_of(lambda: kernel_distance(first, second, num_subsets=few)) * SUBSETS / few
+    times = real / rows  # each pair of images is computed once, or each subset
+    pairs = (1 + min(times, SUBSETS) + min(times**2, SUBSETS)) / 3
+    distances = seconds_of(lambda: kernel_distance(first, second, num_subsets=1)) * pairs
     return features, restoring, distances
