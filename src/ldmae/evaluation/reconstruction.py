@@ -25,6 +25,8 @@ from ldmae.perception.names import DISTANCES
 
 _SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (standard deviation 1.5), as in Wang et al., 2004; images are no smaller."""
+_SSIM_PLACES = 64
+"""Places of the window that are computed at once; a larger matrix is mostly zeros."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -80,12 +82,18 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
             f"{x.shape[-2]}x{x.shape[-1]}; evaluate at a larger size"
         )
     x, y = x.double(), y.double()
-    rows, columns = (_windows(size, x.device) for size in x.shape[-2:])
-    mean_x, mean_y, of_xx, of_yy, of_xy = (rows @ v @ columns.T for v in (x, y, x * x, y * y, x * y))
+    mean_x, mean_y, of_xx, of_yy, of_xy = (_filtered(_filtered(v).mT).mT for v in (x, y, x * x, y * y, x * y))
     product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
     light, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     alike = (2 * product + light) * (2 * (of_xy - product) + contrast)
     return (alike / ((squares + light) * (of_xx + of_yy - squares + contrast))).mean(dim=(1, 2, 3))
+
+
+def _filtered(lines: Tensor) -> Tensor:
+    """Returns the means (…, n - 10) in SSIM's window at each of its places in lines (…, n)."""
+    places, around = lines.shape[-1] - _SSIM_WINDOW + 1, _SSIM_WINDOW - 1
+    pieces = [lines[..., i : min(i + _SSIM_PLACES, places) + around] for i in range(0, places, _SSIM_PLACES)]
+    return torch.cat([piece @ _windows(piece.shape[-1], lines.device).T for piece in pieces], dim=-1)
 
 
 def _windows(size: int, device: torch.device) -> Tensor:
