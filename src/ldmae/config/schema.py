@@ -35,9 +35,9 @@ class ComparisonConfig(Settings):
     VMAE with one change: `vmae-noise`, `vmae-no-perceptual`, `vmae-noise-no-perceptual` (all in tuning),
     `vmae-noise-pretraining`, `vmae-interpolation`, `vmae-expansion`, `vmae-expansion-absolute`,
     `vmae-discriminator`, `vmae-wide-head`, `vmae-equivariance`, `vmae-alignment`, `vmae-spectrum`,
-    `vmae-long` (more steps). Objectives on VMAE's network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-ae-noise`,
-    `vit-vmae-no-mask`, `vit-vmae-no-noise`. On convolutions: `conv-vmae-loss`, `sd-vae-no-perceptual`,
-    `sd-vae-no-adversarial`."""
+    `vmae-long` (more steps); several: `vmae-combined`, `vmae-combined-alignment`. Objectives on VMAE's
+    network: `vit-ae`, `vit-dae`, `vit-vae`, `vit-ae-noise`, `vit-vmae-no-mask`, `vit-vmae-no-noise`. On
+    convolutions: `conv-vmae-loss`, `sd-vae-no-perceptual`, `sd-vae-no-adversarial`."""
     ablation_seeds: list[Seed] = [0]
     """The seeds of the ablation."""
     match_flops: bool = True

@@ -51,6 +51,7 @@ _SD_VAE = "autoencoder.kind=sd-vae"
 _NO_PERCEPTUAL = (f"{_TUNED}perceptual_weight=0",)
 _NEVER_PERCEPTUAL = (f"{_PRETRAINED}perceptual_weight=0", *_NO_PERCEPTUAL)
 _NOISE = f"{_TUNED}latent_noise=0.25"
+_COMBINED = (*_NO_PERCEPTUAL, _NOISE, f"{_PRETRAINED}latent_noise=0.3", "autoencoder.model.head_features=16")
 
 
 def _beyond(title: str, *settings: str) -> Variant:
@@ -122,6 +123,10 @@ VARIANTS = {
     "vmae-equivariance": _beyond("equivariance", f"{_PRETRAINED}equivariance=0.5"),
     "vmae-alignment": _beyond("alignment", f"{_PRETRAINED}alignment_weight=0.1"),
     "vmae-spectrum": _beyond("spectrum matching", f"{_PRETRAINED}spectrum_weight=0.01"),
+    "vmae-combined": _beyond("four changes", *_COMBINED),
+    "vmae-combined-alignment": _beyond(
+        "four changes and alignment", *_COMBINED, f"{_PRETRAINED}alignment_weight=0.1"
+    ),
 }
 """What can be compared, besides one's own. The ablation's rows add up: MSE; + L_M; + L_reg; `vmae` itself,
 which is + L_P. What follows them is not in the paper: VMAE with one change each, and objectives on the other
