@@ -14,12 +14,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 32_894,
-    "public top-level names": 908,
-    "raise UserError": 385,
+    "lines under src/ldmae (.py, .j2, .css)": 32_969,
+    "public top-level names": 909,
+    "raise UserError": 390,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 28_478,
+    "lines of tests": 28_565,
 }
 """None may grow, but by a commit of its own that says why."""
 
