@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ldmae.images import shards
 from ldmae.images.index import open_images
 from ldmae.images.shards import ShardSource, expand_braces
 from ldmae.images.sources import open_source
+from ldmae.images.streams import open_stream
 from ldmae.images.tar import _split_key
 
 
@@ -211,6 +213,21 @@ def test_truncated_compressed_missing_and_pictureless_shards_are_refused(make, t
         ShardSource(str(tmp_path / "y.tar"))
 
 
+def test_shard_whose_rest_was_never_downloaded_is_refused(make, tmp_path):
+    shard = write_shards(make, tmp_path / "set") / "001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole + bytes(9 * 1024))  # an archive's last record may be longer than this one's
+    assert len(ShardSource(str(shard))) == 4
+    end = whole.index(b"sub/1002.cls")
+    shard.write_bytes(whole[:end] + bytes(40_960))
+    with pytest.raises(UserError, match=r"001.tar is truncated .*40960 zeros after .*truncate -s") as error:
+        ShardSource(str(shard))
+    with pytest.raises(UserError, match=r"after \d images: 40960 zeros .*check whether the file is whole"):
+        list(open_stream(DataConfig(source=str(shard), stream=True, val="0.1")).iterate(0, 0))
+    os.truncate(shard, int(re.search(r"truncate -s (\d+)", str(error.value))[1]))
+    assert len(ShardSource(str(shard))) == 2
+
+
 # ---- layouts that are not webdataset's own
 
 
@@ -302,6 +319,37 @@ def test_labels_that_are_large_numbers_are_numbered(make, tmp_path):
     assert source.labels.tolist() == [0, 1, 0]
     make.tar(tmp_path / "x.tar", members)
     assert opened(tmp_path / "x.tar").labels.tolist()[3:] == [2, -1]
+
+
+def test_numbers_and_names_as_labels_and_shards_without_images_are_told(make, tmp_path):
+    png = make.encoded(make.image(1))
+    make.tar(tmp_path / "a.tar", [("0.png", png), ("0.cls", b"3"), ("1.png", png), ("1.cls", b"cat")])
+    make.tar(tmp_path / "b.tar", [("captions.txt", b"none")])
+    source = opened(tmp_path)
+    assert "labels are numbers as well as names: 3, cat" in source.facts
+    assert source.facts[:2] == ["1 file ignored (1 .txt): captions.txt", "no image in 1 shard: b.tar"]
+
+
+@pytest.mark.parametrize("inside", ["x.png", "x.tar"])
+def test_images_and_shards_in_subfolders_beside_shards_are_not_passed_over(make, tmp_path, inside):
+    members = [("a.png", make.encoded(make.image(1)))]
+    make.tar(tmp_path / "a.tar", members)
+    (tmp_path / "notes").mkdir()
+    assert len(opened(tmp_path)) == 1
+    (tmp_path / "more").mkdir()
+    make.tar(tmp_path / "more" / "x.tar", members)
+    (tmp_path / "more" / "x.tar").rename(tmp_path / "more" / inside)
+    with pytest.raises(UserError, match=r"holds more in more/ and 1 tar shard; .*data\.source='.*/\*\.tar'"):
+        opened(tmp_path)
+
+
+def test_a_folder_called_as_a_shard_is_none_and_a_broken_link_is_named(make, tmp_path):
+    (tmp_path / "0.tar").mkdir()
+    make.tar(tmp_path / "1.tar", [("a.png", make.encoded(make.image(1)))])
+    assert len(opened(tmp_path)) == 1
+    (tmp_path / "2.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"2\.tar is a link to .*gone\.tar, which does not exist"):
+        opened(tmp_path)
 
 
 def test_endings_in_capitals_are_read_and_compressed_shards_are_named(make, tmp_path):

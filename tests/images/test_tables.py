@@ -291,6 +291,24 @@ def test_held_out_tables_may_have_fewer_of_sparse_labels_and_must_have_some(make
         open_images(config.replace(val=f"{tmp_path}/bare.parquet"), tmp_path / "cache")
 
 
+def test_a_table_file_without_rows_is_told_and_a_truncated_one_is_named(make, tmp_path):
+    typed(make).to_parquet(tmp_path / "a.parquet")
+    empty = tmp_path / "b.parquet"
+    pq.write_table(pq.read_table(tmp_path / "a.parquet").slice(0, 0), empty)
+    source = open_source(DataConfig(source=str(tmp_path)))
+    assert len(source) == 6
+    assert "no rows in 1 file: b.parquet" in source.facts
+    with pytest.raises(UserError, match=r"b\.parquet has no rows"):
+        open_source(DataConfig(source=str(empty)))
+    (tmp_path / "train").mkdir()
+    empty.rename(tmp_path / "train" / "b.parquet")
+    with pytest.raises(UserError, match=r"the file: .*train/b\.parquet has no rows; remove it"):
+        open_source(DataConfig(source=str(tmp_path)))
+    empty.write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"b\.parquet is truncated or not a parquet file"):
+        open_source(DataConfig(source=str(tmp_path)))
+
+
 def test_what_is_wrong_with_a_damaged_table_is_told_and_the_network_is_not_blamed(make, tmp_path):
     pq.write_table(pa.table(table(make)), tmp_path / "a.parquet")
     content = (tmp_path / "a.parquet").read_bytes()

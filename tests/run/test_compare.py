@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 
@@ -236,6 +237,19 @@ def test_missing_images_are_refused_before_anything_is_said_to_be_compared(tmp_p
     with pytest.raises(UserError, match="no/such"):
         compare("compare-photos", one, tmp_path / "runs", tmp_path / "results", ["vmae"], [0])
     assert not (tmp_path / "results").exists()
+
+
+def test_a_network_that_cannot_be_had_is_named_before_the_first_autoencoder(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    wanted = ["autoencoder.baseline.objective.perceptual=lpips-vgg", "comparison.autoencoders=[vmae,sd-vae]"]
+    with pytest.raises(
+        UserError, match=r"sd-vae: autoencoder\.baseline: .*`perceptual`: st-lp.* with --only"
+    ):
+        compare("smoke", wanted, tmp_path / "runs", tmp_path / "results")
+    assert not (tmp_path / "runs" / "vmae").exists()
 
 
 def test_unknown_name_or_seed_is_refused(tmp_path):

@@ -90,6 +90,8 @@ def test_a_run_resumes_without_its_source_and_ends_as_one_left_alone(pictures, t
     tune(typed, tmp_path / "run", pictures, "autoencoder.decoder.training.steps=2")
     shutil.rmtree(source)
     tune(typed, tmp_path / "run", pictures)
+    with pytest.raises(UserError, match=r"--restart autoencoder\.decoder to .* or `ldmae finetune decoder`"):
+        tune(typed, tmp_path / "run", pictures, "autoencoder.decoder.training.batch_size=4")
     alone, resumed = weights(tmp_path / "alone" / "autoencoder"), weights(tmp_path / "run" / "autoencoder")
     assert alone.keys() == resumed.keys()
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
@@ -129,6 +131,11 @@ def test_latents_and_diffusion_model_stay_where_the_decoder_alone_is_another(pic
 
     before = run(source)
     assert before
+    with pytest.raises(UserError, match=r"run is the folder of another run; name one .* with --out"):
+        tune(source, folder, pictures)
+    lacking = r"has no latents yet .*or decode another run's latents with autoencoder\.source=.*tuned"
+    with pytest.raises(UserError, match=lacking):
+        run_stages(load_config(str(tmp_path / "tuned" / "config.yaml")), tmp_path / "tuned", "diffusion")
     assert run(str(tmp_path / "tuned" / "autoencoder")) == before
     joined, tuned = weights(folder / "pipeline" / "vae"), weights(tmp_path / "tuned" / "autoencoder")
     assert all(torch.equal(joined[name], tuned[name]) for name in tuned)

@@ -283,6 +283,8 @@ def exists(name: Path | str) -> bool:
 def missing_path(name: str) -> UserError:
     """Returns the error for a source that does not exist, with the nearest names that do."""
     path = Path(name).expanduser()
+    if os.path.islink(path):  # noqa: PTH114, Path.is_symlink raises for a name that is too long
+        return UserError(f"{path} is a link to {path.readlink()}, which does not exist; mend or remove it")
     here = exists(path.parent) and path.parent.is_dir()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
     hint = nearest(path.name, siblings) or nearest(name, SOURCES)

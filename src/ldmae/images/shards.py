@@ -31,7 +31,7 @@ from ldmae.images.cache import load_arrays, numbered, save_arrays
 from ldmae.images.facts import Ignored
 from ldmae.images.tar import part_name, scan
 
-_INDEX_VERSION = "4"
+_INDEX_VERSION = "5"
 _MOST_FILES = 1_000_000
 """That a pattern may name."""
 _OPEN_SHARDS = 64
@@ -103,7 +103,7 @@ def find_shards(name: str, compressed: bool = False) -> list[Path]:
         paths = match_files(name)
     elif Path(name).expanduser().is_dir():
         entries = sorted(Path(name).expanduser().iterdir())
-        paths = [path for path in entries if is_tar(path.name) and not is_junk(path.name)]
+        paths = [path for path in entries if is_tar(path.name) and not is_junk(path.name) | path.is_dir()]
     else:
         paths = [Path(name).expanduser()]
     for path in paths:
@@ -162,7 +162,12 @@ class ShardSource(FileSource):
                 f"no images in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
                 + "".join(f"; {fact}" for fact in self.facts)
             )
-        numbers, self.classes = number_labels(json.loads(found["values"].tobytes()), self.name)
+        empty = [path.name for path, count in zip(self._paths, found["count"], strict=True) if not count]
+        self.facts += [f"no image in {counted(len(empty), 'shard')}: {shortened(empty, 3)}"] if empty else []
+        values = json.loads(found["values"].tobytes())
+        numbers, self.classes = number_labels(values, self.name)
+        if len({type(value) for value in values}) > 1:
+            self.facts.append(f"labels are numbers as well as names: {shortened(self.classes, 4)}")
         self.labels = np.append(numbers, -1 if len(numbers) else 0)[found["label"]]
         if not len(numbers):
             self._label_by_place(name)

@@ -331,17 +331,18 @@ def _kind_of_folder(folder: Path) -> str:
     """
     found, tables = _count(folder)
     inside: dict[str, Counter[str]] = {}
-    if not found["images"] and not found["shards"]:
+    if not found["images"]:
         entries = os.scandir(folder)
         for entry in sorted(e.name for e in entries if Path(e).is_dir() and not is_junk(e.name)):
             inside[entry], more = _count(folder / entry, first=True)
-            tables += more
+            tables += [] if found["shards"] else more
     below = sum(inside.values(), Counter())
-    if found["images"] and found["shards"]:
-        images, shards = counted(found["images"], "image"), counted(found["shards"], "tar shard")
+    if found["shards"] and (found["images"] or below["images"] or below["shards"]):
+        shards = counted(found["shards"], "tar shard")
+        others = next((f"more in {name}/" for name, counts in inside.items() if counts), "")
         raise UserError(
-            f"{folder} holds {images} and {shards}; expected one or the other: name the shards, as with "
-            f"data.source='{folder}/*.tar', or move them away"
+            f"{folder} holds {others or counted(found['images'], 'image')} and {shards}; expected one or "
+            f"the other: name the shards, as with data.source='{folder}/*.tar', or move them away"
         )
     pictured = any(map(holds_images, tables[:1]))
     if pictured and (found["images"] or found["shards"] or below["images"]):
@@ -381,7 +382,7 @@ def _count(folder: Path, first: bool = False) -> tuple[Counter[str], list[Path]]
                     found["images"] += 1
                     if first:
                         return found, []
-                elif is_tar(name):
+                elif is_tar(name) and not entry.is_dir():
                     found["shards"] += 1
                 elif name.endswith(TABLE_FILES):
                     tables.append(Path(entry.path))

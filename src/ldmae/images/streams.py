@@ -180,6 +180,7 @@ class _Shard:
     """One shard of a stream; after a broken connection it is opened again, and what was read is skipped."""
 
     name: str
+    remote = True
 
     def _read(self) -> Iterable[_Item]:
         raise NotImplementedError
@@ -200,10 +201,11 @@ class _Shard:
             except (OSError, tarfile.TarError, EOFError, http.client.HTTPException) as error:
                 failures += 1
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or failures >= _ATTEMPTS:
+                if refused or not self.remote or failures >= _ATTEMPTS:
+                    check = "the address and the network" if self.remote else "whether the file is whole"
                     raise UserError(
-                        f"cannot read {self.name} after {read} images: {error}; check the address and the "
-                        f"network, then run the same command again"
+                        f"cannot read {self.name} after {read} images: {error}; check {check}, then run the "
+                        f"same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
                 time.sleep(_WAIT_SECONDS * failures)
@@ -247,9 +249,10 @@ class _TarShard(_Shard):
 
     def __init__(self, address: str, wanted: str | None):
         self.name, self._wanted, self._warned = address, wanted, False
+        self.remote = is_address(address)
 
     def _open(self) -> Any:
-        if not is_address(self.name):
+        if not self.remote:
             return Path(self.name).open("rb")
         request = urllib.request.Request(self.name, headers={"User-Agent": "ldmae"})
         return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))

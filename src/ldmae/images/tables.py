@@ -60,12 +60,14 @@ class TableSource(FileSource):
         table, self._image_column, label_column, classes = load_table(
             name, split, image_column, label_column, streaming=False
         )
+        empty = [path.name for path in table_files(name) if not _rows(path)]
         if not len(table):
             raise UserError(f"the split {split!r} of {name} has no rows; check data.source and data.split")
         self._location = f"{name} ({split})"
         self.licence = table.info.license or ""
         self.labels, self.classes, lost = _labels(table, label_column, classes, self.name)
         self.facts = _not_taken(table.features, self._image_column) if label_column is None else []
+        self.facts += [f"no rows in {counted(len(empty), 'file')}: {shortened(empty, 3)}"] if empty else []
         if lost:
             values = f"{counted(lost, 'value')} of the column {label_column!r}"
             self.facts.append(f"{values} ignored: neither a whole number nor a name")
@@ -146,6 +148,24 @@ def table_files(name: str) -> list[Path]:
     return [path] if path.is_file() else []
 
 
+def _rows(path: Path) -> int:
+    """Returns how many rows a parquet file has; 1 for any other table.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if path.suffix.lower() != ".parquet":
+        return 1
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is truncated or not a parquet file ({reason_of(error)}); fetch it again or remove it"
+        ) from error
+
+
 def load_table(
     name: str,
     split: str,
@@ -175,6 +195,8 @@ def load_table(
         hub = "from the Hugging Face Hub (nor is there such a folder here)"
         where = "as a parquet or arrow dataset" if local else hub
         check = "the file" if local else "the network, and for private datasets `hf auth login`"
+        empty = [path for path in table_files(name) if not _rows(path)]  # which datasets fails on
+        check = f"{check}: {empty[0]} has no rows; remove it" if empty else check
         reason = reason_of(error.__cause__ or error)  # datasets hides what is wrong with a file
         raise UserError(
             f"cannot open {name}, split {split!r}, {where}: {reason}; check data.source, data.split, {check}"
@@ -219,7 +241,9 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    files = [] if saved or (folder / "README.md").is_file() else [str(path) for path in table_files(name)]
+    files = [] if saved or (folder / "README.md").is_file() else table_files(name)
+    if files and not (files := [str(path) for path in files if _rows(path)]):  # datasets fails on no rows
+        raise UserError(f"{name} has no rows; check data.source")
     words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
     if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:

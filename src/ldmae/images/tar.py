@@ -14,6 +14,9 @@ from ldmae.images.facts import Ignored
 _EVERY = "all"
 """`data.image_part` of shards whose every picture is an image of its own, whatever dots are in its name."""
 
+_MOST_ZEROS = 2 * tarfile.RECORDSIZE
+"""That an archive may end with, in bytes: `tar` fills its last record."""
+
 
 def part_name(image_part: str | None) -> str | None:
     """Returns `data.image_part` as the extensions in a sample are written."""
@@ -173,22 +176,31 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 def members(file: Any, mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """Yields the members of a file's archives, several where `cat` joined them, and their clean names."""
+    """Yields the members of a file's archives, several where `cat` joined them, and their clean names.
+
+    Raises:
+        tarfile.TarError: it is no archive, its end is missing, or far more zeros follow than mark an end.
+    """
+    end = 0
     with tarfile.open(fileobj=file, mode=mode, ignore_zeros=True, tarinfo=_StrictInfo) as tar:
         while (member := tar.next()) is not None:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             yield tar, member, _clean_name(member.name)
             tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+        # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
+        zeros = tar.offset - end  # type: ignore[attr-defined]
+    if not zeros:
+        raise tarfile.ReadError(f"no end mark after {end} bytes")
+    if zeros > _MOST_ZEROS:
+        raise tarfile.ReadError(
+            f"{zeros} zeros after {end} bytes, as a broken download leaves them; if nothing is missing, "
+            f"`truncate -s {end + tarfile.RECORDSIZE}` makes it an ordinary one"
+        )
 
 
 def _parts(file: IO[bytes], ignored: Ignored) -> Iterator[Part]:
-    end = 0
     for _, member, name in members(file, "r:"):
-        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if member.isfile() and not member.issparse() and name is not None:
             yield Part(name, member.offset_data, member.size)
         elif name is not None and not member.isdir():
             ignored.add(name, "links or other")
-    # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no end mark after {end} bytes")

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import write_json
 from ldmae.core.locks import locked
@@ -27,6 +29,7 @@ from ldmae.run.external_samples import MEASURED
 from ldmae.run.opening import open_accelerator, open_run_images
 from ldmae.run.run import images_fingerprint
 from ldmae.run.schedule import describe_standings
+from ldmae.run.trainings import autoencoder_trainings, check_networks
 from ldmae.run.unit import make_unit, restart_unit
 
 
@@ -64,6 +67,7 @@ def compare(
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
+        _check_networks([unit for unit in chosen if unit not in done])
         _refuse_other_images(units[0], folder, results, main)
     if restart is not None:
         begun = [u for u in chosen if u not in done and (folder / u.place / "config.yaml").exists()]
@@ -91,6 +95,16 @@ def compare(
             write_json(results / "comparison.json", description)
             render_comparison(results)
     accelerator.end_training()
+
+
+def _check_networks(units: list[Unit]) -> None:
+    """Raises a UserError where a network that an autoencoder is trained with can't be had."""
+    for unit in {unit.name: unit for unit in units}.values():
+        for training in autoencoder_trainings(unit.config).values():
+            try:
+                check_networks(training, torch.device("cpu"))
+            except UserError as error:
+                raise UserError(f"{unit.name}: {error}. Or choose other units with --only") from error
 
 
 def _refuse_restart(unit: Unit, folder: Path, stage: str) -> None:

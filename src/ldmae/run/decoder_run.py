@@ -8,6 +8,7 @@ from typing import Any
 from ldmae.autoencoders.vmae import AutoencoderVMAE
 from ldmae.config import Config, load_config, to_yaml, typed_settings
 from ldmae.core.autoencoding import setting
+from ldmae.core.errors import UserError
 from ldmae.core.progress import duration
 from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.external import require_data
@@ -33,6 +34,8 @@ def decoder_config(source: str, overrides: list[str], folder: Path) -> Config:
     config = load_config(layer, overrides)
     require_data(config)
     path = folder / "config.yaml"
+    if path.is_file() and load_config(str(path)).autoencoder.kind != "decoder":
+        raise UserError(f"{folder} is the folder of another run; name one for the new decoder with --out")
     made_with = str(path) if path.is_file() else settings_of(source)
     if made_with is not None:
         layer["image_size"] = load_config(made_with).image_size

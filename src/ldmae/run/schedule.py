@@ -177,9 +177,10 @@ def _lacking(run: Run, artefact: str) -> UserError:
     maker = next(stage for stage in run.stages if artefact in stage.outputs)
     names = {"diffusion": "diffusion model", "encoder": "autoencoder"}
     what = names.get(artefact, f"result of {artefact}" if "." in artefact else artefact)
+    swap = f"; or decode another run's latents with autoencoder.source={run.folder}"
     return UserError(
         f"{run.folder} has no {what} yet for these settings; make it with `{maker.command}`, or all with "
-        "`ldmae run`"
+        f"`ldmae run`{swap if run.config.autoencoder.kind == 'decoder' else ''}"
     )
 
 
@@ -295,6 +296,8 @@ def _check(run: Run, restart: str | None = None) -> dict[str, _Standing]:
                 f"{stage.name} was started with other settings or inputs: "
                 f"{'; '.join(run.told(standing.changes))}. Go back to the old ones, name another "
                 f"folder with --out, or add --restart {stage.name} to `ldmae run`"
+                + " or `ldmae finetune decoder`"
+                * (stage.name == "autoencoder.decoder")
             )
     return found
 

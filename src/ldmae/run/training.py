@@ -32,7 +32,7 @@ from ldmae.run.run import (
     save_model,
 )
 from ldmae.run.threads import SlowSteps, settle_for_training
-from ldmae.run.trainings import autoencoder_trainings
+from ldmae.run.trainings import autoencoder_trainings, check_networks
 from ldmae.training.engine import Trainer
 
 
@@ -60,9 +60,8 @@ def train_autoencoder(name: str, run: Run) -> dict[str, str]:
 
 def load_networks(training: Training, run: Run) -> None:
     """Loads the frozen networks of a training, so that one which can't be had is reported first."""
-    if training.prepare is not None:
-        with run.accelerator.main_process_first():
-            training.prepare(run.accelerator.device)
+    with run.accelerator.main_process_first():
+        check_networks(training, run.accelerator.device)
 
 
 def train_diffusion(run: Run) -> dict[str, str]:

@@ -52,6 +52,15 @@ def autoencoder_trainings(config: Config) -> dict[str, Training]:
     return {f"autoencoder.{training.name}": training for training in found}
 
 
+def check_networks(training: Training, device: torch.device) -> None:
+    """Raises a UserError that names the training, where a frozen network of it can't be had."""
+    try:
+        if training.prepare is not None:
+            training.prepare(device)
+    except UserError as error:
+        raise UserError(f"autoencoder.{training.name}: {error}") from error
+
+
 def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module:
     """Builds what a training of an autoencoder trains, on torch's default device.
 
