@@ -241,8 +241,9 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    files = [] if saved or (folder / "README.md").is_file() else table_files(name)
-    if files and not (files := [str(path) for path in files if _rows(path)]):  # datasets fails on no rows
+    found = [] if saved or (folder / "README.md").is_file() else table_files(name)
+    files = [str(path) for path in found if _rows(path)]  # datasets fails on no rows
+    if found and not files:
         raise UserError(f"{name} has no rows; check data.source")
     words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
     if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
