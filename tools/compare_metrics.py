@@ -11,6 +11,7 @@ downloaded.
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import lpips
@@ -104,4 +105,7 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print("\n".join(table()))

@@ -9,7 +9,7 @@ python tools/draw_hero.py docs/pictures/hero.png
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -73,4 +73,8 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, help="the PNG file to write")
+    draw(parser.parse_args().path)

@@ -5,6 +5,7 @@ python tools/draw_screenshots.py docs/pictures
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import socket
 import subprocess
@@ -54,4 +55,6 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the PNG files go")
+    draw(parser.parse_args().folder)

@@ -1,6 +1,7 @@
 """What the benchmarks compare with computes the same as what they measure."""
 
 import importlib
+import runpy
 import sys
 from pathlib import Path
 
@@ -41,12 +42,15 @@ def test_the_plain_loop_makes_the_pipelines_images(monkeypatch: pytest.MonkeyPat
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py")))
-def test_every_benchmark_says_how_it_is_used(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+SCRIPTS = sorted([*BENCHMARKS.glob("[a-z]*.py"), *(BENCHMARKS.parent / "tools").glob("*.py")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_every_script_says_how_it_is_used(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr(sys, "argv", [script.name, "--help"])
     with pytest.raises(SystemExit, match="0"):
-        importlib.import_module(name).main()
-    assert f"usage: {name}.py" in capsys.readouterr().out
+        runpy.run_path(str(script), run_name="__main__")
+    assert f"usage: {script.name}" in capsys.readouterr().out
