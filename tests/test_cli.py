@@ -29,7 +29,13 @@ from ldmae.core.errors import UserError
 
 from .golden import GOLDEN, needs_golden
 
-pytestmark = pytest.mark.usefixtures("blank", "small_features")
+pytestmark = pytest.mark.usefixtures("blank", "small_features", "quick_timing")
+
+
+@pytest.fixture
+def quick_timing(monkeypatch):
+    monkeypatch.setattr("ldmae.run.loading_rate._SECONDS", 0.2)
+
 
 VERBS = [
     "run",
@@ -231,6 +237,7 @@ def test_dry_run_says_what_becomes_of_each_stage_of_a_folder(made, ldmae, change
     shown = ldmae("run", made.yaml, "--dry-run", "--out", made.folder, *changes)
     lines = dict(re.findall(r"^# ([a-z.]+): ([a-z].*)$", shown.out, re.MULTILINE))
     assert {name: lines[name][: len(text)] for name, text in told.items()} == told
+    assert "# images are not looked at here" in shown.out
     assert finished(made.folder) == before
 
 

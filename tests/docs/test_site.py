@@ -132,11 +132,13 @@ def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -
         assert text in re.sub(r"\s+", " ", page), text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/results/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/results/README.md", "docs/results/photographs.md"]
+)
 def test_results_in_brief_are_those_of_the_tables_and_of_the_paper(page: str) -> None:
     from ldmae.report import paper
 
-    results, names = ROOT / "docs" / "results", ("compare-photos", "arena-emoji")
+    results, names = ROOT / "docs" / "results", ("compare-photos", "arena-emoji", "arena-photos")
     tables = [(results / name / "tables.md").read_text(encoding="utf-8") for name in names]
     printed = Path(paper.__file__).read_text(encoding="utf-8")
     text = (ROOT / page).read_text(encoding="utf-8")

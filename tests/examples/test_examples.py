@@ -39,6 +39,7 @@ from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
+from ldmae.run.opening import check_models
 from ldmae.run.trainings import autoencoder_trainings
 
 from ..drawings import leave_blank
@@ -388,6 +389,18 @@ def test_a_diffusion_model_inside_the_package_is_a_line_in_the_registry(monkeypa
     config = DiffusionConfig(kind="tiny-sit", options={"width": 16})
     model = build_backbone(config, sample_size=4, in_channels=2, num_classes=3)
     assert (type(model).__name__, model.config.width, model.null_class) == ("TinySiT", 16, 3)
+
+
+def test_an_autoencoder_that_no_saved_pipeline_could_load_is_refused_at_once(monkeypatch, tmp_path):
+    text = (EXAMPLES / PARTS["autoencoder.kind"][0]).read_text(encoding="utf-8")
+    aliased = text.replace("import ModelMixin", "import ModelMixin as M").replace("ModelMixin,", "M,")
+    (tmp_path / "ae_of_alias").with_suffix(".py").write_text(aliased)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES / "extend")
+    check_models(load_config("smoke", ["autoencoder.kind=my_ae:MyAutoencoder"]), None)
+    config = load_config("smoke", ["autoencoder.kind=ae_of_alias:MyAutoencoder"])
+    with pytest.raises(UserError, match="ae_of_alias must import ModelMixin and have the class"):
+        check_models(config, None)
 
 
 def test_a_diffusion_model_that_no_saved_pipeline_could_load_is_refused_at_once(monkeypatch, tmp_path):

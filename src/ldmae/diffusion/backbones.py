@@ -60,10 +60,15 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
             f"diffusion.kind={config.kind} can't be built, or lacks what it must have: {reason_of(error)}; "
             "see docs/how-to/extend.md"
         ) from error
+    refuse_unloadable(model)
+    return model
+
+
+def refuse_unloadable(model: Any) -> None:
+    """Raises a UserError for a model that diffusers would save in a pipeline, but not load from it."""
     name, module = type(model).__name__, sys.modules.get(type(model).__module__)
     if getattr(module, name, None) is not type(model) or not hasattr(module, "ModelMixin"):
         raise UserError(  # diffusers looks for both there
             f"{type(model).__module__} must import ModelMixin and have the class {name} at its top level; "
             "else the pipeline could be saved, but not loaded"
         )
-    return model

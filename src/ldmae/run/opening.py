@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ldmae.config import Config
@@ -19,7 +20,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.device import check_processes, resolve_precision
 from ldmae.core.files import write_json
 from ldmae.core.progress import tell
-from ldmae.diffusion.backbones import patch_size
+from ldmae.diffusion.backbones import patch_size, refuse_unloadable
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
@@ -75,7 +76,10 @@ def check_models(config: Config, initial: Any) -> dict[str, nn.Module]:
     grid = config.image_size // auto.patch_size if auto.has_shape else patch_size(config.diffusion)
     shape, names = (auto.latent_channels, grid), [*autoencoder_trainings(config), "diffusion"]
     with torch.device("meta"):
-        return {name: untrained_objective(config, name, shape, 2, initial) for name in names}
+        built = {name: untrained_objective(config, name, shape, 2, initial) for name in names}
+    if auto.own_kind is not None and isinstance(built[names[-2]].model, ModelMixin):
+        refuse_unloadable(built[names[-2]].model)  # what is no diffusers model is not saved with the pipeline
+    return built
 
 
 def describe_images(run: Run) -> None:

@@ -395,4 +395,5 @@ def describe_standings(
         text = f"refused without --restart {stage.name} ({changes})" if stops else text
         if not stage.always and (stops or not refused):
             lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
-    return lines
+    unseen = ["images are not looked at here: the run itself notices where they changed"]
+    return lines if refused or not lines else lines + unseen
