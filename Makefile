@@ -12,8 +12,7 @@ demo: $(VENV)/installed  ## train, generate and report on emoji
 	$(BIN)/ldmae run $(PRESET)
 
 test: $(VENV)/installed-dev  ## the whole test suite; slow tests are listed at the end
-	# three processes on two cores: some tests wait for a browser or for processes of their own
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations 10 --durations-min 30
 
 fuzz: $(VENV)/installed-dev  ## damaged inputs of every kind, CASES of them

@@ -92,8 +92,10 @@ def is_run_folder(source: str) -> bool:
 def check_run_folder(folder: Path) -> None:
     """Raises a UserError for what is not the folder of a run."""
     if not is_run_folder(str(folder)):
+        units = [f", or {path.parent}, of a comparison" for path in folder.glob("*/seed-*/config.yaml")]
         raise UserError(
             f"{folder} is not a run folder (it has no config.yaml); name one that `ldmae run` made"
+            + "".join(units[:1])
         )
 
 

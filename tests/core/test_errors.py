@@ -28,6 +28,7 @@ def test_nearest_names_what_was_probably_meant_or_nothing():
     assert nearest("qqq", ["emoji", "digits"]) == ""
     assert closest("qqq", ["emoji", "digits"], cutoff=0) in ("emoji", "digits")
     assert closest("x", []) is None
+    assert closest("mae", ["vmae", "mae:Mine"]) == "mae:Mine"
 
 
 def test_values_counts_and_names_are_refused_in_the_same_words_everywhere():

@@ -403,6 +403,23 @@ def test_an_autoencoder_that_no_saved_pipeline_could_load_is_refused_at_once(mon
         check_models(config, None)
 
 
+def test_code_that_changed_since_a_training_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = (tmp_path / "ae_edited").with_suffix(".py")
+    shutil.copy(EXAMPLES / PARTS["autoencoder.kind"][0], file)
+    few = "autoencoder.options={width: 8, training: {steps: 2}}"
+    config = load_config("smoke", ["autoencoder.kind=ae_edited:MyAutoencoder", few])
+    run_stages(config, tmp_path / "run", "autoencoder")
+    run_stages(config, tmp_path / "run", "autoencoder")
+    told = "autoencoder.training was begun with other code of your class"
+    assert told not in " ".join(capsys.readouterr().err.split())
+    file.write_text(file.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+    run_stages(config, tmp_path / "run", "autoencoder")
+    assert told in " ".join(capsys.readouterr().err.split())
+    run_stages(config, tmp_path / "run", "autoencoder", restart="autoencoder.training")
+    assert told not in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_diffusion_model_that_no_saved_pipeline_could_load_is_refused_at_once(monkeypatch, tmp_path):
     text = (EXAMPLES / PARTS["diffusion.kind"][0]).read_text(encoding="utf-8")
     aliased = text.replace("import ModelMixin", "import ModelMixin as M").replace("(ModelMixin,", "(M,")

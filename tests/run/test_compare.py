@@ -21,6 +21,7 @@ from ldmae.config.schema import _TRAINED, ABLATION
 from ldmae.config.variants import VARIANTS
 from ldmae.core.errors import UserError
 from ldmae.core.provenance import Records, changed
+from ldmae.loading import check_run_folder
 from ldmae.report.comparison import render_comparison
 from ldmae.run.commands import evaluate_run, run_all, run_stages
 from ldmae.run.comparison import compare
@@ -386,6 +387,11 @@ def test_report_and_tables_are_there(made, monkeypatch):
     for title in ("SD-VAE", "VMAE"):
         assert title in page
         assert title in tables
+
+
+def test_the_folder_of_a_comparison_is_no_run_and_a_unit_of_it_is_named(made):
+    with pytest.raises(UserError, match=r"runs is not a run folder .*, or .*seed-\d, of a comparison"):
+        check_run_folder(made / "runs")
 
 
 def test_finished_units_are_not_made_again_even_without_their_runs(made, tmp_path):

@@ -87,8 +87,10 @@ def counted(count: int, thing: str) -> str:
 
 
 def closest(name: str, valid: Iterable[str], cutoff: float = 0.65) -> str | None:
-    """Returns the valid name most like `name`; None where none is as like as `cutoff`, in [0, 1]."""
-    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)), None)
+    """Returns the valid name that is `name:…`, or else most like it, to a `cutoff` in [0, 1], or None."""
+    valid = list(valid)
+    close = [each for each in valid if each.startswith(f"{name}:")]
+    return next(iter(close or difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)), None)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

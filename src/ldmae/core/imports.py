@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmae.core.errors import UserError, nearest
+from ldmae.core.files import fingerprint
 
 
 def is_import_path(source: str) -> bool:
@@ -34,6 +35,13 @@ def import_object(path: str) -> Any:
             )
         found = getattr(found, part)
     return found
+
+
+def code_fingerprint(path: str | None) -> str:
+    """Returns a hash of the file that holds `package.module:Name`; empty where there is none."""
+    module = _import_module(path.partition(":")[0]) if path is not None and is_import_path(path) else None
+    file = getattr(module, "__file__", None)
+    return "" if file is None else fingerprint([Path(file).read_bytes()])
 
 
 def require(what: str, *packages: str, install: str = "", otherwise: str = "") -> None:

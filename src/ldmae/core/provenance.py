@@ -45,6 +45,8 @@ class Record:
     finished: str = ""
     version: str = __version__
     """Of this package."""
+    code: str = ""
+    """Fingerprint of the file with the user's own class that it was made by; empty for the package's."""
     replaceable: bool = False
     """Whether it may be made again where it is stale, however costly: what it hangs on was restarted."""
 

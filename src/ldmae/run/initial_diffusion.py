@@ -123,7 +123,8 @@ def with_initial_weights(
 
 
 def report_changed_sources(run: Run, restart: str | None) -> None:
-    """Says which local source has changed since the run copied it, if it is not copied again (`restart`)."""
+    """Says which local source, or code, has changed since the run took it, if not taken again (`restart`)."""
+    _report_changed_code(run, restart)
     sources = {
         autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
         INITIAL: (run.config.diffusion.init, lambda source: _load_initial(source)[0]),
@@ -138,6 +139,17 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
             tell(
                 f"{name}={source} has changed since this run copied it; the run goes on from its copy. To "
                 f"start from what is there now, add --restart {name}"
+            )
+
+
+def _report_changed_code(run: Run, restart: str | None) -> None:
+    """Says what a class of the user's made before its code changed, if it is not made again (`restart`)."""
+    for stage in run.stages:
+        record = run.records.stages.get(stage.name)
+        if record is not None and stage.name != restart and "" != record.code != stage.code:
+            tell(
+                f"{stage.name} was begun with other code of your class than there is now. What it made "
+                f"stays; to make it again, add --restart {stage.name}"
             )
 
 

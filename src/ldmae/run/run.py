@@ -133,6 +133,8 @@ class Stage:
     """Whether it stays done where another precision would be chosen now, as on another machine."""
     keeps: tuple[str, ...] = ()
     """Outputs that more steps leave as they are."""
+    code: str = ""
+    """Fingerprint of the file with the user's own class that makes it."""
     command: str = "ldmae run"
     """What makes it alone."""
     prepare: Callable[[Run], object] | None = None

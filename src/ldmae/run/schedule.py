@@ -145,6 +145,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
             del run.records.stages[name]
     defaults = _defaults(run.config.autoencoder.kind).get(stage.name)
     with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults) as record:
+        record.code = stage.code
         record.outputs = stage.execute(run) or {}
 
 

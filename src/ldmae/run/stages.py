@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from ldmae.config import Config, plain
+from ldmae.core.imports import code_fingerprint
 from ldmae.run import initial_diffusion
 from ldmae.run.decoder_change import CHANGE, TABLE, check_change, measure_change
 from ldmae.run.evaluate import check_evaluation, evaluate, evaluation_settings
@@ -52,6 +53,7 @@ def _autoencoder(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator
             costly=True,
             any_precision=config.mixed_precision == "auto",
             keeps=("encoder",) if training.keeps_encoder else (),
+            code=code_fingerprint(config.autoencoder.own_kind),
             command="ldmae train autoencoder",
             prepare=partial(load_networks, training) if training.prepare is not None else None,
         )
@@ -100,6 +102,7 @@ def _diffusion(config: Config, trained: dict[str, dict[str, Any]]) -> Iterator[S
         steps=config.diffusion.training.steps,
         costly=True,
         any_precision=config.mixed_precision == "auto",
+        code=code_fingerprint(config.diffusion.other_kind),
         command="ldmae train diffusion",
     )
     yield Stage(
@@ -123,6 +126,7 @@ def _results(config: Config) -> tuple[Stage, ...]:
             makes=("samples/grid.png", "samples"),
             settings=plain(config.sampling),
             execute=sample,
+            code=code_fingerprint(config.sampling.own_solver),
         ),
         Stage(
             name="evaluation",
