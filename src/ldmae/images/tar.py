@@ -184,7 +184,7 @@ def members(file: Any, mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.Tar
     end = 0
     with tarfile.open(fileobj=file, mode=mode, ignore_zeros=True, tarinfo=_StrictInfo) as tar:
         while (member := tar.next()) is not None:
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            end = tar.offset  # type: ignore[attr-defined]  # where the next one begins
             yield tar, member, _clean_name(member.name)
             tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
         # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros

@@ -145,8 +145,8 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
 def _report_changed_code(run: Run, restart: str | None) -> None:
     """Says what a class of the user's made before its code changed, if it is not made again (`restart`)."""
     for stage in run.stages:
-        record = run.records.stages.get(stage.name)
-        if record is not None and stage.name != restart and "" != record.code != stage.code:
+        began = getattr(run.records.stages.get(stage.name), "code", "")
+        if began and stage.code and began != stage.code and stage.name != restart:
             tell(
                 f"{stage.name} was begun with other code of your class than there is now. What it made "
                 f"stays; to make it again, add --restart {stage.name}"
