@@ -403,6 +403,24 @@ def test_an_autoencoder_that_no_saved_pipeline_could_load_is_refused_at_once(mon
         check_models(config, None)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("return AbsoluteError(My", "return (My", "of autoencoder.training gave MyAutoencoder; expected an"),
+        ("return ObjectiveOutput(loss=error, terms=", "return (error, ", "training gave tuple; expected an"),
+    ],
+)
+def test_what_an_objective_of_ones_own_lacks_is_named(monkeypatch, tmp_path, capsys, old, new, message):
+    text = (EXAMPLES / PARTS["autoencoder.kind"][0]).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "ae_lacking").with_suffix(".py").write_text(text.replace(old, new))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ae_lacking", raising=False)
+    words = ["run", "smoke", "autoencoder.kind=ae_lacking:MyAutoencoder", "--out", str(tmp_path / "run")]
+    assert run_app(lambda: app(words)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_code_that_changed_since_a_training_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     file = (tmp_path / "ae_edited").with_suffix(".py")

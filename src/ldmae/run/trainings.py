@@ -69,6 +69,11 @@ def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module
     device = torch.get_default_device()
     for name, training in autoencoder_trainings(config).items():
         objective: Any = training.build(before, device)
+        if not hasattr(objective, "model"):
+            raise UserError(
+                f"build() of {name} gave {type(objective).__name__}; expected an objective, a "
+                "torch.nn.Module with the `model` that it trains"
+            )
         if name == stage:
             return objective
         before = before or objective.model

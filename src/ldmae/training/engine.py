@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from ldmae.config.training import TrainingConfig
-from ldmae.contracts import BatchKeys
+from ldmae.contracts import BatchKeys, ObjectiveOutput
 from ldmae.core.device import finished
 from ldmae.core.errors import UserError, loading_errors
 from ldmae.core.progress import progress_bar, tell
@@ -140,7 +140,7 @@ class Trainer:
             together = last or self._unsharded is not None
             with contextlib.nullcontext() if together else accelerator.no_sync(self._wrapped):
                 with accelerator.autocast():  # a sharded objective brings none of its own
-                    output = self._wrapped(batch, keys)
+                    output = ObjectiveOutput.checked(self._wrapped(batch, keys), self.stage)
                 # The shares of the processes add up; averaging over processes, as DDP does, is undone by the
                 # factor.
                 accelerator.backward(output.loss * accelerator.num_processes)

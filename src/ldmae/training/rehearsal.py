@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ldmae.contracts import ObjectiveOutput
 from ldmae.training.engine import Trainer
 
 
@@ -30,7 +31,7 @@ def rehearsal(trainer: Trainer) -> Iterator[Callable[[], None]]:
     def rehearse() -> None:
         for batch, keys in trainer.looked_ahead(next(batches)):
             with trainer.accelerator.autocast():
-                output = objective(batch, keys)
+                output = ObjectiveOutput.checked(objective(batch, keys), trainer.stage)
             # not backward(): it would leave gradients, and wait for other processes
             torch.autograd.grad(output.loss, parameters, allow_unused=True)
 
