@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ldmae.core.errors import UserError
-
 if TYPE_CHECKING:  # import ldmae stays fast
     import numpy as np
     from PIL.Image import Image
@@ -88,16 +86,6 @@ class ObjectiveOutput:
     """(), weighted sum, to differentiate."""
     terms: dict[str, Tensor]
     """Detached, unweighted, by name."""
-
-    @staticmethod
-    def checked(output: Any, stage: str) -> ObjectiveOutput:
-        """Returns what an objective gave; raises a UserError where it lacks loss or terms."""
-        if not (hasattr(output, "loss") and hasattr(output, "terms")):
-            raise UserError(
-                f"the objective of {stage} gave {type(output).__name__}; expected an "
-                "ldmae.contracts.ObjectiveOutput, with loss and terms"
-            )
-        return output
 
 
 RESULTS_SCHEMA = 2

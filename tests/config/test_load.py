@@ -239,7 +239,7 @@ def test_a_slip_in_an_override_is_named_with_the_next_move(override, message):
             r"tuning\.objective\.spectrum_weight=0\.1 does nothing while .*freeze_encoder=true; set it in",
         ),
         ("diffusion.training.validate_every=5", "diffusion.training.validate_every is for autoencoders"),
-        ("dry_run=true", "unknown setting dry_run; --dry-run is an option of commands"),
+        ("dry_run=true", "dry_run is no setting; --dry-run is an option"),
         ("diffusion.options.width=8", "diffusion.options are for a class of yours; kind=lightningdit reads"),
         ("autoencoder.baseline.network=vti", "network must be conv or vit, got 'vti'; did you mean 'vit'"),
         ("autoencoder.pretraining.objective.alignment=dinov2", "alignment must .*'dinov2'; did you mean"),

@@ -219,10 +219,10 @@ def test_shard_whose_rest_was_never_downloaded_is_refused(make, tmp_path):
     shard.write_bytes(whole + bytes(9 * 1024))  # an archive's last record may be longer than this one's
     assert len(ShardSource(str(shard))) == 4
     end = whole.index(b"sub/1002.cls")
-    shard.write_bytes(whole[:end] + bytes(40_960))
-    with pytest.raises(UserError, match=r"001.tar is truncated .*40960 zeros after .*truncate -s") as error:
+    shard.write_bytes(whole[:end] + bytes(131_072))
+    with pytest.raises(UserError, match=r"001.tar is truncated .*131072 zeros after .*truncate -s") as error:
         ShardSource(str(shard))
-    with pytest.raises(UserError, match=r"after \d images: 40960 zeros .*check whether the file is whole"):
+    with pytest.raises(UserError, match=r"after \d images: 131072 zeros .*check whether the file is whole"):
         list(open_stream(DataConfig(source=str(shard), stream=True, val="0.1")).iterate(0, 0))
     os.truncate(shard, int(re.search(r"truncate -s (\d+)", str(error.value))[1]))
     assert len(ShardSource(str(shard))) == 2
@@ -339,7 +339,9 @@ def test_images_and_shards_in_subfolders_beside_shards_are_not_passed_over(make,
     (tmp_path / "more").mkdir()
     make.tar(tmp_path / "more" / "x.tar", members)
     (tmp_path / "more" / "x.tar").rename(tmp_path / "more" / inside)
-    with pytest.raises(UserError, match=r"holds more in more/ and 1 tar shard; .*data\.source='.*/\*\.tar'"):
+    with pytest.raises(
+        UserError, match=r"holds images or shards in more/ and 1 tar shard; .*data\.source='.*/\*\.tar'"
+    ):
         opened(tmp_path)
 
 

@@ -16,6 +16,9 @@ from ldmae.images.split import as_others
 from ldmae.images.streams import open_stream
 from ldmae.images.tables import TableSource
 
+CONFIGURATIONS = {"default": "data.parquet", "other": "other/x.parquet"}
+"""Files by configuration, of a clone from the Hub."""
+
 
 @pytest.fixture(autouse=True)
 def quiet_and_offline(tmp_path, monkeypatch):
@@ -292,21 +295,31 @@ def test_held_out_tables_may_have_fewer_of_sparse_labels_and_must_have_some(make
 
 
 def test_a_table_file_without_rows_is_told_and_a_truncated_one_is_named(make, tmp_path):
-    typed(make).to_parquet(tmp_path / "a.parquet")
-    empty = tmp_path / "b.parquet"
-    pq.write_table(pq.read_table(tmp_path / "a.parquet").slice(0, 0), empty)
-    source = open_source(DataConfig(source=str(tmp_path)))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    typed(make).to_parquet(folder / "a.parquet")
+    empty = folder / "b.parquet"
+    pq.write_table(pq.read_table(folder / "a.parquet").slice(0, 0), empty)
+    source = open_source(DataConfig(source=str(folder)))
     assert len(source) == 6
     assert "no rows in 1 file: b.parquet" in source.facts
     with pytest.raises(UserError, match=r"b\.parquet has no rows"):
         open_source(DataConfig(source=str(empty)))
-    (tmp_path / "train").mkdir()
-    empty.rename(tmp_path / "train" / "b.parquet")
-    with pytest.raises(UserError, match=r"the file: .*train/b\.parquet has no rows; remove it"):
-        open_source(DataConfig(source=str(tmp_path)))
-    empty.write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
+    empty.write_bytes((folder / "a.parquet").read_bytes()[:-100])
     with pytest.raises(UserError, match=r"b\.parquet is truncated or not a parquet file"):
-        open_source(DataConfig(source=str(tmp_path)))
+        open_source(DataConfig(source=str(folder)))
+
+
+def test_a_damaged_table_of_another_configuration_and_folders_called_as_tables_do_no_harm(make, tmp_path):
+    (tmp_path / "hub" / "other").mkdir(parents=True)
+    typed(make).to_parquet(tmp_path / "hub" / "data.parquet")
+    (tmp_path / "hub" / "other" / "x.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    configs = "\n".join(f"- {{config_name: {n}, data_files: {f}}}" for n, f in CONFIGURATIONS.items())
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
+    assert len(open_source(DataConfig(source=str(tmp_path / "hub")))) == 6
+    (tmp_path / "spark" / "whole.parquet").mkdir(parents=True)
+    typed(make).to_parquet(tmp_path / "spark" / "whole.parquet" / "part-0.parquet")
+    assert len(open_source(DataConfig(source=str(tmp_path / "spark")))) == 6
 
 
 def test_what_is_wrong_with_a_damaged_table_is_told_and_the_network_is_not_blamed(make, tmp_path):

@@ -20,11 +20,11 @@ from ldmae.config.autoencoder import KINDS
 from ldmae.config.schema import _TRAINED, ABLATION
 from ldmae.config.variants import VARIANTS
 from ldmae.core.errors import UserError
-from ldmae.core.provenance import Records, changed
+from ldmae.core.provenance import Record, Records, changed
 from ldmae.loading import check_run_folder
 from ldmae.report.comparison import render_comparison
 from ldmae.run.commands import evaluate_run, run_all, run_stages
-from ldmae.run.comparison import compare
+from ldmae.run.comparison import _check_networks, compare
 from ldmae.run.comparison_plan import (
     _unit_changes,
     check_restart,
@@ -247,10 +247,18 @@ def test_a_network_that_cannot_be_had_is_named_before_the_first_autoencoder(tmp_
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     wanted = ["autoencoder.baseline.objective.perceptual=lpips-vgg", "comparison.autoencoders=[vmae,sd-vae]"]
     with pytest.raises(
-        UserError, match=r"sd-vae: autoencoder\.baseline: .*`perceptual`: st-lp.* with --only"
+        UserError, match=r"sd-vae: autoencoder\.baseline: .*`perceptual`, as st-.* with --only"
     ):
         compare("smoke", wanted, tmp_path / "runs", tmp_path / "results")
     assert not (tmp_path / "runs" / "vmae").exists()
+    units, _ = plan_comparison("smoke", wanted)
+    for unit in units:  # it is needed for no training that is done
+        records = Records(tmp_path / unit.place)
+        for name in training_steps(unit.config):
+            records.stages[name] = Record(status="done")
+        (tmp_path / unit.place).mkdir(parents=True)
+        records.write()
+    _check_networks(units, tmp_path)
 
 
 def test_unknown_name_or_seed_is_refused(tmp_path):

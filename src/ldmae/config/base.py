@@ -181,7 +181,7 @@ def _unknown(key: str, value: Any, kind: type[Settings], prefix: str) -> str:
     meant = closest(key, same_name, cutoff=0) or (near and f"{start}{near}") or closest(key, everywhere)
     option = f"--{key.replace('_', '-')}"
     if option in ("--out", "--restart", "--dry-run", "--only") and not group:
-        return f"unknown setting {key}; {option} is an option of commands: see --help"
+        return f"{key} is no setting; {option} is an option, of the commands whose --help has it"
     return f"unknown setting {key}" + (
         f"; did you mean {meant!r}?" if meant else "; see `ldmae run PRESET --dry-run` for all settings"
     )

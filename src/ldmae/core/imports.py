@@ -39,9 +39,12 @@ def import_object(path: str) -> Any:
 
 def code_fingerprint(path: str | None) -> str:
     """Returns a hash of the file that holds `package.module:Name`; empty where there is none."""
-    module = _import_module(path.partition(":")[0]) if path is not None and is_import_path(path) else None
-    file = getattr(module, "__file__", None)
-    return "" if file is None else fingerprint([Path(file).read_bytes()])
+    if path is None or not is_import_path(path):
+        return ""
+    try:
+        return fingerprint([Path(_import_module(path.partition(":")[0]).__file__).read_bytes()])
+    except (UserError, OSError, AttributeError, TypeError):  # whoever uses it says so; or it has no file
+        return ""
 
 
 def require(what: str, *packages: str, install: str = "", otherwise: str = "") -> None:

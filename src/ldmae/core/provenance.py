@@ -189,13 +189,15 @@ class Records:
         inputs: dict[str, str],
         steps: int = 0,
         defaults: Mapping[str, Any] | None = None,
+        code: str = "",
     ) -> Iterator[Record]:
         """Records a stage as running, and as done when the block is left without an exception."""
         before = self.stages.get(name)
-        record = Record(settings, inputs, processes=self.processes, device=self.device)
+        record = Record(settings, inputs, processes=self.processes, device=self.device, code=code)
         if before is not None and not before.changes(settings, inputs, defaults):
             # as it was recorded: its training states bear the fingerprint of that
             record.settings, record.inputs, record.threads = before.settings, before.inputs, before.threads
+            record.code = before.code or code
             record.seconds = before.seconds if before.status != "done" or steps else 0.0
         self.stages[name] = record
         self.write()

@@ -283,7 +283,7 @@ def exists(name: Path | str) -> bool:
 def missing_path(name: str) -> UserError:
     """Returns the error for a source that does not exist, with the nearest names that do."""
     path = Path(name).expanduser()
-    if os.path.islink(path):  # noqa: PTH114, Path.is_symlink raises for a name that is too long
+    if not exists(path) and os.path.islink(path):  # noqa: PTH114, Path.is_symlink raises for long names
         return UserError(f"{path} is a link to {path.readlink()}, which does not exist; mend or remove it")
     here = exists(path.parent) and path.parent.is_dir()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []

@@ -201,7 +201,8 @@ class _Shard:
             except (OSError, tarfile.TarError, EOFError, http.client.HTTPException) as error:
                 failures += 1
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or not self.remote or failures >= _ATTEMPTS:
+                damaged = not self.remote and not isinstance(error, OSError)
+                if refused or damaged or failures >= _ATTEMPTS:
                     check = "the address and the network" if self.remote else "whether the file is whole"
                     raise UserError(
                         f"cannot read {self.name} after {read} images: {error}; check {check}, then run the "
@@ -289,7 +290,7 @@ class _TableShard(_Shard):
     """One shard of a streamed Hugging Face dataset."""
 
     def __init__(self, source: str, dataset: Any, index: int, image_column: str, label_column: str | None):
-        self.name = f"{source}, shard {index}"
+        self.name, self.remote = f"{source}, shard {index}", not table_files(source)
         self._dataset, self._index = dataset, index
         self._image_column, self._label_column = image_column, label_column
 

@@ -60,7 +60,7 @@ class TableSource(FileSource):
         table, self._image_column, label_column, classes = load_table(
             name, split, image_column, label_column, streaming=False
         )
-        empty = [path.name for path in table_files(name) if not _rows(path)]
+        empty = [Path(file).name for file in _data_files(name) if not _rows(file)]
         if not len(table):
             raise UserError(f"the split {split!r} of {name} has no rows; check data.source and data.split")
         self._location = f"{name} ({split})"
@@ -141,29 +141,45 @@ def table_files(name: str) -> list[Path]:
     """Returns the local files that a folder, file or pattern of a table names; none for one on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TABLE_FILES)
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in TABLE_FILES and f.is_file())
         return [file for file in files if not any(map(is_junk, file.relative_to(path).parts))]
     if is_pattern(name):
         return match_files(name)
     return [path] if path.is_file() else []
 
 
-def _rows(path: Path) -> int:
+def _rows(file: str) -> int:
     """Returns how many rows a parquet file has; 1 for any other table.
 
     Raises:
         UserError: it is damaged.
     """
-    if path.suffix.lower() != ".parquet":
+    if not file.lower().endswith(".parquet"):
         return 1
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, ValueError) as error:
+        return pq.read_metadata(file).num_rows
+    except pa.ArrowInvalid as error:
         raise UserError(
-            f"{path} is truncated or not a parquet file ({reason_of(error)}); fetch it again or remove it"
+            f"{file} is truncated or not a parquet file ({reason_of(error)}); fetch it again or remove it"
         ) from error
+
+
+def _data_files(name: str) -> list[str]:
+    """Returns the local files that are read as they lie; none where `datasets` is to find splits in them."""
+    folder = Path(name).expanduser()
+    if (folder / "README.md").is_file() or _is_saved(folder):
+        return []
+    files = [str(path) for path in table_files(name)]
+    words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
+    return [] if folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"} else files
+
+
+def _is_saved(folder: Path) -> bool:
+    """Says whether `Dataset.save_to_disk` made a folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def load_table(
@@ -195,8 +211,6 @@ def load_table(
         hub = "from the Hugging Face Hub (nor is there such a folder here)"
         where = "as a parquet or arrow dataset" if local else hub
         check = "the file" if local else "the network, and for private datasets `hf auth login`"
-        empty = [path for path in table_files(name) if not _rows(path)]  # which datasets fails on
-        check = f"{check}: {empty[0]} has no rows; remove it" if empty else check
         reason = reason_of(error.__cause__ or error)  # datasets hides what is wrong with a file
         raise UserError(
             f"cannot open {name}, split {split!r}, {where}: {reason}; check data.source, data.split, {check}"
@@ -240,19 +254,15 @@ def _load(name: str, split: str, streaming: bool) -> Any:
         place = f"ldmae-{stamp_of(*map(stamp, local)):016x}"
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / place)
     folder = Path(name).expanduser()
-    saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-    found = [] if saved or (folder / "README.md").is_file() else table_files(name)
-    files = [str(path) for path in found if _rows(path)]  # datasets fails on no rows
-    if found and not files:
-        raise UserError(f"{name} has no rows; check data.source")
-    words = {word for file in files for word in re.split("[^a-z]+", file[len(str(folder)) :].lower())}
-    if files and not (folder.is_dir() and words & {*SPLIT_NAMES, "dev", "eval"}):
+    if files := _data_files(name):
         if all(file.lower().endswith(".arrow") for file in files) and not streaming:
             refuse_split(name, split)
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        if not (files := [file for file in files if _rows(file)]):  # datasets fails on one without rows
+            raise UserError(f"{name} has no rows; check data.source")
         kind = "parquet" if files[0].lower().endswith(".parquet") else "arrow"
         return datasets.load_dataset(kind, data_files={"train": [*map(glob.escape, files)]}, **options)
-    if saved:
+    if _is_saved(folder):
         table = datasets.load_from_disk(str(folder))  # by Dataset.save_to_disk; memory-mapped arrow
         if isinstance(table, datasets.DatasetDict):
             check_known("split", split, map(str, table), name)

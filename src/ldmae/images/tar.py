@@ -14,8 +14,8 @@ from ldmae.images.facts import Ignored
 _EVERY = "all"
 """`data.image_part` of shards whose every picture is an image of its own, whatever dots are in its name."""
 
-_MOST_ZEROS = 2 * tarfile.RECORDSIZE
-"""That an archive may end with, in bytes: `tar` fills its last record."""
+_MOST_ZEROS = 2**16 + tarfile.RECORDSIZE
+"""That an archive may end with, in bytes: `tar` fills its last record, of 10 KiB unless told otherwise."""
 
 
 def part_name(image_part: str | None) -> str | None:
@@ -189,12 +189,13 @@ def members(file: Any, mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.Tar
             tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
         # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
         zeros = tar.offset - end  # type: ignore[attr-defined]
-    if not zeros:
+    if not zeros and mode == "r:":
         raise tarfile.ReadError(f"no end mark after {end} bytes")
     if zeros > _MOST_ZEROS:
+        shorter = f"`truncate -s {end + tarfile.RECORDSIZE}` makes it an ordinary one"
         raise tarfile.ReadError(
             f"{zeros} zeros after {end} bytes, as a broken download leaves them; if nothing is missing, "
-            f"`truncate -s {end + tarfile.RECORDSIZE}` makes it an ordinary one"
+            + (shorter if mode == "r:" else "pack it again")
         )
 
 

@@ -302,7 +302,9 @@ def _read_lpips(network: str) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
         torchvision.models.AlexNet_Weights if network == "alex" else torchvision.models.VGG16_Weights
     ).IMAGENET1K_V1
     what = f"torchvision's classifier for LPIPS-{network}"
-    _, state = published_weights(weights.url, what, "another `perceptual`: st-lpips-alex needs none")
+    _, state = published_weights(
+        weights.url, what, "another `perceptual`, as st-lpips-alex, which needs no download"
+    )
     file = package_folder("lpips") / "weights" / "v0.1" / f"{network}.pth"
     channel_weights = _channel_weights(torch.load(file, map_location="cpu", weights_only=True))
     return _convolutions(state, "features."), channel_weights

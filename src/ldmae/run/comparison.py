@@ -12,7 +12,7 @@ from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import write_json
 from ldmae.core.locks import locked
 from ldmae.core.progress import console, tell
-from ldmae.core.provenance import read_record
+from ldmae.core.provenance import Records, read_record
 from ldmae.report.comparison import render_comparison
 from ldmae.run.comparison_plan import (
     Unit,
@@ -67,7 +67,7 @@ def compare(
     accelerator = open_accelerator(units[0].config, folder)
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        _check_networks([unit for unit in chosen if unit not in done])
+        _check_networks([unit for unit in chosen if unit not in done], folder)
         _refuse_other_images(units[0], folder, results, main)
     if restart is not None:
         begun = [u for u in chosen if u not in done and (folder / u.place / "config.yaml").exists()]
@@ -97,14 +97,20 @@ def compare(
     accelerator.end_training()
 
 
-def _check_networks(units: list[Unit]) -> None:
-    """Raises a UserError where a network that an autoencoder is trained with can't be had."""
-    for unit in {unit.name: unit for unit in units}.values():
-        for training in autoencoder_trainings(unit.config).values():
+def _check_networks(units: list[Unit], folder: Path) -> None:
+    """Raises a UserError where a network that an autoencoder is still to be trained with can't be had."""
+    there: set[tuple[str, str]] = set()
+    for unit in units:
+        records = Records(folder / unit.place, writes=False).stages
+        for name, training in autoencoder_trainings(unit.config).items():
+            done = name in records and records[name].status == "done"
+            if done or (unit.name, name) in there:
+                continue
+            there.add((unit.name, name))
             try:
                 check_networks(training, torch.device("cpu"))
             except UserError as error:
-                raise UserError(f"{unit.name}: {error}. Or choose other units with --only") from error
+                raise UserError(f"{unit.name}: {error}. Other units are compared with --only") from error
 
 
 def _refuse_restart(unit: Unit, folder: Path, stage: str) -> None:

@@ -122,9 +122,9 @@ def with_initial_weights(
     return _with_initial_diffusion(config, folder, typed, restart), initial
 
 
-def report_changed_sources(run: Run, restart: str | None) -> None:
+def report_changed_sources(run: Run, restart: str | None, standings: dict[str, Any]) -> None:
     """Says which local source, or code, has changed since the run took it, if not taken again (`restart`)."""
-    _report_changed_code(run, restart)
+    _report_changed_code(run, standings)
     sources = {
         autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
         INITIAL: (run.config.diffusion.init, lambda source: _load_initial(source)[0]),
@@ -142,14 +142,15 @@ def report_changed_sources(run: Run, restart: str | None) -> None:
             )
 
 
-def _report_changed_code(run: Run, restart: str | None) -> None:
-    """Says what a class of the user's made before its code changed, if it is not made again (`restart`)."""
+def _report_changed_code(run: Run, standings: dict[str, Any]) -> None:
+    """Says which stages a class of the user's made, or began, before its code changed."""
+    what = {"fresh": "what it made stays", "unfinished": "it goes on with the new code"}
     for stage in run.stages:
         began = getattr(run.records.stages.get(stage.name), "code", "")
-        if began and stage.code and began != stage.code and stage.name != restart:
+        if began and stage.code and began != stage.code and standings[stage.name].state in what:
             tell(
-                f"{stage.name} was begun with other code of your class than there is now. What it made "
-                f"stays; to make it again, add --restart {stage.name}"
+                f"{stage.name} was begun with other code of your class than there is now; "
+                f"{what[standings[stage.name].state]}. To make it again, add --restart {stage.name}"
             )
 
 

@@ -67,7 +67,7 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     run = Run(config, folder, accelerator, records, listed, train, held_out, stream, initial, restart)
     standings = _check(run, restart)
     if run.main:
-        report_changed_sources(run, restart)
+        report_changed_sources(run, restart, standings)
     for stage in (each for each in select(listed, names) if standings[each.name].state != "fresh"):
         if stage.costly and standings[stage.name].state == "absent" and stage.name != restart:
             _refuse_replacing(run, stage)
@@ -144,8 +144,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
         if name not in ours and set(other.outputs) & set(stage.outputs):
             del run.records.stages[name]
     defaults = _defaults(run.config.autoencoder.kind).get(stage.name)
-    with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults) as record:
-        record.code = stage.code
+    with run.records.running(stage.name, stage.settings, inputs, stage.steps, defaults, stage.code) as record:
         record.outputs = stage.execute(run) or {}
 
 
@@ -178,10 +177,11 @@ def _lacking(run: Run, artefact: str) -> UserError:
     maker = next(stage for stage in run.stages if artefact in stage.outputs)
     names = {"diffusion": "diffusion model", "encoder": "autoencoder"}
     what = names.get(artefact, f"result of {artefact}" if "." in artefact else artefact)
-    swap = f"; or decode another run's latents with autoencoder.source={run.folder}"
+    alone = run.config.autoencoder.kind == "decoder" and (run.folder / "autoencoder").exists()
+    swap = f"; or decode another run's latents with autoencoder.source={run.folder}" * alone
     return UserError(
         f"{run.folder} has no {what} yet for these settings; make it with `{maker.command}`, or all with "
-        f"`ldmae run`{swap if run.config.autoencoder.kind == 'decoder' else ''}"
+        f"`ldmae run`{swap}"
     )
 
 
@@ -396,5 +396,5 @@ def describe_standings(
         text = f"refused without --restart {stage.name} ({changes})" if stops else text
         if not stage.always and (stops or not refused):
             lines.append(f"{stage.name}: {text or f'made again ({changes})'}")
-    unseen = ["images are not looked at here: the run itself notices where they changed"]
+    unseen = ["images are not looked at here: the run itself notices whether they have changed"]
     return lines if refused or not lines else lines + unseen

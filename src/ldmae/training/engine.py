@@ -140,7 +140,7 @@ class Trainer:
             together = last or self._unsharded is not None
             with contextlib.nullcontext() if together else accelerator.no_sync(self._wrapped):
                 with accelerator.autocast():  # a sharded objective brings none of its own
-                    output = ObjectiveOutput.checked(self._wrapped(batch, keys), self.stage)
+                    output = checked_output(self._wrapped(batch, keys), self.stage)
                 # The shares of the processes add up; averaging over processes, as DDP does, is undone by the
                 # factor.
                 accelerator.backward(output.loss * accelerator.num_processes)
@@ -381,3 +381,13 @@ class Trainer:
         del self._wrapped, self._optimizer, self._average
         self.accelerator.free_memory()  # it keeps what it prepared, and the next stage needs the room
         return model.to(self.accelerator.device).eval()
+
+
+def checked_output(output: Any, stage: str) -> ObjectiveOutput:
+    """Returns what an objective gave; raises a UserError where it lacks loss or terms."""
+    if not (hasattr(output, "loss") and hasattr(output, "terms")):
+        raise UserError(
+            f"the objective of {stage} gave {type(output).__name__}; expected an "
+            "ldmae.contracts.ObjectiveOutput, with loss and terms"
+        )
+    return output

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ldmae.contracts import ObjectiveOutput
-from ldmae.training.engine import Trainer
+from ldmae.training.engine import Trainer, checked_output
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def rehearsal(trainer: Trainer) -> Iterator[Callable[[], None]]:
     def rehearse() -> None:
         for batch, keys in trainer.looked_ahead(next(batches)):
             with trainer.accelerator.autocast():
-                output = ObjectiveOutput.checked(objective(batch, keys), trainer.stage)
+                output = checked_output(objective(batch, keys), trainer.stage)
             # not backward(): it would leave gradients, and wait for other processes
             torch.autograd.grad(output.loss, parameters, allow_unused=True)
 
