@@ -339,9 +339,9 @@ def _kind_of_folder(folder: Path) -> str:
     below = sum(inside.values(), Counter())
     if found["shards"] and (found["images"] or below["images"] or below["shards"]):
         shards = counted(found["shards"], "tar shard")
-        below = next((f"images or shards in {name}/" for name, counts in inside.items() if counts), "")
+        deeper = next((f"images or shards in {name}/" for name, counts in inside.items() if counts), "")
         raise UserError(
-            f"{folder} holds {below or counted(found['images'], 'image')} and {shards}; expected one or "
+            f"{folder} holds {deeper or counted(found['images'], 'image')} and {shards}; expected one or "
             f"the other: name the shards, as with data.source='{folder}/*.tar', or move them away"
         )
     pictured = any(map(holds_images, tables[:1]))

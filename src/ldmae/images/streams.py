@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from ldmae.config.data import DataConfig
 from ldmae.core.errors import UserError, nearest
 from ldmae.core.random import key_seed
-from ldmae.images.base import content_hash, nfc, plain_label
+from ldmae.images.base import content_hash, exists, is_pattern, nfc, plain_label
 from ldmae.images.decoding import Picture
 from ldmae.images.index import is_held_out
 from ldmae.images.shards import expand_braces, find_shards
@@ -290,7 +290,8 @@ class _TableShard(_Shard):
     """One shard of a streamed Hugging Face dataset."""
 
     def __init__(self, source: str, dataset: Any, index: int, image_column: str, label_column: str | None):
-        self.name, self.remote = f"{source}, shard {index}", not table_files(source)
+        local = is_pattern(source) or exists(Path(source).expanduser())
+        self.name, self.remote = f"{source}, shard {index}", not local
         self._dataset, self._index = dataset, index
         self._image_column, self._label_column = image_column, label_column
 

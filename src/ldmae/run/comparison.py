@@ -103,8 +103,7 @@ def _check_networks(units: list[Unit], folder: Path) -> None:
     for unit in units:
         records = Records(folder / unit.place, writes=False).stages
         for name, training in autoencoder_trainings(unit.config).items():
-            done = name in records and records[name].status == "done"
-            if done or (unit.name, name) in there:
+            if (unit.name, name) in there or (name in records and records[name].status == "done"):
                 continue
             there.add((unit.name, name))
             try:
