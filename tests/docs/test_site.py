@@ -125,7 +125,7 @@ def test_the_figures_beside_the_pictures_are_those_of_the_run_that_was_drawn() -
     auc, plain = figures["ST-LPIPS-alex-AUC"], figures["ST-LPIPS-alex(eps=0)"]
     named = {name: figures[name] for name in ("PSNR", "SSIM", "ST-LPIPS-alex", "linear-probe-accuracy")}
     for text in (
-        f"{auc:.3f} here, against {plain:.3f} without noise",
+        f"{auc:.3f} here; at ε = 0 the distance is {plain:.3f}",
         f"{named['linear-probe-accuracy'] * 100:.0f} % of held-out images",
         f"PSNR {named['PSNR']:.1f} dB, SSIM {named['SSIM']:.3f}, ST-LPIPS-alex {named['ST-LPIPS-alex']:.3f}",
     ):

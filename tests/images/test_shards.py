@@ -226,6 +226,11 @@ def test_shard_whose_rest_was_never_downloaded_is_refused(make, tmp_path):
         list(open_stream(DataConfig(source=str(shard), stream=True, val="0.1")).iterate(0, 0))
     os.truncate(shard, int(re.search(r"truncate -s (\d+)", str(error.value))[1]))
     assert len(ShardSource(str(shard))) == 2
+    os.truncate(shard, end)  # broken off between two members
+    with pytest.raises(
+        UserError, match=r"after \d images: no end mark after .*check whether the file is whole"
+    ):
+        list(open_stream(DataConfig(source=str(shard), stream=True, val="0.1")).iterate(0, 0))
 
 
 # ---- layouts that are not webdataset's own
@@ -254,7 +259,7 @@ def test_sample_of_several_pictures_is_refused_unless_one_is_named(make, tmp_pat
     ):
         opened(tmp_path / "x.tar")
     assert opened(tmp_path / "x.tar", image_part="1.png").read_bytes(0) == members[1][1]
-    with pytest.raises(UserError, match=r"no images in the shards .* 2 files ignored"):
+    with pytest.raises(UserError, match=r"no images in the shards .*the part 'depth.png'.* 2 files ignored"):
         opened(tmp_path / "x.tar", image_part="depth.png")
 
 

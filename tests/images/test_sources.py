@@ -421,6 +421,8 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
             open_source(DataConfig(source=f"own_images:{name}"))
 
 
-def test_the_folder_of_a_preset_that_is_missing_says_how_it_is_made(tmp_path):
-    with pytest.raises(UserError, match=r"`ldmae prepare emoji-sets .*emoji-three --set twemoji --set noto"):
-        open_source(DataConfig(source=f"{tmp_path}/emoji-three/train"))
+def test_the_folder_of_a_preset_that_is_missing_says_how_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the relative name reads like OWNER/NAME
+    for folder in (tmp_path, "."):
+        with pytest.raises(UserError, match=r"`ldmae prepare emoji-sets .*emoji-three --set twemoji"):
+            open_source(DataConfig(source=str(Path(folder, "emoji-three", "train"))))

@@ -150,12 +150,19 @@ def test_a_dry_run_says_which_images_it_is_about_and_leaves_out_what_cannot_be_r
     assert "Loading was not timed: timing needs at least 1 readable image, got 0" in failed
 
 
-@pytest.mark.parametrize("name", ["nothing", "bad.tar"])
-def test_a_dry_run_of_images_that_cannot_be_read_says_so_in_a_line(name, tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data={0}/nothing"],
+        ["data={0}/bad.tar"],
+        *(["data=digits", f"data.{k}={{0}}/no"] for k in ("val", "against")),
+    ],
+)
+def test_a_dry_run_of_images_that_cannot_be_read_says_so_in_a_line(settings, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "bad.tar").write_bytes(b"damaged" * 1000)
     reading = loading_rate.Reading("autoencoder.pretraining", 6400, 5.8e12)
-    config = load_config("quick", [f"data={tmp_path / name}"])
+    config = load_config("quick", [setting.format(tmp_path) for setting in settings])
     (line,) = loading_rate.describe_loading(config, [reading])
     assert line.startswith("The run would stop: ")
     assert "\n" not in line

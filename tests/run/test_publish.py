@@ -121,7 +121,7 @@ def test_what_is_published_is_whole_and_its_card_s_code_runs(run, tmp_path):
         "Birds of a garden, CC-BY 4.0. 60 training images in 3 classes; 6 held out.",
     ):
         assert text in card.text
-    assert "89.0% of 200 generated images are nearer to a training image" in card.text
+    assert "89.0% of 200 generated images are closer to a training image" in card.text
     assert "held-out images: 24.0%" in card.text
     assert "hen, cat, dog" in card.text
     for name in names - {name for name in names if name.endswith((".safetensors", ".png"))}:

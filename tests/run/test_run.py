@@ -26,6 +26,7 @@ from ldmae.run import evaluate_run, run_all, run_stages, sample_from
 from ldmae.run import sample_cache as generated
 from ldmae.run.opening import open_accelerator
 from ldmae.run.run import run_autoencoder
+from ldmae.run.schedule import open_run
 
 from ..pictures import write_shard
 from .test_measurements import OWN
@@ -52,6 +53,14 @@ def test_second_accelerator_of_a_process_shards_as_the_first(tmp_path, monkeypat
         accelerator = open_accelerator(load_config("smoke", ["device=cpu"]), tmp_path)
         assert accelerator.is_fsdp2
         assert state["distributed_type"] == DistributedType.FSDP
+
+
+def test_settings_that_the_run_does_not_read_are_told(preset, tmp_path, capsys):
+    settings = ["autoencoder.options.width=8", "data.against=digits"]
+    open_run(load_config(str(preset), settings), tmp_path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "autoencoder.options are not used" in told
+    assert "data.against is not used" in told
 
 
 def test_run_without_its_autoencoder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ LABEL_NAMES = (
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 """Folders and shards of these names are splits, not classes."""
 
-_PREPARED = {
+PREPARED = {
     "emoji-sets": "emoji-sets {}",
     "emoji-three": "emoji-sets {} --set twemoji --set noto --set fluent",
     "wallpapers": "wallpapers {}",
@@ -288,8 +288,8 @@ def missing_path(name: str) -> UserError:
     here = exists(path.parent) and path.parent.is_dir()
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if here else []
     hint = nearest(path.name, siblings) or nearest(name, SOURCES)
-    if path.parent.name in _PREPARED:
-        hint = f"; make it with `ldmae prepare {_PREPARED[path.parent.name].format(path.parent)}`"
+    if path.parent.name in PREPARED:
+        hint = f"; make it with `ldmae prepare {PREPARED[path.parent.name].format(path.parent)}`"
     seen = "" if path.is_absolute() else f", seen from {Path.cwd()}"
     return UserError(
         f"there is no folder or file {name[:1000]}{seen}{hint}; expected a folder of images, tar shards, "

@@ -158,8 +158,9 @@ class ShardSource(FileSource):
             ignored.join(Ignored(*told))
         self.facts = ignored.facts()
         if not len(self._shard):
+            part = "" if image_part is None else f", each the part {image_part!r} (data.image_part)"
             raise UserError(
-                f"no images in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}"
+                f"no images in the shards at {name}: expected members ending in {', '.join(EXTENSIONS)}{part}"
                 + "".join(f"; {fact}" for fact in self.facts)
             )
         empty = [path.name for path, count in zip(self._paths, found["count"], strict=True) if not count]

@@ -18,6 +18,7 @@ from ldmae.core.errors import UserError, counted, nearest, shortened
 from ldmae.core.files import EXTENSIONS, is_junk, stamp_of
 from ldmae.core.imports import import_object, is_import_path
 from ldmae.images.base import (
+    PREPARED,
     FileSource,
     Names,
     Subset,
@@ -279,8 +280,7 @@ def kind_of(name: str) -> str:
         raise UserError(
             f"data.source is the file {name}: expected a folder, a .tar, a .parquet or an .arrow file"
         )
-    parent_is_here = path.parent != Path() and exists(path.parent)
-    if _HUB_NAME.match(name) and not parent_is_here:
+    if _HUB_NAME.match(name) and not (exists(path.parent) or path.parent.name in PREPARED):
         return "table"
     if is_import_path(name):
         return "code"

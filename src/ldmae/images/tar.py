@@ -189,7 +189,7 @@ def members(file: Any, mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.Tar
             tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
         # tarfile takes a file that breaks off for one that ends; but a whole one ends with blocks of zeros
         zeros = tar.offset - end  # type: ignore[attr-defined]
-    if not zeros and mode == "r:":
+    if not zeros:
         raise tarfile.ReadError(f"no end mark after {end} bytes")
     if zeros > _MOST_ZEROS:
         shorter = f"`truncate -s {end + tarfile.RECORDSIZE}` makes it an ordinary one"

@@ -132,18 +132,20 @@ def _data(named: str, data: dict[str, Any]) -> str:
 
 def _own_limits(pipeline: bool, results: list[dict[str, Any]]) -> list[str]:
     """Returns what the metrics say of the model's limits."""
-    lines = ["It knows images like its training data only."]
+    lines = ["It handles only images that are similar to its training data."]
     if pipeline:
-        near = next((e for e in results if (e["measurement"], e["name"]) == ("copies", "authenticity")), None)
-        if near is None:
+        found = {entry["name"]: entry for entry in results if entry["measurement"] == "copies"}
+        if (near := found.get("authenticity")) is None:
             lines.append("How many of its images are copies of training images was not measured.")
         else:
             of = mapping(near.get("counts")).get("generated")
             real = "".join(f"; {kind}: {1 - value:.1%}" for kind, value in near["reference"].items())
             lines.append(
-                f"{1 - near['value']:.1%} of {of} generated images are nearer to a training image than any "
-                f"other training image is{real}. Regard these as copies of it, or slight variations."
+                f"{1 - near['value']:.1%} of {of} generated images are closer to a training image than any "
+                f"other training image is to that one{real}."
             )
+        if (same := found.get("copies")) is not None:
+            lines[-1] += f" By the stricter metric `copies`, {same['value']:.1%} are near-copies."
     if not results:
         lines.append("Nothing of it was measured.")
     return lines

@@ -26,7 +26,7 @@ from ldmae.core.imports import is_import_path
 from ldmae.images.base import FileSource, is_pattern
 from ldmae.images.dataset import ImageDataset
 from ldmae.images.shards import find_shards
-from ldmae.images.sources import is_stream, kind_of, open_source
+from ldmae.images.sources import held_out_share, is_stream, kind_of, open_source
 from ldmae.images.tables import load_table, picture_bytes
 from ldmae.run.trainings import autoencoder_trainings
 
@@ -78,6 +78,13 @@ def _is_here(data: DataConfig) -> bool:
         return True
     in_folder = path.parent.is_dir() and is_pattern(data.source)
     return not is_stream(data) and (in_folder or is_import_path(data.source))
+
+
+def _refuse_missing(data: DataConfig) -> None:
+    """Raises a UserError where other images that the settings name are not there."""
+    held_out = None if data.val.startswith("split:") or held_out_share(data.val) else data.val
+    for name in filter(None, (held_out, data.against)):
+        kind_of(name)
 
 
 def _in_folder(data: DataConfig) -> Iterator[Path]:
@@ -157,6 +164,7 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
     try:
         source = _sample(config)
+        _refuse_missing(config.data)
     except (UserError, OSError, tarfile.TarError) as error:
         return [*lines, f"The run would stop: {reason_of(error)}."]
     if config.data.source in SOURCES:

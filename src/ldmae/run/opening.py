@@ -96,6 +96,8 @@ def describe_images(run: Run) -> None:
     write_json(run.folder / "data.json", description)
     if run.config.data.against is not None and run.config.autoencoder.kind != "decoder":
         tell("data.against is not used: only a decoder's training (autoencoder.kind=decoder) measures it")
+    if run.config.autoencoder.options and run.config.autoencoder.own_kind is None:
+        tell("autoencoder.options are not used: no autoencoder of a class of your own is trained")
     if run.stream is not None:
         kept = "{train:,} training and {held_out:,} held-out images of it are kept for evaluation"
         facts = "".join(f"; {fact}" for fact in getattr(run.train, "facts", []))

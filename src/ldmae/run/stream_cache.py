@@ -75,7 +75,8 @@ def _kept(stream: StreamSource, part: str, cache_dir: Path) -> ImageSource:
                 (temporary / f"{label:06d}").mkdir(exist_ok=True)
                 image.save(temporary / f"{label:06d}" / f"{count:06d}.png")
             if not count:
-                raise UserError(f"{stream.name} has no {part.replace('_', '-')} image; check it and data.val")
+                what = part.replace("_", "-")
+                raise UserError(f"{stream.name} has no {what} image; check it, data.val and data.image_part")
     source = FolderSource(folder)
     labels = np.array([int(name) for name in source.classes], dtype=np.int64)[source.labels]
     kept = Subset(source, np.arange(len(source)), labels=labels, classes=stream.classes)
