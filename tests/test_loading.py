@@ -57,7 +57,7 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("source", ["vmae", "run", "theirs", "pipeline", "kl"])
 def test_a_folder_of_any_form_gives_its_autoencoder_ready_for_use(saved, source):
-    model = load_autoencoder(str(saved / source))
+    model = load_autoencoder(saved / source)
     assert type(model) is (AutoencoderKL if source == "kl" else AutoencoderVMAE)
     assert not model.training
     if source != "kl":

@@ -99,16 +99,17 @@ def check_run_folder(folder: Path) -> None:
         )
 
 
-def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: bool | None = None) -> Any:
+def load_autoencoder(
+    source: str | Path, allow_code: bool = False, *, use_safetensors: bool | None = None
+) -> Any:
     """Loads any autoencoder on the CPU, in fp32 whatever it was saved in, in evaluation mode.
 
     Args:
         source: a run folder, a diffusers folder (of a model or of a pipeline with a `vae`) or Hub name, or
             `official:FILE` for an official VMAE checkpoint, `pretrained:NAME` for what ships in the package,
-            or `package.module:Name` for a user's own: a
-            class or function that is called without arguments and gives an `nn.Module` with `encode` and
-            `decode` (images in [-1, 1]; see `core.autoencoding` for what they may return). Its module is
-            looked for in the current directory first, as by `python -m`; importing it runs its code.
+            or `package.module:Name` for a class or function of your own, called without arguments, which
+            gives an `nn.Module` with `encode` and `decode` (images in [-1, 1]; see `core.autoencoding`). Its
+            module is looked for in the current directory first, as by `python -m`; importing it runs code.
         allow_code: whether a folder, too, may name code to run, as the settings of a run do whose autoencoder
             was a class of its user's own.
         use_safetensors: True takes weights of a diffusers folder or Hub name as safetensors only; None takes
@@ -152,7 +153,7 @@ def load_autoencoder(source: str, allow_code: bool = False, *, use_safetensors: 
     return _from_hub(source, use_safetensors=use_safetensors)
 
 
-def load_pipeline(source: str, allow_code: bool = False) -> LDMAEPipeline:
+def load_pipeline(source: str | Path, allow_code: bool = False) -> LDMAEPipeline:
     """Loads a pipeline from a run folder, a folder saved with `save_pretrained`, the Hub, or the package.
 
     Args:

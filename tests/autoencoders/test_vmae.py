@@ -226,6 +226,8 @@ def test_latents_of_another_shape_are_refused(shape):
 def test_images_of_other_channels_are_refused():
     with pytest.raises(UserError, match=r"\(B, 3, H, W\), got \(1, 1, 16, 16\)"):
         tiny().encode(torch.zeros(1, 1, 16, 16))
+    with pytest.raises(UserError, match=r"floats in \[-1, 1\], got torch\.uint8"):
+        tiny().encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,8 @@ def test_images_of_other_channels_are_refused():
         ({"latent_channels": 0}, "latent_channels must be at least 1, got 0"),
         ({"patch_size": -8}, "patch_size must be at least 1, got -8"),
         ({"latents_mean": [0.0]}, "latents_mean must hold latent_channels=3 numbers, got 1"),
+        ({"latents_mean": [0.0] * 3}, "give latents_mean and latents_std together"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0, 0.0, 1.0]}, "without a zero in latents_std"),
         ({"hidden_act": "nonsense"}, "hidden_act"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"head_features": 0}, "head_features must be at least 1"),

@@ -277,6 +277,11 @@ def test_shift_scale_and_statistics_are_applied_once(settings, expected):
     torch.testing.assert_close(normalised(tiny_kl(**settings), LATENTS), expected)
 
 
+def test_half_of_the_statistics_is_refused():
+    with pytest.raises(UserError, match="AutoencoderKL has one of latents_mean and latents_std"):
+        denormalised(tiny_kl(latents_mean=[0.0, 1.0, 2.0, 3.0]), LATENTS)
+
+
 def test_statistics_of_one_s_own_autoencoder_may_be_arrays():
     model = Plain()
     model.config = {"latents_mean": np.array([1.0, 2, 3, 4]), "latents_std": np.full(4, 2.0)}

@@ -76,6 +76,15 @@ def test_the_package_s_own_classes_run_no_code_of_a_folder(tmp_path):
     assert isinstance(ldmae.LDMAEPipeline.from_pretrained(tmp_path).vae, ldmae.AutoencoderVMAE)
 
 
+def test_a_pipeline_that_extends_the_package_s_loads_what_that_one_saved(tmp_path):
+    class Extended(ldmae.LDMAEPipeline):
+        pass
+
+    pipeline_of().save_pretrained(tmp_path)
+    for options in ({}, {"trust_remote_code": True}):
+        assert type(Extended.from_pretrained(tmp_path, **options)) is Extended
+
+
 def test_a_class_that_extends_one_of_the_package_s_is_not_said_to_be_that_one(tmp_path):
     class Wider(ldmae.AutoencoderVMAE):
         pass

@@ -601,6 +601,12 @@ def test_a_scheduler_that_steps_to_something_else_is_named(step):
         ([1], {"timestep_shift": 1e9}, "timestep_shift must be 0 or from"),
         ([1], {"latents": torch.full((1, 4, 4, 4), float("nan"))}, "latents hold NaN"),
         ([1], {"latents": np.zeros((1, 4, 4, 4))}, "got ndarray"),
+        (
+            [1],
+            {"callback_on_step_end": lambda *a: {"latents": a[3]["latents"][:, :3]}},
+            r"dict with \(1, 3, 4",
+        ),
+        ([1], {"callback_on_step_end": lambda *a: a[3]["latents"]}, "must return a dictionary.* got Tensor"),
     ],
 )
 def test_mistakes_are_named(labels, options, message):
@@ -619,6 +625,33 @@ def test_a_name_of_a_class_that_the_transformer_lacks_is_refused(number):
 def test_names_of_another_form_are_refused(names):
     with pytest.raises(UserError, match="id2label must be a dictionary from class numbers to names"):
         pipeline(id2label=names)
+
+
+def test_a_pipeline_without_an_autoencoder_gives_latents_alone():
+    pipe = pipeline()
+    pipe.vae, expected = None, sampled(pipe)
+    bare = LDMAEPipeline(None, pipe.transformer, pipe.scheduler)
+    assert torch.equal(sampled(bare), expected)
+    with pytest.raises(UserError, match=r"has no autoencoder .* set output_type='latent'"):
+        bare([1], num_inference_steps=1)
+
+
+@pytest.mark.parametrize("parts", [("vae", "vae"), ("transformer", "vae"), ("vae", None)])
+def test_a_model_in_the_place_of_the_transformer_is_named(parts):
+    pipe = pipeline()
+    vae, transformer = (part and getattr(pipe, part) for part in parts)
+    with pytest.raises(UserError, match=r"config of the transformer .* has no .*num_classes"):
+        LDMAEPipeline(vae, transformer, pipe.scheduler)([1])
+
+
+def test_what_is_no_module_is_no_autoencoder():
+    with pytest.raises(UserError, match=r"an autoencoder is a torch\.nn.Module, got str"):
+        LDMAEPipeline("vae", tiny_transformer(), pipeline().scheduler)
+
+
+def test_latents_of_a_callback_are_computed_with_in_float32():
+    made = sampled(pipeline(), callback_on_step_end=lambda *a: {"latents": a[3]["latents"].bfloat16()})
+    assert made.dtype == torch.float32
 
 
 def test_a_callback_may_return_nothing():

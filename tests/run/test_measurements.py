@@ -28,7 +28,7 @@ from ldmae.evaluation import compression, groupings
 from ldmae.evaluation.api import Measured, checked
 from ldmae.evaluation.probe import _halves
 from ldmae.evaluation.subject import draw, image_keys
-from ldmae.run import describe_results, encode_with, evaluate_with
+from ldmae.run import describe_results, encode_with, evaluate_samples, evaluate_with
 from ldmae.run.initial import teachers
 from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.judging import mark_taught
@@ -263,7 +263,17 @@ def test_a_folder_of_other_measurements_is_refused(pictures, tmp_path):
         evaluated("other", pictures, *FEW, only=["components"])
     with pytest.raises(UserError, match="holds measurements of something else: data: "):
         evaluated(source, pictures / "bars", *FEW, only=["components"])
+    with pytest.raises(UserError, match=r"there is no folder or file .*bers.*did you mean 'bars'"):
+        evaluated(source, pictures / "bers", *FEW, only=["components"])
     assert Path("figures/results.json").read_bytes() == before
+
+
+def test_a_single_generated_image_is_refused_before_real_ones_are_measured(pictures, tmp_path, monkeypatch):
+    Path("one").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save("one/a.png")
+    monkeypatch.setattr("ldmae.run.external_samples.reference_of", None)
+    with pytest.raises(UserError, match="needs at least 2 generated images, got 1"):
+        evaluate_samples("one", [f"data={pictures}"], tmp_path / "figures")
 
 
 def other_contents(pictures: Path, folder: Path) -> Path:

@@ -396,6 +396,8 @@ class AutoencoderVMAE(SavedModel, ModelMixin, ConfigMixin):
         p, channels = self.config["patch_size"], self.config["in_channels"]
         if x.ndim != 4 or x.shape[1] != channels:
             raise UserError(f"images must be (B, {channels}, H, W), got {tuple(x.shape)}; convert them first")
+        if not x.is_floating_point():
+            raise UserError(f"images must be floats in [-1, 1], got {x.dtype}; divide by 127.5, subtract 1")
         h, w = x.shape[2:]
         if h % p or w % p or not h or not w:
             raise UserError(
@@ -485,3 +487,8 @@ def _check_statistics(channels: int, **statistics: list[float] | None) -> None:
             raise UserError(
                 f"{name} must hold latent_channels={channels} numbers, got {len(values)}; give one each"
             )
+    std = statistics["latents_std"]
+    if (statistics["latents_mean"] is None) != (std is None) or (std is not None and not all(std)):
+        raise UserError(
+            "give latents_mean and latents_std together, without a zero in latents_std, or neither"
+        )

@@ -216,7 +216,9 @@ def _statistics(autoencoder: Any, latents: Tensor) -> tuple[Any, Any, float]:
         return mean, (variance + bn.eps).sqrt(), 1.0
     scale = setting(autoencoder, "scaling_factor") or 1.0
     found = [setting(autoencoder, name) for name in ("latents_mean", "latents_std")]
-    if any(value is None for value in found):
+    if len({value is None for value in found}) > 1:
+        raise UserError(f"{_name(autoencoder)} has one of latents_mean and latents_std; set both or neither")
+    if found[0] is None:
         return setting(autoencoder, "shift_factor") or 0.0, 1.0, scale
     mean, std = (latents.new_tensor(value).reshape(1, -1, 1, 1) for value in found)
     return mean, std, scale

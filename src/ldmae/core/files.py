@@ -32,9 +32,9 @@ LOCK = ".lock"
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 
 
-def at_home(text: str) -> str:
+def at_home(text: str | os.PathLike[str]) -> str:
     """Returns a path, a setting or a list of them with each `~/` as the user's folder, as a shell has it."""
-    return re.sub(r"(^|[=,\[{(:'\"])~(?=/|$)", lambda match: match[1] + str(Path.home()), text)
+    return re.sub(r"(^|[=,\[{(:'\"])~(?=/|$)", lambda match: match[1] + str(Path.home()), os.fspath(text))
 
 
 def is_junk(name: str) -> bool:

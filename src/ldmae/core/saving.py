@@ -101,7 +101,8 @@ class SavedPipeline(SavedModel):
     def _dict_from_json_file(cls, json_file: Any) -> Any:
         """Reads a config; diffusers is to take this class, and not the one that the folder's code gives."""
         config = super()._dict_from_json_file(json_file)
-        if isinstance(config, dict) and config.get("_class_name") == [_MODULE, cls.__name__]:
+        own = [[_MODULE, kind.__name__] for kind in cls.__mro__ if _is_own(kind)]  # it may extend ours
+        if isinstance(config, dict) and config.get("_class_name") in own:
             config["_class_name"] = cls.__name__
         return config
 

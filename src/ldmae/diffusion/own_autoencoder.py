@@ -26,6 +26,10 @@ class OwnAutoencoder(ModelMixin):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"an autoencoder is a torch.nn.Module, got {type(module).__name__}; omit it or load one"
+            )
         self.module = module
         self.register_buffer("_place", torch.zeros(()), persistent=False)  # where a module without weights is
 

@@ -97,6 +97,34 @@ def generators(value: Any, batch: int) -> torch.Generator | list[torch.Generator
     return several
 
 
+def check_transformer(transformer: Any) -> None:
+    """Raises a UserError where a transformer's config lacks what the pipeline reads of it."""
+    needed = ("num_classes", "in_channels", "sample_size", "patch_size")
+    lacks = [name for name in needed if name not in (getattr(transformer, "config", None) or ())]
+    if lacks:
+        raise UserError(
+            f"the config of the transformer ({type(transformer).__name__}) has no {', '.join(lacks)}; give a "
+            "LightningDiTTransformer2DModel or its like, as in LDMAEPipeline(vae, transformer, scheduler)"
+        )
+
+
+def replaced_latents(returned: Any, latents: Tensor) -> Tensor:
+    """Returns the latents that `callback_on_step_end` returned, in float32, or those that it was given.
+
+    Raises:
+        UserError: it returned something else than a dictionary, or latents of another shape.
+    """
+    found = returned.get("latents", latents) if isinstance(returned, dict) else returned
+    if returned is not None and (
+        not isinstance(returned, dict) or getattr(found, "shape", None) != latents.shape
+    ):
+        raise UserError(
+            "callback_on_step_end must return a dictionary, whose latents, if any, are a tensor of shape "
+            f"{tuple(latents.shape)}; got {type(returned).__name__} with {tuple(getattr(found, 'shape', ()))}"
+        )
+    return latents if returned is None else torch.as_tensor(found).to(latents)
+
+
 def names_by_number(id2label: Any) -> dict[int, str] | None:
     """Returns the names of the classes by number; JSON turns the numbers into strings.
 

@@ -47,7 +47,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
 
     Args:
         vae: `AutoencoderVMAE`, any diffusers autoencoder, or a module of your own, which a saved pipeline
-            does not hold (see `OwnAutoencoder`).
+            does not hold (see `OwnAutoencoder`). None: the pipeline gives latents only.
         transformer: predicts the velocity.
         scheduler: `FlowMatchEulerDiscreteScheduler` or `FlowMatchHeunDiscreteScheduler`.
         id2label: names of the classes by number; lets `class_labels` be names. A name may list synonyms
@@ -67,7 +67,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
 
     def __init__(
         self,
-        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module,
+        vae: AutoencoderVMAE | AutoencoderKL | ModelMixin | nn.Module | None,
         transformer: LightningDiTTransformer2DModel | ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
         id2label: dict[int, str] | dict[str, str] | None = None,
@@ -79,7 +79,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
             raise UserError(
                 "latents_mean and latents_std belong together, got only one of them; give both or none"
             )
-        if not isinstance(plain_module(vae), ModelMixin):
+        if vae is not None and not isinstance(plain_module(vae), ModelMixin):
             vae = OwnAutoencoder(vae)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         names = arguments.names_by_number(id2label)
@@ -161,10 +161,10 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check_models(output_type)
         labels = [self.class_id(label) for label in arguments.flattened(class_labels)]
         if not labels:
             raise UserError("class_labels is empty; give at least one class number or name")
-        self._check_models(output_type)
         interval = arguments.guidance_interval(guidance_interval)
         steps = arguments.whole_number("num_inference_steps", num_inference_steps, _MOST_STEPS, "50 is usual")
         shift = arguments.timestep_shift(timestep_shift)
@@ -204,8 +204,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                 x = _step(self.scheduler, -velocity, timestep, x, noises)
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                    tensors = callback_on_step_end(self, i, timestep, tensors) or {}
-                    x = tensors.pop("latents", x)
+                    x = arguments.replaced_latents(callback_on_step_end(self, i, timestep, tensors), x)
                 bar.update()
 
         made_by = f"{type(self.transformer).__name__}, in steps of {type(self.scheduler).__name__},"
@@ -324,8 +323,11 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
         if self.scheduler.config.get("invert_sigmas"):
             raise UserError("the scheduler's invert_sigmas reverses time; set it to False")
         check_known("output_type", str(output_type), _OUTPUT_TYPES)
+        arguments.check_transformer(self.transformer)
         if output_type == "latent":
             return
+        if self.vae is None:
+            raise UserError("this pipeline has no autoencoder (vae=None); set output_type='latent'")
         channels = self.transformer.config["in_channels"]
         own = setting(self.vae, "latent_channels")
         if own not in (None, channels):

@@ -11,6 +11,7 @@ from ldmae.config import Config, as_dict, load_config
 from ldmae.config.data import DataConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
+from ldmae.images.sources import kind_of
 from ldmae.loading import check_source, is_run_folder, load_autoencoder, refuse_code, settings_of
 from ldmae.run.initial import teachers
 
@@ -49,11 +50,12 @@ def open_autoencoder(source: str, overrides: list[str], allow_code: bool) -> tup
 
 
 def require_data(config: Config, more: str = "") -> None:
-    """Raises a UserError, which ends with `more`, where no images are named."""
+    """Raises a UserError where no images are named, which ends with `more`, or none that are there."""
     if not config.data.source:
         raise UserError(
             f"data is not set; give data=PATH, a folder of images or any other source of them{more}"
         )
+    kind_of(config.data.source)
 
 
 def names_data(overrides: list[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ldmae.config import Config, as_dict, load_config
 from ldmae.contracts import Metric
-from ldmae.core.errors import UserError
+from ldmae.core.errors import UserError, check_enough
 from ldmae.core.provenance import Record, read_record, write_record
 from ldmae.evaluation.image_sets import write_samples_npz
 from ldmae.evaluation.results import read_results
@@ -75,6 +75,7 @@ def evaluate_samples(
             if images
             else generated_images(source, told, config, accelerator, kept, allow_code)
         )
+        check_enough("a measurement of samples", 2, made.count, "generated images", "generate more")
         known = []
         own: Trained = None
         if accelerator.is_main_process:
