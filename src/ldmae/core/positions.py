@@ -41,7 +41,7 @@ def sincos_2d(
         UserError: the table would take gigabytes.
     """
     assert width % 4 == 0, f"sine-cosine positions need a width that 4 divides, got {width}"
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = torch.empty(0).device if device is None else torch.device(device)
     if device.type != "meta" and height * columns * width > _MOST_NUMBERS:
         raise UserError(
             f"positions of {height}x{columns} tokens of width {width} would take "

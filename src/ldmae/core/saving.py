@@ -98,9 +98,9 @@ class SavedPipeline(SavedModel):
             super()._write_code(config.parent)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: Any) -> Any:
+    def _dict_from_json_file(cls, json_file: Any, **kwargs: Any) -> Any:
         """Reads a config; diffusers is to take this class, and not the one that the folder's code gives."""
-        config = super()._dict_from_json_file(json_file)
+        config = super()._dict_from_json_file(json_file, **kwargs)
         own = [[_MODULE, kind.__name__] for kind in cls.__mro__ if _is_own(kind)]  # it may extend ours
         if isinstance(config, dict) and config.get("_class_name") in own:
             config["_class_name"] = cls.__name__

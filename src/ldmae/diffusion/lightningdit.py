@@ -298,9 +298,7 @@ class LightningDiTTransformer2DModel(SavedModel, ModelMixin, ConfigMixin, PeftAd
         """Row of the class that stands for no class, or None where there is none."""
 
         grid = sample_size // patch_size
-        table = sincos_2d(
-            width, grid, grid, device=torch.get_default_device()
-        )  # meta, where that is asked for
+        table = sincos_2d(width, grid, grid)
         self.register_buffer("pos_embed", table[None])  # (1, N, D)
         self.x_embedder = PatchEmbedding(in_channels, width, patch_size)
         self.t_embedder = _TimestepEmbedder(width)

@@ -66,7 +66,7 @@ def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module
 
     It starts from the autoencoder `before`, or from random weights of the settings' shape.
     """
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # that of a context, too, which torch 2.7's get_default_device overlooks
     for name, training in autoencoder_trainings(config).items():
         objective: Any = training.build(before, device)
         if not hasattr(objective, "model"):

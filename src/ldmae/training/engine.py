@@ -240,6 +240,8 @@ class Trainer:
                 f"{path} belongs to another model or other settings (see {other}); go back to those, or "
                 f"train it again with --restart {self.stage}"
             )
+        for name in (name for group in state["optimizer"]["param_groups"] for name in group["params"]):
+            state["optimizer"]["state"].setdefault(name, {})  # older versions of torch want one of each
         set_state_dict(
             self._wrapped,
             self._optimizer.optimizer,
