@@ -142,7 +142,8 @@ def decode(
 def _noise(autoencoder: Any, latents: Tensor, generator: Any) -> dict[str, Any]:
     """Returns the generator as an argument of `decode`, where that takes one."""
     inner = plain_module(getattr(autoencoder, "module", autoencoder))
-    if "generator" not in inspect.signature(inner.decode).parameters:
+    takes = inspect.signature(inner.decode).parameters  # which a wrapper hides before diffusers 0.42
+    if "generator" not in takes and not _is_kind(inner, "ConsistencyDecoderVAE"):
         return {}
     if generator is None and _is_known(autoencoder):
         generator = [torch.Generator().manual_seed(0) for _ in latents]
@@ -248,8 +249,7 @@ def size_multiple(autoencoder: Any) -> int | None:
     Known of ours and diffusers' classes; a user's own may have an attribute `spatial_compression_ratio`.
     """
     told = setting(autoencoder, "spatial_compression_ratio")
-    if told is None:
-        told = getattr(autoencoder, "spatial_compression_ratio", None)
+    told = getattr(autoencoder, "spatial_compression_ratio", None) if told is None else told
     if isinstance(told, int) or not _is_known(autoencoder):
         return told if isinstance(told, int) else None
     for name in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels", "ch_mult"):
