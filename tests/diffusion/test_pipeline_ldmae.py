@@ -604,7 +604,7 @@ def test_a_scheduler_that_steps_to_something_else_is_named(step):
         (
             [1],
             {"callback_on_step_end": lambda *a: {"latents": a[3]["latents"][:, :3]}},
-            r"dict with \(1, 3, 4",
+            r"got Tensor \(1, 3, 4",
         ),
         ([1], {"callback_on_step_end": lambda *a: a[3]["latents"]}, "must return a dictionary.* got Tensor"),
     ],
@@ -627,11 +627,13 @@ def test_names_of_another_form_are_refused(names):
         pipeline(id2label=names)
 
 
-def test_a_pipeline_without_an_autoencoder_gives_latents_alone():
+def test_a_pipeline_without_an_autoencoder_gives_latents_alone(tmp_path):
     pipe = pipeline()
     pipe.vae, expected = None, sampled(pipe)
     bare = LDMAEPipeline(None, pipe.transformer, pipe.scheduler)
     assert torch.equal(sampled(bare), expected)
+    bare.save_pretrained(tmp_path)
+    assert LDMAEPipeline.from_pretrained(tmp_path).vae is None
     with pytest.raises(UserError, match=r"has no autoencoder .* set output_type='latent'"):
         bare([1], num_inference_steps=1)
 

@@ -155,7 +155,14 @@ def test_a_dry_run_says_which_images_it_is_about_and_leaves_out_what_cannot_be_r
     [
         ["data={0}/nothing"],
         ["data={0}/bad.tar"],
-        *(["data=digits", f"data.{k}={{0}}/no"] for k in ("val", "against")),
+        ["data=digits", "data.val={0}/no"],
+        ["data=OWNER/NAME", "data.val={0}/no"],
+        [
+            "data=digits",
+            "data.against={0}/no",
+            "autoencoder.kind=decoder",
+            "autoencoder.init=pretrained:emoji",
+        ],
     ],
 )
 def test_a_dry_run_of_images_that_cannot_be_read_says_so_in_a_line(settings, tmp_path):

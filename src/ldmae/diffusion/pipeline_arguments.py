@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -114,15 +114,16 @@ def replaced_latents(returned: Any, latents: Tensor) -> Tensor:
     Raises:
         UserError: it returned something else than a dictionary, or latents of another shape.
     """
-    found = returned.get("latents", latents) if isinstance(returned, dict) else returned
-    if returned is not None and (
-        not isinstance(returned, dict) or getattr(found, "shape", None) != latents.shape
-    ):
+    if returned is None:
+        return latents
+    found = returned.get("latents", latents) if isinstance(returned, Mapping) else None
+    if getattr(found, "shape", None) != latents.shape:
+        got = type(returned if found is None else found).__name__
         raise UserError(
             "callback_on_step_end must return a dictionary, whose latents, if any, are a tensor of shape "
-            f"{tuple(latents.shape)}; got {type(returned).__name__} with {tuple(getattr(found, 'shape', ()))}"
+            f"{tuple(latents.shape)}; got {got} {tuple(getattr(found, 'shape', ()))}"
         )
-    return latents if returned is None else torch.as_tensor(found).to(latents)
+    return torch.as_tensor(found).to(latents)
 
 
 def names_by_number(id2label: Any) -> dict[int, str] | None:

@@ -60,6 +60,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
 
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers reads a plain class attribute
+    _optional_components = ["vae"]  # noqa: RUF012
 
     vae: Any
     transformer: Any

@@ -259,9 +259,7 @@ def checked_kind(config: DataConfig) -> str:
 def kind_of(name: str) -> str:
     """Returns `set`, `folder`, `shards`, `table` or `code`."""
     if not name:
-        raise UserError(
-            f"data.source is not set; give data=PATH, a folder of images or one of {', '.join(SOURCES)}"
-        )
+        raise UserError(f"data.source is not set; give data=PATH, a folder of images or {', '.join(SOURCES)}")
     if name in SOURCES:
         return "set"
     if is_address(name):
@@ -278,9 +276,10 @@ def kind_of(name: str) -> str:
         if is_tar(path.name):
             return "shards"
         raise UserError(
-            f"data.source is the file {name}: expected a folder, a .tar, a .parquet or an .arrow file"
+            f"{name} is a file of another kind: expected a folder, a .tar, a .parquet or an .arrow file"
         )
-    if _HUB_NAME.match(name) and not (exists(path.parent) or path.parent.name in PREPARED):
+    prepared = path.parent.name in PREPARED and path.name in ("train", "val")
+    if _HUB_NAME.match(name) and not (exists(path.parent) or prepared):
         return "table"
     if is_import_path(name):
         return "code"

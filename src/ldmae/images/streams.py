@@ -205,8 +205,8 @@ class _Shard:
                 if refused or damaged or failures >= _ATTEMPTS:
                     check = "the address and the network" if self.remote else "whether the file is whole"
                     raise UserError(
-                        f"cannot read {self.name} after {read} images: {error}; check {check}, then run the "
-                        f"same command again"
+                        f"cannot read {self.name} after {read} images: {error}; check {check}, or pack it "
+                        "again, then run the same command again"
                     ) from error
                 logger.warning("%s broke off after %d images (%s); opening it again", self.name, read, error)
                 time.sleep(_WAIT_SECONDS * failures)

@@ -144,8 +144,8 @@ def _own_limits(pipeline: bool, results: list[dict[str, Any]]) -> list[str]:
                 f"{1 - near['value']:.1%} of {of} generated images are closer to a training image than any "
                 f"other training image is to that one{real}."
             )
-        if (same := found.get("copies")) is not None:
-            lines[-1] += f" By the stricter metric `copies`, {same['value']:.1%} are near-copies."
+            if (same := found.get("copies")) is not None:
+                lines[-1] += f" By the stricter metric `copies`, {same['value']:.1%} are near-copies."
     if not results:
         lines.append("Nothing of it was measured.")
     return lines

@@ -80,10 +80,11 @@ def _is_here(data: DataConfig) -> bool:
     return not is_stream(data) and (in_folder or is_import_path(data.source))
 
 
-def _refuse_missing(data: DataConfig) -> None:
-    """Raises a UserError where other images that the settings name are not there."""
+def _refuse_missing(config: Config) -> None:
+    """Raises a UserError where other images that the run will read are not there."""
+    data = config.data
     held_out = None if data.val.startswith("split:") or held_out_share(data.val) else data.val
-    for name in filter(None, (held_out, data.against)):
+    for name in filter(None, (held_out, data.against if config.autoencoder.kind == "decoder" else None)):
         kind_of(name)
 
 
@@ -159,12 +160,12 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         for name, images, _ in trainings
         if images >= _DAY  # of a small one it says nothing
     ]
-    if not _is_here(config.data):
-        where = config.data.source or "data.source"
-        return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
     try:
+        _refuse_missing(config)
+        if not _is_here(config.data):
+            where = config.data.source or "data.source"
+            return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
         source = _sample(config)
-        _refuse_missing(config.data)
     except (UserError, OSError, tarfile.TarError) as error:
         return [*lines, f"The run would stop: {reason_of(error)}."]
     if config.data.source in SOURCES:
