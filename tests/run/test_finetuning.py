@@ -234,7 +234,7 @@ def test_a_setting_that_contradicts_the_source_is_refused_by_name(preset, tmp_pa
         resolve(str(preset), words, tmp_path / "run")
     resolve(str(preset), [words[0], "autoencoder.model.latent_channels=4"], tmp_path / "run")
     with pytest.raises(UserError, match=r"patch_size=8 contradicts autoencoder.init=.* is 4"):
-        decoder_config(source, ["data=any", *FEW, "autoencoder.model.patch_size=8"], tmp_path / "run")
+        decoder_config(source, ["data=digits", *FEW, "autoencoder.model.patch_size=8"], tmp_path / "run")
 
 
 def test_a_source_of_another_kind_is_refused_before_anything_is_written(preset, tmp_path):
