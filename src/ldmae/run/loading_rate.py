@@ -160,12 +160,12 @@ def describe_loading(config: Config, trainings: list[Reading]) -> list[str]:
         for name, images, _ in trainings
         if images >= _DAY  # of a small one it says nothing
     ]
+    if not _is_here(config.data):  # nor need held-out images be: the plan may be for another machine
+        where = config.data.source or "data.source"
+        return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
     try:
-        _refuse_missing(config)
-        if not _is_here(config.data):
-            where = config.data.source or "data.source"
-            return [*lines, f"Loading was not timed: the images of {where} are not on this machine."]
         source = _sample(config)
+        _refuse_missing(config)
     except (UserError, OSError, tarfile.TarError) as error:
         return [*lines, f"The run would stop: {reason_of(error)}."]
     if config.data.source in SOURCES:
