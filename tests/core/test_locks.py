@@ -95,6 +95,7 @@ def test_a_folder_or_a_lock_that_cannot_be_written_is_named(tmp_path):
 
 def refuse(folder, within):
     with locked(folder):
+        (folder / "cache").mkdir()
         if within:
             (folder / "kept").write_text("")
         raise UserError("no images")
@@ -102,9 +103,9 @@ def refuse(folder, within):
 
 @pytest.mark.parametrize(("before", "within"), [(False, False), (True, False), (False, True)])
 def test_a_folder_that_a_refusal_leaves_empty_is_removed(tmp_path, before, within):
-    folder = tmp_path / "run"
+    folder = tmp_path / "runs" / "run"
     if before:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     with pytest.raises(UserError, match="no images"):
         refuse(folder, within)
-    assert folder.exists() == (before or within)
+    assert folder.exists() == folder.parent.exists() == (before or within)

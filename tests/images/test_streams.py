@@ -1,4 +1,6 @@
+import bz2
 import functools
+import gzip
 import logging
 
 import pytest
@@ -49,11 +51,19 @@ def pixels(items):
     return [image.tobytes() for image, _ in items]
 
 
-def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path):
-    (tmp_path / "joined.tar").write_bytes(b"".join((tmp_path / f"{k}.tar").read_bytes() for k in range(4)))
-    joined = open_stream(config(served, source=f"{served}/joined.tar"))
-    expected = pixels(open_stream(config(served)).iterate(0, 0, part="all"))
-    assert sorted(pixels(joined.iterate(0, 0, part="all"))) == sorted(expected)
+@pytest.mark.parametrize(
+    ("name", "pack"), [("tar", bytes), ("tar.gz", gzip.compress), ("tar.bz2", bz2.compress)]
+)
+def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path, name, pack):
+    joined = b"".join(pack((tmp_path / f"{k}.tar").read_bytes()) for k in range(4))
+    (tmp_path / f"joined.{name}").write_bytes(joined)
+    expected = sorted(pixels(open_stream(config(served)).iterate(0, 0, part="all")))
+    for place in (served, str(tmp_path)):
+        stream = open_stream(config(served, source=f"{place}/joined.{name}", stream=True))
+        assert sorted(pixels(stream.iterate(0, 0, part="all"))) == expected
+    (tmp_path / f"joined.{name}").write_bytes(joined[:-3000] if pack is not bytes else joined[:-30_000])
+    with pytest.raises(UserError, match=r"after [23]. images"):
+        list(stream.iterate(0, 0, part="all"))
 
 
 @pytest.mark.parametrize("before", [b"", None])

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from ldmae.core.progress import tell
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder's lock, which the operating system frees when the process ends, however it ends.
 
-    A folder that it makes is removed where a UserError leaves it empty.
+    Folders that it makes are removed where a UserError leaves no file in them.
 
     Raises:
         UserError: another program works on the folder.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") != "0":  # of several processes of one run, the main one holds it
@@ -48,7 +49,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if made and [*folder.iterdir()] == [folder / LOCK]:  # it was refused before it made anything
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            if made and all(path.is_dir() or path == folder / LOCK for path in folder.rglob("*")):
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # somebody else has written there
+                    for path in made[1:]:
+                        path.rmdir()
             raise

@@ -1,12 +1,17 @@
 """Images that can only be read front to back: remote tar shards, streamed datasets."""
 
+import bz2
+import gzip
 import http.client
+import io
 import itertools
 import logging
+import lzma
 import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,10 +203,10 @@ class _Shard:
                     read, failures = read + 1, 0
                     yield item
                 return
-            except (OSError, tarfile.TarError, EOFError, http.client.HTTPException) as error:
+            except (OSError, *_DAMAGE, http.client.HTTPException) as error:
                 failures += 1
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                damaged = not self.remote and not isinstance(error, OSError)
+                damaged = not self.remote and getattr(error, "errno", None) is None
                 if refused or damaged or failures >= _ATTEMPTS:
                     check = "the address and the network" if self.remote else "whether the file is whole"
                     raise UserError(
@@ -225,24 +230,28 @@ def _shuffled(items: Iterator[_Item], rng: np.random.Generator) -> Iterator[_Ite
         yield buffer[k]
 
 
-class _WholeResponse:
+class _WholeResponse(io.RawIOBase):
     """An HTTP response that raises where the connection ends early; plain ones end as if all had come."""
 
     def __init__(self, response: Any):
         self._response = response
 
-    def read(self, size: int) -> bytes:
-        content = self._response.read(size)
-        missing = getattr(self._response, "length", None) or 0
-        if len(content) < size and missing:
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._response.readinto(buffer)
+        if size == 0 and (missing := getattr(self._response, "length", None)):
             raise OSError(f"the connection closed with {missing} bytes missing")
-        return content
+        return size
 
-    def __enter__(self) -> "_WholeResponse":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._response.close()
+        super().close()
+
+
+_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class _TarShard(_Shard):
@@ -256,7 +265,7 @@ class _TarShard(_Shard):
         if not self.remote:
             return Path(self.name).open("rb")
         request = urllib.request.Request(self.name, headers={"User-Agent": "ldmae"})
-        return _WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
+        return io.BufferedReader(_WholeResponse(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)))
 
     def _read(self) -> Iterator[_Item]:
         with self._open() as file:
@@ -279,7 +288,9 @@ class _TarShard(_Shard):
 
 
 def _read_along(file: Any) -> Iterator[Part]:
-    for tar, member, name in members(file, "r|*"):
+    # not tarfile's own unpacking, which ends where the first of several joined archives does
+    unpack = next((unpack for magic, unpack in _PACKED.items() if file.peek(6).startswith(magic)), None)
+    for tar, member, name in members(unpack(file) if unpack else file, "r|"):
         if member.isfile() and name is not None:
             content = tar.extractfile(member)
             assert content is not None
