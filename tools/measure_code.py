@@ -15,12 +15,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 33_135,
-    "public top-level names": 915,
-    "raise UserError": 399,
+    "lines under src/ldmae (.py, .j2, .css)": 33_234,
+    "public top-level names": 917,
+    "raise UserError": 400,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 28_767,
+    "lines of tests": 28_834,
 }
 """None may grow, but by a commit of its own that says why."""
 
