@@ -436,7 +436,9 @@ def test_report_is_written_anew(made, ldmae):
 )
 def test_convert_to_official_and_back_keeps_every_weight(made, ldmae, part, suffix, model):
     official = Path(f"official{suffix}")
-    assert ldmae("convert", made.folder / part, official, "--to-official").code == 0
+    done = ldmae("convert", made.folder / part, official, "--to-official")
+    assert done.code == 0
+    assert ("RUN/pipeline/vae has them" in " ".join(done.err.split())) == (part == "autoencoder")
     back = ldmae("convert", official, "back")
     assert back.code == 0, back.err
     assert back.out.startswith(model.__name__)

@@ -31,10 +31,10 @@ from ldmae.evaluation.subject import draw, image_keys, read_batches
 from ldmae.images.index import open_images
 from ldmae.loading import SHIPPED, SHIPPED_FOLDER
 from ldmae.perception.features import load_features
-from ldmae.report.card import Card, write_card
+from ldmae.report.card import Card, write_card, write_pictures
 from ldmae.run import evaluate_with, sample_from
 from ldmae.run.opening import open_accelerator
-from ldmae.run.publish import read_limits, save_model_files, seeds, summary, write_pictures
+from ldmae.run.publish import read_limits, save_model_files, seeds, summary
 from ldmae.run.sample_cache import generated_images
 from ldmae.training.checkpoint import list_checkpoints, load_checkpoint
 

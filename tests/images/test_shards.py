@@ -330,9 +330,12 @@ def test_numbers_and_names_as_labels_and_shards_without_images_are_told(make, tm
     png = make.encoded(make.image(1))
     make.tar(tmp_path / "a.tar", [("0.png", png), ("0.cls", b"3"), ("1.png", png), ("1.cls", b"cat")])
     make.tar(tmp_path / "b.tar", [("captions.txt", b"none")])
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    (tmp_path / "sub" / "deeper" / "a.png").write_bytes(png)
     source = opened(tmp_path)
     assert "labels are numbers as well as names: 3, cat" in source.facts
-    assert source.facts[:2] == ["1 file ignored (1 .txt): captions.txt", "no image in 1 shard: b.tar"]
+    told = "2 files ignored (1 .txt, 1 folder): captions.txt, sub"
+    assert source.facts[:2] == [told, "no image in 1 shard: b.tar"]
 
 
 @pytest.mark.parametrize("inside", ["x.png", "x.tar"])

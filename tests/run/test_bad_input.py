@@ -167,6 +167,7 @@ def test_restart_of_tuning_goes_on_to_the_diffusion_model_where_that_changed_too
         ),
         ("autoencoder.pretraining.training.steps=14", "add --restart autoencoder.tuning"),
         ("latents.flip=false", "with other settings or inputs: latents: flip: "),
+        ("autoencoder.init={other}", "inputs: autoencoder.init: none -> "),
         ("autoencoder.source={other}", "with other settings or inputs: latents: encoder: "),
     ],
 )

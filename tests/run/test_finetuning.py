@@ -48,9 +48,9 @@ def saved(model: Any, folder: Path) -> str:
     return str(folder)
 
 
-def tune(source: str, folder: Path, pictures: Path, *changes: str) -> None:
+def tune(source: str, folder: Path, pictures: Path, *changes: str, restart: str | None = None) -> None:
     settings = [f"data={pictures}", *FEW, *changes]
-    run_stages(decoder_config(source, settings, folder), folder, "autoencoder")
+    run_stages(decoder_config(source, settings, folder), folder, "autoencoder", restart=restart)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,7 +119,7 @@ def test_a_source_that_changed_is_reported_and_taken_where_training_is_restarted
     assert torch.equal(weights(folder / "autoencoder")["encoder.conv_in.bias"], other.encoder.conv_in.bias)
 
 
-def test_latents_and_diffusion_model_stay_where_the_decoder_alone_is_another(pictures, preset, tmp_path):
+def test_latents_and_diffusion_model_stay_where_the_decoder_is_another(pictures, preset, tmp_path, capsys):
     source, folder = saved(tiny("AutoencoderKL"), tmp_path / "source"), tmp_path / "run"
     tune(source, tmp_path / "tuned", pictures)
 
@@ -137,8 +137,22 @@ def test_latents_and_diffusion_model_stay_where_the_decoder_alone_is_another(pic
     with pytest.raises(UserError, match=lacking):
         run_stages(load_config(str(tmp_path / "tuned" / "config.yaml")), tmp_path / "tuned", "diffusion")
     assert run(str(tmp_path / "tuned" / "autoencoder")) == before
+    shutil.move(tmp_path / "tuned", tmp_path / "moved")
+    assert run(str(tmp_path / "tuned" / "autoencoder")) == before
+    assert "is gone; the run goes on with the copy in its pipeline" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    with pytest.raises(UserError, match=r"there is no .*mistyped"):
+        run(str(tmp_path / "mistyped" / "autoencoder"))
+    shutil.move(tmp_path / "moved", tmp_path / "tuned")
     joined, tuned = weights(folder / "pipeline" / "vae"), weights(tmp_path / "tuned" / "autoencoder")
     assert all(torch.equal(joined[name], tuned[name]) for name in tuned)
+    other = tiny("AutoencoderKL")
+    with torch.no_grad():
+        other.encoder.conv_in.bias.add_(1)
+    saved(other, tmp_path / "tuned" / "autoencoder")
+    with pytest.raises(UserError, match=r"inputs: the weights in autoencoder\.source=\S*tuned\S* are others"):
+        run(str(tmp_path / "tuned" / "autoencoder"))
 
 
 def test_the_dry_run_counts_the_decoder_and_times_it(pictures, tmp_path):
@@ -208,7 +222,7 @@ SHORT = [
 ]
 
 
-def test_trainings_start_from_the_weights_of_the_source_and_have_its_shape(preset, tmp_path):
+def test_trainings_start_from_the_weights_of_the_source_and_have_its_shape(preset, tmp_path, capsys):
     model = tiny_vmae()
     source, folder = saved(model, tmp_path / "source"), tmp_path / "run"
     config, _ = resolve(str(preset), [f"autoencoder.init={source}", *SHORT], folder)
@@ -223,6 +237,15 @@ def test_trainings_start_from_the_weights_of_the_source_and_have_its_shape(prese
     assert (made.config["sample_size"], made.config["patch_size"]) == (24, 4)
     shutil.rmtree(source)
     run_stages(config, folder, "autoencoder")  # all is fresh
+    capsys.readouterr()
+    other = config.replace(autoencoder=config.autoencoder.replace(init=None, source=str(folder)))
+    for status in ("done", "running"):
+        stages = json.loads((folder / "stages.json").read_text())
+        stages["stages"][-1]["status"] = status
+        (folder / "stages.json").write_text(json.dumps(stages))
+        run_stages(other, tmp_path / status, "latents")
+        told = f"{folder} has not finished autoencoder.tuning; what it had before is taken"
+        assert (told in " ".join(capsys.readouterr().err.split())) == (status == "running")
 
 
 def test_a_setting_that_contradicts_the_source_is_refused_by_name(preset, tmp_path):
@@ -247,6 +270,19 @@ def test_a_source_of_another_kind_is_refused_before_anything_is_written(preset, 
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_run_never_starts_from_its_own_folder_which_it_would_replace(pictures, tmp_path):
+    source, folder = saved(tiny("AutoencoderKL"), tmp_path / "source"), tmp_path / "run"
+    tune(source, folder, pictures)
+    before = weights(folder / "autoencoder")
+    for own in (folder, folder / "autoencoder"):
+        with pytest.raises(UserError, match=r"init=\S+ is in the folder of the run itself, which would rep"):
+            tune(str(own), folder, pictures, restart="autoencoder.decoder")
+    with pytest.raises(UserError, match=r"diffusion.init=\S+ is in the folder of the run itself"):
+        run_stages(load_config("smoke", [f"diffusion.init={folder}"]), folder, "diffusion")
+    after = weights(folder / "autoencoder")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_a_baseline_starts_from_any_autoencoder_kl(preset, pictures, tmp_path):
     model = tiny("AutoencoderKL")
     source, folder = saved(model, tmp_path / "source"), tmp_path / "run"
@@ -266,6 +302,8 @@ def test_a_baseline_starts_from_any_autoencoder_kl(preset, pictures, tmp_path):
 @pytest.mark.parametrize("size", [16, 24])
 def test_a_continued_baseline_is_the_source_at_any_size(size):
     model = tiny("AutoencoderKL")
+    before = {"latents_mean": [1.0] * 4, "latents_std": [2.0] * 4, "scaling_factor": 0.3, "shift_factor": 0.1}
+    model.register_to_config(**before)
     copy, mean = (
         continued_baseline(model, False, size, deterministic=False),
         continued_baseline(model, False, size, True),
@@ -275,3 +313,4 @@ def test_a_continued_baseline_is_the_source_at_any_size(size):
         assert torch.equal(mean.encode(IMAGES).latent_dist.mean, model.encode(IMAGES).latent_dist.mean)
         assert mean.encode(IMAGES).latent_dist.std.max() < 1e-6
     assert json.dumps(copy.config["sample_size"]) == str(size)
+    assert [copy.config[name] for name in before] == [None, None, 1.0, None]  # of latents that will change

@@ -215,7 +215,8 @@ def test_an_autoencoder_that_is_taken_with_other_latents_is_refused_before_the_f
 def test_a_model_that_knows_the_latents_of_another_autoencoder_is_told(source, tmp_path, capsys):
     run, told = opened(source, tmp_path), "were trained on the latents of another autoencoder than this run's"
     check_initial_diffusion(run)  # which trains one
-    assert f"diffusion.init={source}: its weights {told}; to take that one" in capsys.readouterr().err
+    taken = f"as it is, give autoencoder.source={source}"
+    assert f"diffusion.init={source}: its weights {told}; to take that one {taken}" in capsys.readouterr().err
     run.takes_autoencoder = True
     run.config = run.config.replace(autoencoder=run.config.autoencoder.replace(source=str(source)))
     run.taken_autoencoder = autoencoder_fingerprints(load_autoencoder(str(source)), 24)

@@ -29,6 +29,7 @@ from ldmae.core.provenance import Record, Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.evaluation.api import Measured
 from ldmae.evaluation.results import write_results
+from ldmae.latents.statistics import save_statistics
 from ldmae.run.decoder_change import AFTER
 from ldmae.run.publish import Publication, _started, _without_paths, publish
 
@@ -50,7 +51,7 @@ def write_stages(folder, **status):
     stages = [
         {"name": name, "status": status.get(name, "done"), "steps": 40, "seconds": 90.0, "device": "CPU"}
         | {"version": "0.1.0"}
-        for name in STAGES
+        for name in {**dict.fromkeys(STAGES), **status}
         if status.get(name) != "absent"
     ]
     (folder / "stages.json").write_text(json.dumps({"schema": 2, "stages": stages}))
@@ -150,6 +151,26 @@ def test_an_autoencoder_is_published_alone_from_a_run_whose_diffusion_is_not_tra
     weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert 'AutoModel.from_pretrained("out", trust_remote_code=True)' in code_of(card)
+    (run / "latents").mkdir()
+    save_statistics(run / "latents", torch.ones(4), torch.full((4,), 2.0))
+    write_stages(run, latents="done")
+    publish(run, tmp_path / "known", Publication(licence="mit", autoencoder=True))
+    config = json.loads((tmp_path / "known" / "config.json").read_text())
+    assert (config["latents_mean"], config["latents_std"]) == ([1.0] * 4, [2.0] * 4)
+
+
+def test_a_card_says_which_parts_were_trained_on_the_data(run, tmp_path):
+    told = {
+        "autoencoder.source=OWNER/NAME": "Its diffusion model was trained on birds.",
+        "autoencoder.kind=decoder autoencoder.init=OWNER/NAME": "Its diffusion model and its decoder were",
+        "seed=3": "classes. Trained on birds.",
+    }
+    write_stages(run, **{"autoencoder.decoder": "done"})
+    for i, (words, sentence) in enumerate(told.items()):
+        config = load_config("smoke", [*words.split(), f"data={tmp_path / 'birds'}", "image_size=24"])
+        save_config(config, run / "config.yaml")
+        publish(run, tmp_path / str(i), Publication(licence="mit"))
+        assert sentence in (tmp_path / str(i) / "README.md").read_text()
 
 
 def test_an_abandoned_training_of_another_autoencoder_keeps_no_run_from_being_published(run, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from ldmae.config import load_config
+from ldmae.config import Config, load_config
 from ldmae.core.errors import UserError
 from ldmae.core.locks import locked
 from ldmae.core.provenance import Records
@@ -40,7 +40,7 @@ _CLASSES = [{"name": "cats", "train": 5, "held_out": 1}, {"name": "dogs", "train
 def test_other_images_are_told_in_words(tmp_path, now, told):
     then = {"train": 8, "held_out": 2, "classes": _CLASSES}
     train = SimpleNamespace(classes=[each["name"] for each in (then | now)["classes"]])
-    run: Any = SimpleNamespace(folder=tmp_path, train=train, counts=lambda: then | now)
+    run: Any = SimpleNamespace(folder=tmp_path, train=train, counts=lambda: then | now, config=Config())
     changes = ["seed: 0 -> 1", "latents: images: 'a1' -> 'b2'"]
     assert Run.told(run, changes) == changes  # there is no data.json, or it is damaged
     (tmp_path / "data.json").write_text(json.dumps(then))

@@ -94,7 +94,9 @@ def continued_baseline(model: Any, vit: bool, sample_size: int, deterministic: b
         copy.mask_token.requires_grad_(False)  # nothing is masked
         moments = copy.to_latent
     elif isinstance(model, AutoencoderKL):
-        copy = AutoencoderKL.from_config(model.config, sample_size=sample_size)
+        # statistics are of the latents of that encoder, which is about to change
+        fresh: Any = {"latents_mean": None, "latents_std": None, "shift_factor": None, "scaling_factor": 1.0}
+        copy = AutoencoderKL.from_config(model.config, sample_size=sample_size, **fresh)
         copy.load_state_dict(model.state_dict())
         moments = copy.encoder.conv_out if copy.quant_conv is None else copy.quant_conv
     else:

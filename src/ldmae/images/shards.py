@@ -156,6 +156,10 @@ class ShardSource(FileSource):
         ignored = Ignored()
         for told in json.loads(found["ignored"].tobytes()):
             ignored.join(Ignored(*told))
+        folder, read = Path(name).expanduser(), {*self._paths}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path not in read and not is_junk(path.name):
+                ignored.add(path.name, "folder" if path.is_dir() else None)
         self.facts = ignored.facts()
         if not len(self._shard):
             part = "" if image_part is None else f", each the part {image_part!r} (data.image_part)"

@@ -80,3 +80,15 @@ def load_statistics(folder: Path) -> tuple[Tensor, Tensor]:
             f"{path} holds no mean and std ({type(error).__name__}); delete it and encode again"
         ) from error
     return mean, std
+
+
+def latents_config(folder: Path) -> dict[str, list[float]]:
+    """Returns the statistics beside the shards as the config of an autoencoder or a pipeline has them.
+
+    Raises:
+        UserError: as `load_statistics`.
+    """
+    names = ("latents_mean", "latents_std")
+    return {
+        name: values.flatten().tolist() for name, values in zip(names, load_statistics(folder), strict=True)
+    }

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
 
-from ldmae.report import curves
-from ldmae.report.data import in_classes, json_of, mapping, metrics_of, number, records, remarks
+from ldmae.report import curves, grids
+from ldmae.report.data import in_classes, json_of, mapping, metrics_of, number, read_arrays, records, remarks
 from ldmae.report.formatting import format_seconds
 from ldmae.report.tables import footnotes, metrics_table
 
@@ -94,6 +95,27 @@ def write_card(folder: Path, card: Card, run: Path, results: list[dict[str, Any]
         **{name: file if (folder / file).is_file() else "" for name, file in pictures.items()},
     )
     text.save(folder / "README.md")
+
+
+def write_pictures(measured: Path, folder: Path, whole: bool) -> None:
+    """Writes the pictures of a card: those of reconstructions and, of the `whole`, samples and copies.
+
+    The folder `measured` holds `results/` and `samples/`; what is not there is left out.
+    """
+    rows = {"reconstructions": ("reconstruction", "originals", "reconstructions")}
+    if whole:
+        rows["nearest"] = ("copies", "generated", "nearest")
+        if (grid := measured / "samples" / "grid.png").is_file():
+            _save_small(Image.open(grid), folder / "samples.png")
+    for name, (measurement, *parts) in rows.items():
+        arrays = read_arrays(measured / "results" / f"{measurement}.npz", [])
+        if all(part in arrays for part in parts):
+            picture = grids.image_rows({part: arrays[part] for part in parts}, 99)
+            _save_small(picture, folder / f"{name}.png")
+
+
+def _save_small(picture: Image.Image, path: Path) -> None:
+    picture.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def _is_shown(entry: dict[str, Any], results: list[dict[str, Any]]) -> bool:

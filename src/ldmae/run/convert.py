@@ -13,6 +13,7 @@ from ldmae.conversion.lightningdit import load_official_lightningdit, to_officia
 from ldmae.conversion.vmae import load_official_vmae, to_official_checkpoint
 from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import atomic_folder, atomic_path, check_new_folder, read_json
+from ldmae.core.progress import tell
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.loading import load_model
 
@@ -64,6 +65,11 @@ def convert_to_official(folder: Path, file: Path) -> Any:
     if name == "AutoencoderVMAE":
         model = load_model(AutoencoderVMAE, folder)
         checkpoint = to_official_checkpoint(model)
+        if model.config["latents_mean"] is None:
+            tell(
+                f"{folder} has no statistics of its latents, so {file} has none, and generating needs them; "
+                "of a run, RUN/pipeline/vae has them"
+            )
     elif name == "LightningDiTTransformer2DModel":
         model = load_model(LightningDiTTransformer2DModel, folder)
         weights = to_official_lightningdit(model)

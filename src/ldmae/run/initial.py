@@ -57,6 +57,17 @@ def is_copied(records: Records, stage: str, source: str, restart: str | None) ->
     return record is not None and record.status == "done" and record.settings == _settings(source)
 
 
+def refuse_own(name: str, source: str, folder: Path) -> None:
+    """Raises a UserError where a run would start from what it made itself, and replace it."""
+    place, folder = Path(source).resolve(), folder.resolve()
+    made = {(folder / name).resolve() for name in ("autoencoder", "pipeline", "checkpoints")}
+    if place.exists() and (place == folder or made & {place, *place.parents}):
+        raise UserError(
+            f"{name}={source} is in the folder of the run itself, which would replace it; name another "
+            "folder with --out"
+        )
+
+
 def _settings(source: str) -> dict[str, str]:
     return {"init": str(Path(source))}
 
@@ -84,6 +95,8 @@ def with_initial_autoencoder(
         return config, None
     copy = folder / kept_model(INITIAL)
     kept = is_copied(Records(folder), INITIAL, source, restart) and copy.exists()
+    if not kept:
+        refuse_own(INITIAL, source, folder)
     model = load_autoencoder(str(copy) if kept else source)
     kind = type(model)
     if kind is not AutoencoderVMAE and getattr(diffusers, kind.__name__, None) is not kind:

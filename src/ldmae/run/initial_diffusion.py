@@ -16,15 +16,21 @@ from ldmae.config import Config
 from ldmae.config.diffusion import LightningDiTConfig
 from ldmae.conversion import load_official_lightningdit
 from ldmae.core.errors import UserError
-from ldmae.core.files import atomic_folder, fingerprint_tensors, read_json, write_json
+from ldmae.core.files import at_home, atomic_folder, fingerprint_tensors, read_json, write_json
 from ldmae.core.progress import tell
 from ldmae.core.provenance import Records
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.lora import add_adapter, merged, require_peft, save_adapter
-from ldmae.loading import load_autoencoder, load_model, load_pipeline
+from ldmae.loading import is_run_folder, load_autoencoder, load_model, load_pipeline
 from ldmae.run import initial as autoencoder
-from ldmae.run.initial import is_copied, refuse_contradictions, with_initial_autoencoder, with_teachers
+from ldmae.run.initial import (
+    is_copied,
+    refuse_contradictions,
+    refuse_own,
+    with_initial_autoencoder,
+    with_teachers,
+)
 from ldmae.run.run import (
     Run,
     kept_model,
@@ -84,6 +90,7 @@ def _open_initial(
     copy, classes = folder / kept_model(INITIAL), folder / CLASSES
     if kept and copy.exists() and classes.exists():
         return load_model(LightningDiTTransformer2DModel, copy), read_json(classes, list)
+    refuse_own(INITIAL, source, folder)
     return _load_initial(source)
 
 
@@ -125,12 +132,19 @@ def with_initial_weights(
 def report_changed_sources(run: Run, restart: str | None, standings: dict[str, Any]) -> None:
     """Says which local source, or code, has changed since the run took it, if not taken again (`restart`)."""
     _report_changed_code(run, standings)
+    auto, init = run.config.autoencoder, run.config.diffusion.init
     sources = {
-        autoencoder.INITIAL: (run.config.autoencoder.init, load_autoencoder),
-        INITIAL: (run.config.diffusion.init, lambda source: _load_initial(source)[0]),
+        autoencoder.INITIAL: (auto.init, load_autoencoder),
+        INITIAL: (init, lambda source: _load_initial(source)[0]),
     }
+    _report_unfinished(auto.source, "autoencoder")
+    if run.source_is_gone:
+        tell(f"autoencoder.source={auto.source} is gone; the run goes on with the copy in its pipeline")
     for name, (source, load) in sources.items():
-        if source is None or not is_copied(run.records, name, source, restart) or not Path(source).exists():
+        if source is None or not is_copied(run.records, name, source, restart):
+            _report_unfinished(source, name.split(".")[0])
+            continue
+        if not Path(source).exists():
             continue
         now = None
         with contextlib.suppress(UserError):  # it holds none any more
@@ -140,6 +154,15 @@ def report_changed_sources(run: Run, restart: str | None, standings: dict[str, A
                 f"{name}={source} has changed since this run copied it; the run goes on from its copy. To "
                 f"start from what is there now, add --restart {name}"
             )
+
+
+def _report_unfinished(source: str | None, kind: str) -> None:
+    """Says where a run that is taken from is training again what is taken."""
+    if source is None or not is_run_folder(source):
+        return
+    stages = Records(Path(at_home(source)), writes=False).stages.items()
+    if begun := [name for name, record in stages if record.status != "done" and name.split(".")[0] == kind]:
+        tell(f"{source} has not finished {begun[-1]}; what it had before is taken")
 
 
 def _report_changed_code(run: Run, standings: dict[str, Any]) -> None:
@@ -179,10 +202,10 @@ def _tell_of_other_latents(run: Run) -> None:
         elif auto.kind == "decoder" and auto.init is not None:
             own = latents_fingerprint(load_autoencoder(auto.init), run.config.image_size)
         if own != latents_fingerprint(load_pipeline(source).vae, run.config.image_size):
-            setting = "source" if run.takes_autoencoder else "init"
+            setting = "init" if auto.kind == "decoder" else "source"
             tell(
                 f"diffusion.init={source}: its weights were trained on the latents of another autoencoder "
-                f"than this run's; to take that one, too, give autoencoder.{setting}={source}"
+                f"than this run's; to take that one as it is, give autoencoder.{setting}={source}"
             )
 
 

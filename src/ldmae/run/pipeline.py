@@ -12,15 +12,14 @@ from ldmae.diffusion.backbones import backbone_class
 from ldmae.diffusion.flow import scheduler_shift
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import solver_class
-from ldmae.latents.statistics import load_statistics
+from ldmae.latents.statistics import latents_config
 from ldmae.loading import load_model
 from ldmae.run.run import Run, run_autoencoder
 
 
 def save_pipeline(run: Run) -> dict[str, str]:
     """Joins autoencoder, diffusion model and scheduler into `pipeline/`, a diffusers folder."""
-    mean, std = load_statistics(run.folder / "latents")
-    statistics = {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    statistics: Any = latents_config(run.folder / "latents")
     sampling = run.config.sampling
     solver = solver_class("euler" if sampling.own_solver else sampling.solver)
     vae: Any = run_autoencoder(run)

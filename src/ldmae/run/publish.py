@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from PIL import Image
 from torch import nn
 
 from ldmae.autoencoders.onnx import export_onnx, require_onnx
@@ -28,10 +27,9 @@ from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.evaluation.results import read_results, results_record
+from ldmae.latents.statistics import latents_config
 from ldmae.loading import check_run_folder, load_autoencoder, load_pipeline, may_be_hub_name
-from ldmae.report import grids
-from ldmae.report.card import Card, write_card
-from ldmae.report.data import read_arrays
+from ldmae.report.card import Card, write_card, write_pictures
 from ldmae.run.decoder_change import AFTER
 from ldmae.run.initial_diffusion import ADAPTER
 
@@ -95,6 +93,7 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
     measured = run if whole or (run / "results.json").is_file() else run / AFTER
     if not whole:
         _check_measured(run, measured / "results", fingerprint_model(model))
+        _add_statistics(run, model, config)
     path = measured / "results.json"
     results = read_results(path) if path.is_file() else []
     data = how.data or read_json(run / "data.json", dict)["name"]
@@ -128,6 +127,15 @@ def publish(run: Path, folder: Path, how: Publication) -> str | None:
     return None if how.push is None else _upload(folder, how.push, how.private)
 
 
+def _add_statistics(run: Path, model: Any, config: Config) -> None:
+    """Adds the statistics of a run's latents, if it has any, to the config of an encoder that it trained."""
+    records = Records(run, writes=False)
+    encoded = "latents" in records.stages and not records.outdated("latents")
+    known = {"latents_mean", "latents_std"} <= {*getattr(model, "config", ())}
+    if encoded and known and config.autoencoder.kind != "decoder" and (run / "latents").is_dir():
+        model.register_to_config(**latents_config(run / "latents"))
+
+
 def save_model_files(model: Any, folder: Path, half: bool) -> None:
     """Saves a pipeline or an autoencoder as safetensors, without the paths that it was loaded from."""
     for part in (model.vae, model.transformer) if isinstance(model, LDMAEPipeline) else (model,):
@@ -138,27 +146,6 @@ def save_model_files(model: Any, folder: Path, half: bool) -> None:
         kept = read_json(path)
         if isinstance(kept, dict) and kept.pop("_name_or_path", None) is not None:
             write_json(path, kept)
-
-
-def write_pictures(measured: Path, folder: Path, whole: bool) -> None:
-    """Writes the pictures of a card: those of reconstructions and, of the `whole`, samples and copies.
-
-    The folder `measured` holds `results/` and `samples/`; what is not there is left out.
-    """
-    rows = {"reconstructions": ("reconstruction", "originals", "reconstructions")}
-    if whole:
-        rows["nearest"] = ("copies", "generated", "nearest")
-        if (grid := measured / "samples" / "grid.png").is_file():
-            _save_small(Image.open(grid), folder / "samples.png")
-    for name, (measurement, *parts) in rows.items():
-        arrays = read_arrays(measured / "results" / f"{measurement}.npz", [])
-        if all(part in arrays for part in parts):
-            picture = grids.image_rows({part: arrays[part] for part in parts}, 99)
-            _save_small(picture, folder / f"{name}.png")
-
-
-def _save_small(picture: Image.Image, path: Path) -> None:
-    picture.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def summary(model: Any, config: Config, data: str) -> str:
@@ -172,8 +159,13 @@ def summary(model: Any, config: Config, data: str) -> str:
         kind, count = type(model.transformer).__name__, model.transformer.config["num_classes"]
         classes = f", in {count} classes" if count > 1 else ""
         text += f", and {kind} ({_millions(model.transformer)}), which generates its latents{classes}"
+    parts = ["diffusion model"] * whole + ["decoder"] * (config.autoencoder.kind == "decoder")
+    alone = config.autoencoder.source is not None or "decoder" in parts  # the encoder is as it was
+    which = (
+        f"Its {' and its '.join(parts)} {'were' if len(parts) > 1 else 'was'} trained" if alone else "Trained"
+    )
     half = " In half precision." if next(vae.parameters()).dtype == torch.float16 else ""
-    return f"{text}. Trained on {data.rstrip('.')}.{half}"
+    return f"{text}. {which} on {data.rstrip('.')}.{half}"
 
 
 def _millions(model: nn.Module) -> str:

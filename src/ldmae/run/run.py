@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +15,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldmae.autoencoders.vmae import AutoencoderVMAE
-from ldmae.config import Config
+from ldmae.config import Config, load_config
 from ldmae.config.data import AugmentConfig
 from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import DECODER, encode_moments, placement
 from ldmae.core.errors import UserError, shortened
-from ldmae.core.files import atomic_folder, fingerprint, fingerprint_tensors, read_json
+from ldmae.core.files import at_home, atomic_folder, fingerprint, fingerprint_tensors, read_json
 from ldmae.core.imports import import_object
 from ldmae.core.provenance import Records
 from ldmae.images.dataset import ImageDataset, StreamDataset
@@ -28,6 +29,7 @@ from ldmae.images.transforms import preprocessing_fingerprint
 from ldmae.loading import load_autoencoder, load_model
 from ldmae.training.engine import Trainer
 
+_WEIGHTS = re.compile("(latents: )?(auto)?encoder: '\\w+' -> '\\w+'")
 _COUNTS = {"train": int, "held_out": int, "classes": [{"name": str, "train": int, "held_out": int}]}
 
 
@@ -48,6 +50,8 @@ class Run:
     """What the autoencoder's training starts from, without memory; None where it is drawn."""
     restart: str | None = None
     """The stage that this start forgets, and what it copied with it."""
+    source_is_gone: bool = False
+    """Whether the autoencoder that it takes is the copy in its pipeline, for want of the source."""
     on_start: list[Callable[[Trainer], None]] = field(default_factory=list)
     """Called before the first step of each training that this start does."""
     on_step: list[Callable[[Trainer], None]] = field(default_factory=list)
@@ -73,7 +77,10 @@ class Run:
         return {"train": len(train), "held_out": len(held_out), "classes": classes}
 
     def told(self, changes: Sequence[str]) -> list[str]:
-        """Returns what has changed since a stage, in words where it is the images, by `data.json`."""
+        """Returns what has changed since a stage, in words where it is the images or the autoencoder."""
+        if _took_before(self):
+            other = f"the weights in autoencoder.source={self.config.autoencoder.source} are others than then"
+            changes = [*dict.fromkeys(_WEIGHTS.sub(lambda _: other, each) for each in changes)]
         try:
             then, now = read_json(self.folder / "data.json", _COUNTS), self.counts()
         except UserError:
@@ -165,7 +172,7 @@ def run_autoencoder(run: Run) -> nn.Module:
     """
     source = run.config.autoencoder.source
     if source is not None:
-        return load_autoencoder(source).eval()
+        return _taken(run, source).eval()
     folder, trained = run.folder / "autoencoder", run.records.output("autoencoder")
     if not folder.exists():  # RUN/autoencoder might else be taken for a name on the Hub
         raise UserError(
@@ -178,6 +185,24 @@ def run_autoencoder(run: Run) -> nn.Module:
             "folder with --out and autoencoder.source=… to use this one, or train it again with --restart"
         )
     return autoencoder
+
+
+def _took_before(run: Run) -> bool:
+    """Says whether a run took the same `autoencoder.source` when it was last opened."""
+    source, path = run.config.autoencoder.source, run.folder / "config.yaml"
+    return source is not None and path.exists() and load_config(str(path)).autoencoder.source == source
+
+
+def _taken(run: Run, source: str) -> nn.Module:
+    """Loads `autoencoder.source`; where it is gone, what a run that took it before has in its pipeline."""
+    copy = run.folder / "pipeline" / "vae"
+    try:
+        return load_autoencoder(source)
+    except UserError:
+        if Path(at_home(source)).exists() or not copy.exists() or not _took_before(run):
+            raise
+    run.source_is_gone = True
+    return load_autoencoder(str(copy))
 
 
 def load_trained(run: Run, folder: Path) -> nn.Module:

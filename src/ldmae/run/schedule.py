@@ -251,7 +251,8 @@ def _expected(
     """Returns the fingerprint that an output will have, where it is known, and why it will be another one."""
     if record is None:
         there = given(output)
-        return there, () if there else (f"{output}: still to be made by {stage.name}",)
+        copied = f"none -> {stage.settings['init']}" if stage.name.endswith(".init") else ""
+        return there, () if there else (f"{output}: {copied or f'still to be made by {stage.name}'}",)
     if standing.state == "stale":
         own = (line for line in standing.changes if line not in before)
         return None, (*before, *(f"{stage.name}: {line}" for line in own))
