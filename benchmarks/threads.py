@@ -24,9 +24,10 @@ from ldmae.config import load_config
 from ldmae.contracts import BatchKeys
 from ldmae.core.device import reuse_freed_memory
 from ldmae.core.threads import most_threads
-from ldmae.run.plan import example_rows, untrained_objective
+from ldmae.run.plan import example_rows
 from ldmae.run.run import Run
 from ldmae.run.schedule import execute_stages, open_run
+from ldmae.run.trainings import untrained_objective
 from ldmae.training.engine import Trainer
 from ldmae.training.rehearsal import rehearsal
 

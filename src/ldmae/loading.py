@@ -1,7 +1,4 @@
-"""Opens what a user names: a run folder, a diffusers folder or Hub name, a checkpoint, a class of theirs.
-
-And what ships in the package, `pretrained:NAME`.
-"""
+"""Opens what a user names: a run, a diffusers folder or Hub name, a checkpoint, their class, what ships."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import nn
@@ -21,8 +19,9 @@ from ldmae.config.registry import DIFFUSION
 from ldmae.config.yaml import read_yaml
 from ldmae.conversion import load_official_vmae
 from ldmae.core.errors import UserError, check_known, nearest, reason_of
-from ldmae.core.files import at_home, read_json
-from ldmae.core.imports import import_object, is_import_path, require
+from ldmae.core.files import at_home, read_json, weights_variant
+from ldmae.core.imports import code_fingerprint, import_object, is_import_path, require
+from ldmae.core.progress import tell
 from ldmae.core.provenance import Records
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
 from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
@@ -42,8 +41,6 @@ _LIBRARIES = (
     OwnAutoencoder.__module__,
 )
 """Where the classes of a pipeline's parts come from."""
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
-"""A file of weights as diffusers names it, with its variant."""
 _PIPELINE_FORMS = "a run folder, the folder or Hub name of a saved LDMAEPipeline, or pretrained:NAME"
 
 
@@ -190,7 +187,7 @@ def load_pipeline(source: str | Path, allow_code: bool = False) -> LDMAEPipeline
         _refuse_foreign_parts(index, source)
     with _explained(f"the pipeline {source}", expected):
         parts: dict[str, Any] = {} if own is None else {"vae": OwnAutoencoder(_import(own))}
-        parts |= _only_variant(folder / "transformer") or _only_variant(folder / "vae")
+        parts |= weights_variant(folder / "transformer") or weights_variant(folder / "vae")
         pipeline = LDMAEPipeline.from_pretrained(where, local_files_only=folder.exists(), **parts)
     for part in (pipeline.transformer, pipeline.vae):
         _check_weights(part, source)
@@ -217,6 +214,11 @@ def _own_class(run: Path, group: str, key: str, allow_code: bool) -> str | None:
     if not isinstance(source, str) or not is_import_path(source):
         return None
     refuse_code(run / "config.yaml", [source], allow_code)
+    with contextlib.suppress(UserError):  # a record that can't be read says nothing
+        stages = Records(run, writes=False).stages.items()
+        began = {record.code for name, record in stages if name.split(".")[0] == group} - {""}
+        if key == "kind" and began and code_fingerprint(source) not in began:
+            tell(f"{source} has other code than when {run} was trained; its weights are used with this one")
     return source
 
 
@@ -302,7 +304,9 @@ def _import(source: str) -> Any:
                 "the autoencoder"
             )
         try:
-            made = found()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # so that one without trained weights is the same each time
+                made = found()
         except Exception as error:
             raise UserError(
                 f"calling {name}() of {module_name} failed ({type(error).__name__}: {error}). It is called "
@@ -316,6 +320,8 @@ def _import(source: str) -> Any:
             f"{source} gave {type(made).__name__}, {what}; expected a torch.nn.Module with encode (images to "
             "latents) and decode (latents to images)"
         )
+    if hasattr(made, "trainings"):
+        tell(f"{source} is measured or used untrained; for trained weights name the run folder")
     return made.cpu().float().eval()
 
 
@@ -346,7 +352,7 @@ def load_model(kind: Any, source: str | Path, **arguments: Any) -> Any:
         f"the {kind.__name__} in {source}",
         "Make or fetch it again: a file is missing, damaged, or does not belong to its config.json",
     ):
-        variant = _only_variant(Path(source) / arguments.get("subfolder", ""))
+        variant = weights_variant(Path(source) / arguments.get("subfolder", ""))
         model, found = kind.from_pretrained(source, output_loading_info=True, **variant, **arguments)
     model.eval()
     _check_weights(model, source)
@@ -354,13 +360,6 @@ def load_model(kind: Any, source: str | Path, **arguments: Any) -> Any:
         # tables and statistics, which diffusers leaves as an untrained model has them
         raise UserError(f"the {kind.__name__} in {source} lacks {', '.join(lacking)}; download it again")
     return model
-
-
-def _only_variant(folder: Path) -> dict[str, str]:
-    """Returns the `variant` for diffusers to load, such as fp16, where a folder has weights of no other."""
-    names = (_WEIGHTS.fullmatch(path.name) for path in folder.glob("diffusion_pytorch_model*"))
-    found = {name[1] for name in names if name}
-    return {"variant": found.pop()} if len(found) == 1 and None not in found else {}
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
-from ldmae.run.opening import check_models
+from ldmae.run.rehearsal import check_models
 from ldmae.run.trainings import autoencoder_trainings
 
 from ..drawings import leave_blank
@@ -407,7 +407,11 @@ def test_an_autoencoder_that_no_saved_pipeline_could_load_is_refused_at_once(mon
     ("old", "new", "message"),
     [
         ("return AbsoluteError(My", "return (My", "of autoencoder.training gave MyAutoencoder; expected an"),
-        ("return ObjectiveOutput(loss=error, terms=", "return (error, ", "training gave tuple; expected an"),
+        (
+            "return ObjectiveOutput(loss=error, terms=",
+            "return (error, ",
+            "gave tuple without terms; expected an",
+        ),
     ],
 )
 def test_what_an_objective_of_ones_own_lacks_is_named(monkeypatch, tmp_path, capsys, old, new, message):
@@ -434,6 +438,9 @@ def test_code_that_changed_since_a_training_is_told(monkeypatch, tmp_path, capsy
     file.write_text(file.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
     run_stages(config, tmp_path / "run", "autoencoder")
     assert f"{told}what it made stays" in " ".join(capsys.readouterr().err.split())
+    load_autoencoder(tmp_path / "run", allow_code=True)
+    used = "has other code than when .*run was trained; its weights are used with this one"
+    assert re.search(used, " ".join(capsys.readouterr().err.split()))
     more = few.replace("steps: 2", "steps: 3")
     longer = load_config("smoke", ["autoencoder.kind=ae_edited:MyAutoencoder", more])
     for _ in range(2):  # the first code is what is recorded

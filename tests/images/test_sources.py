@@ -402,6 +402,11 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
         "    def fingerprint(self): return 'own'\n"
         "class Beyond(Own): labels = [0, 1, 2]\n"
         "class Short(Own): labels = [0, 1]\n"
+        "class Empty(Own):\n"
+        "    labels = []\n"
+        "    def __len__(self): return 0\n"
+        "class Array(Own):\n"
+        "    def read(self, k): return [[0]]\n"
         "class Numbered(Own): classes = [7, 8]\n"
         "class Broken(Own):\n"
         "    def __init__(self): raise OSError('no disk')\n"
@@ -414,11 +419,14 @@ def test_a_source_of_ones_own_is_checked(tmp_path, monkeypatch):
     for name, told in (
         ("Beyond", "one of them 2; expected 3 indices of its classes, up to 1, -1 for none"),
         ("Short", r"labels of shape \(2,\); expected 3 indices"),
+        ("Empty", "gave Empty, without images; expected"),
         ("Numbered", "gave Numbered, without texts as name, licence and classes"),
         ("Broken", r"own_images:Broken\(\) failed: OSError: no disk"),
     ):
         with pytest.raises(UserError, match=told):
             open_source(DataConfig(source=f"own_images:{name}"))
+    with pytest.raises(UserError, match=r"read\(\) gave list, expected a PIL image"):
+        open_images(DataConfig(source="own_images:Array", val="0.4"), tmp_path / "a", progress=False)
 
 
 def test_the_folder_of_a_preset_that_is_missing_says_how_it_is_made(tmp_path, monkeypatch):

@@ -522,6 +522,11 @@ def test_a_measurement_of_ones_own_is_in_results_table_and_report(pictures):
     Path("my_metric.py").write_text(SHARPNESS + "# edited\n")
     evaluated(source, pictures, *FEWER, only=only)
     assert Path("figures/results/sharpness.json").stat().st_mtime_ns > before
+    for line in ("subject.autoencoder.train()", "next(subject.autoencoder.parameters()).data.add_(1)"):
+        Path("my_metric.py").write_text(SHARPNESS.replace("    value =", f"    {line}\n    value ="))
+        sys.modules.pop("my_metric", None)
+        with pytest.raises(UserError, match="the measurement sharpness changed the autoencoder"):
+            evaluated(source, pictures, *FEWER, only=only)
 
 
 @pytest.mark.parametrize(
@@ -556,6 +561,8 @@ def test_numbers_of_ones_own_become_plain_ones_and_what_is_none_is_refused():
     for wrong, told in (
         (0.5, "no attribute 'metrics'"),
         (Measured([0.5]), "no attribute"),  # type: ignore
+        (Measured([]), "it holds no metric"),
+        (Measured([Metric(name="A", value=1.0), Metric(name="A", value=2.0)]), "two metrics are called 'A'"),
         (Measured([Metric(name="A", value=math.nan)]), "A is nan"),
         (Measured([Metric(name="A", value=1.0, spread={"over images": math.inf})]), "A is inf"),
         (Measured([Metric(name="A", value=None)]), "float"),  # type: ignore

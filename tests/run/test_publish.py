@@ -170,7 +170,10 @@ def test_a_card_says_which_parts_were_trained_on_the_data(run, tmp_path):
         config = load_config("smoke", [*words.split(), f"data={tmp_path / 'birds'}", "image_size=24"])
         save_config(config, run / "config.yaml")
         publish(run, tmp_path / str(i), Publication(licence="mit"))
-        assert sentence in (tmp_path / str(i) / "README.md").read_text()
+        card = (tmp_path / str(i) / "README.md").read_text()
+        assert sentence in card
+        assert ("The autoencoder is that of `NAME`." in card) == (i == 0)
+        assert ("The autoencoder's training started from that of `NAME`." in card) == (i == 1)
 
 
 def test_an_abandoned_training_of_another_autoencoder_keeps_no_run_from_being_published(run, tmp_path):

@@ -165,7 +165,7 @@ def reconstruct(autoencoder: Any, images: Tensor, describe: Callable[[int], str]
     restored = decode(autoencoder, encode_moments(autoencoder, images, describe)[0])
     if restored.shape != images.shape:
         move = (
-            f"give image_size a multiple of its patches, such as image_size={restored.shape[-1]}"
+            "give image_size a multiple of its patches, or let decode undo what encode does to the size"
             if restored.shape[-2:] != images.shape[-2:]
             else f"name one that decodes to {images.shape[1]} channels"
         )

@@ -30,6 +30,8 @@ TEMPORARY_PREFIX = ".writing-"
 LOCK = ".lock"
 """The file in a folder that a program locks which works on it."""
 _REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+"""A file of weights as diffusers names it, with its variant."""
 
 
 def at_home(text: str | os.PathLike[str]) -> str:
@@ -352,3 +354,10 @@ def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_variant(folder: Path) -> dict[str, str]:
+    """Returns the `variant` for diffusers to load, such as fp16, where a folder has weights of no other."""
+    names = (_WEIGHTS.fullmatch(path.name) for path in folder.glob("diffusion_pytorch_model*"))
+    found = {name[1] for name in names if name}
+    return {"variant": found.pop()} if len(found) == 1 and None not in found else {}

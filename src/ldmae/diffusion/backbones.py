@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import diffusers
+from diffusers.models.modeling_utils import ModelMixin
+
 from ldmae.config.base import as_dict
 from ldmae.config.diffusion import DiffusionConfig
 from ldmae.config.registry import DIFFUSION, own_settings, resolve
@@ -52,7 +55,7 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
         )
     try:
         model = kind(sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **settings)
-        _ = model.null_class, model.config.class_dropout_prob
+        _ = model.null_class, model.config.class_dropout_prob, model.config.patch_size
     except (TypeError, AttributeError) as error:
         if config.other_kind is None:
             raise
@@ -65,10 +68,23 @@ def build_backbone(config: DiffusionConfig, sample_size: int, in_channels: int, 
 
 
 def refuse_unloadable(model: Any) -> None:
-    """Raises a UserError for a model that diffusers would save in a pipeline, but not load from it."""
-    name, module = type(model).__name__, sys.modules.get(type(model).__module__)
-    if getattr(module, name, None) is not type(model) or not hasattr(module, "ModelMixin"):
-        raise UserError(  # diffusers looks for both there
-            f"{type(model).__module__} must import ModelMixin and have the class {name} at its top level; "
-            "else the pipeline could be saved, but not loaded"
-        )
+    """Raises a UserError for a model that diffusers would not save, or save in a pipeline but not load."""
+    kind = type(model)
+    name, place, module = kind.__name__, kind.__module__, sys.modules.get(kind.__module__)
+    why = ""
+    if not isinstance(model, ModelMixin):
+        why = f"{name} must extend diffusers' ModelMixin and ConfigMixin"
+    elif getattr(module, name, None) is not kind or not hasattr(module, "ModelMixin"):
+        # diffusers looks for both there
+        why = f"{place} must import ModelMixin and have the class {name} at its top level"
+    elif named := [part for part in (place, *place.split(".")[-2:-1]) if hasattr(diffusers.pipelines, part)]:
+        why = f"diffusers has pipelines called {named[0]}, and would look for {name} there; rename the module"
+    elif len([*model.named_parameters()]) < len([*model.named_parameters(remove_duplicate=False)]):
+        why = f"two parameters of {name} are the same tensor, which safetensors does not hold"
+    else:
+        try:
+            model.to_json_string()
+        except TypeError as error:
+            why = f"the arguments of {name} go into its config.json, and one can't ({error}); give its name"
+    if why:
+        raise UserError(f"{why}; else the model could not be saved, or not loaded from a pipeline")

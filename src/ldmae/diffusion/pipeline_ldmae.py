@@ -18,7 +18,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
-from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from ldmae.diffusion.flow import predict_velocity, set_sampling_times
 from ldmae.diffusion.guidance import guided_velocity
 from ldmae.diffusion.lightningdit import LightningDiTTransformer2DModel
 from ldmae.diffusion.own_autoencoder import OwnAutoencoder
+from ldmae.diffusion.solvers import take_step
 
 __all__ = ["AutoencoderVMAE", "LDMAEPipeline", "LightningDiTTransformer2DModel"]
 
@@ -202,7 +202,7 @@ class LDMAEPipeline(SavedPipeline, DiffusionPipeline, SanaLoraLoaderMixin):  # i
                     channels=guided_channels,
                 )
                 # float32 in, float32 out: steps of a half-precision sampler would round away
-                x = _step(self.scheduler, -velocity, timestep, x, noises)
+                x = take_step(self.scheduler, -velocity, timestep, x, noises)
                 if callback_on_step_end is not None:
                     tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
                     x = arguments.replaced_latents(callback_on_step_end(self, i, timestep, tensors), x)
@@ -377,17 +377,6 @@ def _ids_by_name(id2label: dict[int, str]) -> dict[str, list[int]]:
     for number, label in id2label.items():
         whole.setdefault(label, []).append(number)
     return {**synonyms, **whole}
-
-
-def _step(scheduler: Any, velocity: Tensor, timestep: Tensor, x: Tensor, noises: Any) -> Tensor:
-    """Returns the latents after a scheduler's step; raises a UserError where it returns something else."""
-    moved = scheduler.step(velocity, timestep, x, generator=noises, return_dict=False)
-    first = moved[0] if isinstance(moved, tuple | list | BaseOutput) and moved else None
-    if not isinstance(first, Tensor) or first.shape != x.shape:
-        raise UserError(
-            f"{type(scheduler).__name__}.step must return a tuple of latents of shape {tuple(x.shape)}"
-        )
-    return first
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
 
 from ldmae.config.registry import SOLVERS, resolve
 from ldmae.core.errors import UserError
@@ -46,3 +48,14 @@ def evaluations(name: str, steps: int) -> int:
     scheduler = solver_class(name)()
     set_sampling_times(scheduler, steps)
     return len(scheduler.timesteps)
+
+
+def take_step(scheduler: Any, velocity: Tensor, timestep: Tensor, x: Tensor, noises: Any) -> Tensor:
+    """Returns the latents after a scheduler's step; raises a UserError where it returns something else."""
+    moved = scheduler.step(velocity, timestep, x, generator=noises, return_dict=False)
+    first = moved[0] if isinstance(moved, tuple | list | BaseOutput) and moved else None
+    if not isinstance(first, Tensor) or first.shape != x.shape:
+        raise UserError(
+            f"{type(scheduler).__name__}.step must return a tuple of latents of shape {tuple(x.shape)}"
+        )
+    return first

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +107,9 @@ def checked(measured: Any, name: str) -> Measured:
         pictures = {str(key): np.asarray(array) for key, array in measured.pictures.items()}
         if "file" in pictures or any(array.dtype == object for array in pictures.values()):
             raise ValueError("a picture must be an array of numbers, and can't be called 'file'")
+        twice = [name for name, count in Counter(metric.name for metric in metrics).items() if count > 1]
+        if twice or not (metrics or measured.left_out):
+            raise ValueError(f"two metrics are called {twice[0]!r}" if twice else "it holds no metric")
         return Measured(metrics, pictures, [*map(str, measured.left_out)])
     except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(

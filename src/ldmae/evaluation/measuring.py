@@ -65,7 +65,9 @@ def measure(subject: Subject, folder: Path, only: Sequence[Measurement] | None =
         remove_results(folder, each.name)
         try:
             measured = each.measure(subject)
-            measured = measured if each.name in MEASUREMENTS else checked(measured, each.name)
+            if each.name not in MEASUREMENTS:
+                measured = checked(measured, each.name)
+                _refuse_changed(subject, common, each.name)
         except UserError as error:
             merge_results(folder)
             if only is not None:
@@ -101,6 +103,13 @@ def _common_record(subject: Subject) -> Record:
         "train": subject.train.fingerprint(),
     }
     return Record({"image_size": subject.size}, inputs, status="done")
+
+
+def _refuse_changed(subject: Subject, common: Record, name: str) -> None:
+    """Raises a UserError where a measurement of one's own changed the autoencoder, for those after it."""
+    model = subject.autoencoder
+    if model.training or fingerprint_model(model) != common.inputs["autoencoder"]:
+        raise UserError(f"the measurement {name} changed the autoencoder; let it work on a copy.deepcopy")
 
 
 def _record(measurement: Measurement, subject: Subject, common: Record) -> Record:

@@ -66,6 +66,8 @@ def _look(source: ImageSource, index: int) -> dict[str, Any]:
     read_bytes, span = getattr(source, "read_bytes", None), (np.nan, np.nan)
     if read_bytes is None:
         image = source.read(index)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"read() gave {type(image).__name__}, expected a PIL image")
         content = image.tobytes()
     else:
         content = read_bytes(index)

@@ -298,9 +298,9 @@ def _own_source(name: str) -> ImageSource:
     classes = np.ravel(np.array(getattr(source, "classes", ()), object)).tolist()
     if not lacks and not all(isinstance(text, str) for text in (source.name, source.licence, *classes)):
         lacks = ["texts as name, licence and classes"]
-    if lacks or not hasattr(source, "__len__"):
+    if lacks or not hasattr(source, "__len__") or not len(source):
         raise UserError(
-            f"{name}() gave {type(source).__name__}, without {', '.join(lacks) or 'length'}; expected an "
+            f"{name}() gave {type(source).__name__}, without {', '.join(lacks) or 'images'}; expected an "
             "ldmae.contracts.ImageSource"
         )
     labels, known = np.asarray(source.labels), range(-1, len(classes))

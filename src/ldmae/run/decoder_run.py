@@ -14,8 +14,9 @@ from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.external import require_data
 from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial import with_initial_autoencoder
-from ldmae.run.opening import check_models, open_accelerator
+from ldmae.run.opening import open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
+from ldmae.run.rehearsal import check_models
 from ldmae.run.trials import seconds_of_steps
 
 _STAGE = "autoencoder.decoder"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from diffusers.models.modeling_utils import ModelMixin
-from torch import nn
 
 from ldmae.config import Config
 from ldmae.config.data import DataConfig
@@ -20,14 +17,11 @@ from ldmae.contracts import ImageSource
 from ldmae.core.device import check_processes, resolve_precision
 from ldmae.core.files import write_json
 from ldmae.core.progress import tell
-from ldmae.diffusion.backbones import patch_size, refuse_unloadable
 from ldmae.images.index import open_images
 from ldmae.images.sources import is_stream
 from ldmae.images.streams import StreamSource
-from ldmae.run.plan import untrained_objective
 from ldmae.run.run import Run
 from ldmae.run.stream_cache import open_streamed
-from ldmae.run.trainings import autoencoder_trainings
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
@@ -64,22 +58,6 @@ def open_run_images(
     if is_stream(data):
         return open_streamed(data, cache_dir)
     return None, *open_images(data, cache_dir, progress)
-
-
-def check_models(config: Config, initial: Any) -> dict[str, nn.Module]:
-    """Builds what a run trains without memory, by stage, so that none is found impossible after hours.
-
-    `initial` is the autoencoder that training starts from, on the device `meta`.
-    """
-    auto = config.autoencoder
-    # the grid of a foreign autoencoder is not known yet
-    grid = config.image_size // auto.patch_size if auto.has_shape else patch_size(config.diffusion)
-    shape, names = (auto.latent_channels, grid), [*autoencoder_trainings(config), "diffusion"]
-    with torch.device("meta"):
-        built = {name: untrained_objective(config, name, shape, 2, initial) for name in names}
-    if auto.own_kind is not None and isinstance(built[names[-2]].model, ModelMixin):
-        refuse_unloadable(built[names[-2]].model)  # what is no diffusers model is not saved with the pipeline
-    return built
 
 
 def describe_images(run: Run) -> None:

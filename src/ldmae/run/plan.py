@@ -15,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldmae.config import Config, to_yaml
 from ldmae.config.training import TrainingConfig
 from ldmae.contracts import BatchKeys
-from ldmae.diffusion.backbones import build_backbone, patch_size
-from ldmae.diffusion.flow import FlowMatchingObjective
-from ldmae.diffusion.lora import add_adapter
+from ldmae.diffusion.backbones import patch_size
 from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.loading_rate import Reading, describe_loading
+from ldmae.run.rehearsal import rehearse
 from ldmae.run.run import latent_channels
-from ldmae.run.trainings import autoencoder_trainings, trainings, untrained
+from ldmae.run.trainings import autoencoder_trainings, trainings, untrained, untrained_objective
+from ldmae.training.engine import checked_output
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,6 @@ def plan_trainings(
     return plans
 
 
-def untrained_objective(
-    config: Config,
-    stage: str,
-    latent_shape: tuple[int, int],
-    num_classes: int,
-    before: nn.Module | None = None,
-) -> nn.Module:
-    """Builds what a training trains, from random weights, to be counted or timed.
-
-    `latent_shape` is (C, cells along a side); a training of an autoencoder starts from `before`, or from the
-    settings' shape.
-    """
-    if stage != "diffusion":
-        return untrained(config, stage, before)
-    channels, grid = latent_shape
-    transformer = build_backbone(config.diffusion, grid, channels, num_classes)
-    transformer = add_adapter(transformer, config.diffusion.lora)
-    return FlowMatchingObjective(transformer, config.diffusion.flow)
-
-
 def example_rows(
     config: Config, stage: str, latent_shape: tuple[int, int], count: int
 ) -> dict[str, torch.Tensor]:
@@ -119,7 +99,7 @@ def _count(
     counter = FlopCounterMode(display=False)
     keys = BatchKeys(0, 0, range(1), 1)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output: Any = objective(row, keys)
+        output: Any = checked_output(objective(row, keys), stage)
     model: Any = objective.model  # beside which an objective may hold an adversary
     trainable, trained = (
         sum(p.numel() for p in part.parameters() if p.requires_grad) for part in (model, objective)
@@ -164,6 +144,7 @@ def describe_plan(config: Config, folder: Path) -> str:
     refuse_comparison(folder)
     config, initial = with_initial_weights(config, folder)
     lines = [to_yaml(config), f"# run folder: {folder}"]
+    rehearse(config)
     plans = plan_trainings(config, initial=initial)
     lines += [describe_training(plan) for plan in plans]
     if config.autoencoder.source is not None:
@@ -176,6 +157,6 @@ def describe_plan(config: Config, folder: Path) -> str:
     on_images = [
         Reading(plan.stage, plan.steps * plan.batch_size, plan.flops)
         for plan in plans
-        if plan.stage.startswith("autoencoder.")
+        if plan.stage.startswith("autoencoder.") and plan.flops
     ]
     return "\n".join([*lines, *(f"# {line}" for line in describe_loading(config, on_images))])

@@ -230,10 +230,13 @@ def _without_paths(config: Config, data: str) -> Config:
 
 def _started(config: Config, whole: bool) -> tuple[str, str | None]:
     """Returns what the card says of weights that training started from, and their name on the Hub."""
-    sources = {"autoencoder": config.autoencoder.source or config.autoencoder.init}
-    sources |= {"diffusion model": config.diffusion.init} if whole else {}
+    auto = config.autoencoder
+    how = "autoencoder is that" if auto.source else "autoencoder's training started from that"
+    sources = {how: auto.source or auto.init}
+    sources |= {"diffusion model's training started from that": config.diffusion.init} if whole else {}
     found = {what: source for what, source in sources.items() if source}
-    told = [f"The {what} is, or started from, `{Path(source).name}`." for what, source in found.items()]
+    told = [f"The {what} of `{Path(source).name}`." for what, source in found.items()]
+    told += ["What that was trained on, and under which licence it is, its own card says."] if found else []
     local = [s for s in found.values() if Path(s).exists() or s.startswith("runs/")]
     hub = [s for s in found.values() if may_be_hub_name(s) and s not in local]
     return " ".join(told), hub[-1] if hub else None

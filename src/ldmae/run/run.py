@@ -217,7 +217,13 @@ def latent_channels(autoencoder: Any, image_size: int) -> tuple[int, int]:
     device, _ = placement(autoencoder)
     grey = torch.zeros(1, 3, image_size, image_size, device=device)
     mean, _ = encode_moments(autoencoder, grey, "a grey image".format)
-    return mean.shape[1], mean.shape[-1]
+    channels, height, width = mean.shape[1:]
+    if height != width:
+        raise UserError(
+            f"the autoencoder ({type(autoencoder).__name__}) makes latents of {height} x {width} cells of a "
+            "square image; a diffusion model here takes square ones"
+        )
+    return channels, width
 
 
 def latents_fingerprint(autoencoder: nn.Module, image_size: int) -> str:

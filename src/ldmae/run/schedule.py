@@ -20,12 +20,11 @@ from ldmae.core.files import TEMPORARY_PREFIX
 from ldmae.core.provenance import Record, Records
 from ldmae.run.initial_diffusion import report_changed_sources, with_initial_weights
 from ldmae.run.latents import adopted_latents
-from ldmae.run.opening import check_models, describe_images, open_accelerator, open_run_images
+from ldmae.run.opening import describe_images, open_accelerator, open_run_images
+from ldmae.run.rehearsal import check_models, check_training
 from ldmae.run.run import Run, Stage
 from ldmae.run.stages import stages
-from ldmae.run.trainings import trainings
 from ldmae.training.checkpoint import list_checkpoints
-from ldmae.training.sharding import check_launch
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def open_run(config: Config, folder: Path, names: Collection[str] = (), restart:
     for stage in (each for each in select(listed, names) if standings[each.name].state != "fresh"):
         if stage.costly and standings[stage.name].state == "absent" and stage.name != restart:
             _refuse_replacing(run, stage)
-        if (training := trainings(config).get(stage.name)) is not None:
-            check_launch(stage.name, training, accelerator, objectives[stage.name])
+        if stage.name in objectives:
+            check_training(stage.name, config, accelerator, objectives[stage.name])
         if stage.prepare is not None:
             stage.prepare(run)
     accelerator.wait_for_everyone()  # all have read the record before anybody writes it

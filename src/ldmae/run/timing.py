@@ -19,10 +19,9 @@ from ldmae.diffusion.pipeline_ldmae import LDMAEPipeline
 from ldmae.diffusion.solvers import evaluations
 from ldmae.evaluation.efficiency import seconds_of
 from ldmae.images.dataset import ImageDataset
-from ldmae.run.plan import untrained_objective
 from ldmae.run.run import Run, latent_channels, run_autoencoder
 from ldmae.run.sampling import generated_batches, measured_sampling
-from ldmae.run.trainings import adversary_start, trainings
+from ldmae.run.trainings import adversary_start, trainings, untrained_objective
 from ldmae.run.trials import measuring_seconds, seconds_of_an_image, seconds_of_steps
 from ldmae.training.engine import Trainer
 

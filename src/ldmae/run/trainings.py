@@ -18,7 +18,9 @@ from ldmae.config import Config, as_dict, plain
 from ldmae.config.registry import AUTOENCODERS, own_settings, resolve
 from ldmae.config.training import CHANGES_NO_WEIGHT, TrainingConfig
 from ldmae.core.errors import UserError, reason_of
-from ldmae.diffusion.backbones import backbone_settings
+from ldmae.diffusion.backbones import backbone_settings, build_backbone
+from ldmae.diffusion.flow import FlowMatchingObjective
+from ldmae.diffusion.lora import add_adapter
 
 
 def autoencoder_trainings(config: Config) -> dict[str, Training]:
@@ -78,6 +80,26 @@ def untrained(config: Config, stage: str, before: nn.Module | None) -> nn.Module
             return objective
         before = before or objective.model
     raise KeyError(stage)
+
+
+def untrained_objective(
+    config: Config,
+    stage: str,
+    latent_shape: tuple[int, int],
+    num_classes: int,
+    before: nn.Module | None = None,
+) -> nn.Module:
+    """Builds what a training trains, from random weights, to be counted or timed.
+
+    `latent_shape` is (C, cells along a side); a training of an autoencoder starts from `before`, or from the
+    settings' shape.
+    """
+    if stage != "diffusion":
+        return untrained(config, stage, before)
+    channels, grid = latent_shape
+    transformer = build_backbone(config.diffusion, grid, channels, num_classes)
+    transformer = add_adapter(transformer, config.diffusion.lora)
+    return FlowMatchingObjective(transformer, config.diffusion.flow)
 
 
 def training_settings(config: Config, precision: str) -> dict[str, dict[str, Any]]:

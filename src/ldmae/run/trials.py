@@ -20,9 +20,9 @@ from ldmae.evaluation.efficiency import seconds_of
 from ldmae.evaluation.reconstruction import PairMetrics
 from ldmae.perception.features import load_features
 from ldmae.perception.lpips import load_perceptual
-from ldmae.run.plan import example_rows, untrained_objective
+from ldmae.run.plan import example_rows
 from ldmae.run.run import Run
-from ldmae.run.trainings import adversary_start, trainings
+from ldmae.run.trainings import adversary_start, trainings, untrained_objective
 from ldmae.training.averaging import AveragedWeights
 from ldmae.training.data import split_rows
 from ldmae.training.optim import build_optimizer

@@ -386,10 +386,15 @@ class Trainer:
 
 
 def checked_output(output: Any, stage: str) -> ObjectiveOutput:
-    """Returns what an objective gave; raises a UserError where it lacks loss or terms."""
-    if not (hasattr(output, "loss") and hasattr(output, "terms")):
+    """Returns what an objective gave; raises a UserError where it has no loss and terms that are numbers."""
+    found = {} if not hasattr(output, "terms") else {"loss": getattr(output, "loss", None), **output.terms}
+    odd = [name for name, value in found.items() if not isinstance(value, Tensor) or value.ndim]
+    if odd or not found:
+        what = f"with {odd[0]} {found[odd[0]]!r:.80}" if odd else "without terms"
         raise UserError(
-            f"the objective of {stage} gave {type(output).__name__}; expected an "
-            "ldmae.contracts.ObjectiveOutput, with loss and terms"
+            f"the objective of {stage} gave {type(output).__name__} {what}; expected an "
+            "ldmae.contracts.ObjectiveOutput, with loss and terms, each a tensor of one number"
         )
+    if torch.is_grad_enabled() and not output.loss.requires_grad:
+        raise UserError(f"the loss of {stage} has no gradient; compute it from what the model gives")
     return output
