@@ -165,7 +165,7 @@ def reconstruct(autoencoder: Any, images: Tensor, describe: Callable[[int], str]
     restored = decode(autoencoder, encode_moments(autoencoder, images, describe)[0])
     if restored.shape != images.shape:
         move = (
-            "give image_size a multiple of its patches, or let decode undo what encode does to the size"
+            f"mend its decode, or give image_size a multiple of its patches, as {restored.shape[-1]} may be"
             if restored.shape[-2:] != images.shape[-2:]
             else f"name one that decodes to {images.shape[1]} channels"
         )
