@@ -15,12 +15,12 @@ RUN = "ldmae.run"
 
 BOUNDS = {
     # what is reached; wanted are 17,000, 520, 230, 14, 0 and 17,500
-    "lines under src/ldmae (.py, .j2, .css)": 33_356,
+    "lines under src/ldmae (.py, .j2, .css)": 33_409,
     "public top-level names": 922,
     "raise UserError": 406,
     "package modules that one file of run/ imports, largest": 14,
     "import cycles": 0,
-    "lines of tests": 28_991,
+    "lines of tests": 29_016,
 }
 """None may grow, but by a commit of its own that says why."""
 
