@@ -305,7 +305,7 @@ def _import(source: str) -> Any:
             )
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # so that one without trained weights is the same each time
+                torch.default_generator.manual_seed(0)  # without trained weights it is the same each time
                 made = found()
         except Exception as error:
             raise UserError(
@@ -320,7 +320,7 @@ def _import(source: str) -> Any:
             f"{source} gave {type(made).__name__}, {what}; expected a torch.nn.Module with encode (images to "
             "latents) and decode (latents to images)"
         )
-    if hasattr(made, "trainings"):
+    if isinstance(found, type) and hasattr(found, "trainings"):
         tell(f"{source} is measured or used untrained; for trained weights name the run folder")
     return made.cpu().float().eval()
 

@@ -2,6 +2,7 @@ import bz2
 import functools
 import gzip
 import logging
+import lzma
 
 import pytest
 from torch.utils.data import DataLoader
@@ -51,9 +52,10 @@ def pixels(items):
     return [image.tobytes() for image, _ in items]
 
 
-@pytest.mark.parametrize(
-    ("name", "pack"), [("tar", bytes), ("tar.gz", gzip.compress), ("tar.bz2", bz2.compress)]
-)
+PACKED = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+
+
+@pytest.mark.parametrize(("name", "pack"), PACKED.items())
 def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path, name, pack):
     joined = b"".join(pack((tmp_path / f"{k}.tar").read_bytes()) for k in range(4))
     (tmp_path / f"joined.{name}").write_bytes(joined)
@@ -64,6 +66,14 @@ def test_archives_joined_end_to_end_are_streamed_to_the_last(served, tmp_path, n
     (tmp_path / f"joined.{name}").write_bytes(joined[:-3000] if pack is not bytes else joined[:-30_000])
     with pytest.raises(UserError, match=r"after [23]. images"):
         list(stream.iterate(0, 0, part="all"))
+    if pack is not bytes:  # a later archive that is damaged at its beginning, behind zeros that are none
+        path = tmp_path / f"joined.{name}"
+        first, second = (pack((tmp_path / f"{k}.tar").read_bytes()) for k in (0, 1))
+        path.write_bytes(first + bytes(8) + second)
+        assert len(list(stream.iterate(0, 0, part="all"))) == 20
+        path.write_bytes(first + second[5:])
+        with pytest.raises(UserError, match="after 9 images"):
+            list(stream.iterate(0, 0, part="all"))
 
 
 @pytest.mark.parametrize("before", [b"", None])

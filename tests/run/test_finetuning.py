@@ -139,7 +139,7 @@ def test_latents_and_diffusion_model_stay_where_the_decoder_is_another(pictures,
     assert run(str(tmp_path / "tuned" / "autoencoder")) == before
     shutil.move(tmp_path / "tuned", tmp_path / "moved")
     assert run(str(tmp_path / "tuned" / "autoencoder")) == before
-    assert "is gone; the run goes on with the copy in its pipeline" in " ".join(
+    assert "can't be had; the run goes on with the copy in its pipeline" in " ".join(
         capsys.readouterr().err.split()
     )
     with pytest.raises(UserError, match=r"there is no .*mistyped"):

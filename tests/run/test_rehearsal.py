@@ -44,6 +44,11 @@ NO_CONFIG = ("(ModelMixin, ConfigMixin)", "(nn.Module)"), ("@register_to_config"
     ("module", "changes", "told"),
     [
         ("flux", (), "diffusers has pipelines called flux, .*rename the module"),
+        (
+            "ae_no_config",
+            (("(ModelMixin, ConfigMixin)", "(ModelMixin)"), ("@register_to_config", "")),
+            "MyAutoencoder must extend diffusers' ModelMixin and ConfigMixin",
+        ),
         ("ae_plain", NO_CONFIG, "MyAutoencoder must extend diffusers' ModelMixin and ConfigMixin"),
         (
             "ae_json",
@@ -72,6 +77,14 @@ def test_an_autoencoder_that_later_stages_could_not_use_is_refused(here, module,
         with pytest.raises(UserError, match=told):
             refused()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_autoencoder_that_saves_itself_is_taken_and_tried_as_it_is_used(here):
+    saves = "    def save_pretrained(self, folder): ...\n\n    def encode("
+    finite = (ENCODE, ENCODE.replace("(x)", "(x / (not self.training))"))
+    write(here, "my_ae", "ae_itself", *NO_CONFIG, ("    def encode(", saves), finite)
+    config = load_config("smoke", ["autoencoder.kind=ae_itself:MyAutoencoder"])
+    check_models(config, None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import diffusers
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
 from ldmae.config.base import as_dict
@@ -72,7 +73,7 @@ def refuse_unloadable(model: Any) -> None:
     kind = type(model)
     name, place, module = kind.__name__, kind.__module__, sys.modules.get(kind.__module__)
     why = ""
-    if not isinstance(model, ModelMixin):
+    if not (isinstance(model, ModelMixin) and isinstance(model, ConfigMixin)):
         why = f"{name} must extend diffusers' ModelMixin and ConfigMixin"
     elif getattr(module, name, None) is not kind or not hasattr(module, "ModelMixin"):
         # diffusers looks for both there

@@ -1,7 +1,7 @@
 """Images that can only be read front to back: remote tar shards, streamed datasets."""
 
 import bz2
-import gzip
+import functools
 import http.client
 import io
 import itertools
@@ -14,7 +14,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import get_worker_info
@@ -250,8 +250,40 @@ class _WholeResponse(io.RawIOBase):
         super().close()
 
 
-_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_PACKED: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": functools.partial(zlib.decompressobj, 31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": lzma.LZMADecompressor,
+}
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+
+
+class _Unpacked:
+    """A packed file, of one archive or several that were joined.
+
+    tarfile's own unpacking ends where the first does; that of `bz2` and `lzma` where a later one is damaged.
+    """
+
+    def __init__(self, file: IO[bytes], start: Callable[[], Any]):
+        self._pieces, self._unpacked = self._unpack(file, start), bytearray()
+
+    def read(self, size: int) -> bytes:
+        while len(self._unpacked) < size and (piece := next(self._pieces, None)) is not None:
+            self._unpacked += piece
+        content = bytes(self._unpacked[:size])
+        del self._unpacked[:size]
+        return content
+
+    @staticmethod
+    def _unpack(file: IO[bytes], start: Callable[[], Any]) -> Iterator[bytes]:
+        part = start()
+        while packed := file.read(2**16):
+            while packed and (packed := packed.lstrip(b"\0") if part.eof else packed):  # zeros fill blocks
+                part = start() if part.eof else part
+                yield part.decompress(packed)
+                packed = part.unused_data if part.eof else b""
+        if not part.eof:
+            raise EOFError("the packed data breaks off")
 
 
 class _TarShard(_Shard):
@@ -288,9 +320,8 @@ class _TarShard(_Shard):
 
 
 def _read_along(file: Any) -> Iterator[Part]:
-    # not tarfile's own unpacking, which ends where the first of several joined archives does
-    unpack = next((unpack for magic, unpack in _PACKED.items() if file.peek(6).startswith(magic)), None)
-    for tar, member, name in members(unpack(file) if unpack else file, "r|"):
+    packed = next((start for magic, start in _PACKED.items() if file.peek(6).startswith(magic)), None)
+    for tar, member, name in members(_Unpacked(file, packed) if packed else file, "r|"):
         if member.isfile() and name is not None:
             content = tar.extractfile(member)
             assert content is not None

@@ -18,6 +18,7 @@ from ldmae.config import Config, load_config
 from ldmae.config.autoencoder import BaselineConfig, VMAEConfig
 from ldmae.core.autoencoding import reconstruct
 from ldmae.core.errors import UserError
+from ldmae.core.files import at_home
 from ldmae.core.provenance import Records
 from ldmae.loading import load_autoencoder, settings_of
 from ldmae.run.run import Run, Stage, kept_model, save_model
@@ -59,7 +60,7 @@ def is_copied(records: Records, stage: str, source: str, restart: str | None) ->
 
 def refuse_own(name: str, source: str, folder: Path) -> None:
     """Raises a UserError where a run would start from what it made itself, and replace it."""
-    place, folder = Path(source).resolve(), folder.resolve()
+    place, folder = Path(at_home(source)).resolve(), folder.resolve()
     made = {(folder / name).resolve() for name in ("autoencoder", "pipeline", "checkpoints")}
     if place.exists() and (place == folder or made & {place, *place.parents}):
         raise UserError(

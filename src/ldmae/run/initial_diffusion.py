@@ -139,7 +139,7 @@ def report_changed_sources(run: Run, restart: str | None, standings: dict[str, A
     }
     _report_unfinished(auto.source, "autoencoder")
     if run.source_is_gone:
-        tell(f"autoencoder.source={auto.source} is gone; the run goes on with the copy in its pipeline")
+        tell(f"autoencoder.source={auto.source} can't be had; the run goes on with the copy in its pipeline")
     for name, (source, load) in sources.items():
         if source is None or not is_copied(run.records, name, source, restart):
             _report_unfinished(source, name.split(".")[0])

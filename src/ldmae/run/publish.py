@@ -160,7 +160,7 @@ def summary(model: Any, config: Config, data: str) -> str:
         classes = f", in {count} classes" if count > 1 else ""
         text += f", and {kind} ({_millions(model.transformer)}), which generates its latents{classes}"
     parts = ["diffusion model"] * whole + ["decoder"] * (config.autoencoder.kind == "decoder")
-    alone = config.autoencoder.source is not None or "decoder" in parts  # the encoder is as it was
+    alone = parts and (config.autoencoder.source is not None or "decoder" in parts)  # the rest is as it was
     which = (
         f"Its {' and its '.join(parts)} {'were' if len(parts) > 1 else 'was'} trained" if alone else "Trained"
     )
@@ -236,7 +236,7 @@ def _started(config: Config, whole: bool) -> tuple[str, str | None]:
     sources |= {"diffusion model's training started from that": config.diffusion.init} if whole else {}
     found = {what: source for what, source in sources.items() if source}
     told = [f"The {what} of `{Path(source).name}`." for what, source in found.items()]
-    told += ["What that was trained on, and under which licence it is, its own card says."] if found else []
+    told += ["Its own card says what it was trained on, and under which licence."] if found else []
     local = [s for s in found.values() if Path(s).exists() or s.startswith("runs/")]
     hub = [s for s in found.values() if may_be_hub_name(s) and s not in local]
     return " ".join(told), hub[-1] if hub else None

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ldmae.config import Config
 from ldmae.config.registry import AUTOENCODERS, resolve
-from ldmae.core.autoencoding import reconstruct
+from ldmae.core.autoencoding import decode, encode_moments, reconstruct
+from ldmae.core.device import pick_device
 from ldmae.core.errors import UserError, reason_of
 from ldmae.diffusion.backbones import build_backbone, patch_size, refuse_unloadable
 from ldmae.diffusion.flow import set_sampling_times
@@ -48,26 +50,43 @@ def rehearse(config: Config) -> None:
         UserError: one of them could not be saved, gives what later stages can't use, or fails.
     """
     auto = config.autoencoder
-    if auto.own_kind is not None and auto.source is None and auto.init is None:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            model: Any = untrained(config, [*autoencoder_trainings(config)][-1], None).model
-        kind = resolve(AUTOENCODERS, auto.own_kind)
-        if isinstance(kind, type) and type(model) is not kind:
-            raise UserError(
-                f"the trainings of autoencoder.kind={auto.kind} train a {type(model).__name__}, which would "
-                f"be loaded as a {kind.__name__}; build a {kind.__name__} in them, or name the other class"
-            )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        if auto.own_kind is not None and auto.source is None and auto.init is None:
+            _try_autoencoder(config, auto.own_kind)
+        if config.sampling.own_solver is not None:
+            _try_solver(config.sampling.own_solver, config.sampling.num_inference_steps)
+
+
+def _try_autoencoder(config: Config, name: str) -> None:
+    model: Any = untrained(config, [*autoencoder_trainings(config)][-1], None).model
+    kind, size = resolve(AUTOENCODERS, name), config.image_size
+    if isinstance(kind, type) and type(model) is not kind:
+        raise UserError(
+            f"the trainings of autoencoder.kind={name} train a {type(model).__name__}, which would be loaded "
+            f"as a {kind.__name__}; build a {kind.__name__} in them, or name the other class"
+        )
+    if isinstance(model, ModelMixin) or not hasattr(model, "save_pretrained"):
         refuse_unloadable(model)
-        latent_channels(model, config.image_size)
-        reconstruct(model.eval(), torch.zeros(1, 3, config.image_size, config.image_size))
-    if (name := config.sampling.own_solver) is not None:
-        solver, x = solver_class(name)(), torch.zeros(1, 3, 8, 8)
-        try:
-            set_sampling_times(solver, 2, None, 64, "cpu")
-            take_step(solver, x, solver.timesteps[0], x, torch.Generator())
-        except Exception as error:
-            reason = error if isinstance(error, UserError) else reason_of(error)
-            raise UserError(f"sampling.solver={name} fails at its first step: {reason}") from error
+    model.eval()
+    grey = torch.zeros(1, 3, size, size)
+    try:
+        decode(model, encode_moments(model, grey)[0])
+    except UserError:
+        if pick_device(config.device).type == "cpu":
+            raise
+        return  # it may need its device
+    latent_channels(model, size)
+    reconstruct(model, grey)
+
+
+def _try_solver(name: str, steps: int) -> None:
+    solver, x = solver_class(name)(), torch.zeros(1, 3, 8, 8)
+    try:
+        set_sampling_times(solver, steps, None, 64, "cpu")
+        take_step(solver, x, solver.timesteps[0], x, torch.Generator())
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else reason_of(error)
+        raise UserError(f"sampling.solver={name} fails at its first step: {reason}") from error
 
 
 def check_guidance(run: Run) -> None:

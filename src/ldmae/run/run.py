@@ -21,7 +21,7 @@ from ldmae.contracts import ImageSource
 from ldmae.core.autoencoding import DECODER, encode_moments, placement
 from ldmae.core.errors import UserError, shortened
 from ldmae.core.files import at_home, atomic_folder, fingerprint, fingerprint_tensors, read_json
-from ldmae.core.imports import import_object
+from ldmae.core.imports import import_object, is_import_path
 from ldmae.core.provenance import Records
 from ldmae.images.dataset import ImageDataset, StreamDataset
 from ldmae.images.streams import StreamSource
@@ -199,9 +199,10 @@ def _taken(run: Run, source: str) -> nn.Module:
     try:
         return load_autoencoder(source)
     except UserError:
-        if Path(at_home(source)).exists() or not copy.exists() or not _took_before(run):
+        there = is_import_path(source) or Path(at_home(source)).exists()
+        if there or not copy.exists() or not _took_before(run):
             raise
-    run.source_is_gone = True
+        run.source_is_gone = True
     return load_autoencoder(str(copy))
 
 

@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -82,7 +82,6 @@ class Trainer:
     on_step: list[Callable[["Trainer"], None]] = field(default_factory=list)
     """Called after each step."""
     step: int = 0
-    """Steps done."""
 
     def run(self) -> nn.Module:
         """Trains up to `config.steps` and returns the model (its averaged weights where there are any)."""
@@ -387,12 +386,13 @@ class Trainer:
 
 def checked_output(output: Any, stage: str) -> ObjectiveOutput:
     """Returns what an objective gave; raises a UserError where it has no loss and terms that are numbers."""
-    found = {} if not hasattr(output, "terms") else {"loss": getattr(output, "loss", None), **output.terms}
-    odd = [name for name, value in found.items() if not isinstance(value, Tensor) or value.ndim]
+    loss, terms = getattr(output, "loss", None), getattr(output, "terms", None)
+    found = {"loss": loss, **terms} if isinstance(terms, Mapping) else {}
+    odd = [name for name, value in found.items() if not isinstance(value, Tensor) or value.numel() != 1]
     if odd or not found:
-        what = f"with {odd[0]} {found[odd[0]]!r:.80}" if odd else "without terms"
         raise UserError(
-            f"the objective of {stage} gave {type(output).__name__} {what}; expected an "
+            f"the objective of {stage} gave {type(output).__name__} "
+            f"{f'with {odd[0]} {found[odd[0]]!r:.80}' if odd else 'without terms'}; expected an "
             "ldmae.contracts.ObjectiveOutput, with loss and terms, each a tensor of one number"
         )
     if torch.is_grad_enabled() and not output.loss.requires_grad:
