@@ -39,7 +39,7 @@ from ldmae.diffusion.flow import set_sampling_times
 from ldmae.images.transforms import center_crop
 from ldmae.loading import load_autoencoder
 from ldmae.run import run_stages
-from ldmae.run.rehearsal import check_models
+from ldmae.run.preflight import check_models
 from ldmae.run.trainings import autoencoder_trainings
 
 from ..drawings import leave_blank

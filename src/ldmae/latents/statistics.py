@@ -88,7 +88,5 @@ def latents_config(folder: Path) -> dict[str, list[float]]:
     Raises:
         UserError: as `load_statistics`.
     """
-    names = ("latents_mean", "latents_std")
-    return {
-        name: values.flatten().tolist() for name, values in zip(names, load_statistics(folder), strict=True)
-    }
+    mean, std = load_statistics(folder)
+    return {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}

@@ -16,7 +16,7 @@ from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial import with_initial_autoencoder
 from ldmae.run.opening import open_accelerator
 from ldmae.run.plan import describe_training, plan_trainings
-from ldmae.run.rehearsal import check_models
+from ldmae.run.preflight import check_models
 from ldmae.run.trials import seconds_of_steps
 
 _STAGE = "autoencoder.decoder"

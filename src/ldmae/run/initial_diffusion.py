@@ -160,9 +160,11 @@ def _report_unfinished(source: str | None, kind: str) -> None:
     """Says where a run that is taken from is training again what is taken."""
     if source is None or not is_run_folder(source):
         return
-    stages = Records(Path(at_home(source)), writes=False).stages.items()
-    if begun := [name for name, record in stages if record.status != "done" and name.split(".")[0] == kind]:
-        tell(f"{source} has not finished {begun[-1]}; what it had before is taken")
+    with contextlib.suppress(UserError):  # a record that can't be read says nothing
+        stages = Records(Path(at_home(source)), writes=False).stages.items()
+        begun = [name for name, record in stages if record.status != "done" and name.split(".")[0] == kind]
+        if begun:
+            tell(f"{source} has not finished {begun[-1]}; what it had before is taken")
 
 
 def _report_changed_code(run: Run, standings: dict[str, Any]) -> None:

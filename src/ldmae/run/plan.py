@@ -19,7 +19,7 @@ from ldmae.diffusion.backbones import patch_size
 from ldmae.run.folders import refuse_comparison
 from ldmae.run.initial_diffusion import with_initial_weights
 from ldmae.run.loading_rate import Reading, describe_loading
-from ldmae.run.rehearsal import rehearse
+from ldmae.run.preflight import check_components
 from ldmae.run.run import latent_channels
 from ldmae.run.trainings import autoencoder_trainings, trainings, untrained, untrained_objective
 from ldmae.training.engine import checked_output
@@ -144,7 +144,7 @@ def describe_plan(config: Config, folder: Path) -> str:
     refuse_comparison(folder)
     config, initial = with_initial_weights(config, folder)
     lines = [to_yaml(config), f"# run folder: {folder}"]
-    rehearse(config)
+    check_components(config)
     plans = plan_trainings(config, initial=initial)
     lines += [describe_training(plan) for plan in plans]
     if config.autoencoder.source is not None:

@@ -21,7 +21,7 @@ from ldmae.core.provenance import Record, Records
 from ldmae.run.initial_diffusion import report_changed_sources, with_initial_weights
 from ldmae.run.latents import adopted_latents
 from ldmae.run.opening import describe_images, open_accelerator, open_run_images
-from ldmae.run.rehearsal import check_models, check_training
+from ldmae.run.preflight import check_models, check_training
 from ldmae.run.run import Run, Stage
 from ldmae.run.stages import stages
 from ldmae.training.checkpoint import list_checkpoints

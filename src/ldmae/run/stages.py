@@ -19,7 +19,7 @@ from ldmae.run.evaluate import check_evaluation, evaluate, evaluation_settings
 from ldmae.run.initial import INITIAL, copying, keep_initial
 from ldmae.run.latents import adopt_latents, all_encoded, encode
 from ldmae.run.pipeline import save_pipeline
-from ldmae.run.rehearsal import check_guidance
+from ldmae.run.preflight import check_guidance
 from ldmae.run.reporting import report
 from ldmae.run.run import Stage, kept_model
 from ldmae.run.sampling import sample

@@ -390,9 +390,9 @@ def checked_output(output: Any, stage: str) -> ObjectiveOutput:
     found = {"loss": loss, **terms} if isinstance(terms, Mapping) else {}
     odd = [name for name, value in found.items() if not isinstance(value, Tensor) or value.numel() != 1]
     if odd or not found:
+        what = f"with {odd[0]} {found[odd[0]]!r:.80}" if odd else "without terms"
         raise UserError(
-            f"the objective of {stage} gave {type(output).__name__} "
-            f"{f'with {odd[0]} {found[odd[0]]!r:.80}' if odd else 'without terms'}; expected an "
+            f"the objective of {stage} gave {type(output).__name__} {what}; expected an "
             "ldmae.contracts.ObjectiveOutput, with loss and terms, each a tensor of one number"
         )
     if torch.is_grad_enabled() and not output.loss.requires_grad:

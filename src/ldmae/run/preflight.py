@@ -33,7 +33,7 @@ def check_models(config: Config, initial: Any) -> dict[str, nn.Module]:
     shape, names = (auto.latent_channels, grid), [*autoencoder_trainings(config), "diffusion"]
     with torch.device("meta"):
         built = {name: untrained_objective(config, name, shape, 2, initial) for name in names}
-    rehearse(config)
+    check_components(config)
     return built
 
 
@@ -43,7 +43,7 @@ def check_training(stage: str, config: Config, accelerator: Accelerator, objecti
         check_launch(stage, training, accelerator, objective)
 
 
-def rehearse(config: Config) -> None:
+def check_components(config: Config) -> None:
     """Tries a run's own autoencoder, and its own solver.
 
     Raises:

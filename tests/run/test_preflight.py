@@ -14,7 +14,7 @@ from ldmae.config.diffusion import DiffusionConfig
 from ldmae.core.errors import UserError
 from ldmae.diffusion.backbones import build_backbone
 from ldmae.run.plan import describe_plan
-from ldmae.run.rehearsal import check_guidance, check_models
+from ldmae.run.preflight import check_guidance, check_models
 from ldmae.training.engine import checked_output
 
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
